@@ -1,0 +1,37 @@
+"""Train variational autoencoders and generative adversarial networks on Ray, and use them.
+
+import ray_gen
+
+run = ray_gen.train(ray_gen.recipe("vae-mnist5k"))
+images = ray_gen.load(run).sample(64)  # float (64, C, H, W) in [0, 1]
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray_gen.experiment import Experiment, ExperimentError
+    from ray_gen.launch import train
+    from ray_gen.pipeline import Pipeline, load
+    from ray_gen.recipes import recipe
+
+__version__ = "0.1.0"
+__all__ = ["Experiment", "ExperimentError", "Pipeline", "load", "recipe", "train"]
+
+# Imported when first used: a command that only parses its arguments pays for neither torch nor ray.
+_HOMES = {
+    "Experiment": "ray_gen.experiment",
+    "ExperimentError": "ray_gen.experiment",
+    "Pipeline": "ray_gen.pipeline",
+    "load": "ray_gen.pipeline",
+    "recipe": "ray_gen.recipes",
+    "train": "ray_gen.launch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'ray_gen' has no attribute {name!r}")

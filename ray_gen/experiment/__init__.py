@@ -1,0 +1,15 @@
+"""The experiment: the whole of a run as one typed tree. Settings only; imports no torch."""
+
+from ray_gen.experiment.base import Component, ExperimentError, Settings, differences
+from ray_gen.experiment.tree import Experiment, absolute_path, parse_yaml, too_many_workers
+
+__all__ = [
+    "Component",
+    "Experiment",
+    "ExperimentError",
+    "Settings",
+    "absolute_path",
+    "differences",
+    "parse_yaml",
+    "too_many_workers",
+]

@@ -1,0 +1,154 @@
+"""What all settings share: frozen, typed, and refused with the dotted path of the field."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ray_gen.errors import Refused
+
+
+class ExperimentError(Refused):
+    """An experiment that cannot be: each problem names the dotted field and the remedy."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class Settings(BaseModel):
+    """A part of an experiment. Unknown keys are refused; nothing changes after it is made."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class Component(Settings):
+    """Settings that name what they build: `targets` are "module:Name" strings, imported only then.
+
+    The built class takes every field but `kind` as a keyword argument.
+    """
+
+    targets: ClassVar[Mapping[str, str]] = {}
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the class that these settings build."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
+
+
+def free(default: Any, **constraints: Any) -> Any:
+    """A field that a resumed run may change; every other field is the identity of the run."""
+    return Field(default, json_schema_extra={"free": True}, **constraints)
+
+
+def differences(ours: Settings, theirs: Settings, path: str = "") -> Iterator[str]:
+    """Identity fields in which two settings differ, as "path: ours, theirs there"."""
+    if type(ours) is not type(theirs):
+        yield f"{path or 'kind'}: {_short(ours)} here, {_short(theirs)} there"
+        return
+    for name, info in type(ours).model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and extra.get("free"):
+            continue
+        here, there = getattr(ours, name), getattr(theirs, name)
+        yield from _value_differences(here, there, f"{path}.{name}" if path else name)
+
+
+def _value_differences(here: Any, there: Any, path: str) -> Iterator[str]:
+    if isinstance(here, Settings) and isinstance(there, Settings):
+        yield from differences(here, there, path)
+    elif isinstance(here, dict) and isinstance(there, dict) and here.keys() == there.keys():
+        for key in here:
+            yield from _value_differences(here[key], there[key], f"{path}.{key}")
+    elif here != there:
+        yield f"{path}: {_short(here)} here, {_short(there)} there"
+
+
+def _short(value: Any) -> str:
+    text = (
+        getattr(value, "kind", type(value).__name__) if isinstance(value, Settings) else repr(value)
+    )
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def problems_of(error: ValidationError, root: type[Settings], given: Any) -> list[str]:
+    """pydantic's errors as sentences that begin with the dotted path of the field."""
+    return [_sentence(entry, root, given) for entry in error.errors()]
+
+
+def _sentence(entry: Any, root: type[Settings], given: Any) -> str:
+    path = _dotted(entry["loc"], given)
+    kind, context = entry["type"], entry.get("ctx", {})
+    if kind == "extra_forbidden":
+        key = str(entry["loc"][-1])
+        near = difflib.get_close_matches(key, _siblings(entry["loc"], root, given), n=1)
+        parent = path.rpartition(".")[0]
+        hint = f"; did you mean {parent + '.' if parent else ''}{near[0]}?" if near else ""
+        return f"{path}: there is no such field{hint}"
+    if kind == "missing":
+        return f"{path}: is required and was not given"
+    if kind == "union_tag_invalid":
+        tag = str(context.get("tag"))
+        known = [t.strip(" '") for t in str(context.get("expected_tags", "")).split(",")]
+        near = difflib.get_close_matches(tag, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{path}.kind: {tag!r} is not one of {', '.join(known)}{hint}"
+    if kind == "union_tag_not_found":
+        return f"{path}.kind: is required and was not given"
+    if kind == "value_error":
+        message = str(context.get("error", entry["msg"]))
+        return f"{path}: {message}" if path else message
+    return f"{path}: {entry['msg'][0].lower()}{entry['msg'][1:]}, not {entry['input']!r}"
+
+
+def _dotted(location: tuple[Any, ...], given: Any) -> str:
+    """A pydantic location without the tags of unions, which are values and not keys."""
+    path: list[str] = []
+    here = given
+    for position, part in enumerate(location):
+        last = position == len(location) - 1
+        if isinstance(here, Mapping):
+            tag = here.get("kind")
+            if part not in here and not last and (tag == part or tag is None):
+                continue
+            here = here.get(part)
+        elif isinstance(here, (list, tuple)) and isinstance(part, int):
+            here = here[part] if part < len(here) else None
+        elif here is not None and not isinstance(part, int):
+            # What is left names alternatives of a plain union ("int", "literal[...]"), not fields.
+            break
+        path.append(str(part))
+    return ".".join(path)
+
+
+def _siblings(location: tuple[Any, ...], root: type[Settings], given: Any) -> list[str]:
+    """The valid keys where an unknown key was given."""
+    parents = [part for part in location[:-1] if isinstance(part, str)]
+    candidates: set[type[Settings]] = {root}
+    for part in parents:
+        found = {model for model in candidates if _tag(model) == part}
+        if found:
+            candidates = found
+            continue
+        children: set[type[Settings]] = set()
+        for model in candidates:
+            if part in model.model_fields:
+                children |= set(_models_in(model.model_fields[part].annotation))
+        candidates = children or candidates
+    return sorted({name for model in candidates for name in model.model_fields})
+
+
+def _tag(model: type[Settings]) -> str | None:
+    info = model.model_fields.get("kind")
+    return info.default if info is not None else None
+
+
+def _models_in(annotation: Any) -> Iterator[type[Settings]]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models_in(argument)

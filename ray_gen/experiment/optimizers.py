@@ -1,0 +1,64 @@
+"""`optimizers`: one for each phase of the objective."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from ray_gen.experiment.base import Settings
+
+
+class Schedule(Settings):
+    """Learning rate over images. It has its own horizon, so that training longer never rewrites
+    what has been trained."""
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: stay, or fall to `final_fraction` linearly or along half a cosine."""
+    warmup_images: NonNegativeInt = 0
+    """Images over which the rate grows linearly from 0."""
+    horizon_images: PositiveInt | None = None
+    """Images at which the fall ends; the rate stays there after."""
+    final_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the learning rate at the horizon."""
+
+
+class OptimizerSettings(Settings):
+    """What every optimiser shares."""
+
+    learning_rate: PositiveFloat
+    """Step size, before the schedule."""
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of a phase's gradient, over all its networks."""
+    schedule: Schedule = Schedule()
+
+
+class Adam(OptimizerSettings):
+    """Adam (Kingma and Ba 2015)."""
+
+    kind: Literal["adam"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moments."""
+    eps: PositiveFloat = 1e-8
+
+
+class AdamW(OptimizerSettings):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    kind: Literal["adamw"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moments."""
+    eps: PositiveFloat = 1e-8
+    weight_decay: float = Field(0.01, ge=0.0)
+
+
+class Sgd(OptimizerSettings):
+    """Stochastic gradient descent."""
+
+    kind: Literal["sgd"] = "sgd"
+    momentum: float = Field(0.0, ge=0.0, lt=1.0)
+    nesterov: bool = False
+    weight_decay: float = Field(0.0, ge=0.0)
+
+
+Optimizer = Annotated[Adam | AdamW | Sgd, Field(discriminator="kind")]

@@ -1,0 +1,82 @@
+"""`training`, `workers`, `checkpoints`: how long, how large, on what, and what is kept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from ray_gen.experiment.base import Settings, free
+
+
+class EquilibriumStop(Settings):
+    """Ends a GAN's run when D(x) and D(G(z)) have settled at the optimum of the game: ½, or where
+    label smoothing moves it. Being there is necessary for an optimal generator and no measure of
+    its quality: a discriminator that has learnt nothing is there too."""
+
+    tolerance: float = Field(0.02, gt=0.0, lt=0.5)
+    """Largest distance of both means from the optimum."""
+    window_images: PositiveInt = 100_000
+    """Images over which both must stay within the tolerance, after both were outside once."""
+
+
+class Training(Settings):
+    """How much is trained, in what portions."""
+
+    images: PositiveInt = free(...)
+    """Real images to see in the whole run; rounded up to whole global batches. A finished run that
+    gets a larger number trains on."""
+    global_batch_size: PositiveInt
+    """Images of a step over all workers."""
+    group_size: PositiveInt | Literal["auto"] = "auto"
+    """Consecutive images of the global batch over which BatchNorm normalises ("ghost" batches,
+    Hoffer et al. 2017), and the smallest part of a batch that a worker takes: at most
+    global_batch_size / group_size workers. auto: the largest divisor of the batch up to 16."""
+    micro_batch_size: PositiveInt | None = free(None)
+    """Images that a worker puts through its networks at once: whole groups. None: all of its part.
+    Smaller takes less memory and more time."""
+    ema_half_life_images: PositiveFloat = 10_000
+    """Half-life of the average over the weights that samples are drawn from."""
+    ema_ramp: float = Field(0.05, ge=0.0)
+    """The half-life is at most this share of the images seen, so that the average forgets the
+    untrained start (Karras et al. 2020, StyleGAN2-ADA); 0 leaves it constant."""
+    ema_every_steps: PositiveInt = 8
+    """Steps between two updates of the average, whose decay takes account of them."""
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """bf16: autocast of the networks; weights, losses and penalties stay in fp32."""
+    report_every_images: PositiveInt = free(10_000)
+    """Images between two reports: metrics, pictures, progress."""
+    checkpoint_every_images: PositiveInt = free(50_000)
+    """Images between two checkpoints; rounded up to a report. A crash loses at most this much."""
+    stop_at_equilibrium: EquilibriumStop | None = None
+    """End a GAN's run when the discriminator has come to rest at ½."""
+
+
+class Workers(Settings):
+    """What trains."""
+
+    count: PositiveInt | Literal["auto"] = free("auto")
+    """auto: one for each GPU of the cluster, else one."""
+    gpu: bool | Literal["auto"] = free("auto")
+    """Whether each has a GPU. auto: if the cluster has any."""
+    cpus: PositiveInt | Literal["auto"] = free("auto")
+    """CPU cores of each. auto: without GPUs, the cluster's cores shared out; with GPUs, 1."""
+    max_restarts: int = free(8, ge=0)
+    """How often dead workers are replaced before the run gives up."""
+
+
+class Best(Settings):
+    """Which checkpoint is the best one."""
+
+    metric: str
+    """A held-out score of the objective, e.g. elbo."""
+    mode: Literal["min", "max"]
+
+
+class Checkpoints(Settings):
+    """What is kept of the past."""
+
+    keep: int = free(2, ge=2)
+    """The newest so many. At least two, so that there is always a complete one."""
+    best: Best | None = free(None)
+    """Keep a copy of the best one, too."""

@@ -1,0 +1,288 @@
+"""The whole of a run as one typed, frozen tree, and its YAML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, ValidationError
+
+from ray_gen.experiment.base import ExperimentError, Settings, free, problems_of
+from ray_gen.experiment.data import Data, FolderData, ParquetData, TorchvisionData
+from ray_gen.experiment.networks import Network, NetworkSettings
+from ray_gen.experiment.objectives import GanObjective, Objective
+from ray_gen.experiment.optimizers import Optimizer
+from ray_gen.experiment.training import Checkpoints, Training, Workers
+
+AUTO_GROUP_SIZE = 16
+
+
+class Experiment(Settings):
+    """Everything that a run is made of. Two runs of equal experiments are equal runs."""
+
+    name: str = free("experiment", min_length=1)
+    """What the run is called where no --name is given."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Of weights, order, noise, flips and augmentation."""
+    data: Data
+    networks: dict[str, Network]
+    """By the names that the objective uses."""
+    objective: Objective
+    optimizers: dict[str, Optimizer]
+    """By the names of the objective's phases."""
+    training: Training
+    workers: Workers = free(Workers())
+    checkpoints: Checkpoints = free(Checkpoints())
+    storage: str | None = free(None)
+    """Folder or URI that holds the run folder. None: $RAY_GEN_STORAGE, else ~/ray_gen_runs."""
+
+    @classmethod
+    def of(cls, given: Any) -> Self:
+        """From a mapping; raises ExperimentError with every problem by its dotted path."""
+        if not isinstance(given, dict):
+            raise ExperimentError(["an experiment is a mapping of fields to values"])
+        try:
+            experiment = cls.model_validate(given)
+        except ValidationError as error:
+            raise ExperimentError(problems_of(error, cls, given)) from None
+        problems = list(experiment._problems())
+        if problems:
+            raise ExperimentError(problems)
+        return experiment
+
+    @classmethod
+    def from_yaml(cls, text: str, overrides: Sequence[str] = ()) -> Self:
+        """From YAML and `path=value` assignments, in their order."""
+        given = parse_yaml(text)
+        for assignment in overrides:
+            apply_override(given, assignment)
+        return cls.of(given)
+
+    def to_yaml(self) -> str:
+        """Complete YAML, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def with_fields(self, **changes: Any) -> Self:
+        """A copy with fields replaced by dotted path (`__` for a dot), checked anew."""
+        given = self.model_dump(mode="json")
+        for name, value in changes.items():
+            *parents, last = name.split("__")
+            here = given
+            for part in parents:
+                here = here[part]
+            here[last] = value
+        return self.of(given)
+
+    @property
+    def group_size(self) -> int:
+        """`training.group_size` as a number."""
+        size = self.training.group_size
+        if size != "auto":
+            return size
+        batch = self.training.global_batch_size
+        return max(n for n in range(1, min(batch, AUTO_GROUP_SIZE) + 1) if batch % n == 0)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run: `training.images` in whole global batches."""
+        return -(-self.training.images // self.training.global_batch_size)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the objective gives labels to its networks."""
+        return self.objective.conditional
+
+    def absolute(self) -> Self:
+        """Relative paths made absolute, against where this process runs."""
+        data = self.data
+        changes: dict[str, Any] = {}
+        if isinstance(data, (FolderData, ParquetData)):
+            changes["data__path"] = absolute_path(data.path)
+        if isinstance(data, TorchvisionData):
+            changes["data__root"] = absolute_path(data.root)
+        if self.storage is not None:
+            changes["storage"] = absolute_path(self.storage)
+        return self.with_fields(**changes)
+
+    def resolved(self, image_shape: tuple[int, int, int], classes: Sequence[str] | None) -> Self:
+        """With what only the data knows filled in, and checked against it."""
+        channels, height, width = image_shape
+        names = list(classes or ())
+        if self.data.classes is not None and list(self.data.classes) != names:
+            raise ExperimentError(
+                [
+                    f"data.classes: the data has {len(names)} classes and the experiment names "
+                    f"{len(self.data.classes)}, or in another order; leave the field out to take "
+                    "the data's"
+                ]
+            )
+        return self.with_fields(
+            data__image_size=[height, width],
+            data__channels=channels,
+            data__classes=names,
+            training__group_size=self.group_size,
+        )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of a resolved experiment."""
+        size = self.data.height_and_width()
+        if size is None or self.data.channels is None:
+            raise ExperimentError(["data.image_size and data.channels: not known before the data"])
+        return (self.data.channels, *size)
+
+    @property
+    def label_count(self) -> int | None:
+        """Classes that a resolved experiment's networks are given; None without condition."""
+        return len(self.data.classes or ()) if self.needs_labels else None
+
+    def _problems(self) -> Iterator[str]:
+        """Checks of several fields together, as far as the settings alone can say."""
+        yield from _missing_or_extra("networks", self.networks, self.objective.network_names)
+        yield from _missing_or_extra("optimizers", self.optimizers, self.objective.phase_names)
+        yield from self._data_problems()
+        yield from self._batch_problems()
+        yield from self._schedule_problems()
+        best, evaluated = self.checkpoints.best, self.objective.evaluated
+        if best is not None and evaluated is not None and best.metric not in evaluated:
+            known = f"one of {', '.join(evaluated)}" if evaluated else "none: leave the field out"
+            yield (
+                f"checkpoints.best.metric: a {self.objective.kind} objective has no held-out score "
+                f"{best.metric!r}; it has {known}"
+            )
+        if self.training.stop_at_equilibrium is not None and (
+            not isinstance(self.objective, GanObjective) or self.objective.loss == "hinge"
+        ):
+            yield (
+                "training.stop_at_equilibrium: only a gan objective whose discriminator gives "
+                "probabilities (loss non_saturating or minimax) has this equilibrium; "
+                "set it to null"
+            )
+
+    def _data_problems(self) -> Iterator[str]:
+        size = self.data.height_and_width()
+        if size is not None:
+            for name, network in self.networks.items():
+                assert isinstance(network, NetworkSettings)
+                problem = network.size_problem(*size)
+                if problem:
+                    yield f"networks.{name}: {network.kind} {problem}"
+        if self.needs_labels and self.data.has_labels() is False:
+            yield (
+                "objective.conditional: the data has no labels to condition on; set it to false, "
+                "or put the images in one folder a class (or name data.label_column)"
+            )
+
+    def _batch_problems(self) -> Iterator[str]:
+        training, group = self.training, self.group_size
+        batch = training.global_batch_size
+        if batch % group:
+            yield (
+                f"training.group_size: {group} does not divide training.global_batch_size {batch}; "
+                f"nearest that do: {', '.join(map(str, _near_divisors(batch, group)))}"
+            )
+            return
+        micro = training.micro_batch_size
+        if micro is not None and micro % group:
+            yield (
+                f"training.micro_batch_size: {micro} is not a multiple of training.group_size "
+                f"{group}"
+            )
+        count = self.workers.count
+        if count != "auto" and count > batch // group:
+            yield too_many_workers(count, batch, group)
+
+    def _schedule_problems(self) -> Iterator[str]:
+        for name, optimizer in self.optimizers.items():
+            schedule = optimizer.schedule
+            where = f"optimizers.{name}.schedule.horizon_images"
+            if schedule.kind != "constant" and schedule.horizon_images is None:
+                yield f"{where}: a {schedule.kind} schedule needs it (images at which it ends)"
+            elif (
+                schedule.horizon_images is not None
+                and schedule.horizon_images <= schedule.warmup_images
+            ):
+                yield (
+                    f"{where}: {schedule.horizon_images} does not lie after warmup_images "
+                    f"{schedule.warmup_images}"
+                )
+
+
+def too_many_workers(count: int, batch: int, group: int) -> str:
+    """The sentence for more workers than groups."""
+    return (
+        f"workers.count: {count} workers cannot share {batch // group} groups "
+        f"(training.global_batch_size {batch} / training.group_size {group}); "
+        f"use at most {batch // group} workers, or a smaller training.group_size"
+    )
+
+
+def _near_divisors(number: int, near: int) -> list[int]:
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    return sorted(sorted(divisors, key=lambda n: abs(n - near))[:2])
+
+
+def _missing_or_extra(
+    section: str, given: dict[str, Any], wanted: tuple[str, ...] | None
+) -> Iterator[str]:
+    if wanted is None:
+        return
+    for name in wanted:
+        if name not in given:
+            yield f"{section}.{name}: is required by the objective and was not given"
+    for name in given:
+        if name not in wanted:
+            yield f"{section}.{name}: the objective has no such part; it has {', '.join(wanted)}"
+
+
+def absolute_path(path: str) -> str:
+    """A local path made absolute, `~` included; a URI as it is."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: 1e-4 is a number, where YAML 1.1 reads a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML to plain Python; raises ExperimentError with the line of a mistake."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise ExperimentError([f"the experiment is not YAML: {problem}{where}"]) from None
+
+
+def apply_override(given: Any, assignment: str) -> None:
+    """Set one field of a plain tree from `path=value`; the value is YAML."""
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise ExperimentError(
+            [f"{assignment!r} is not of the form path=value, e.g. training.images=100000"]
+        )
+    *parents, last = path.split(".")
+    here = given
+    for position, part in enumerate(parents):
+        if isinstance(here, dict) and isinstance(here.get(part), str) and part == "data":
+            # A short form such as `data: mnist5k` is the `kind` of a mapping.
+            here[part] = {"kind": here[part]}
+        child = here.get(part) if isinstance(here, dict) else None
+        if child is None and isinstance(here, dict):
+            child = here[part] = {}
+        if not isinstance(child, dict):
+            before = ".".join(parents[: position + 1])
+            raise ExperimentError([f"{path}: {before} is {child!r} and has no fields"])
+        here = child
+    here[last] = parse_yaml(text)
