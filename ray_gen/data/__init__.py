@@ -1,0 +1,19 @@
+"""Images: a source is decoded once per node to a uint8 store that every worker of the node maps."""
+
+from ray_gen.data.errors import DataError
+from ray_gen.data.sources.builtin import Mnist5k
+from ray_gen.data.sources.folder import Folder
+from ray_gen.data.sources.parquet import Parquet
+from ray_gen.data.sources.torchvision import Torchvision
+from ray_gen.data.store import Split, Store, open_store
+
+__all__ = [
+    "DataError",
+    "Folder",
+    "Mnist5k",
+    "Parquet",
+    "Split",
+    "Store",
+    "Torchvision",
+    "open_store",
+]

@@ -1,0 +1,79 @@
+"""One split as one Arrow file: a record batch whose images are one aligned, mappable buffer."""
+
+from __future__ import annotations
+
+import math
+import os
+from array import array
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ALIGNMENT = 64
+
+
+def write(
+    raw: Path, target: Path, shape_HWC: tuple[int, int, int], labels: array[int] | None, count: int
+) -> None:
+    """Wraps `count` images, raw bytes one after another in a file, as the Arrow file `target`.
+
+    The raw file is mapped, not read, so memory stays small whatever its size.
+    """
+    import pyarrow as pa
+
+    height, width, channels = shape_HWC
+    image_type = pa.binary(height * width * channels)
+    pixels = pa.memory_map(str(raw)).read_buffer() if count else pa.py_buffer(b"")
+    columns = {"image": pa.Array.from_buffers(image_type, count, [None, pixels])}
+    if labels is not None:
+        columns["label"] = pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(labels)])
+    batch = _aligned(pa.record_batch(columns))
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    with target.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def read(
+    path: Path, shape_HWC: tuple[int, int, int], count: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """images_NHWC uint8 and labels int64 (N,) or None, both views of the mapped file.
+
+    They come through DLPack, which does not know of read-only memory: torch warns of a read-only
+    numpy array and then ignores that it is. Writing to them ends the process either way.
+    """
+    import pyarrow as pa
+
+    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    labelled = "label" in batch.schema.names
+    if count == 0:
+        images_NHWC = torch.empty((0, *shape_HWC), dtype=torch.uint8)
+        return images_NHWC, torch.empty(0, dtype=torch.int64) if labelled else None
+    buffer = batch.column("image").buffers()[1]
+    flat = pa.Array.from_buffers(pa.uint8(), count * math.prod(shape_HWC), [None, buffer])
+    images_NHWC = torch.from_dlpack(flat).view(count, *shape_HWC)
+    return images_NHWC, torch.from_dlpack(batch.column("label")) if labelled else None
+
+
+def _aligned(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with metadata of such a length that its images begin at a multiple of 64 in a file.
+
+    Arrow places buffers at multiples of 8 in the file; a mapping begins at a page.
+    """
+    import pyarrow as pa
+
+    body = sum(
+        -(-buffer.size // 8) * 8 for column in batch.columns for buffer in column.buffers()[1:]
+    )
+    for padding in range(0, _ALIGNMENT, 8):
+        padded = batch.replace_schema_metadata({"padding": " " * padding})
+        sink = pa.MockOutputStream()  # counts bytes; touches none of the images
+        with pa.ipc.new_file(sink, padded.schema) as writer:
+            writer.write_batch(padded)
+            if (sink.tell() - body) % _ALIGNMENT == 0:
+                return padded
+    raise AssertionError("no length of the metadata aligns the images")

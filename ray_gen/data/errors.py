@@ -1,0 +1,18 @@
+"""What is wrong with the data, as a sentence for whoever wrote the experiment."""
+
+from __future__ import annotations
+
+
+class DataError(ValueError):
+    """Data that cannot be used: the message names the dotted field, the value and the remedy."""
+
+
+def reason(error: BaseException) -> str:
+    """The cause inside an error, short enough to stand in the middle of a sentence.
+
+    Of an OSError only what the system says ("permission denied"): our sentence names the path.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

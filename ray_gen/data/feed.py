@@ -1,0 +1,142 @@
+"""Which images a step sees, as a pure function of (seed, step), and those images on the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ray_gen.core import Noise
+from ray_gen.noise import Tape, permutation
+
+
+class Order:
+    """An endless run through `count` images: a new random order every epoch, no image left out,
+    epochs joined without a gap so that every batch is full."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        self._seed = seed
+        self._count = count
+        self._orders: dict[int, Tensor] = {}
+
+    def __getitem__(self, positions: range) -> Tensor:
+        """Indices of the images at consecutive positions since the start of the run: int64."""
+        parts: list[Tensor] = []
+        start = positions.start
+        while start < positions.stop:
+            epoch, first = divmod(start, self._count)
+            last = min(self._count, first + positions.stop - start)
+            parts.append(self._order(epoch)[first:last])
+            start += last - first
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            # A batch reaches into one other epoch at most, unless it is larger than the data.
+            for old in [e for e in self._orders if e < epoch - 1]:
+                del self._orders[old]
+            self._orders[epoch] = permutation(self._seed, "order", epoch, self._count)
+        return self._orders[epoch]
+
+
+@dataclass(frozen=True)
+class FeedSettings:
+    """What turns stored bytes into what networks see."""
+
+    seed: int
+    global_batch_size: int
+    part: range
+    """This rank's images of the global batch."""
+    image_range: tuple[float, float]
+    flip: bool
+    dtype: torch.dtype
+
+
+class Feed:
+    """This rank's part of the images of each step: (N, C, H, W) in `image_range`, channels-last."""
+
+    def __init__(
+        self,
+        images_NHWC: Tensor,
+        labels: Tensor | None,
+        settings: FeedSettings,
+        device: torch.device,
+        *,
+        on_device: bool,
+    ) -> None:
+        """images_NHWC: uint8, memory-mapped. `on_device`: move them to the device as a whole."""
+        self._settings = settings
+        self._device = device
+        self._on_device = on_device
+        self._images = images_NHWC.to(device) if on_device else images_NHWC
+        self._labels = labels.to(device) if labels is not None and on_device else labels
+        self._order = Order(settings.seed, len(images_NHWC))
+        part = torch.arange(settings.part.start, settings.part.stop, device=device)
+        flip = {"flip": Noise((1, 1, 1), "uniform")} if settings.flip else {}
+        self._flips = Tape(flip, settings.seed, "data", 1, part)
+
+    def steps(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """(images, labels) of the steps from `first` to `last` - 1.
+
+        Images on the device are indexed there; others are gathered one step ahead by a thread,
+        which hides the disk and the copy.
+        """
+        if self._on_device:
+            for step in range(first, last):
+                yield self._finished(step, *self._gathered(step))
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
+            ahead: Future[tuple[Tensor, Tensor | None]] = pool.submit(self._gathered, first)
+            for step in range(first, last):
+                gathered = ahead.result()
+                if step + 1 < last:
+                    ahead = pool.submit(self._gathered, step + 1)
+                yield self._finished(step, *gathered)
+
+    def _gathered(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Bytes and labels of a step, where the data lies."""
+        start = step * self._settings.global_batch_size
+        part = self._settings.part
+        indices = self._order[range(start + part.start, start + part.stop)].to(self._images.device)
+        images = self._images.index_select(0, indices)
+        labels = None if self._labels is None else self._labels.index_select(0, indices)
+        if not self._on_device and self._device.type == "cuda":
+            images = images.pin_memory()
+            labels = None if labels is None else labels.pin_memory()
+        return images, labels
+
+    def _finished(
+        self, step: int, images: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        images = images.to(self._device, non_blocking=True)
+        if labels is not None:
+            labels = labels.to(self._device, non_blocking=True)
+        settings = self._settings
+        finished = to_range(images, settings.image_range, settings.dtype)
+        if settings.flip:
+            finished = torch.where(self._flips[step]["flip"] < 0.5, finished.flip(3), finished)
+        return finished, labels
+
+
+def to_range(
+    images_NHWC: Tensor, image_range: tuple[float, float], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """uint8 (N, H, W, C) to floats (N, C, H, W), channels-last: 0 to `low`, 255 to `high`."""
+    low, high = image_range
+    floats = images_NHWC.permute(0, 3, 1, 2).to(dtype)
+    return floats.mul_((high - low) / 255.0).add_(low) if low else floats.mul_(high / 255.0)
+
+
+def fits_device(images_NHWC: Tensor, device: torch.device) -> bool:
+    """Whether images take at most a quarter of a GPU's free memory. On a CPU, where a memory map is
+    indexed in place, whether they take at most a quarter of the machine's memory and so stay in it.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    else:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 4 * images_NHWC.numel() <= free
