@@ -1,0 +1,144 @@
+"""From settings to what they name: objective, networks and optimisers, imported only when built."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ray_gen.core import ImageToVector, Networks, Objective, Phase, Signature
+from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.experiment.networks import CustomNetwork, Network
+from ray_gen.experiment.objectives import CustomObjective
+from ray_gen.experiment.optimizers import Adam, AdamW, Sgd
+from ray_gen.networks.batch_norm import with_group_batch_norm
+from ray_gen.noise import seed_of
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+"""Of weights, by `training.precision`: bf16 keeps them in float32."""
+
+
+def import_target(target: str, field: str) -> Any:
+    """The class that "package.module:Name" names."""
+    module_name, _, name = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ExperimentError(
+            [f"{field}: {target} cannot be imported ({error}); put it on PYTHONPATH of every node"]
+        ) from error
+    if not hasattr(module, name):
+        raise ExperimentError([f"{field}: the module {module_name} has no {name}"])
+    return getattr(module, name)
+
+
+def build_objective(experiment: Experiment) -> Objective:
+    """The objective of a resolved experiment, checked against its networks and optimisers."""
+    settings = experiment.objective
+    custom = isinstance(settings, CustomObjective)
+    field = "objective.target" if custom else "objective.kind"
+    factory = import_target(settings.target if custom else settings.targets["objective"], field)
+    try:
+        objective = factory(
+            image_shape=experiment.image_shape,
+            label_count=experiment.label_count,
+            **settings.arguments(),
+        )
+    except TypeError as error:
+        raise ExperimentError([f"objective.options: {error}"]) from error
+    if not isinstance(objective, Objective):
+        raise ExperimentError(
+            [f"{field}: {type(objective).__name__} lacks a part of ray_gen.core.Objective"]
+        )
+    phases = {phase.name for phase in objective.phases()}
+    wanted = {n for n, s in objective.networks().items() if not isinstance(s, nn.Module)}
+    _same_names("optimizers", experiment.optimizers, phases)
+    _same_names("networks", experiment.networks, wanted)
+    return objective
+
+
+def _same_names(section: str, given: Iterable[str], wanted: Iterable[str]) -> None:
+    if set(given) != set(wanted):
+        raise ExperimentError(
+            [
+                f"{section}: the objective has {', '.join(sorted(wanted))} and the experiment "
+                f"gives {', '.join(sorted(given))}"
+            ]
+        )
+
+
+def build_networks(
+    experiment: Experiment, objective: Objective, only: Iterable[str] | None = None
+) -> Networks:
+    """Networks with their initial weights, on the CPU: a function of the experiment alone.
+
+    Each has a random stream of its own, so the weights of one do not depend on another's size.
+    `only` names the ones to build.
+    """
+    networks: dict[str, nn.Module] = {}
+    for name, signature in objective.networks().items():
+        if only is not None and name not in only:
+            continue
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(experiment.seed, "weights", name))
+            if isinstance(signature, nn.Module):
+                network = signature
+            else:
+                network = _build_network(experiment.networks[name], signature, name)
+        network = with_group_batch_norm(network, experiment.group_size)
+        network.to(DTYPES[experiment.training.precision])
+        networks[name] = network.to(memory_format=torch.channels_last)  # pyright: ignore
+    return nn.ModuleDict(networks)
+
+
+def _build_network(settings: Network, signature: Signature, name: str) -> nn.Module:
+    field = f"networks.{name}"
+    if isinstance(settings, CustomNetwork):
+        factory = import_target(settings.target, f"{field}.target")
+    else:
+        direction = "image_to_vector" if isinstance(signature, ImageToVector) else "vector_to_image"
+        factory = import_target(settings.targets[direction], f"{field}.kind")
+    try:
+        return factory(signature, **settings.arguments())
+    except (TypeError, ValueError) as error:
+        raise ExperimentError([f"{field}: {error}"]) from error
+
+
+def build_optimizers(
+    experiment: Experiment, phases: Iterable[Phase], networks: Networks
+) -> dict[str, torch.optim.Optimizer]:
+    """One optimiser a phase, over the parameters of the networks that the phase updates."""
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    for phase in phases:
+        parameters = [p for name in phase.updates for p in networks[name].parameters()]
+        settings = experiment.optimizers[phase.name]
+        rate = settings.learning_rate
+        optimizer: torch.optim.Optimizer
+        if isinstance(settings, Sgd):
+            optimizer = torch.optim.SGD(
+                parameters,
+                lr=rate,
+                momentum=settings.momentum,
+                nesterov=settings.nesterov,
+                weight_decay=settings.weight_decay,
+                fused=True,
+            )
+        elif isinstance(settings, AdamW):
+            optimizer = torch.optim.AdamW(
+                parameters,
+                lr=rate,
+                betas=settings.betas,
+                eps=settings.eps,
+                weight_decay=settings.weight_decay,
+                fused=True,
+            )
+        else:
+            assert isinstance(settings, Adam)
+            optimizer = torch.optim.Adam(
+                parameters, lr=rate, betas=settings.betas, eps=settings.eps, fused=True
+            )
+        optimizers[phase.name] = optimizer
+    return optimizers

@@ -1,0 +1,239 @@
+"""Training as a generator of reports: no Ray, no files, no models.
+
+`train` yields at steps that are a function of the step count, or of what all ranks agreed on at a
+control step, so the count of reports is the same on every rank and a collective report cannot
+deadlock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+
+from ray_gen.build import DTYPES
+from ray_gen.core import Batch, Evaluates, Objective
+from ray_gen.data import Split, Store
+from ray_gen.data.feed import Feed, FeedSettings, fits_device, to_range
+from ray_gen.distributed import World
+from ray_gen.experiment import Experiment
+from ray_gen.meter import Meter, NonFiniteError
+from ray_gen.noise import draw, key_of
+from ray_gen.state import State
+from ray_gen.step import Step, images_per_rank
+
+CONTROL_SECONDS = 0.25
+"""Aimed at between two control steps; one costs some 0.3 ms with gloo."""
+
+
+class Control(IntEnum):
+    """What a rank asks for at a control step; the ranks do the largest that any asks for."""
+
+    GO_ON = 0
+    SAVE = 1
+    SAVE_AND_STOP = 2
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run says of itself: the same on every rank.
+
+    metrics: means since the last report, by tag. save: whether a checkpoint is due. stop: why the
+    run ends here, or None if it goes on.
+    """
+
+    step: int
+    images: int
+    metrics: dict[str, float]
+    save: bool
+    stop: str | None = None
+
+
+def train(
+    experiment: Experiment,
+    objective: Objective,
+    state: State,
+    store: Store,
+    world: World,
+    control: Callable[[int], Control] = lambda images: Control.GO_ON,
+) -> Iterator[Report]:
+    """Trains `state` from its step to the end of the experiment. Collective: every rank.
+
+    `control(images)` is asked at control steps. Raises NonFiniteError, on every rank alike, within
+    one report of a loss or weight that is not a finite number; nothing of it is ever yielded.
+    """
+    training = experiment.training
+    batch = training.global_batch_size
+    meter = Meter(batch, world)
+    step = Step(experiment, objective, state, world, meter)
+    feed = build_feed(experiment, objective, store.train, world)
+    clock = _Clock(world, state.step * batch)
+    next_control = state.step + 1
+    for images, labels in feed.steps(state.step, experiment.steps):
+        step(images, labels)
+        done = state.step
+        asked = Control.GO_ON
+        if done >= next_control:
+            wanted, interval = world.maxima(
+                [int(control(done * batch)), clock.steps_within(CONTROL_SECONDS)]
+            )
+            asked, next_control = Control(wanted), done + interval
+        last = done == experiment.steps
+        save = last or asked > Control.GO_ON or _due(done, batch, training.checkpoint_every_images)
+        if not (save or _due(done, batch, training.report_every_images)):
+            continue
+        metrics = {**meter.report(), **clock.report(done * batch)}
+        stop = "asked to stop" if asked == Control.SAVE_AND_STOP else None
+        if training.stop_at_equilibrium is not None and _settled(experiment, state, metrics):
+            stop = "D(x) and D(G(z)) have settled at their equilibrium"
+        if last:
+            stop = "all images seen"
+        save = save or stop is not None
+        if save:
+            _check_weights(state, world)
+            metrics |= held_out_scores(experiment, objective, state, store.held_out, world)
+        yield Report(done, done * batch, metrics, save, stop)
+        if stop is not None:
+            return
+        clock.resume(done * batch)
+
+
+def _due(step: int, batch: int, every_images: int) -> bool:
+    """Whether a multiple of `every_images` lies in this step."""
+    return step * batch // every_images > (step - 1) * batch // every_images
+
+
+def build_feed(experiment: Experiment, objective: Objective, split: Split, world: World) -> Feed:
+    """The images of this rank."""
+    placement = experiment.data.placement
+    on_device = placement == "device" or (
+        placement == "auto" and fits_device(split.images_NHWC, world.device)
+    )
+    settings = FeedSettings(
+        seed=experiment.seed,
+        global_batch_size=experiment.training.global_batch_size,
+        part=images_per_rank(experiment, world),
+        image_range=objective.image_range,
+        flip=experiment.data.flip,
+        dtype=DTYPES[experiment.training.precision],
+    )
+    labels = split.labels if experiment.needs_labels else None
+    return Feed(split.images_NHWC, labels, settings, world.device, on_device=on_device)
+
+
+def _check_weights(state: State, world: World) -> None:
+    """Nothing is saved that is not finite, or that differs between workers."""
+    name = state.non_finite()
+    if world.maxima([int(name is not None)])[0]:
+        raise NonFiniteError(f"the weight {name} is not a finite number at step {state.step}")
+    differing = world.differing(state.networks)
+    if differing:
+        raise RuntimeError(
+            f"the workers' weights differ at step {state.step}, first in {differing[0]}: a network "
+            "or objective draws random numbers of its own, or its buffers change in forward passes"
+        )
+
+
+@torch.no_grad()
+def held_out_scores(
+    experiment: Experiment, objective: Objective, state: State, split: Split, world: World
+) -> dict[str, float]:
+    """The objective's own scores on the held-out split, with EMA weights: means over its images.
+
+    Each rank takes a share of them. Collective: every rank, same order.
+    """
+    total = len(split.images_NHWC)
+    if not isinstance(objective, Evaluates) or not total:
+        return {}
+    share = world.share(total)
+    device, dtype = world.device, DTYPES[experiment.training.precision]
+    step = torch.zeros(1, dtype=torch.int64, device=device)
+    seen = torch.full((), float("inf"), dtype=dtype, device=device)
+    sums: dict[str, torch.Tensor] = {}
+    # A rank without a share still has to know the names of the scores: it weighs one image with 0.
+    own = share or range(1)
+    for start in range(own.start, own.stop, 512):
+        part = torch.arange(start, min(start + 512, own.stop))
+        noise = {
+            name: draw(spec, key_of(experiment.seed, "held out", name), step, part.to(device))[0]
+            for name, spec in objective.evaluation_noise.items()
+        }
+        labels = split.labels if experiment.needs_labels else None
+        images = to_range(split.images_NHWC[part].to(device), objective.image_range, dtype)
+        batch = Batch(
+            images,
+            None if labels is None else labels[part].to(device),
+            {name: drawn.to(dtype) for name, drawn in noise.items()},
+            seen,
+        )
+        for name, values in objective.evaluate(state.ema, batch).items():
+            added = values.sum(dtype=torch.float64) * bool(share)
+            sums[name] = sums[name] + added if name in sums else added
+    flat = torch.stack([sums[name] for name in sorted(sums)])
+    world.sum_(flat)
+    means = (flat / total).tolist()
+    return {f"held_out/{name}": mean for name, mean in zip(sorted(sums), means, strict=True)}
+
+
+def _settled(experiment: Experiment, state: State, metrics: dict[str, float]) -> bool:
+    """Whether D(x) and D(G(z)) have left their optimum once and then stayed at it for a window.
+
+    The optimum of the discriminator is t / (1 + t) for a target t of real images, ½ without
+    smoothing. An untrained pair starts there, so both have to leave it first.
+    """
+    settings = experiment.training.stop_at_equilibrium
+    assert settings is not None
+    target = 1.0 - getattr(experiment.objective, "label_smoothing", 0.0)
+    optimum = target / (1.0 + target)
+    values = [metrics["discriminator/real"], metrics["discriminator/fake"]]
+    distances = [abs(value - optimum) for value in values]
+    images = state.step * experiment.training.global_batch_size
+    memory = state.settled
+    for name, distance in zip(("real_left", "fake_left"), distances, strict=True):
+        if distance > settings.tolerance:
+            memory[name] = 1
+    inside = max(distances) <= settings.tolerance
+    if not inside or not (memory.get("real_left") and memory.get("fake_left")):
+        memory.pop("since", None)
+        return False
+    return images - memory.setdefault("since", images) >= settings.window_images
+
+
+class _Clock:
+    """Speed and memory of this worker; the time that a report takes is not counted."""
+
+    def __init__(self, world: World, images: int) -> None:
+        self._world = world
+        self._device = world.device
+        self._steps = 0
+        self._since = time.perf_counter()
+        self.resume(images)
+
+    def resume(self, images: int) -> None:
+        self._images = images
+        self._start = time.perf_counter()
+
+    def steps_within(self, seconds: float) -> int:
+        """How many steps of the present pace fit."""
+        now = time.perf_counter()
+        pace = max(1e-6, (now - self._since) / max(1, self._steps or 1))
+        self._since = now
+        self._steps = max(1, min(1000, int(seconds / pace)))
+        return self._steps
+
+    def report(self, images: int) -> dict[str, float]:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            peak = torch.cuda.max_memory_allocated(self._device)
+        else:
+            import resource
+
+            peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seconds = time.perf_counter() - self._start
+        return {
+            "speed/images_per_second": (images - self._images) / max(seconds, 1e-9),
+            "memory/peak_GiB": peak / 2**30,
+        }

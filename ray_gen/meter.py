@@ -1,0 +1,82 @@
+"""Means of what terms report, kept on the device and read back once a report.
+
+A term's values of each image are summed into one row a step: three small operations, no host
+synchronisation. A report adds the rows up over all workers, in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ray_gen.distributed import World
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or weight that is not a finite number. The same on every rank."""
+
+
+class _Table:
+    """Rows of sums over a rank's images: one a step, one column a name."""
+
+    def __init__(self, names: list[str], device: torch.device) -> None:
+        self.names = names
+        self.steps: list[int] = []
+        self._rows = torch.zeros(64, len(names), device=device)
+
+    def add(self, step: int, sums: Tensor) -> None:
+        if self.steps and self.steps[-1] == step:  # another micro-batch of the same step
+            self._rows[len(self.steps) - 1] += sums
+            return
+        if len(self.steps) == len(self._rows):
+            self._rows = torch.cat([self._rows, torch.zeros_like(self._rows)])
+        self._rows[len(self.steps)] = sums
+        self.steps.append(step)
+
+    def take(self) -> Tensor:
+        """The rows since the last report: (steps, names)."""
+        return self._rows[: len(self.steps)]
+
+
+class Meter:
+    """Collects what terms return. A value is a mean over images and steps."""
+
+    def __init__(self, global_batch_size: int, world: World) -> None:
+        self._global_batch_size = global_batch_size
+        self._world = world
+        self._tables: dict[str, _Table] = {}
+
+    def record(self, term: str, step: int, values: Mapping[str, Tensor]) -> None:
+        """Values of each image, (N,), of a part of this rank's images at one step."""
+        table = self._tables.get(term)
+        columns = torch.stack([value.detach() for value in values.values()])
+        if table is None:
+            table = self._tables[term] = _Table(list(values), columns.device)
+        table.add(step, columns.sum(1))
+
+    def report(self) -> dict[str, float]:
+        """Means since the last report. Raises NonFiniteError for the first value that is not a
+        number. Collective: every rank, same order."""
+        blocks = {term: table.take() for term, table in self._tables.items() if table.steps}
+        if not blocks:
+            return {}
+        flat = torch.cat([block.flatten() for block in blocks.values()]).to(torch.float64)
+        self._world.sum_(flat)
+        sums = flat.cpu()
+        means: dict[str, float] = {}
+        offending: list[tuple[int, str]] = []
+        for term, block in blocks.items():
+            table = self._tables[term]
+            rows, sums = sums[: block.numel()].view(block.shape), sums[block.numel() :]
+            for name, column in zip(table.names, rows.unbind(1), strict=True):
+                means[name] = float(column.mean()) / self._global_batch_size
+                if not column.isfinite().all():
+                    first = int((~column.isfinite()).nonzero()[0])
+                    offending.append((table.steps[first], name))
+            table.steps.clear()
+        if offending:
+            step, name = min(offending, key=lambda found: found[0])
+            raise NonFiniteError(f"{name} is not a finite number since step {step}")
+        return means

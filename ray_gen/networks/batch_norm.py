@@ -1,0 +1,84 @@
+"""Batch normalisation over groups of the global batch, so that workers do not change the result."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ray_gen.core import PhaseModule
+
+
+class GroupBatchNorm(PhaseModule):
+    """BatchNorm (Ioffe and Szegedy 2015) over groups of consecutive images ("ghost" batches, Hoffer
+    et al. 2017).
+
+    In training each group is normalised by its own mean and variance, however many groups a rank or
+    micro-batch holds. Running statistics move once a phase that updates the network, to the mean
+    over all groups of all ranks.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, plain: nn.BatchNorm1d | nn.BatchNorm2d, group_size: int) -> None:
+        super().__init__()
+        if plain.running_mean is None or plain.running_var is None:
+            raise ValueError("a BatchNorm without running statistics cannot be used after training")
+        self.group_size = group_size
+        self.eps = plain.eps
+        self.momentum = 0.1 if plain.momentum is None else plain.momentum
+        self.weight = plain.weight
+        self.bias = plain.bias
+        self.register_buffer("running_mean", plain.running_mean)
+        self.register_buffer("running_var", plain.running_var)
+        self._sums: Tensor | None = None  # of the groups seen in this phase: mean, variance, count
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, ...) to the same shape; in training N is a multiple of `group_size`."""
+        if not self.training:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        groups = [self._normalised(group) for group in x.split(self.group_size)]
+        return groups[0] if len(groups) == 1 else torch.cat(groups)
+
+    def _normalised(self, group: Tensor) -> Tensor:
+        if self._sums is None:
+            return F.batch_norm(group, None, None, self.weight, self.bias, True, eps=self.eps)
+        # With momentum 1, torch writes the group's own mean and unbiased variance (over zeros: it
+        # still multiplies what was there by 0, which would keep a NaN).
+        mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        normalised = F.batch_norm(
+            group, mean, variance, self.weight, self.bias, True, momentum=1.0, eps=self.eps
+        )
+        self._sums += torch.cat([mean, variance, mean.new_ones(1)])
+        return normalised
+
+    def begin_phase(self) -> None:
+        """Start collecting."""
+        self._sums = self.running_mean.new_zeros(2 * self.running_mean.numel() + 1)
+
+    def phase_statistics(self) -> Tensor | None:
+        """Sums of means (C,) and variances (C,), and the number of groups (1,), in one tensor."""
+        return self._sums
+
+    def end_phase(self, statistics: Tensor | None) -> None:
+        """Move the running statistics towards the mean over all groups."""
+        assert statistics is not None
+        means, count = statistics[:-1], statistics[-1].clamp(min=1.0)
+        mean, variance = (means / count).chunk(2)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+        self._sums = None
+
+
+def with_group_batch_norm(module: nn.Module, group_size: int) -> nn.Module:
+    """Replace every BatchNorm1d and BatchNorm2d below a module, users' own classes included."""
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        return GroupBatchNorm(module, group_size)
+    for name, child in module.named_children():
+        replaced = with_group_batch_norm(child, group_size)
+        if replaced is not child:
+            setattr(module, name, replaced)
+    return module

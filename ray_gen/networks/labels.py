@@ -1,0 +1,44 @@
+"""Labels as network inputs: a learned vector beside z, a learned plane beside the image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ray_gen.core import ImageShape
+
+
+class LabelVector(nn.Module):
+    """Appends a learned vector for each label: (N, D) to (N, D + size).
+
+    Mirza and Osindero 2014, section 3.2. Without labels (`label_count` None) it passes x on.
+    """
+
+    def __init__(self, label_count: int | None, size: int) -> None:
+        super().__init__()
+        self.added = 0 if label_count is None else size
+        self.table = None if label_count is None else nn.Embedding(label_count, size)
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """x: (N, D); labels: int64 (N,) or None."""
+        if self.table is None:
+            return x
+        return torch.cat([x, self.table(labels).to(x.dtype)], dim=1)
+
+
+class LabelPlane(nn.Module):
+    """Appends a learned plane for each label: (N, C, H, W) to (N, C + 1, H, W)."""
+
+    def __init__(self, label_count: int | None, image_shape: ImageShape) -> None:
+        super().__init__()
+        _, self._height, self._width = image_shape
+        self.added = 0 if label_count is None else 1
+        size = self._height * self._width
+        self.table = None if label_count is None else nn.Embedding(label_count, size)
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """images: (N, C, H, W); labels: int64 (N,) or None."""
+        if self.table is None:
+            return images
+        plane = self.table(labels).to(images.dtype).view(-1, 1, self._height, self._width)
+        return torch.cat([images, plane], dim=1)

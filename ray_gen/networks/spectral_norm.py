@@ -1,0 +1,57 @@
+"""Spectral normalisation whose power iteration moves once a phase and not with every forward."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ray_gen.core import PhaseModule
+
+
+class SpectralNorm(PhaseModule):
+    """W / σ(W), σ the largest singular value (Miyato et al. 2018, eq. 8 and algorithm 1).
+
+    torch's own iterates in every forward pass in training mode, also while another network is
+    updated, so micro-batches and workers would change the result.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, weight: Tensor, out_axis: int) -> None:
+        super().__init__()
+        self._weight = [weight]  # in a list: it is a parameter of the layer, not of this module
+        self._out_axis = out_axis
+        rows, columns = self._matrix(weight).shape
+        self.register_buffer("left", F.normalize(torch.randn(rows), dim=0))
+        self.register_buffer("right", F.normalize(torch.randn(columns), dim=0))
+        for _ in range(15):  # from a random start to within about 1 % of σ
+            self.begin_phase()
+
+    def _matrix(self, weight: Tensor) -> Tensor:
+        """The weight as (outputs, everything else)."""
+        return weight.movedim(self._out_axis, 0).flatten(1)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The normalised weight, of the same shape."""
+        sigma = torch.dot(self.left, torch.mv(self._matrix(weight), self.right))
+        return weight / sigma
+
+    @torch.no_grad()
+    def begin_phase(self) -> None:
+        """One power iteration."""
+        matrix = self._matrix(self._weight[0])
+        self.left.copy_(F.normalize(torch.mv(matrix, self.right), dim=0))
+        self.right.copy_(F.normalize(torch.mv(matrix.t(), self.left), dim=0))
+
+
+def with_spectral_norm(module: nn.Module) -> nn.Module:
+    """Normalise the weight of every linear and (transposed) convolutional layer below a module."""
+    for layer in list(module.modules()):
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            out_axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+            norm = SpectralNorm(layer.weight, out_axis)
+            parametrize.register_parametrization(layer, "weight", norm)
+    return module

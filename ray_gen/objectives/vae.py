@@ -1,0 +1,193 @@
+"""Autoencoders: plain, variational (Kingma and Welling 2014), β (Higgins et al. 2017) and
+conditional (Sohn et al. 2015)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ray_gen import losses
+from ray_gen.core import (
+    Batch,
+    ImageShape,
+    ImageToVector,
+    Losses,
+    Networks,
+    Noise,
+    Phase,
+    Signature,
+    Term,
+    VectorToImage,
+)
+
+
+class LearnedSigma(nn.Module):
+    """log σ of a Gaussian likelihood: one number for all pixels (Rybkin et al. 2021, section 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_sigma = nn.Parameter(torch.zeros(()))
+
+
+class _Likelihood:
+    """p(x|z): what the decoder's output means."""
+
+    def __init__(self, kind: str, sigma: float | str) -> None:
+        self._bernoulli = kind == "bernoulli"
+        self._log_sigma = 0.0 if isinstance(sigma, str) else math.log(sigma)
+        self.learns_sigma = not self._bernoulli and sigma == "learned"
+
+    def nll(self, networks: Networks, output: Tensor, images: Tensor) -> Tensor:
+        """-log p(x|z) of each image: (N,)."""
+        output = output.to(images.dtype)
+        if self._bernoulli:
+            return losses.bernoulli_nll(output, images)
+        sigma = networks["likelihood"] if self.learns_sigma else None
+        log_sigma = (
+            sigma.log_sigma
+            if isinstance(sigma, LearnedSigma)
+            else torch.full((), self._log_sigma, dtype=images.dtype, device=images.device)
+        )
+        return losses.gaussian_nll(output, images, log_sigma)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """E[x|z] in [0, 1]."""
+        output = output.float()
+        return output.sigmoid() if self._bernoulli else output.clamp(0.0, 1.0)
+
+
+class Autoencoder:
+    """Encoder and decoder trained on reconstruction alone: no prior, so nothing to sample from."""
+
+    image_range = (0.0, 1.0)
+    sampled_from: tuple[str, ...] = ("encoder", "decoder")
+    latent: Noise | None = None
+    evaluation_noise: Mapping[str, Noise] = {}
+
+    def __init__(
+        self, *, image_shape: ImageShape, label_count: int | None, latent_size: int, likelihood: str
+    ) -> None:
+        self._image_shape = image_shape
+        self._label_count = label_count
+        self._latent_size = latent_size
+        self._bernoulli = likelihood == "bernoulli"
+
+    def networks(self) -> Mapping[str, Signature | nn.Module]:
+        """An encoder to z and a decoder from it."""
+        return {
+            "encoder": ImageToVector(self._image_shape, self._latent_size, self._label_count),
+            "decoder": VectorToImage(self._latent_size, self._image_shape, self._label_count),
+        }
+
+    def phases(self) -> Sequence[Phase]:
+        """One phase that updates both."""
+        term = Term("reconstruction", self._loss)
+        return [Phase("autoencoder", ("encoder", "decoder"), (term,))]
+
+    def _loss(self, networks: Networks, batch: Batch) -> Losses:
+        return Losses({"reconstruction": self._error(networks, batch)})
+
+    def _error(self, networks: Networks, batch: Batch) -> Tensor:
+        z = networks["encoder"](batch.images, batch.labels)
+        output = networks["decoder"](z, batch.labels).to(batch.images.dtype)
+        error = losses.bernoulli_nll if self._bernoulli else losses.squared_error
+        return error(output, batch.images)
+
+    def evaluate(self, networks: Networks, batch: Batch) -> Mapping[str, Tensor]:
+        """The reconstruction error."""
+        return {"reconstruction": self._error(networks, batch)}
+
+    def sample(self, networks: Networks, z: Tensor, labels: Tensor | None) -> Tensor:
+        """Decode z; where z should come from, an autoencoder does not say."""
+        output = networks["decoder"](z, labels).float()
+        return output.sigmoid() if self._bernoulli else output.clamp(0.0, 1.0)
+
+    def reconstruct(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
+        """Decode what was encoded."""
+        return self.sample(networks, networks["encoder"](images, labels), labels)
+
+
+class Vae:
+    """max log p(x|z) - β KL(q(z|x) ‖ N(0, I)), z = μ(x) + σ(x) ε (Kingma and Welling 2014, eq. 10).
+
+    β = 1 is the evidence lower bound. z is drawn once an image and step.
+    """
+
+    image_range = (0.0, 1.0)
+    sampled_from: tuple[str, ...]
+
+    def __init__(
+        self,
+        *,
+        image_shape: ImageShape,
+        label_count: int | None,
+        latent_size: int,
+        likelihood: str,
+        sigma: float | str,
+        beta: float,
+        beta_warmup_images: int,
+    ) -> None:
+        self._image_shape = image_shape
+        self._label_count = label_count
+        self._latent_size = latent_size
+        self._likelihood = _Likelihood(likelihood, sigma)
+        self._beta = beta
+        self._beta_warmup_images = beta_warmup_images
+        self.latent = Noise((latent_size,))
+        self.evaluation_noise = {"epsilon": self.latent}
+        own = ("likelihood",) if self._likelihood.learns_sigma else ()
+        self.sampled_from = ("encoder", "decoder", *own)
+
+    def networks(self) -> Mapping[str, Signature | nn.Module]:
+        """An encoder to (μ, log σ²), a decoder from z, and σ of the likelihood if it is learned."""
+        own = {"likelihood": LearnedSigma()} if self._likelihood.learns_sigma else {}
+        return {
+            "encoder": ImageToVector(self._image_shape, 2 * self._latent_size, self._label_count),
+            "decoder": VectorToImage(self._latent_size, self._image_shape, self._label_count),
+            **own,
+        }
+
+    def phases(self) -> Sequence[Phase]:
+        """One phase that updates all networks."""
+        term = Term("elbo", self._loss)
+        return [Phase("autoencoder", self.sampled_from, (term,), noise={"epsilon": self.latent})]
+
+    def encode(
+        self, networks: Networks, images: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """μ and log σ² of q(z|x), each (N, latent_size)."""
+        encoded = networks["encoder"](images, labels).to(images.dtype)
+        mean, log_variance = encoded.chunk(2, dim=1)
+        return mean, log_variance
+
+    def _nll_and_kl(self, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.encode(networks, batch.images, batch.labels)
+        z = mean + (0.5 * log_variance).exp() * batch.noise["epsilon"]
+        nll = self._likelihood.nll(networks, networks["decoder"](z, batch.labels), batch.images)
+        return nll, losses.gaussian_kl(mean, log_variance)
+
+    def _loss(self, networks: Networks, batch: Batch) -> Losses:
+        nll, kl = self._nll_and_kl(networks, batch)
+        if self._beta == 1.0 and not self._beta_warmup_images:
+            return Losses({"reconstruction": nll, "kl": kl})
+        beta = batch.images_seen.new_full((), self._beta)
+        if self._beta_warmup_images:
+            beta = beta * (batch.images_seen / self._beta_warmup_images).clamp(max=1.0)
+        return Losses({"reconstruction": nll, "kl": beta * kl}, {"latent/kl": kl})
+
+    def evaluate(self, networks: Networks, batch: Batch) -> Mapping[str, Tensor]:
+        """The evidence lower bound and its two terms, in nats, with one z an image."""
+        nll, kl = self._nll_and_kl(networks, batch)
+        return {"elbo": -nll - kl, "reconstruction": nll, "kl": kl}
+
+    def sample(self, networks: Networks, z: Tensor, labels: Tensor | None) -> Tensor:
+        """E[x|z], in [0, 1]."""
+        return self._likelihood.mean(networks["decoder"](z, labels))
+
+    def reconstruct(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
+        """E[x|z] at the mean of q(z|x)."""
+        mean, _ = self.encode(networks, images, labels)
+        return self.sample(networks, mean, labels)

@@ -1,0 +1,228 @@
+"""Exactly what a checkpoint holds: networks, their EMA, optimiser moments and the step.
+
+No random state and no loader position: both are functions of the step. A checkpoint is a folder of
+safetensors files and a manifest with their sizes and digests, written last; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ray_gen.build import build_networks, build_optimizers
+from ray_gen.core import Networks, Objective
+from ray_gen.distributed import World
+from ray_gen.errors import Refused
+from ray_gen.experiment import Experiment
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+NETWORKS = "networks.safetensors"
+EMA = "ema.safetensors"
+OPTIMIZERS = "optimizers.safetensors"
+EXPERIMENT = "experiment.yaml"
+
+
+class CheckpointError(Refused):
+    """A checkpoint that cannot be used, with its path, why, and what to do."""
+
+
+@dataclass
+class State:
+    """The training state of one worker; all workers hold the same."""
+
+    networks: Networks
+    ema: Networks
+    """Averages of the networks that are sampled from, in eval mode."""
+    optimizers: dict[str, torch.optim.Optimizer]
+    """By phase."""
+    step: int = 0
+    """Steps done."""
+    settled: dict[str, int] = field(default_factory=dict[str, int])
+    """What the equilibrium stop remembers: see loop.py."""
+
+    @classmethod
+    def build(cls, experiment: Experiment, objective: Objective, world: World) -> State:
+        """The state before the first step: a function of the experiment alone."""
+        networks = build_networks(experiment, objective).to(world.device)
+        ema = nn.ModuleDict({n: copy.deepcopy(networks[n]) for n in objective.sampled_from})
+        ema.eval().requires_grad_(False)
+        return cls(networks, ema, build_optimizers(experiment, objective.phases(), networks))
+
+    @torch.no_grad()
+    def update_ema(self, weight: float) -> None:
+        """Move the averages by `weight` towards the networks, buffers included."""
+        averages: list[Tensor] = []
+        values: list[Tensor] = []
+        for name, network in self.ema.items():
+            for average, value in zip(
+                _tensors(network).values(), _tensors(self.networks[name]).values(), strict=True
+            ):
+                if average.is_floating_point():
+                    averages.append(average)
+                    values.append(value.detach())
+                else:
+                    average.copy_(value)
+        torch._foreach_lerp_(averages, values, weight)  # pyright: ignore
+
+    def non_finite(self) -> str | None:
+        """The name of a weight that is not a finite number, or None."""
+        for name, tensor in _tensors(self.networks).items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                return name
+        return None
+
+    def save(
+        self, folder: Path, experiment: Experiment, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Write a checkpoint into an empty folder: all that it takes to train on, or to sample."""
+        save_file(_on_cpu(_tensors(self.networks)), folder / NETWORKS)
+        save_file(_on_cpu(_tensors(self.ema)), folder / EMA)
+        save_file(_on_cpu(self._moments()), folder / OPTIMIZERS)
+        (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
+        manifest = {
+            "format": FORMAT,
+            "step": self.step,
+            "images": self.step * experiment.training.global_batch_size,
+            "settled": self.settled,
+            "metrics": dict(metrics or {}),
+            "files": {
+                name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)}
+                for name in (NETWORKS, EMA, OPTIMIZERS, EXPERIMENT)
+            },
+        }
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Take over a checkpoint, strictly: every tensor, no other, the same shapes."""
+        manifest = read_manifest(folder)
+        _fill(_tensors(self.networks), _read(folder, NETWORKS), folder / NETWORKS)
+        _fill(_tensors(self.ema), _read(folder, EMA), folder / EMA)
+        self._load_moments(_read(folder, OPTIMIZERS), folder / OPTIMIZERS)
+        self.step = int(manifest["step"])
+        self.settled = dict(manifest["settled"])
+
+    def _parameter_names(self, phase: str) -> dict[int, str]:
+        """Names of the parameters of a phase's optimiser, by the optimiser's own indices."""
+        names = {id(p): name for name, p in self.networks.named_parameters()}
+        groups = self.optimizers[phase].param_groups
+        return dict(enumerate(names[id(p)] for group in groups for p in group["params"]))
+
+    def _moments(self) -> dict[str, Tensor]:
+        """Optimiser state as tensors: `phase/parameter/moment`."""
+        moments: dict[str, Tensor] = {}
+        for phase, optimizer in self.optimizers.items():
+            names = self._parameter_names(phase)
+            for index, entry in optimizer.state_dict()["state"].items():
+                for key, value in entry.items():
+                    if value is not None:
+                        moments[f"{phase}/{names[index]}/{key}"] = torch.as_tensor(value)
+        return moments
+
+    def _load_moments(self, moments: dict[str, Tensor], path: Path) -> None:
+        for phase, optimizer in self.optimizers.items():
+            indices = {name: index for index, name in self._parameter_names(phase).items()}
+            entries: dict[int, dict[str, Tensor]] = {}
+            for tag, value in moments.items():
+                of_phase, name, key = tag.split("/")
+                if of_phase != phase:
+                    continue
+                if name not in indices:
+                    raise CheckpointError(f"{path}: {tag} belongs to no parameter of this run")
+                entries.setdefault(indices[name], {})[key] = value
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": entries, "param_groups": groups})
+            _keep_layout(optimizer)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are all there and whole."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder}: is no complete checkpoint, {MANIFEST} is missing (it is written last)"
+        ) from None
+    except ValueError:
+        raise CheckpointError(f"{path}: is damaged; use another checkpoint of the run") from None
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: has format {manifest.get('format')}, this version reads {FORMAT}"
+        )
+    for name, facts in manifest["files"].items():
+        file = folder / name
+        size = file.stat().st_size if file.is_file() else -1
+        if size != facts["bytes"]:
+            found = "is missing" if size < 0 else f"has {size} bytes instead of {facts['bytes']}"
+            raise CheckpointError(f"{file}: {found}; use another checkpoint of the run")
+    return manifest
+
+
+def load_tensors(folder: Path, name: str, tensors: nn.Module) -> None:
+    """Fill a module from one file of a checkpoint; entries of other networks are passed over."""
+    read_manifest(folder)
+    wanted = _tensors(tensors)
+    found = _read(folder, name)
+    _fill(wanted, {key: found[key] for key in found if key in wanted}, folder / name)
+
+
+def _read(folder: Path, name: str) -> dict[str, Tensor]:
+    path = folder / name
+    expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"][name]["sha256"]
+    if _digest(path) != expected:
+        raise CheckpointError(f"{path}: is damaged (its SHA-256 differs from the manifest's)")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+
+@torch.no_grad()
+def _fill(tensors: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
+    missing, extra = tensors.keys() - found.keys(), found.keys() - tensors.keys()
+    if missing or extra:
+        word, names = ("lacks", missing) if missing else ("has the unknown", extra)
+        raise CheckpointError(
+            f"{path}: {word} {sorted(names)[0]}: it belongs to another experiment"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != found[name].shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(found[name].shape)} and the experiment's network "
+                f"{tuple(tensor.shape)}: it belongs to another experiment"
+            )
+        tensor.copy_(found[name])
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name."""
+    return dict(module.state_dict(keep_vars=True))
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _keep_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments their parameters' strides: a fused optimiser on channels-last weights would
+    otherwise read them in another order, or leave its fast path."""
+    for parameter, entry in optimizer.state.items():
+        for key, value in entry.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                entry[key] = torch.empty_like(parameter).copy_(value).detach()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,183 @@
+"""One step: for each due phase freeze, loss, backward, sum over workers, optimiser; then the EMA.
+
+The only file that toggles `requires_grad`, runs a backward pass or moves a weight. A step is one
+global batch of real images; phases, terms and noise come from the objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from ray_gen.build import DTYPES
+from ray_gen.core import Batch, Losses, Objective, Phase, PhaseModule, Term, phase_modules
+from ray_gen.distributed import FlatSum, World
+from ray_gen.experiment import Experiment
+from ray_gen.meter import Meter
+from ray_gen.noise import Tape, seed_of
+from ray_gen.schedule import ema_decay, learning_rate_factor
+from ray_gen.state import State
+
+
+class _PhaseRunner:
+    """A phase with what it needs on this rank."""
+
+    def __init__(
+        self, phase: Phase, experiment: Experiment, state: State, world: World, images: Tensor
+    ) -> None:
+        self.phase = phase
+        self.settings = experiment.optimizers[phase.name]
+        self.optimizer = state.optimizers[phase.name]
+        self.parameters = [p for name in phase.updates for p in state.networks[name].parameters()]
+        self.modules: list[PhaseModule] = [
+            module for name in phase.updates for module in phase_modules(state.networks[name])
+        ]
+        self.tape = Tape(phase.noise, experiment.seed, phase.name, phase.every, images)
+        self.sum = FlatSum(self.parameters, world)
+
+    def due_terms(self, step: int) -> Sequence[Term]:
+        """The terms of this update; `every` of a term counts updates of its phase."""
+        update = (step + 1) // self.phase.every
+        return [term for term in self.phase.terms if update % term.every == 0]
+
+
+class Step:
+    """Trains `state` on one global batch a call, this rank's part of it."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        objective: Objective,
+        state: State,
+        world: World,
+        meter: Meter,
+    ) -> None:
+        training = experiment.training
+        part = images_per_rank(experiment, world)
+        images = torch.arange(part.start, part.stop, device=world.device)
+        self._experiment = experiment
+        self._state = state
+        self._world = world
+        self._meter = meter
+        self._dtype = DTYPES[training.precision]
+        self._autocast = training.precision == "bf16"
+        self._part = len(part)
+        self._micro_batch = min(training.micro_batch_size or self._part, self._part)
+        self._runners = [
+            _PhaseRunner(phase, experiment, state, world, images) for phase in objective.phases()
+        ]
+        # torch's generators are seeded only where a user's class may draw from them.
+        self._seeds_torch = "custom" in {
+            experiment.objective.kind,
+            *(network.kind for network in experiment.networks.values()),
+        }
+        self._trainable: tuple[str, ...] | None = None
+        state.networks.train()
+
+    def __call__(self, images: Tensor, labels: Tensor | None) -> None:
+        """images: this rank's part of the global batch, (N, C, H, W); labels: (N,) or None.
+
+        Collective: every rank, same order.
+        """
+        step = self._state.step
+        for runner in self._runners:
+            if (step + 1) % runner.phase.every == 0:
+                self._run(runner, step, images, labels)
+        self._state.step = step + 1
+        self._update_ema()
+
+    def _run(self, runner: _PhaseRunner, step: int, images: Tensor, labels: Tensor | None) -> None:
+        phase = runner.phase
+        self._make_trainable(phase.updates)
+        for module in runner.modules:
+            module.begin_phase()
+        if self._seeds_torch:
+            torch.manual_seed(seed_of(self._experiment.seed, phase.name, step, self._world.rank))
+        noise = runner.tape[step]
+        seen = torch.full(
+            (), float(step * self._global_batch_size), dtype=self._dtype, device=images.device
+        )
+        terms = runner.due_terms(step)
+        for start in range(0, self._part, self._micro_batch):
+            part = slice(start, start + self._micro_batch)
+            batch = Batch(
+                images=images[part],
+                labels=None if labels is None else labels[part],
+                noise={name: drawn[part].to(self._dtype) for name, drawn in noise.items()},
+                images_seen=seen,
+            )
+            for term in terms:
+                self._backward(term, step, batch)
+        statistics = [m.phase_statistics() for m in runner.modules]
+        sums = iter(runner.sum([s for s in statistics if s is not None]))
+        rate = runner.settings.learning_rate * learning_rate_factor(
+            runner.settings.schedule, step * self._global_batch_size
+        )
+        for group in runner.optimizer.param_groups:
+            group["lr"] = rate
+        if runner.settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(runner.parameters, runner.settings.clip_norm, foreach=True)
+        runner.optimizer.step()
+        for parameter in runner.parameters:
+            parameter.grad = None
+        for module, own in zip(runner.modules, statistics, strict=True):
+            module.end_phase(None if own is None else next(sums))
+
+    def _backward(self, term: Term, step: int, batch: Batch) -> None:
+        """Adds the gradient of one term on one micro-batch."""
+        autocast = (
+            torch.autocast(batch.images.device.type, torch.bfloat16)
+            if self._autocast and not term.full_precision
+            else nullcontext()
+        )
+        with autocast:
+            losses = term.loss(self._state.networks, batch)
+        self._meter.record(term.name, step, _by_tag(term, losses))
+        total = torch.stack([value.sum() for value in losses.minimised.values()]).sum()
+        (total * (term.weight * term.every / self._global_batch_size)).backward()
+
+    def _make_trainable(self, names: tuple[str, ...]) -> None:
+        """Only these networks get gradients: backward stops at the others' weights, and their
+        forward passes on constants build no graph."""
+        if self._trainable == names:
+            return
+        for name, network in self._state.networks.items():
+            network.requires_grad_(name in names)
+        self._trainable = names
+
+    @property
+    def _global_batch_size(self) -> int:
+        return self._experiment.training.global_batch_size
+
+    def _update_ema(self) -> None:
+        training = self._experiment.training
+        step = self._state.step
+        if step % training.ema_every_steps:
+            return
+        since = training.ema_every_steps * self._global_batch_size
+        images = step * self._global_batch_size
+        decay = ema_decay(images, since, training.ema_half_life_images, training.ema_ramp)
+        self._state.update_ema(1.0 - decay)
+
+
+def _by_tag(term: Term, losses: Losses) -> dict[str, Tensor]:
+    """What the meter records: minimised losses under `loss/`, the rest under its own tag."""
+    tagged = {f"loss/{name}": value for name, value in losses.minimised.items()}
+    tagged |= losses.reported
+    for tag, value in tagged.items():
+        if value.dim() != 1:
+            raise ValueError(
+                f"term {term.name}: {tag} has shape {tuple(value.shape)}; a term returns one value "
+                "for each image, (N,), and the step averages over the global batch"
+            )
+    return tagged
+
+
+def images_per_rank(experiment: Experiment, world: World) -> range:
+    """The part of the global batch that this rank trains on."""
+    group = experiment.group_size
+    groups = world.share(experiment.training.global_batch_size // group)
+    return range(groups.start * group, groups.stop * group)
