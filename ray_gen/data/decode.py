@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Pixels = tuple["NDArray[np.uint8]", int | None]
 """pixels_HWC and the class, or None where the source has no labels."""
 
-_GREY_MODES = ("1", "L", "LA", "I")
+_GREY_MODES = ("1", "L", "LA")
 _TRANSPARENT_MODES = ("LA", "PA", "RGBA", "RGBa")
 
 
@@ -37,26 +37,30 @@ class Wanted:
     """Where `size_HW` is not asked for but that of this image: then another size is refused."""
 
 
-def read(item: Item, field: str) -> tuple[Image, int | None]:
-    """The decompressed image and its class. Raises CorruptImageError for bad bytes, DataError else.
+def decode(item: Item, wanted: Wanted, blamed: str) -> Pixels | CorruptImageError:
+    """Pixels and class of one item; a corrupt image is returned, for the caller to raise or count.
 
     Damaged bytes raise almost anything in Pillow (OSError, SyntaxError, ValueError, struct.error,
-    its own errors); only an OSError with a number comes from the file system, and it is not the
-    image's fault: skipping it could skip a whole data set while a network drive is away.
+    its own errors). Only an OSError with a number comes from the file system, and it is not the
+    image's fault: skipping it could skip a whole data set while a network drive is away. That, and
+    what the settings cannot have, is a DataError; `blamed` is the field it names for the former.
     """
     try:
-        return item.load()
-    except MemoryError:
+        image, label = item.load()
+        return pixels(image, wanted, item.name), label
+    except (DataError, MemoryError):
         raise
+    except CorruptImageError as error:
+        return error
     except OSError as error:
         if error.errno is None:
-            raise CorruptImageError(reason(error)) from error
+            return CorruptImageError(reason(error))
         raise DataError(
-            f"{field}: {item.name} cannot be read: {reason(error)};"
+            f"{blamed}: {item.name} cannot be read: {reason(error)};"
             " restore it or give this user access to it"
         ) from error
     except Exception as error:
-        raise CorruptImageError(reason(error)) from error
+        return CorruptImageError(reason(error))
 
 
 def pixels(image: Image, wanted: Wanted, name: str) -> NDArray[np.uint8]:
@@ -104,18 +108,22 @@ def _upright(image: Image) -> Image:
         return image
     from PIL import ImageOps
 
-    return ImageOps.exif_transpose(image)
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # Damaged EXIF says nothing of the pixels, which are whole.
+        return image
 
 
 def _eight_bit(image: Image, channels: int | None) -> Image:
-    """The image in mode L or RGB."""
+    """The image in mode L or RGB; without `channels`, as its mode (not its pixels) says."""
     import PIL.Image
 
     if image.mode == "F":
         raise CorruptImageError("its pixels are floating-point numbers of unknown range")
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _from_16_bit(image)
-    mode = "L" if channels == 1 or (channels is None and is_grey(image)) else "RGB"
+    mode = "L" if channels == 1 or (channels is None and image.mode in _GREY_MODES) else "RGB"
     if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
         image = image.convert("RGBA")
         white = PIL.Image.new("RGBA", image.size, "white")
@@ -131,20 +139,3 @@ def _from_16_bit(image: Image) -> Image:
     if values.min() < 0 or values.max() > 0xFFFF:
         raise CorruptImageError("its pixels are 32-bit integers beyond the 16-bit range")
     return PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def is_grey(image: Image) -> bool:
-    """Whether the image's mode has no colour (what its pixels show is not looked at)."""
-    return image.mode in _GREY_MODES or image.mode.startswith("I;16")
-
-
-def decode(item: Item, wanted: Wanted, field: str) -> Pixels | CorruptImageError:
-    """Pixels and class of one item; a corrupt image is returned, for the caller to raise or count.
-
-    What no image should be skipped for raises DataError.
-    """
-    try:
-        image, label = read(item, field)
-        return pixels(image, wanted, item.name), label
-    except CorruptImageError as error:
-        return error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ray_gen.errors import Refused
 
-class DataError(ValueError):
+
+class DataError(Refused):
     """Data that cannot be used: the message names the dotted field, the value and the remedy."""
 
 

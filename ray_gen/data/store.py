@@ -153,18 +153,18 @@ def _opened(entry: Path, key: str) -> Store | None:
         manifest = json.loads((entry / MANIFEST).read_bytes())
         if manifest["key"] != key:
             return None
-        stamps = {name: (entry / name).stat().st_size for name in manifest["bytes"]}
+        sizes = {name: (entry / name).stat().st_size for name in manifest["bytes"]}
         watched = {name: list(file_stamp(Path(name))) for name in manifest["watched"]}
-    except (FileNotFoundError, NotADirectoryError, KeyError, ValueError):
+        if sizes != manifest["bytes"] or watched != manifest["watched"]:
+            return None
+        splits = {
+            name: Split(*arrow.read(entry / f"{name}.arrow", manifest["shape_HWC"], count))
+            for name, count in manifest["counts"].items()
+        }
+    except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError):
         return None
     except OSError as error:
         raise cache_error(entry, error) from error
-    if stamps != manifest["bytes"] or watched != manifest["watched"]:
-        return None
-    splits = {
-        name: Split(*arrow.read(entry / f"{name}.arrow", manifest["shape_HWC"], count))
-        for name, count in manifest["counts"].items()
-    }
     names = manifest["class_names"]
     return Store(
         train=splits["train"],

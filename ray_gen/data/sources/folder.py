@@ -74,13 +74,27 @@ class Folder:
         return Listing(len(files), items, tuple(names) or None)
 
     def _scan_all(self) -> list[_File]:
-        if not self.root.exists():
+        try:
+            if not self.root.is_dir():
+                self.root.stat()
+                raise DataError(
+                    f"data.path: {self.root} is a file; name the folder that it lies in"
+                )
+            return self._scan_root()
+        except OSError as error:
+            where = Path(error.filename or self.root)
+            if isinstance(error, FileNotFoundError) and where == self.root:
+                raise DataError(
+                    f"data.path: {self.root} does not exist (on the machine that reads it);"
+                    " name a folder of images there"
+                ) from error
             raise DataError(
-                f"data.path: {self.root} does not exist (on the machine that reads it);"
-                " name a folder of images there"
-            )
-        if not self.root.is_dir():
-            raise DataError(f"data.path: {self.root} is a file; name the folder that it lies in")
+                f"data.path: {where} cannot be read: {reason(error)};"
+                " restore it or give this user access to it"
+            ) from error
+
+    def _scan_root(self) -> list[_File]:
+        """All images with their splits; raises the OSError of whatever cannot be read."""
         folders = [entry.name for entry in _visible(self.root) if entry.is_dir()]
         held_out = next((name for name in HELD_OUT_NAMES if name in folders), None)
         if "train" not in folders or (held_out is None and len(folders) > 1):
@@ -116,12 +130,7 @@ class Folder:
             if not _is_image(entry.name):
                 others.append(path)
                 continue
-            try:
-                status = entry.stat()
-            except OSError as error:
-                raise DataError(
-                    f"data.path: {entry.path} cannot be read: {reason(error)}; remove or restore it"
-                ) from error
+            status = entry.stat()
             class_name = path.partition("/")[0] if "/" in path else None
             file = _File(prefix + path, split, class_name, status.st_size, status.st_mtime_ns)
             files.append(file)
@@ -149,13 +158,8 @@ def _no_images(folder: Path, others: list[str]) -> str:
 
 def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
     """Entries of a folder, sorted by name so that every machine has the same order."""
-    try:
-        with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise DataError(
-            f"data.path: {folder} cannot be read: {reason(error)}; give this user access to it"
-        ) from error
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
     return sorted(visible, key=lambda entry: entry.name)
 
 

@@ -153,9 +153,11 @@ class Torchvision:
                 " that belongs to the installed torch"
             ) from error
 
-        names = [name for name in datasets.__all__ if inspect.isclass(getattr(datasets, name))]
+        base = datasets.VisionDataset
+        classes = {name: getattr(datasets, name) for name in datasets.__all__}
+        names = [n for n, c in classes.items() if isinstance(c, type) and base in c.__mro__[1:]]
         if self.dataset in names:
-            return getattr(datasets, self.dataset)
+            return classes[self.dataset]
         by_lower_case = {name.lower(): name for name in names}
         near = difflib.get_close_matches(self.dataset.lower(), by_lower_case, n=3, cutoff=0.5)
         hint = " or ".join(by_lower_case[name] for name in near) or "MNIST or CIFAR10"
@@ -202,9 +204,11 @@ class Torchvision:
                 f" ({reason(error)}); see that this machine reaches the internet, or put the files"
                 " there by hand"
             )
+        # torchvision's own advice, "You can use download=True", is not how it is said here.
+        cause = reason(error).partition(". You ")[0]
         remedy = "set data.download=true to fetch it, or " if can_download else ""
         return DataError(
-            f"data.root: {self.dataset} is not whole in {self.root} ({reason(error)});"
+            f"data.root: {self.dataset} cannot be read from {self.root} ({cause});"
             f" {remedy}set data.root to the folder that it lies in"
         )
 
@@ -230,11 +234,15 @@ def _parameters(make: Any) -> dict[str, bool]:
 
 
 def _class_index(target: Any) -> int | None:
-    """The target as a class, if it is one integer (a scalar tensor too), else None."""
+    """The target as a class, if it is one integer (a scalar tensor too), else None.
+
+    A negative one is no class: STL10 marks its unlabelled images with -1.
+    """
     try:
-        return operator.index(target)
+        index = operator.index(target)
     except TypeError:
         return None
+    return index if index >= 0 else None
 
 
 def _class_names(part: Any) -> tuple[str, ...] | None:

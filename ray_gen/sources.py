@@ -1,0 +1,50 @@
+"""From `data` settings to a store: between the experiment and the data room, which do not know
+each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ray_gen.build import import_target
+from ray_gen.data import Store, open_store
+from ray_gen.experiment import Experiment, ExperimentError
+
+
+def cache_folder() -> Path:
+    """Where decoded images lie on this node: $RAY_GEN_CACHE, else ~/.cache/ray_gen."""
+    return Path(os.environ.get("RAY_GEN_CACHE") or "~/.cache/ray_gen").expanduser()
+
+
+def open_data(
+    experiment: Experiment, progress: Callable[[int, int], None] | None = None
+) -> Store:
+    """The decoded data of an experiment, memory-mapped; decoded first if this node has not yet."""
+    data = experiment.data
+    source = import_target(data.targets["source"], "data.kind")(**data.arguments())
+    store = open_store(
+        source,
+        image_size=data.image_size,
+        center_crop=data.center_crop,
+        channels=data.channels,
+        held_out_fraction=data.held_out_fraction,
+        on_corrupt=data.on_corrupt,
+        cache_folder=cache_folder(),
+        progress=progress,
+    )
+    if experiment.needs_labels and not store.label_count:
+        raise ExperimentError(
+            [
+                "objective.conditional: the data has no labels to condition on; set it to false, or "
+                "put the images in one folder a class (or name data.label_column)"
+            ]
+        )
+    return store
+
+
+def class_names(store: Store) -> tuple[str, ...]:
+    """Names of the classes; their numbers where the data has no names; none without labels."""
+    if store.class_names is not None:
+        return store.class_names
+    return tuple(str(label) for label in range(store.label_count or 0))
