@@ -15,6 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
+class WorkerLostError(RuntimeError):
+    """A collective failed: another worker died, or the network between them did."""
+
+
 @dataclass(frozen=True)
 class World:
     """This worker among the others. The default is a single worker, which communicates nothing."""
@@ -39,14 +43,14 @@ class World:
     def sum_(self, tensor: Tensor) -> None:
         """Add up a tensor over all ranks, in place. Collective: every rank, same order."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            _all_reduce(tensor, dist.ReduceOp.SUM)
 
     def maxima(self, values: Sequence[int]) -> list[int]:
         """The largest of each value over all ranks. Collective: every rank, same order."""
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, device=self.device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        _all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
     def barrier(self) -> None:
@@ -63,10 +67,17 @@ class World:
             return []
         sums = torch.stack([_bits(tensor) for _, tensor in named])
         extremes = torch.cat([sums, -sums])
-        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        _all_reduce(extremes, dist.ReduceOp.MAX)
         largest, smallest = extremes.chunk(2)
         differs = (largest != -smallest).tolist()
         return [name for (name, _), bad in zip(named, differs, strict=True) if bad]
+
+
+def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
+    try:
+        dist.all_reduce(tensor, operation)
+    except RuntimeError as error:  # what gloo and nccl raise when a peer is gone
+        raise WorkerLostError(str(error)) from error
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -181,13 +181,12 @@ def held_out_scores(
 def _settled(experiment: Experiment, state: State, metrics: dict[str, float]) -> bool:
     """Whether D(x) and D(G(z)) have left their optimum once and then stayed at it for a window.
 
-    The optimum of the discriminator is t / (1 + t) for a target t of real images, ½ without
-    smoothing. An untrained pair starts there, so both have to leave it first.
+    The optimum of the discriminator is t / 2 for a target t of real images, ½ without smoothing
+    (Salimans et al. 2016, 3.4). An untrained pair starts at ½, so both have to leave first.
     """
     settings = experiment.training.stop_at_equilibrium
     assert settings is not None
-    target = 1.0 - getattr(experiment.objective, "label_smoothing", 0.0)
-    optimum = target / (1.0 + target)
+    optimum = (1.0 - getattr(experiment.objective, "label_smoothing", 0.0)) / 2
     values = [metrics["discriminator/real"], metrics["discriminator/fake"]]
     distances = [abs(value - optimum) for value in values]
     images = state.step * experiment.training.global_batch_size

@@ -1,6 +1,6 @@
 """Losses as pure functions: one equation each, values of each image, (N,), never averaged.
 
-Every loss is minimised. Logits are pre-sigmoid scores of the discriminator, (N, 1) or (N,).
+Every loss is minimised. Logits are pre-sigmoid scores of the discriminator, (N, 1).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, smoothing: floa
     """-t log D(x) - (1 - t) log(1 - D(x)) - log(1 - D(G(z))), with the target t = 1 - smoothing.
 
     Goodfellow et al. 2014, eq. 1; one-sided smoothing: Salimans et al. 2016, 3.4. Its optimum for
-    p_data = p_G is D = t / (1 + t). Returns (N,).
+    p_data = p_G is D = t / 2. Returns (N,).
     """
     real = F.softplus(-real_logits) + smoothing * real_logits
     return (real + F.softplus(fake_logits)).flatten(1).sum(1)

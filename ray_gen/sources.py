@@ -17,9 +17,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RAY_GEN_CACHE") or "~/.cache/ray_gen").expanduser()
 
 
-def open_data(
-    experiment: Experiment, progress: Callable[[int, int], None] | None = None
-) -> Store:
+def open_data(experiment: Experiment, progress: Callable[[int, int], None] | None = None) -> Store:
     """The decoded data of an experiment, memory-mapped; decoded first if this node has not yet."""
     data = experiment.data
     source = import_target(data.targets["source"], "data.kind")(**data.arguments())
@@ -36,8 +34,8 @@ def open_data(
     if experiment.needs_labels and not store.label_count:
         raise ExperimentError(
             [
-                "objective.conditional: the data has no labels to condition on; set it to false, or "
-                "put the images in one folder a class (or name data.label_column)"
+                "objective.conditional: the data has no labels to condition on; set it to false, "
+                "or put the images in one folder a class (or name data.label_column)"
             ]
         )
     return store

@@ -117,7 +117,7 @@ def cache_error(folder: Path, error: OSError, room: int | None = None) -> DataEr
             " free some, or choose a folder on another disk with $RAY_GEN_CACHE"
         )
     return DataError(
-        f"the data cache {folder} cannot be used: {reason(error)}; choose a cache folder on a local"
+        f"the data cache {folder} cannot be used: {reason(error)}; name a folder on a local"
         " disk that this user may write to"
     )
 

@@ -25,8 +25,9 @@ class SpectralNorm(PhaseModule):
         self._weight = [weight]  # in a list: it is a parameter of the layer, not of this module
         self._out_axis = out_axis
         rows, columns = self._matrix(weight).shape
-        self.register_buffer("left", F.normalize(torch.randn(rows), dim=0))
-        self.register_buffer("right", F.normalize(torch.randn(columns), dim=0))
+        left, right = weight.new_empty(rows).normal_(), weight.new_empty(columns).normal_()
+        self.register_buffer("left", F.normalize(left, dim=0))
+        self.register_buffer("right", F.normalize(right, dim=0))
         for _ in range(15):  # from a random start to within about 1 % of σ
             self.begin_phase()
 
@@ -36,7 +37,8 @@ class SpectralNorm(PhaseModule):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The normalised weight, of the same shape."""
-        sigma = torch.dot(self.left, torch.mv(self._matrix(weight), self.right))
+        with torch.autocast(weight.device.type, enabled=False):  # on a GPU it takes mv to 16 bits
+            sigma = torch.dot(self.left, torch.mv(self._matrix(weight), self.right))
         return weight / sigma
 
     @torch.no_grad()

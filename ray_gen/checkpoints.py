@@ -1,0 +1,76 @@
+"""The checkpoints of a run folder: found, committed whole or not at all, and pruned."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ray_gen.state import EXPERIMENT, MANIFEST, CheckpointError
+from ray_gen.storage import Folder, StorageError
+
+_PREFIX = "checkpoint_"
+
+
+def checkpoint_name(images: int) -> str:
+    """Sorted by name is sorted by images."""
+    return f"{_PREFIX}{images:012d}"
+
+
+def checkpoints(run: Folder) -> list[Folder]:
+    """The checkpoints of a run folder that have a manifest, newest first."""
+    names = [name for name in reversed(run.names()) if name.startswith(_PREFIX)]
+    return [run / name for name in names if (run / name).exists(MANIFEST)]
+
+
+def newest_checkpoint(run: Folder) -> Folder:
+    """The folder itself if it is a checkpoint, else the newest one in it."""
+    if run.exists(MANIFEST):
+        return run
+    found = checkpoints(run)
+    if found:
+        return found[0]
+    if not run.exists():
+        raise CheckpointError(f"{run.location}: there is no such run")
+    raise CheckpointError(
+        f"{run.location}: has no complete checkpoint yet"
+        if run.exists(EXPERIMENT)
+        else f"{run.location}: is neither a run folder nor a checkpoint"
+    )
+
+
+def commit(source: Path, run: Folder, name: str) -> None:
+    """Copy a checkpoint of this machine into the run folder as `name`, in the place of another.
+
+    It has its name only when it is whole: locally by a rename, elsewhere because the manifest comes
+    last. Raises StorageError and leaves nothing half-copied.
+    """
+    partial = f".{name}.partial"
+    try:
+        if run.is_local:
+            run.remove(partial)
+            run.put(source, partial)
+            old = f".{name}.old"
+            run.remove(old)
+            if run.exists(name):
+                (run.path / name).rename(run.path / old)
+            (run.path / partial).rename(run.path / name)
+            run.remove(old)
+        else:
+            run.remove(f"{name}/{MANIFEST}")
+            for file in sorted(source.iterdir(), key=lambda file: file.name == MANIFEST):
+                run.put(file, f"{name}/{file.name}")
+    except OSError as error:
+        shutil.rmtree(run.path / partial if run.is_local else source, ignore_errors=True)
+        raise StorageError(
+            f"storage: {run.location} cannot take {name} ({error.strerror or error}); what was "
+            "saved before is intact: make room, or choose another --storage, and start again with "
+            "the same --name"
+        ) from error
+
+
+def prune(run: Folder, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, and what cut-off copies left."""
+    kept = {folder.name for folder in checkpoints(run)[:keep]}
+    for name in run.names():
+        if name.startswith(_PREFIX) and name not in kept:
+            run.remove(name)

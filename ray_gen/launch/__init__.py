@@ -1,0 +1,17 @@
+"""Training on a Ray cluster. The only room that imports ray."""
+
+import os
+
+# Read by Ray when it is imported or when its processes start; a user's own settings win.
+for _name, _value in {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # reports are drained once an interval
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else a worker's prints come twice
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else below `uv run` the working directory is uploaded
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no FutureWarning on machines without GPUs
+}.items():
+    os.environ.setdefault(_name, _value)
+
+from ray_gen.launch.driver import Run, train  # noqa: E402
+
+__all__ = ["Run", "train"]

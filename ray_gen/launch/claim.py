@@ -1,0 +1,95 @@
+"""One writer at a time: a heartbeat in the run folder, on any storage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ray_gen.errors import Refused
+from ray_gen.storage import Folder
+
+FILE = "writer.json"
+BEAT_SECONDS = 5.0
+STALE_SECONDS = 30.0
+
+
+class Claim:
+    """Holds a run for this process until it is released or the process dies.
+
+    A dead writer on this machine is known at once by its process; one on another machine by its
+    silence. Use as a context manager.
+    """
+
+    def __init__(self, run: Folder) -> None:
+        self._run = run
+        self._facts: dict[str, Any] = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _start_of(os.getpid()),
+            "token": secrets.token_hex(8),
+        }
+        self._released = threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="claim", daemon=True)
+
+    def __enter__(self) -> Claim:
+        other = self._read()
+        if other is not None and self._is_alive(other):
+            raise Refused(
+                f"{self._run.location}: another process writes this run (pid {other.get('pid')} on "
+                f"{other.get('host')}); wait for it, stop it, or choose another --name"
+            )
+        self._write()
+        time.sleep(0.05)  # two that start together both write, and the later one has it
+        mine = self._read()
+        if mine is None or mine.get("token") != self._facts["token"]:
+            raise Refused(
+                f"{self._run.location}: another process has just begun to write this run; choose "
+                "another --name"
+            )
+        self._beating.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._released.set()
+        self._beating.join()
+        with contextlib.suppress(OSError):  # a storage that is gone; the claim goes stale by itself
+            self._run.remove(FILE)
+
+    def _beat(self) -> None:
+        while not self._released.wait(BEAT_SECONDS):
+            try:
+                self._write()
+            except OSError:
+                continue  # a full disk is reported by whoever has something to lose there
+
+    def _write(self) -> None:
+        self._run.write_text(FILE, json.dumps({**self._facts, "time": time.time()}))
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self._run.read_text(FILE))
+        except (OSError, ValueError):
+            return None
+
+    def _is_alive(self, other: dict[str, Any]) -> bool:
+        if other.get("host") == self._facts["host"]:
+            started = _start_of(int(other.get("pid", 0)))
+            return started is not None and started == other.get("started")
+        return time.time() - float(other.get("time", 0.0)) < STALE_SECONDS
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process of this machine started, in clock ticks since boot; None if there is none.
+    Numbers of processes are used again, start times are not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]

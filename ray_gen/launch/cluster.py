@@ -1,0 +1,152 @@
+"""The Ray cluster that a run gets: found or started, and what each worker may have of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray._private.worker
+from ray._private.utils import read_ray_address
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_gen.errors import Refused
+from ray_gen.experiment import Experiment, ExperimentError, too_many_workers
+from ray_gen.storage import VARIABLE, Folder
+
+
+@dataclass(frozen=True)
+class Share:
+    """Workers and what each has."""
+
+    workers: int
+    gpu: bool
+    cpus: int
+
+
+@contextmanager
+def connected() -> Generator[None]:
+    """A connection to the cluster of RAY_ADDRESS or of a running `ray start --head`, else to a
+    local one that ends with it. A connection that was there before is used and left.
+
+    To be entered on the main thread: Ray's processes die with the thread that started them.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    _be_quiet()
+    address = _running_cluster()
+    options: dict[str, Any] = {} if address else {"include_dashboard": False}
+    try:
+        ray.init(
+            address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options
+        )
+    except ConnectionError as error:
+        raise Refused(f"RAY_ADDRESS: the cluster {address} does not answer ({error})") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _running_cluster() -> str | None:
+    """The address of a cluster that answers; None to start a local one.
+
+    Ray waits more than a minute for the address of a cluster that is gone, so it is tried first.
+    """
+    asked = os.environ.get("RAY_ADDRESS")
+    address = asked or read_ray_address()
+    if not address or address == "local":
+        return None
+    host, colon, port = address.rpartition(":")
+    if "://" in address or not colon or not port.isdigit():
+        return address
+    try:
+        socket.create_connection((host, int(port)), timeout=2.0).close()
+    except OSError as error:
+        if asked is None:
+            return None
+        raise Refused(
+            f"RAY_ADDRESS: the cluster {asked} does not answer ({error.strerror or error}); start "
+            "it (`ray start --head`), or unset RAY_ADDRESS to use this machine alone"
+        ) from error
+    return address
+
+
+def _be_quiet() -> None:
+    """Ray prints every death of a worker to the driver, whatever log_to_driver says; ours are told
+    in the progress line."""
+    if hasattr(ray._private.worker, "print_to_stdstream"):
+        ray._private.worker.print_to_stdstream = lambda *args, **kwargs: None
+
+
+def share_of(experiment: Experiment) -> Share:
+    """What `workers` asks for, on the cluster as it is; refused where it can never be had."""
+    asked = experiment.workers
+    total = ray.cluster_resources()
+    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 0))
+    gpu = gpus > 0 if asked.gpu == "auto" else asked.gpu
+    groups = experiment.training.global_batch_size // experiment.group_size
+    count = asked.count
+    if count == "auto":
+        count = max(1, min(gpus, groups)) if gpu else 1
+    if count > groups:
+        raise ExperimentError(
+            [too_many_workers(count, experiment.training.global_batch_size, experiment.group_size)]
+        )
+    if gpu and count > gpus:
+        raise ExperimentError(
+            [
+                f"workers.count: {count} workers with a GPU each, and the cluster has "
+                f"{gpus or 'no'} GPU{'s' if gpus != 1 else ''}; use workers.count={max(1, gpus)}"
+                + ("" if gpus else " and workers.gpu=false")
+            ]
+        )
+    each = asked.cpus
+    if each == "auto":
+        each = 1 if gpu else max(1, cpus // count)
+    if count * each > cpus:
+        raise ExperimentError(
+            [
+                f"workers.cpus: {count} workers with {each} CPU cores each, and the cluster has "
+                f"{cpus}; use fewer workers or cores"
+            ]
+        )
+    return Share(count, gpu, each)
+
+
+def check_shared(run: Folder) -> None:
+    """Refuse a local run folder that some node of the cluster does not see."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if not run.is_local or len(nodes) < 2:
+        return
+
+    @ray.remote(num_cpus=0)
+    def sees(path: str) -> bool:
+        from pathlib import Path
+
+        return Path(path).is_file()
+
+    probe = ".seen-by-all-nodes"
+    run.write_text(probe, "")
+    try:
+        asked = {
+            node["NodeManagerHostname"]: sees.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(str(run.path / probe))
+            for node in nodes
+        }
+        blind = [name for name, answer in asked.items() if not ray.get(answer)]
+    finally:
+        run.remove(probe)
+    if blind:
+        raise Refused(
+            f"storage: {run.location} is not shared with {', '.join(sorted(blind))}; choose a "
+            f"file system that all nodes see, or a URI such as s3://bucket/runs, with --storage or "
+            f"${VARIABLE}"
+        )

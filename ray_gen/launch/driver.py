@@ -1,0 +1,254 @@
+"""`train`: from an experiment to a run folder, on the process that the user started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    WorkerGroupError,
+)
+from ray.train.torch import TorchTrainer
+
+from ray_gen.build import build_objective
+from ray_gen.checkpoints import checkpoints
+from ray_gen.errors import Failed, Refused
+from ray_gen.experiment import Experiment, ExperimentError, absolute_path, differences
+from ray_gen.launch.claim import Claim
+from ray_gen.launch.cluster import Share, check_shared, connected, share_of
+from ray_gen.launch.failures import EndOnError
+from ray_gen.launch.progress import ProgressLine, read_progress
+from ray_gen.launch.worker import train_worker
+from ray_gen.run import PROGRESS, STOP
+from ray_gen.sources import class_names, open_data
+from ray_gen.state import EXPERIMENT, CheckpointError, read_manifest
+from ray_gen.storage import Folder, default_storage
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+CONTROLLER_RESTARTS = 3
+"""How often a dead Ray Train controller is started again by the driver."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended. It is a path: `ray_gen.load(run)`."""
+
+    location: str
+    images: int
+    stop: str
+    """Why it ended: "all images seen", "asked to stop", …"""
+    metrics: dict[str, float]
+
+    def __fspath__(self) -> str:
+        return self.location
+
+    @property
+    def exit_code(self) -> int:
+        """Of a command: 130 after an interruption, as shells have it."""
+        return 130 if self.stop == "asked to stop" else 0
+
+
+def train(
+    experiment: Experiment,
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    fresh: bool = False,
+    show: bool = False,
+) -> Run:
+    """Train on Ray and return the run.
+
+    storage: folder or URI of run folders; None: the experiment's, $RAY_GEN_STORAGE, or
+    ~/ray_gen_runs. name: a known one is resumed; None: the experiment's name and the time.
+    fresh: refuse a name that exists. show: a progress line and a few words on stderr.
+    Raises Refused for what cannot start, Failed for what did not end well.
+    """
+    experiment = experiment.absolute()
+    place = storage or experiment.storage or default_storage()
+    name = name or f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if "/" in name or name.startswith("."):
+        raise Refused(f"--name: {name!r} is not the name of a folder")
+    run = Folder(absolute_path(place)) / name
+    run.check_writable()
+    if fresh and run.exists(EXPERIMENT):
+        raise Refused(f"{run.location}: there is such a run; leave out --fresh to resume it")
+    with ProgressLine(experiment.training.images, show=show) as line, Claim(run):
+        line.stage("reading data")
+        store = open_data(experiment, line.decoded)
+        experiment = experiment.resolved(store.image_shape, class_names(store))
+        _same_run(run, experiment)
+        build_objective(experiment)
+        _check_resumable(run)
+        run.write_text(EXPERIMENT, experiment.to_yaml())
+        run.remove(STOP)
+        run.remove(PROGRESS)
+        # Ray's own record of an earlier fit would be restored, and raises if a checkpoint is gone.
+        run.remove(SNAPSHOT)
+        if store.skipped:
+            line.say(f"{store.skipped:,} corrupt images were skipped")
+        line.stage("starting Ray")
+        with connected():
+            share = share_of(experiment)
+            check_shared(run)
+            line.stage(f"starting {share.workers} worker{'s' if share.workers > 1 else ''}")
+            config = {
+                "experiment": experiment.to_yaml(),
+                "run": run.location,
+                "threads": share.cpus,
+                "python_path": [path for path in sys.path if path],
+            }
+            with _interruptible(run, line):
+                ended = _fit(experiment, run, share, config, line)
+    if "failed" in ended:
+        raise Failed(f"{ended['failed']}; the run up to its last checkpoint is in {run.location}")
+    result = Run(run.location, ended["images"], ended["stop"], ended.get("metrics", {}))
+    if show:
+        _tell(result)
+    return result
+
+
+def _same_run(run: Folder, experiment: Experiment) -> None:
+    """Refuse to go on with a run that is another experiment's."""
+    try:
+        before = Experiment.from_yaml(run.read_text(EXPERIMENT))
+    except FileNotFoundError:
+        return
+    different = list(differences(experiment, before))
+    if different:
+        raise ExperimentError(
+            [
+                f"{run.location} is the run of another experiment; choose another --name, or undo:",
+                *(f"  {difference}" for difference in different),
+            ]
+        )
+
+
+def _check_resumable(run: Folder) -> None:
+    """Refuse a run whose newest checkpoint is damaged, before anything is started."""
+    found = checkpoints(run)
+    if found and found[0].is_local:
+        try:
+            read_manifest(found[0].path)
+        except CheckpointError as error:
+            before = f"{found[1].name}" if len(found) > 1 else "the beginning"
+            raise CheckpointError(
+                f"{error}; to go on from {before}, delete {found[0].location}"
+            ) from None
+
+
+def _fit(
+    experiment: Experiment, run: Folder, share: Share, config: dict[str, Any], line: ProgressLine
+) -> dict[str, Any]:
+    """Run Ray Train to the end, and start it again if its controller dies."""
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=share.workers,
+            use_gpu=share.gpu,
+            resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if share.gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=run.name,
+            storage_path=run.location.rpartition("/")[0],
+            failure_config=FailureConfig(max_failures=experiment.workers.max_restarts),
+            callbacks=[EndOnError()],
+            logging_config=LoggingConfig(log_level="ERROR"),
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.cpus)}},
+        ),
+    )
+    for _ in range(CONTROLLER_RESTARTS):
+        ended = _fit_in_thread(trainer, run, line)
+        if not isinstance(ended, RayActorError):
+            break
+        line.say("Ray Train's controller died; going on from the last checkpoint")
+        run.remove(SNAPSHOT)
+    else:
+        ended = _fit_in_thread(trainer, run, line)
+    if isinstance(ended, Exception):
+        raise _in_words(ended)
+    return ended
+
+
+def _fit_in_thread(
+    trainer: TorchTrainer, run: Folder, line: ProgressLine
+) -> dict[str, Any] | Exception:
+    """One fit, beside this thread, which draws the progress and hears signals."""
+    outcomes: list[Any] = []
+
+    def fit() -> None:
+        try:
+            outcomes.append(trainer.fit().return_value)
+        except Exception as error:
+            outcomes.append(error)
+
+    thread = threading.Thread(target=fit, name="fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+        progress = read_progress(run, PROGRESS)
+        if progress is not None:
+            line.trained(progress)
+    return outcomes[0]
+
+
+def _in_words(error: Exception) -> Exception:
+    """What ended a fit, without Ray's layers around it."""
+    if isinstance(error, ControllerError):
+        cause = error.controller_failure
+        return cause if isinstance(cause, (Refused, Failed)) else Failed(f"Ray Train: {cause}")
+    if isinstance(error, WorkerGroupError):
+        causes = "; ".join(str(e).splitlines()[0] for e in error.worker_failures.values())
+        return Failed(f"workers died more often than workers.max_restarts allows: {causes}")
+    return error
+
+
+@contextmanager
+def _interruptible(run: Folder, line: ProgressLine) -> Generator[None]:
+    """The first Ctrl-C asks the workers to save and stop, the second leaves at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    presses = 0
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal presses
+        presses += 1
+        if presses == 1:
+            run.write_text(STOP, "")
+            line.say("saving and stopping; once more to leave at once")
+        else:
+            line.say(f"left; what was saved is in {run.location}")
+            os._exit(130)
+
+    before = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        run.remove(STOP)
+
+
+def _tell(run: Run) -> None:
+    """Where the run is and how to look at it."""
+    scores = {tag: value for tag, value in run.metrics.items() if tag.startswith("held_out/")}
+    told = "".join(f"  {tag} {value:.4g}" for tag, value in scores.items())
+    print(f"{run.location}: {run.images:,} images, {run.stop}{told}")
+    print(f"  look:   tensorboard --logdir {run.location}/tensorboard")
+    print(f"  sample: ray-gen sample {run.location} --count 64 --seed 0 --output grid.png")

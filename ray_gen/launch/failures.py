@@ -1,0 +1,26 @@
+"""Which failures Ray may try again, and which end a run at once."""
+
+from __future__ import annotations
+
+from ray.train import UserCallback
+from ray.train.v2._internal.exceptions import RayTrainError
+from ray.train.v2._internal.execution.context import TrainRunContext
+
+from ray_gen.distributed import WorkerLostError
+
+
+class EndOnError(UserCallback):
+    """Runs in Ray Train's controller. A worker that died is replaced; an exception of ours or of a
+    user's class would come again at the same step, so it ends the run.
+
+    When one rank dies the others raise from their collectives, sometimes first.
+    """
+
+    def after_exception(
+        self, run_context: TrainRunContext, worker_exceptions: dict[int, Exception]
+    ) -> None:
+        """Raising here makes Ray give up, with the exception raised as the cause."""
+        errors = list(worker_exceptions.values())
+        if any(isinstance(error, (RayTrainError, WorkerLostError)) for error in errors):
+            return
+        raise errors[0]

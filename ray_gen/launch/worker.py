@@ -1,0 +1,163 @@
+"""What every Ray worker runs: builds or restores the state, trains, and reports to Ray."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from ray_gen.build import build_objective
+from ray_gen.checkpoints import checkpoint_name, checkpoints, commit, prune
+from ray_gen.core import Objective
+from ray_gen.data import Store
+from ray_gen.distributed import WorkerLostError, World
+from ray_gen.errors import Failed, Refused
+from ray_gen.experiment import Experiment
+from ray_gen.loop import Control, train
+from ray_gen.meter import NonFiniteError
+from ray_gen.run import RunWriter, write_environment
+from ray_gen.sources import open_data
+from ray_gen.state import State
+from ray_gen.storage import Folder, StorageError
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Trains one run. Returns how it ended: the same on every rank.
+
+    config: `experiment` (YAML, resolved), `run` (location of its folder), `threads` (CPU cores of
+    this worker), `python_path` (where users' own classes may lie).
+    """
+    sys.path += [path for path in config["python_path"] if path not in sys.path]
+    torch.set_num_threads(config["threads"])
+    run = Folder(config["run"])
+    try:
+        return _trained(config, run)
+    except NonFiniteError as error:
+        # Every rank is here: a return ends the run, where an exception would be tried again.
+        return {"failed": str(error)}
+    except torch.OutOfMemoryError as error:
+        raise Failed(
+            "a GPU ran out of memory: lower training.micro_batch_size "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"{run.location}: {error.strerror or error}; what was saved before is intact: mend the "
+            "storage and start again with the same --name"
+        ) from error
+    except (Refused, Failed, WorkerLostError):
+        raise
+    except Exception as error:
+        raise Failed(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from error
+
+
+def _trained(config: dict[str, Any], run: Folder) -> dict[str, Any]:
+    experiment = Experiment.from_yaml(config["experiment"])
+    world = World.joined(ray.train.torch.get_device())
+    store = open_data(experiment)
+    objective = build_objective(experiment)
+    state = State.build(experiment, objective, world)
+    _restore(state, run)
+    writer = None
+    if world.rank == 0:
+        writer = RunWriter(run, experiment, objective, store, state)
+        write_environment(run, world)
+    try:
+        return _train(experiment, objective, state, store, world, run, writer)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _train(
+    experiment: Experiment,
+    objective: Objective,
+    state: State,
+    store: Store,
+    world: World,
+    run: Folder,
+    writer: RunWriter | None,
+) -> dict[str, Any]:
+    ended: dict[str, Any] = {"stop": "all images seen", "images": _images(experiment, state)}
+    upload = functools.partial(_upload, run=run, keep=experiment.checkpoints.keep)
+    with _termination_notice() as terminated:
+        latest: dict[str, float] = {}
+
+        def control(images: int) -> Control:
+            if writer is not None:
+                writer.progress(images, latest)
+                if writer.stop_is_asked():
+                    return Control.SAVE_AND_STOP
+            return Control.SAVE_AND_STOP if terminated.is_set() else Control.GO_ON
+
+        for report in train(experiment, objective, state, store, world, control):
+            latest = report.metrics
+            checkpoint = None
+            if writer is not None:
+                writer.report(report)
+                if report.save:
+                    # Ray deletes it after the upload.
+                    folder = Path(tempfile.mkdtemp(prefix="ray_gen-checkpoint-"))
+                    state.save(folder, experiment, report.metrics)
+                    writer.keep_best(report, folder)
+                    checkpoint = Checkpoint.from_directory(str(folder))
+            ray.train.report(
+                {"images": report.images, **report.metrics},
+                checkpoint,
+                checkpoint_dir_name=checkpoint_name(report.images) if report.save else None,
+                checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+                checkpoint_upload_fn=upload,
+                delete_local_checkpoint_after_upload=True,
+            )
+            ended = {"stop": report.stop, "images": report.images, "metrics": report.metrics}
+    return ended
+
+
+def _images(experiment: Experiment, state: State) -> int:
+    return state.step * experiment.training.global_batch_size
+
+
+def _restore(state: State, run: Folder) -> None:
+    """From the newest checkpoint of the run folder, at the start and after a death alike.
+
+    Ray's registry is not asked: it may know less than the folder (a worker can die between an
+    upload and its registration), and the manifests say what is whole.
+    """
+    found = checkpoints(run)
+    if found:
+        state.load(found[0].fetch())
+
+
+def _upload(checkpoint: Checkpoint, name: str, run: Folder, keep: int) -> Checkpoint:
+    """Commits a checkpoint and prunes the old ones, in Ray's upload thread."""
+    commit(Path(checkpoint.path), run, name)
+    prune(run, keep)
+    if run.is_local:
+        return Checkpoint(str(run.path / name))
+    return Checkpoint((run / name).location)
+
+
+@contextmanager
+def _termination_notice() -> Generator[threading.Event]:
+    """Set by SIGTERM, the last word of machines that are taken away, where it can be heard."""
+    noticed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noticed
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: noticed.set())
+    try:
+        yield noticed
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,118 @@
+"""DCGAN (Radford et al. 2016, section 3 and figure 1) for any square of 4·2^n pixels from 8 up, and
+28: strided and fractionally strided convolutions, BatchNorm except at the generator's output and
+the discriminator's input, ReLU and tanh, LeakyReLU 0.2, weights from N(0, 0.02²)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ray_gen.core import ImageToVector, VectorToImage
+from ray_gen.networks.labels import LabelPlane, LabelVector
+from ray_gen.networks.sizes import halvings
+from ray_gen.networks.spectral_norm import with_spectral_norm
+
+
+def _norm(channels: int, batch_norm: bool) -> list[nn.Module]:
+    return [nn.BatchNorm2d(channels)] if batch_norm else []
+
+
+def _initialise(module: nn.Module) -> None:
+    """Weights from N(0, 0.02²), scales of BatchNorm from N(1, 0.02²), biases 0."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(layer.weight, 0.0, 0.02)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, 1.0, 0.02)
+        bias = getattr(layer, "bias", None)
+        if isinstance(bias, Tensor):
+            nn.init.zeros_(bias)
+
+
+class DcganGenerator(nn.Module):
+    """z (N, vector_size) -> images (N, C, H, W), tanh where the signature asks for it.
+
+    At 64 pixels and width 64: 512 x 4², 256 x 8², 128 x 16², 64 x 32², C x 64².
+    """
+
+    def __init__(
+        self,
+        signature: VectorToImage,
+        *,
+        width: int,
+        batch_norm: bool,
+        label_size: int,
+        spectral_norm: bool,
+    ) -> None:
+        super().__init__()
+        steps, start = halvings(signature.image_shape)
+        self.label = LabelVector(signature.label_count, label_size)
+        channels = width * 2 ** (steps - 1)
+        inputs = signature.vector_size + self.label.added
+        # Biases only where no BatchNorm follows: it would subtract them.
+        layers: list[nn.Module] = [
+            nn.ConvTranspose2d(inputs, channels, start, bias=not batch_norm),
+            *_norm(channels, batch_norm),
+            nn.ReLU(inplace=True),
+        ]
+        for _ in range(steps - 1):
+            layers += [
+                nn.ConvTranspose2d(channels, channels // 2, 4, 2, 1, bias=not batch_norm),
+                *_norm(channels // 2, batch_norm),
+                nn.ReLU(inplace=True),
+            ]
+            channels //= 2
+        layers.append(nn.ConvTranspose2d(channels, signature.image_shape[0], 4, 2, 1))
+        if signature.output == "tanh":
+            layers.append(nn.Tanh())
+        self.layers = nn.Sequential(*layers)
+        _initialise(self.layers)
+        if spectral_norm:
+            with_spectral_norm(self.layers)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """z: (N, vector_size); labels: int64 (N,) or None."""
+        return self.layers(self.label(z, labels)[:, :, None, None])
+
+
+class DcganDiscriminator(nn.Module):
+    """images (N, C, H, W) -> (N, vector_size): one logit, or what an encoder needs.
+
+    At 64 pixels and width 64: 64 x 32², 128 x 16², 256 x 8², 512 x 4², vector_size.
+    """
+
+    def __init__(
+        self,
+        signature: ImageToVector,
+        *,
+        width: int,
+        batch_norm: bool,
+        label_size: int,
+        spectral_norm: bool,
+    ) -> None:
+        super().__init__()
+        del label_size  # a label is a plane beside the image here
+        steps, end = halvings(signature.image_shape)
+        self.label = LabelPlane(signature.label_count, signature.image_shape)
+        inputs = signature.image_shape[0] + self.label.added
+        layers: list[nn.Module] = [
+            nn.Conv2d(inputs, width, 4, 2, 1),
+            nn.LeakyReLU(0.2, inplace=True),
+        ]
+        channels = width
+        for _ in range(steps - 1):
+            layers += [
+                nn.Conv2d(channels, 2 * channels, 4, 2, 1, bias=not batch_norm),
+                *_norm(2 * channels, batch_norm),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+            channels *= 2
+        layers.append(nn.Conv2d(channels, signature.vector_size, end))
+        self.layers = nn.Sequential(*layers)
+        _initialise(self.layers)
+        if spectral_norm:
+            with_spectral_norm(self.layers)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """images: (N, C, H, W); labels: int64 (N,) or None."""
+        return torch.flatten(self.layers(self.label(images, labels)), 1)

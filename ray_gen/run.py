@@ -1,0 +1,227 @@
+"""The run folder: what one worker writes of a run, to read, to look at and to resume from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ray_gen import pictures
+from ray_gen.build import DTYPES
+from ray_gen.checkpoints import commit
+from ray_gen.core import Objective, Reconstructs
+from ray_gen.data import Store
+from ray_gen.data.feed import to_range
+from ray_gen.distributed import World
+from ray_gen.experiment import Experiment
+from ray_gen.loop import Report
+from ray_gen.noise import draw, key_of
+from ray_gen.state import MANIFEST, State
+from ray_gen.storage import Folder
+
+METRICS = "metrics.jsonl"
+PROGRESS = "progress.json"
+STOP = "stop"
+BEST = "best"
+PICTURED = 64
+"""Images in a grid."""
+
+
+class RunWriter:
+    """Writes metrics, TensorBoard events and pictures. One worker has it.
+
+    A run folder behind a URI is written beside this process first, and copied at every report.
+    """
+
+    def __init__(
+        self, run: Folder, experiment: Experiment, objective: Objective, store: Store, state: State
+    ) -> None:
+        self._run = run
+        self._experiment = experiment
+        self._objective = objective
+        self._state = state
+        self._store = store
+        self._folder = run.path if run.is_local else Path(tempfile.mkdtemp(prefix="ray_gen-run-"))
+        self._events: Any = None
+        self._progress_at = 0.0
+        self._start = state.step * experiment.training.global_batch_size
+        self._cut(self._start)
+
+    def _cut(self, images: int) -> None:
+        """Drop what an earlier attempt wrote beyond the checkpoint that this one starts from.
+        TensorBoard's events are cut by their writer: see `_tensorboard`."""
+        try:
+            lines = self._run.read_text(METRICS).splitlines()
+        except FileNotFoundError:
+            lines = []
+        kept = [line for line in lines if _images_of(line) <= images]
+        (self._folder / METRICS).write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        for name in (self._run / "samples").names():
+            digits = name.removesuffix(".png").rpartition("_")[2]
+            if digits.isdigit() and int(digits) > images:
+                (self._run / "samples").remove(name)
+
+    def progress(self, images: int, metrics: Mapping[str, float]) -> None:
+        """Tell how far the run is; at most once a second, and only into a local folder."""
+        now = time.time()
+        if not self._run.is_local or now - self._progress_at < 1.0:
+            return
+        self._progress_at = now
+        self._run.write_text(PROGRESS, json.dumps({"images": images, "metrics": dict(metrics)}))
+
+    def stop_is_asked(self) -> bool:
+        """Whether somebody asked this run to save and stop."""
+        return self._run.exists(STOP)
+
+    def report(self, report: Report) -> None:
+        """Write one report: a line of metrics, scalars and grids."""
+        line = {"step": report.step, "images": report.images, "time": time.time(), **report.metrics}
+        with (self._folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        first = self._events is None
+        events = self._tensorboard(report.metrics)
+        for tag, value in report.metrics.items():
+            events.add_scalar(tag, value, report.images)
+        grids = self._grids()
+        if first:
+            real = to_range(self._store.train.images_NHWC[:PICTURED], (0.0, 1.0))
+            grids["real"] = pictures.grid(real)
+        for name, picture in grids.items():
+            events.add_image(f"images/{name}", picture, report.images, dataformats="HWC")
+            file_name = "real.png" if name == "real" else f"{name}_{report.images:012d}.png"
+            pictures.save_png(picture, self._folder / "samples" / file_name)
+        events.flush()
+        self._progress_at = 0.0
+        self.progress(report.images, report.metrics)
+        self._push()
+
+    def close(self) -> None:
+        """Write what is still held."""
+        if self._events is not None:
+            self._events.close()
+            self._push()
+
+    def keep_best(self, report: Report, checkpoint: Path) -> None:
+        """Copy a checkpoint to `best/` if it is the best so far."""
+        settings = self._experiment.checkpoints.best
+        if settings is None or f"held_out/{settings.metric}" not in report.metrics:
+            return
+        value = report.metrics[f"held_out/{settings.metric}"]
+        best = self._best_value(settings.metric)
+        if best is not None and (value <= best if settings.mode == "max" else value >= best):
+            return
+        commit(checkpoint, self._run, BEST)
+
+    def _best_value(self, metric: str) -> float | None:
+        # One from beyond the checkpoint that this run goes on from is met again on the same way.
+        try:
+            manifest = json.loads((self._run / BEST).read_text(MANIFEST))
+        except (OSError, ValueError):
+            return None
+        return manifest["metrics"].get(f"held_out/{metric}")
+
+    def _tensorboard(self, metrics: Mapping[str, float]) -> Any:
+        """The event writer. Made at the first report: its import takes 3 s, which nobody should
+        wait for before the first step. `purge_step` cuts events beyond the checkpoint."""
+        if self._events is None:
+            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard.summary import hparams
+
+            folder = self._folder / "tensorboard"
+            self._events = SummaryWriter(str(folder), purge_step=self._start + 1)
+            values = _flat(self._experiment.model_dump(mode="json"))
+            for summary in hparams(values, dict.fromkeys(metrics)):
+                self._events.file_writer.add_summary(summary)
+        return self._events
+
+    @torch.no_grad()
+    def _grids(self) -> dict[str, Any]:
+        """Samples from a fixed noise, and reconstructions of held-out images, by the EMA."""
+        grids: dict[str, Any] = {}
+        experiment, networks = self._experiment, self._state.ema
+        objective = self._objective
+        device = next(iter(networks.parameters())).device
+        dtype = DTYPES[experiment.training.precision]
+        if objective.latent is not None:
+            step = torch.zeros(1, dtype=torch.int64, device=device)
+            indices = torch.arange(PICTURED, device=device)
+            z = draw(objective.latent, key_of(experiment.seed, "fixed"), step, indices)[0]
+            classes = experiment.label_count
+            labels = None if classes is None else indices % classes
+            images = objective.sample(networks, z.to(dtype), labels)
+            # A column a class, where there are few enough.
+            columns = classes if classes and classes <= 16 else None
+            grids["samples"] = pictures.grid(images, columns)
+        held_out = self._store.held_out
+        if isinstance(objective, Reconstructs) and len(held_out.images_NHWC):
+            stored = held_out.images_NHWC[: PICTURED // 2].to(device)
+            labels = None
+            if experiment.needs_labels and held_out.labels is not None:
+                labels = held_out.labels[: PICTURED // 2].to(device)
+            images = to_range(stored, objective.image_range, dtype)
+            reconstructed = objective.reconstruct(networks, images, labels)
+            pairs = _in_turn_rows(to_range(stored, (0.0, 1.0)), reconstructed.float(), 8)
+            grids["reconstructions"] = pictures.grid(pairs, 8)
+        return grids
+
+    def _push(self) -> None:
+        if not self._run.is_local:
+            for entry in self._folder.iterdir():
+                self._run.put(entry, entry.name)
+
+
+def _in_turn_rows(first: Tensor, second: Tensor, columns: int) -> Tensor:
+    """A row of the first, the same row of the second, and so on."""
+    rows = zip(first.split(columns), second.split(columns), strict=True)
+    return torch.cat([image for pair in rows for image in pair])
+
+
+def _images_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["images"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line cut short by a crash
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    """Hyperparameters by dotted path, as TensorBoard takes them: numbers, strings, booleans."""
+    if isinstance(tree, dict):
+        flat: dict[str, Any] = {}
+        for key, value in tree.items():
+            flat |= _flat(value, f"{path}.{key}" if path else str(key))
+        return flat
+    return {path: tree if isinstance(tree, (int, float, str, bool)) else json.dumps(tree)}
+
+
+def write_environment(run: Folder, world: World) -> None:
+    """environment.json: versions, hardware and the number of workers."""
+    versions = {name: _version(name) for name in ("ray_gen", "torch", "ray", "numpy", "pyarrow")}
+    gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
+    facts = {
+        "python": platform.python_version(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "gpu": gpu,
+        "cuda": torch.version.cuda if gpu else None,
+        "workers": world.size,
+        "threads_each": torch.get_num_threads(),
+    }
+    run.write_text("environment.json", json.dumps(facts, indent=2))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
