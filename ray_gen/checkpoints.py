@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 from ray_gen.state import EXPERIMENT, MANIFEST, CheckpointError
 from ray_gen.storage import Folder, StorageError
 
-_PREFIX = "checkpoint_"
+_NAME = re.compile(r"checkpoint_\d+")
 
 
 def checkpoint_name(images: int) -> str:
     """Sorted by name is sorted by images."""
-    return f"{_PREFIX}{images:012d}"
+    return f"checkpoint_{images:012d}"
 
 
 def checkpoints(run: Folder) -> list[Folder]:
     """The checkpoints of a run folder that have a manifest, newest first."""
-    names = [name for name in reversed(run.names()) if name.startswith(_PREFIX)]
+    names = [name for name in reversed(run.names()) if _NAME.fullmatch(name)]
     return [run / name for name in names if (run / name).exists(MANIFEST)]
 
 
@@ -72,5 +73,5 @@ def prune(run: Folder, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and what cut-off copies left."""
     kept = {folder.name for folder in checkpoints(run)[:keep]}
     for name in run.names():
-        if name.startswith(_PREFIX) and name not in kept:
+        if _NAME.fullmatch(name) and name not in kept:
             run.remove(name)

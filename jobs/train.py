@@ -1,0 +1,16 @@
+"""`ray-gen train` as a job: `ray job submit --working-dir . -- python jobs/train.py RECIPE ...`.
+
+Takes the arguments of `ray-gen train`. Exits with 0 when all images were seen, 1 when the run
+failed, 2 when it could not start, 130 when it was interrupted and saved.
+"""
+
+import sys
+from pathlib import Path
+
+# The uploaded working directory holds the package; a script sees only its own folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ray_gen.cli import main
+
+if __name__ == "__main__":
+    main(["train", *sys.argv[1:]])

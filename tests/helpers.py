@@ -1,0 +1,244 @@
+"""Small experiments and data, and training in one or several real processes (gloo)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch import Tensor
+
+from ray_gen.build import build_objective
+from ray_gen.core import Objective, Phase
+from ray_gen.data import Split, Store
+from ray_gen.distributed import World
+from ray_gen.experiment import Experiment
+from ray_gen.loop import Report, build_feed, train
+from ray_gen.meter import Meter
+from ray_gen.state import State
+from ray_gen.step import Step
+
+CLASSES = tuple("0123456789")
+
+ADAM = {"kind": "adam", "learning_rate": 1e-3}
+TRAINING = {
+    "images": 24 * 20,
+    "global_batch_size": 24,
+    "group_size": 6,
+    "ema_half_life_images": 100,
+    "ema_every_steps": 2,
+    "report_every_images": 24 * 10,
+    "checkpoint_every_images": 24 * 10,
+}
+
+
+def experiment(base: dict[str, Any], *overrides: str, side: int = 8) -> Experiment:
+    """A resolved experiment from a mapping and `path=value` assignments."""
+    import yaml
+
+    text = yaml.safe_dump({"data": {"kind": "mnist5k", "image_size": side}, **base})
+    return Experiment.from_yaml(text, overrides).resolved((1, side, side), CLASSES)
+
+
+def vae(*overrides: str, kind: str = "mlp") -> Experiment:
+    """A small VAE."""
+    network = {"kind": kind, "hidden_sizes": [32]} if kind == "mlp" else {"kind": kind, "width": 8}
+    return experiment(
+        {
+            "networks": {"encoder": network, "decoder": network},
+            "objective": {"kind": "vae", "latent_size": 5},
+            "optimizers": {"autoencoder": ADAM},
+            "training": TRAINING,
+        },
+        *overrides,
+    )
+
+
+def gan(*overrides: str, kind: str = "mlp") -> Experiment:
+    """A small GAN."""
+    network = {"kind": kind, "hidden_sizes": [32]} if kind == "mlp" else {"kind": kind, "width": 8}
+    return experiment(
+        {
+            "networks": {"generator": network, "discriminator": network},
+            "objective": {"kind": "gan", "latent_size": 5},
+            "optimizers": {"generator": ADAM, "discriminator": ADAM},
+            "training": TRAINING,
+        },
+        *overrides,
+    )
+
+
+def vae_gan(*overrides: str) -> Experiment:
+    """A small VAE-GAN, an objective of the tests' own."""
+    body = {"kind": "dcgan", "width": 4}
+    features = {
+        "kind": "custom",
+        "target": "tests.custom_objectives:FeatureDiscriminator",
+        "options": {"width": 4},
+    }
+    return _custom(
+        "VaeGan", {"encoder": body, "decoder": body, "discriminator": features}, *overrides
+    )
+
+
+def relativistic(*overrides: str) -> Experiment:
+    """A small relativistic GAN with R1 and R2, an objective of the tests' own."""
+    body = {"kind": "dcgan", "width": 8}
+    bare = {**body, "batch_norm": False}
+    return _custom("RelativisticGan", {"generator": body, "discriminator": bare}, *overrides)
+
+
+def _custom(name: str, networks: dict[str, Any], *overrides: str) -> Experiment:
+    """An experiment with an objective of the tests' own, which has a phase for each network."""
+    return experiment(
+        {
+            "networks": networks,
+            "objective": {
+                "kind": "custom",
+                "target": f"tests.custom_objectives:{name}",
+                "options": {"latent_size": 5, "gamma": 0.5},
+            },
+            "optimizers": dict.fromkeys(networks, ADAM),
+            "training": TRAINING,
+        },
+        *overrides,
+    )
+
+
+class Only:
+    """An objective with some of its phases."""
+
+    def __init__(self, objective: Objective, *phases: str) -> None:
+        self._objective = objective
+        self._phases = phases
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._objective, name)
+
+    def phases(self) -> list[Phase]:
+        """Those that are named, in their order."""
+        return [phase for phase in self._objective.phases() if phase.name in self._phases]
+
+
+def batches(
+    this: Experiment, objective: Objective, store: Store, first: int, last: int
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Images and labels of whole global batches, of the steps from `first` to `last` - 1."""
+    return list(build_feed(this, objective, store.train, World()).steps(first, last))
+
+
+def stepped(
+    this: Experiment, objective: Objective, store: Store, steps: int, state: State | None = None
+) -> tuple[State, Meter]:
+    """The state after some steps without a loop around them, and the meter of these steps."""
+    state = state or State.build(this, objective, World())
+    meter = Meter(this.training.global_batch_size, World())
+    step = Step(this, objective, state, World(), meter)
+    for images, labels in batches(this, objective, store, state.step, state.step + steps):
+        step(images, labels)
+    return state, meter
+
+
+def random_store(side: int, count: int = 72, held_out: int = 24) -> Store:
+    """Random grey images in memory."""
+    generator = torch.Generator().manual_seed(1)
+
+    def split(size: int) -> Split:
+        images = torch.randint(
+            0, 256, (size, side, side, 1), dtype=torch.uint8, generator=generator
+        )
+        return Split(images, torch.randint(0, 10, (size,), generator=generator))
+
+    return Store(split(count), split(held_out), CLASSES, skipped=0, path=Path(), label_count=10)
+
+
+def trained(
+    this: Experiment, store: Store, world: World | None = None, state: State | None = None
+) -> tuple[State, list[Report]]:
+    """The state after a whole run in this process, and its reports."""
+    world = world or World()
+    objective = build_objective(this)
+    state = state or State.build(this, objective, world)
+    return state, list(train(this, objective, state, store, world))
+
+
+def weights(state: State) -> dict[str, dict[str, Tensor]]:
+    """Copies of all tensors of the networks and their averages, by network."""
+    found = {}
+    for prefix, networks in (("", state.networks), ("ema ", state.ema)):
+        for name, network in networks.items():
+            tensors = network.state_dict().items()
+            found[prefix + name] = {key: value.detach().clone() for key, value in tensors}
+    return found
+
+
+def largest_difference(ours: Any, theirs: Any) -> float:
+    """max |Δw| over all networks."""
+    return max(
+        float((ours[name][key] - theirs[name][key]).abs().max())
+        for name in theirs
+        for key in theirs[name]
+    )
+
+
+def relative_difference(ours: Any, theirs: Any) -> float:
+    """max over networks of ‖Δw‖ / ‖w‖."""
+    ratios = []
+    for name in theirs:
+        difference = sum(
+            float((ours[name][k] - theirs[name][k]).square().sum()) for k in ours[name]
+        )
+        size = sum(float(theirs[name][k].square().sum()) for k in ours[name])
+        ratios.append((difference / max(size, 1e-12)) ** 0.5)
+    return max(ratios)
+
+
+def trained_by_workers(
+    count: int, experiments: Sequence[Experiment], store: Store, folder: Path
+) -> list[dict[str, dict[str, Tensor]]]:
+    """Final weights of each experiment, trained by `count` processes that gloo connects."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "ray_gen.loop", "tests.helpers"])
+    texts = [this.to_yaml() for this in experiments]
+    processes = [
+        context.Process(target=_worker, args=(rank, count, port, texts, store, folder))
+        for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+        if process.is_alive():
+            process.kill()
+    failures = [path.read_text() for path in folder.glob(f"failed-{count}-*")]
+    assert not failures, failures[0]
+    return torch.load(folder / f"weights-{count}.pt", weights_only=True)
+
+
+def _worker(
+    rank: int, count: int, port: int, texts: Sequence[str], store: Store, folder: Path
+) -> None:
+    try:
+        torch.set_num_threads(1)
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        dist.init_process_group("gloo", rank=rank, world_size=count)
+        world = World.joined(torch.device("cpu"))
+        results = []
+        for text in texts:
+            state, _ = trained(Experiment.from_yaml(text), store, world)
+            results.append(weights(state))
+        if rank == 0:
+            torch.save(results, folder / f"weights-{count}.pt")
+        dist.destroy_process_group()
+    except BaseException:
+        (folder / f"failed-{count}-{rank}").write_text(traceback.format_exc())
+        raise

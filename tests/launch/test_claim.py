@@ -1,0 +1,55 @@
+"""One writer at a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ray_gen.errors import Refused
+from ray_gen.launch.claim import FILE, Claim
+from ray_gen.storage import Folder
+
+HOLD = """
+import sys, time
+from ray_gen.launch.claim import Claim
+from ray_gen.storage import Folder
+with Claim(Folder(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(run: Path) -> subprocess.Popen[str]:
+    """Another process that writes a run."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=-1, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_live_writer_is_refused_and_a_dead_one_is_not_waited_for(tmp_path: Path) -> None:
+    process = holder(tmp_path)
+    try:
+        with pytest.raises(Refused, match=f"another process writes this run .pid {process.pid} on"):
+            Claim(Folder(str(tmp_path))).__enter__()
+    finally:
+        process.kill()
+        process.wait()
+    with Claim(Folder(str(tmp_path))):
+        assert (tmp_path / FILE).exists()
+    assert not (tmp_path / FILE).exists()
+
+
+def test_a_writer_on_another_machine_is_believed_until_it_is_silent(tmp_path: Path) -> None:
+    facts = {"host": "elsewhere", "pid": 1, "started": "1", "token": "x"}
+    (tmp_path / FILE).write_text(json.dumps({**facts, "time": time.time() - 5}))
+    with pytest.raises(Refused, match="on elsewhere"):
+        Claim(Folder(str(tmp_path))).__enter__()
+    (tmp_path / FILE).write_text(json.dumps({**facts, "time": time.time() - 60}))
+    with Claim(Folder(str(tmp_path))):
+        pass

@@ -1,0 +1,91 @@
+"""Stop, resume and train longer equals one long run, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ray_gen.build import build_objective
+from ray_gen.distributed import World
+from ray_gen.loop import Control, train
+from ray_gen.state import CheckpointError, State
+from tests.helpers import largest_difference, trained, weights
+from tests.test_invariance import EXPERIMENTS
+
+
+def resumed(experiment, folder: Path) -> State:
+    """A new state from a checkpoint."""
+    state = State.build(experiment, build_objective(experiment), World())
+    state.load(folder)
+    return state
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("steps", [7, 10])
+def test_training_longer_equals_one_long_run(
+    store_8, tmp_path: Path, name: str, steps: int
+) -> None:
+    whole, _ = trained(EXPERIMENTS[name](), store_8)
+    short = EXPERIMENTS[name](f"training.images={24 * steps}")
+    half, _ = trained(short, store_8)
+    assert largest_difference(weights(half), weights(whole)) > 0
+    half.save(tmp_path, short)
+    longer, reports = trained(
+        EXPERIMENTS[name](), store_8, state=resumed(EXPERIMENTS[name](), tmp_path)
+    )
+    assert reports[-1].step == 20
+    assert largest_difference(weights(longer), weights(whole)) == 0
+    moments, expected = longer._moments(), whole._moments()
+    assert moments.keys() == expected.keys()
+    assert all(torch.equal(moments[key], expected[key]) for key in moments)
+
+
+def test_a_stop_that_is_asked_for_saves_where_it_stands(
+    store_8, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("ray_gen.loop.CONTROL_SECONDS", 0.0)  # a control step after every step
+    whole, _ = trained(EXPERIMENTS["vae"](), store_8)
+    experiment = EXPERIMENTS["vae"]()
+    objective = build_objective(experiment)
+    state = State.build(experiment, objective, World())
+
+    def stop_after_five_steps(images: int) -> Control:
+        return Control.SAVE_AND_STOP if images >= 24 * 5 else Control.GO_ON
+
+    reports = list(train(experiment, objective, state, store_8, World(), stop_after_five_steps))
+    assert reports[-1].save
+    assert reports[-1].stop == "asked to stop"
+    assert state.step == 5
+    state.save(tmp_path, experiment)
+    longer, _ = trained(experiment, store_8, state=resumed(experiment, tmp_path))
+    assert largest_difference(weights(longer), weights(whole)) == 0
+
+
+def test_another_experiments_checkpoint_is_refused(store_8, tmp_path: Path) -> None:
+    other = EXPERIMENTS["vae"]("training.images=24")
+    trained(other, store_8)[0].save(tmp_path, other)
+    with pytest.raises(CheckpointError, match="belongs to another experiment"):
+        resumed(EXPERIMENTS["mlp-gan"](), tmp_path)
+    with pytest.raises(CheckpointError, match="belongs to another experiment"):
+        resumed(EXPERIMENTS["vae"]("objective.latent_size=6"), tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "no manifest", "bad manifest"])
+def test_a_damaged_checkpoint_is_refused_with_its_path(
+    store_8, tmp_path: Path, damage: str
+) -> None:
+    experiment = EXPERIMENTS["vae"]("training.images=24")
+    trained(experiment, store_8)[0].save(tmp_path, experiment)
+    file = tmp_path / ("manifest.json" if "manifest" in damage else "networks.safetensors")
+    content = bytearray(file.read_bytes())
+    if damage in ("remove", "no manifest"):
+        file.unlink()
+    elif damage == "flip":
+        content[-1] ^= 1
+        file.write_bytes(content)
+    else:
+        file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        resumed(experiment, tmp_path)
