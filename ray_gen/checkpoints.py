@@ -61,7 +61,8 @@ def commit(source: Path, run: Folder, name: str) -> None:
             for file in sorted(source.iterdir(), key=lambda file: file.name == MANIFEST):
                 run.put(file, f"{name}/{file.name}")
     except OSError as error:
-        shutil.rmtree(run.path / partial if run.is_local else source, ignore_errors=True)
+        if run.is_local:
+            shutil.rmtree(run.path / partial, ignore_errors=True)
         raise StorageError(
             f"storage: {run.location} cannot take {name} ({error.strerror or error}); what was "
             "saved before is intact: make room, or choose another --storage, and start again with "

@@ -53,6 +53,7 @@ def train(
     """
     from ray_gen.recipes import recipe
 
+    sys.path.insert(0, str(Path.cwd()))  # where a `kind: custom` class of the user's may lie
     experiment = recipe(recipe_or_file, *assignments)
     from ray_gen.launch import train as launch
 

@@ -15,6 +15,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
+def use_cores(count: int) -> None:
+    """Set up this process's CPU arithmetic, before its first tensor operation.
+
+    Denormal numbers become 0: Adam's moments of weights at always-black pixels decay into them,
+    and from then on a step of a small VAE took 6.0 ms instead of 4.4 ms. Threads inherit the flag
+    from the one that starts them.
+    """
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(count)
+
+
 class WorkerLostError(RuntimeError):
     """A collective failed: another worker died, or the network between them did."""
 

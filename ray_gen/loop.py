@@ -191,8 +191,9 @@ def _settled(experiment: Experiment, state: State, metrics: dict[str, float]) ->
     distances = [abs(value - optimum) for value in values]
     images = state.step * experiment.training.global_batch_size
     memory = state.settled
-    for name, distance in zip(("real_left", "fake_left"), distances, strict=True):
-        if distance > settings.tolerance:
+    for name, value in zip(("real_left", "fake_left"), values, strict=True):
+        # The way from ½ to the optimum is a discriminator that learns the smoothing and no image.
+        if not optimum - settings.tolerance <= value <= 0.5 + settings.tolerance:
             memory[name] = 1
     inside = max(distances) <= settings.tolerance
     if not inside or not (memory.get("real_left") and memory.get("fake_left")):

@@ -49,10 +49,16 @@ class Meter:
         self._tables: dict[str, _Table] = {}
 
     def record(self, term: str, step: int, values: Mapping[str, Tensor]) -> None:
-        """Values of each image, (N,), of a part of this rank's images at one step."""
+        """Values of each image, (N,), of a part of this rank's images at one step.
+
+        term: one of its own for each term of each phase. Raises ValueError for a tag of two terms.
+        """
         table = self._tables.get(term)
         columns = torch.stack([value.detach() for value in values.values()])
         if table is None:
+            for other, known in self._tables.items():
+                for tag in values.keys() & set(known.names):
+                    raise ValueError(f"the terms {other} and {term} both report {tag}; rename one")
             table = self._tables[term] = _Table(list(values), columns.device)
         table.add(step, columns.sum(1))
 

@@ -110,7 +110,7 @@ class Step:
                 images_seen=seen,
             )
             for term in terms:
-                self._backward(term, step, batch)
+                self._backward(phase.name, term, step, batch)
         statistics = [m.phase_statistics() for m in runner.modules]
         sums = iter(runner.sum([s for s in statistics if s is not None]))
         rate = runner.settings.learning_rate * learning_rate_factor(
@@ -126,7 +126,7 @@ class Step:
         for module, own in zip(runner.modules, statistics, strict=True):
             module.end_phase(None if own is None else next(sums))
 
-    def _backward(self, term: Term, step: int, batch: Batch) -> None:
+    def _backward(self, phase: str, term: Term, step: int, batch: Batch) -> None:
         """Adds the gradient of one term on one micro-batch."""
         autocast = (
             torch.autocast(batch.images.device.type, torch.bfloat16)
@@ -135,7 +135,8 @@ class Step:
         )
         with autocast:
             losses = term.loss(self._state.networks, batch)
-        self._meter.record(term.name, step, _by_tag(term, losses))
+        tagged = _by_tag(term, losses, len(batch.images))
+        self._meter.record(f"{phase}/{term.name}", step, tagged)
         total = torch.stack([value.sum() for value in losses.minimised.values()]).sum()
         (total * (term.weight * term.every / self._global_batch_size)).backward()
 
@@ -163,12 +164,12 @@ class Step:
         self._state.update_ema(1.0 - decay)
 
 
-def _by_tag(term: Term, losses: Losses) -> dict[str, Tensor]:
+def _by_tag(term: Term, losses: Losses, count: int) -> dict[str, Tensor]:
     """What the meter records: minimised losses under `loss/`, the rest under its own tag."""
     tagged = {f"loss/{name}": value for name, value in losses.minimised.items()}
     tagged |= losses.reported
     for tag, value in tagged.items():
-        if value.dim() != 1:
+        if value.shape != (count,):
             raise ValueError(
                 f"term {term.name}: {tag} has shape {tuple(value.shape)}; a term returns one value "
                 "for each image, (N,), and the step averages over the global batch"

@@ -77,6 +77,7 @@ class Folder:
             partial.replace(self.path / name)
             return
         system, path = self._remote
+        system.create_dir(path)  # nothing to an object store, needed by a file system
         with system.open_output_stream(f"{path}/{name}") as stream:
             stream.write(text.encode())
 
@@ -143,6 +144,9 @@ class Folder:
         from pyarrow import fs
 
         system, path = self._remote
+        system.create_dir(
+            f"{path}/{name}".rpartition("/")[0] if source.is_file() else f"{path}/{name}"
+        )
         fs.copy_files(str(source), f"{path}/{name}", destination_filesystem=system)
 
     def check_writable(self) -> None:

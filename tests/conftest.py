@@ -1,11 +1,12 @@
-"""What tests share: small data in memory, experiments from recipes, and groups of real processes."""
+"""What tests share: small data in memory, and a torch whose global generator nobody relies on."""
 
 from __future__ import annotations
 
 import os
 
-# Before torch is imported: two threads at most, as several processes share a small machine.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Before torch is imported: threads of several processes that share two cores spin (37 s become 4
+# minutes).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

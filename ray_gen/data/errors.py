@@ -16,5 +16,7 @@ def reason(error: BaseException) -> str:
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
+    if type(error).__name__ == "UnidentifiedImageError":  # PIL's message shows a Python object
+        return "it is not an image of a known format"
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

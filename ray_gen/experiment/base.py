@@ -113,7 +113,7 @@ def _dotted(location: tuple[Any, ...], given: Any) -> str:
         last = position == len(location) - 1
         if isinstance(here, Mapping):
             tag = here.get("kind")
-            if part not in here and not last and (tag == part or tag is None):
+            if part not in here and (tag == part or (tag is None and not last)):
                 continue
             here = here.get(part)
         elif isinstance(here, (list, tuple)) and isinstance(part, int):

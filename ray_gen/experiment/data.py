@@ -117,7 +117,7 @@ class ParquetData(DataSettings):
 _SHORT_FORMS = {"folder": "path", "parquet": "path", "torchvision": "dataset"}
 
 
-def _from_short_form(value: Any) -> Any:
+def from_short_form(value: Any) -> Any:
     """`mnist5k`, `folder:PATH`, `parquet:PATH_OR_URI` and `torchvision:CLASS` as mappings."""
     if not isinstance(value, str):
         return value
@@ -131,5 +131,5 @@ Data = Annotated[
     Annotated[
         Mnist5kData | TorchvisionData | FolderData | ParquetData, Field(discriminator="kind")
     ],
-    BeforeValidator(_from_short_form),
+    BeforeValidator(from_short_form),
 ]

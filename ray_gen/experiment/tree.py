@@ -11,7 +11,13 @@ import yaml
 from pydantic import Field, ValidationError
 
 from ray_gen.experiment.base import ExperimentError, Settings, free, problems_of
-from ray_gen.experiment.data import Data, FolderData, ParquetData, TorchvisionData
+from ray_gen.experiment.data import (
+    Data,
+    FolderData,
+    ParquetData,
+    TorchvisionData,
+    from_short_form,
+)
 from ray_gen.experiment.networks import Network, NetworkSettings
 from ray_gen.experiment.objectives import GanObjective, Objective
 from ray_gen.experiment.optimizers import Optimizer
@@ -56,14 +62,15 @@ class Experiment(Settings):
     @classmethod
     def from_yaml(cls, text: str, overrides: Sequence[str] = ()) -> Self:
         """From YAML and `path=value` assignments, in their order."""
-        given = parse_yaml(text)
-        for assignment in overrides:
+        given = _unshared(parse_yaml(text))
+        for assignment in overrides if isinstance(given, dict) else ():
             apply_override(given, assignment)
         return cls.of(given)
 
     def to_yaml(self) -> str:
         """Complete YAML, defaults included."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        given = self.model_dump(mode="json")
+        return yaml.dump(given, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
     def with_fields(self, **changes: Any) -> Self:
         """A copy with fields replaced by dotted path (`__` for a dot), checked anew."""
@@ -247,11 +254,16 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2 floats: 1e-4 is a number, where YAML 1.1 reads a string."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes a string that `_Loader` would read as a number."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
 
 
 def parse_yaml(text: str) -> Any:
@@ -265,6 +277,13 @@ def parse_yaml(text: str) -> Any:
         raise ExperimentError([f"the experiment is not YAML: {problem}{where}"]) from None
 
 
+def _unshared(tree: Any) -> Any:
+    """A copy in which what YAML aliases share stands apart: an assignment to one is to no other."""
+    if isinstance(tree, dict):
+        return {key: _unshared(value) for key, value in tree.items()}
+    return [_unshared(value) for value in tree] if isinstance(tree, list) else tree
+
+
 def apply_override(given: Any, assignment: str) -> None:
     """Set one field of a plain tree from `path=value`; the value is YAML."""
     path, equals, text = assignment.partition("=")
@@ -276,8 +295,7 @@ def apply_override(given: Any, assignment: str) -> None:
     here = given
     for position, part in enumerate(parents):
         if isinstance(here, dict) and isinstance(here.get(part), str) and part == "data":
-            # A short form such as `data: mnist5k` is the `kind` of a mapping.
-            here[part] = {"kind": here[part]}
+            here[part] = from_short_form(here[part])
         child = here.get(part) if isinstance(here, dict) else None
         if child is None and isinstance(here, dict):
             child = here[part] = {}

@@ -92,7 +92,6 @@ def train(
         _same_run(run, experiment)
         build_objective(experiment)
         _check_resumable(run)
-        run.write_text(EXPERIMENT, experiment.to_yaml())
         run.remove(STOP)
         run.remove(PROGRESS)
         # Ray's own record of an earlier fit would be restored, and raises if a checkpoint is gone.
@@ -103,6 +102,7 @@ def train(
         with connected():
             share = share_of(experiment)
             check_shared(run)
+            run.write_text(EXPERIMENT, experiment.to_yaml())
             line.stage(f"starting {share.workers} worker{'s' if share.workers > 1 else ''}")
             config = {
                 "experiment": experiment.to_yaml(),
@@ -122,10 +122,9 @@ def train(
 
 def _same_run(run: Folder, experiment: Experiment) -> None:
     """Refuse to go on with a run that is another experiment's."""
-    try:
-        before = Experiment.from_yaml(run.read_text(EXPERIMENT))
-    except FileNotFoundError:
-        return
+    if not checkpoints(run):
+        return  # nothing to go on from, so nothing to contradict
+    before = Experiment.from_yaml(run.read_text(EXPERIMENT))
     different = list(differences(experiment, before))
     if different:
         raise ExperimentError(

@@ -22,7 +22,7 @@ from ray_gen.build import build_objective
 from ray_gen.checkpoints import checkpoint_name, checkpoints, commit, prune
 from ray_gen.core import Objective
 from ray_gen.data import Store
-from ray_gen.distributed import WorkerLostError, World
+from ray_gen.distributed import WorkerLostError, World, use_cores
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment
 from ray_gen.loop import Control, train
@@ -40,7 +40,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     this worker), `python_path` (where users' own classes may lie).
     """
     sys.path += [path for path in config["python_path"] if path not in sys.path]
-    torch.set_num_threads(config["threads"])
+    use_cores(config["threads"])
     run = Folder(config["run"])
     try:
         return _trained(config, run)

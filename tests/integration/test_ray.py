@@ -1,5 +1,5 @@
-"""Real Ray: what a user's command does, and what it survives. A fit costs some 20 s before its first
-step, so the tests share one Ray and few fits."""
+"""Real Ray: what a user's command does, and what it survives. A fit costs some 20 s before its
+first step, so the tests share one Ray and few fits."""
 
 from __future__ import annotations
 
@@ -162,13 +162,13 @@ def test_killed_processes_change_nothing(undisturbed: Path, storage: Path, victi
 
     thread = threading.Thread(target=kill)
     thread.start()
-    run = ray_gen.train(recipe("workers.count=2", "workers.cpus=1"), storage=str(storage), name=name)
+    run = ray_gen.train(
+        recipe("workers.count=2", "workers.cpus=1"), storage=str(storage), name=name
+    )
     thread.join()
     assert killed
     assert same(final(Path(run.location)), final(undisturbed))
-    images = [
-        json.loads(line)["images"] for line in (storage / name / "metrics.jsonl").open()
-    ]
+    images = [json.loads(line)["images"] for line in (storage / name / "metrics.jsonl").open()]
     assert images == sorted(set(images)), "reports beyond the checkpoint were not cut"
 
 

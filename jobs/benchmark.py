@@ -1,0 +1,482 @@
+"""Images/s of ray_gen's training, of a bare loop that is its limit, and of other projects' loops.
+
+    python jobs/benchmark.py [--seconds 4] [--rounds 9] [--device auto] [--only vae] [--json FILE]
+
+Two models: a VAE of fully connected layers (784-400-(20, 20), batch 128, digits of 28 x 28) and
+DCGAN (64 x 64 RGB, z 100, width 64, batch 64), both with the recipes of pytorch/examples. Each
+contestant has a process of its own, with the same number of torch threads; while one works, the
+others wait. It is built and warmed up outside the clock; its block is a fixed number of steps, as
+many as take `--seconds` at its own pace. Rounds are interleaved (A B C D, A B C D, ...), and the
+table gives the median of images/s and the medians of the ratios within each round.
+
+    bare step         our step on one batch that already lies on the device: the limit
+    ray_gen           our step on the batches of our data path
+    whole trainer     ray_gen.loop.train with its reports and control steps, without Ray; what is
+                      done with a report is not counted
+    pytorch/examples  a plain loop that does what `vae/main.py` or `dcgan/main.py` do: see _peers.py
+    pythae            its own trainer and data path (`pip install '.[benchmark]'`)
+
+Ours train with EMA and metrics on. All read the built-in digits, repeated until an epoch of the VAE
+is as long as MNIST's; all hold them in memory, DCGAN's peer too, which is spared its JPEG files.
+Ours draws a second z for the generator, as the algorithm has it, where the script's generator phase
+goes on with the discriminator's fakes: one more forward pass of the generator a step, for the
+weight gradients of the discriminator that it does without there. On a GPU
+there are also rows in bf16, and each row's share of the device's dense bf16 peak: FLOPs of matrix
+products and convolutions, counted over one step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from itertools import repeat
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+import torch
+from _peers import ExampleDcgan, ExampleVae, PythaeVae
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+# A script sees only its own folder; without this it would measure an installed version.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import ray_gen
+from ray_gen.build import build_objective
+from ray_gen.data import Split, Store
+from ray_gen.distributed import World, use_cores
+from ray_gen.experiment import Experiment
+from ray_gen.loop import build_feed, train
+from ray_gen.meter import Meter
+from ray_gen.sources import class_names, open_data
+from ray_gen.state import State
+from ray_gen.step import Step
+
+ENDLESS = 10**12
+REPORT_EVERY_IMAGES = 20_000
+"""Of the whole trainer, where a block is not shorter."""
+REFERENCES = ("pytorch/examples", "pythae", "bare step")
+"""Rows that every row is compared with."""
+
+VAE: dict[str, Any] = {
+    "data": {"kind": "mnist5k"},
+    "networks": {
+        "encoder": {"kind": "mlp", "hidden_sizes": [400]},
+        "decoder": {"kind": "mlp", "hidden_sizes": [400]},
+    },
+    "objective": {"kind": "vae", "latent_size": 20, "likelihood": "bernoulli"},
+    "optimizers": {"autoencoder": {"kind": "adam", "learning_rate": 1e-3}},
+    "training": {
+        "images": ENDLESS,
+        "global_batch_size": 128,
+        "group_size": 128,
+        "checkpoint_every_images": ENDLESS,
+    },
+}
+_DCGAN_ADAM = {"kind": "adam", "learning_rate": 2e-4, "betas": [0.5, 0.999]}
+DCGAN: dict[str, Any] = {
+    "data": {"kind": "mnist5k", "image_size": 64, "channels": 3},
+    "networks": {
+        "generator": {"kind": "dcgan", "width": 64},
+        "discriminator": {"kind": "dcgan", "width": 64},
+    },
+    "objective": {"kind": "gan", "latent_size": 100, "loss": "non_saturating"},
+    "optimizers": {"generator": _DCGAN_ADAM, "discriminator": _DCGAN_ADAM},
+    "training": {
+        "images": ENDLESS,
+        "global_batch_size": 64,
+        "group_size": 64,
+        "checkpoint_every_images": ENDLESS,
+    },
+}
+
+DENSE_BF16_PEAKS = {
+    "H200": 989e12,
+    "GH200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+"""FLOP/s without sparsity, by a part of the device's name (vendors' data sheets); the longest part
+that fits counts."""
+
+
+class Contestant(Protocol):
+    """A way to train a model."""
+
+    def run(self, steps: int) -> int:
+        """Trains for so many steps, or near them; images seen."""
+        ...
+
+
+class _Ours:
+    """A state of ray_gen's and what trains it."""
+
+    def __init__(self, experiment: Experiment, store: Store, device: torch.device) -> None:
+        self.world = World(device=device)
+        self.batch = experiment.training.global_batch_size
+        objective = build_objective(experiment)
+        state = State.build(experiment, objective, self.world)
+        self._meter = Meter(self.batch, self.world)
+        self._step = Step(experiment, objective, state, self.world, self._meter)
+        feed = build_feed(experiment, objective, store.train, self.world)
+        self._batches = iter(feed.steps(0, experiment.steps))
+
+    def run(self, steps: int) -> int:
+        """A report of the metrics ends a block."""
+        for _ in range(steps):
+            self._step(*next(self._batches))
+        self._meter.report()
+        return steps * self.batch
+
+
+class WithFeed(_Ours):
+    """Our step on the batches of our data path."""
+
+
+class BareStep(_Ours):
+    """Our step on one batch that already lies on the device."""
+
+    def __init__(self, experiment: Experiment, store: Store, device: torch.device) -> None:
+        super().__init__(experiment, store, device)
+        self._batches = repeat(next(self._batches))
+
+
+class WholeTrainer:
+    """`ray_gen.loop.train`, from report to report."""
+
+    def __init__(self, experiment: Experiment, store: Store, device: torch.device) -> None:
+        world = World(device=device)
+        objective = build_objective(experiment)
+        state = State.build(experiment, objective, world)
+        self._interval = max(
+            1, experiment.training.report_every_images // experiment.training.global_batch_size
+        )
+        self._reports = train(experiment, objective, state, store, world)
+        self._images = 0
+
+    def run(self, steps: int) -> int:
+        """As many reports as come nearest to so many steps, at least one."""
+        before = self._images
+        for _ in range(max(1, round(steps / self._interval))):
+            self._images = next(self._reports).images
+        return self._images - before
+
+
+@dataclass(frozen=True)
+class Model:
+    """What contestants train, and who they are beside ours."""
+
+    title: str
+    experiment: dict[str, Any]
+    images: int
+    """To train on: the digits, repeated."""
+    warm_up_steps: int
+    peers: dict[str, Callable[[Tensor, Tensor, torch.device], Contestant]]
+    """By row; built from uint8 images (N, H, W, C) and labels."""
+
+    @property
+    def batch(self) -> int:
+        """Images of a step."""
+        return self.experiment["training"]["global_batch_size"]
+
+    def build(self, row: str, report_every_images: int, device: torch.device) -> Contestant:
+        """The contestant of a row."""
+        if row not in self.peers:
+            use_cores(torch.get_num_threads())  # as ray_gen's workers do, before any tensor
+        experiment = Experiment.of(self.experiment)
+        store = open_data(experiment)
+        assert store.train.labels is not None
+        indices = torch.arange(self.images) % len(store.train)
+        images_NHWC, labels = store.train.images_NHWC[indices], store.train.labels[indices]
+        if row in self.peers:
+            return self.peers[row](images_NHWC, labels, device)
+        kind, _, precision = row.partition(", ")
+        resolved = experiment.resolved(store.image_shape, class_names(store)).with_fields(
+            training__precision=precision or "fp32",
+            training__report_every_images=report_every_images,
+        )
+        return OURS[kind](resolved, replace(store, train=Split(images_NHWC, labels)), device)
+
+
+OURS = {"bare step": BareStep, "ray_gen": WithFeed, "whole trainer": WholeTrainer}
+MODELS = {
+    "vae": Model(
+        "VAE, 784-400-(20, 20), batch 128, digits of 28 x 28",
+        VAE,
+        images=60_000,
+        # Adam's first moments at pixels that are always black decay to denormal numbers in some 700
+        # steps, and from then on every step is slower on a CPU, a third in one measurement.
+        warm_up_steps=1000,
+        peers={"pytorch/examples": ExampleVae, "pythae": PythaeVae},
+    ),
+    "dcgan": Model(
+        "DCGAN, z 100, width 64, batch 64, digits of 64 x 64 RGB",
+        DCGAN,
+        images=20_000,
+        warm_up_steps=5,
+        peers={"pytorch/examples": ExampleDcgan},
+    ),
+}
+
+
+def serve(pipe: Connection, key: str, row: str, report_every_images: int, device: str) -> None:
+    """A contestant's process: answers every request with a pair of numbers, or with what failed."""
+    try:
+        where = torch.device(device)
+        contestant = MODELS[key].build(row, report_every_images, where)
+        for counts_flops, steps in iter(pipe.recv, None):
+            answer = _flops if counts_flops else _timed
+            pipe.send(answer(contestant, steps, where))
+    except EOFError:  # nobody asks any more
+        return
+    except Exception:
+        pipe.send(traceback.format_exc())
+
+
+def _timed(contestant: Contestant, steps: int, device: torch.device) -> tuple[int, float]:
+    """Images and seconds of so many steps."""
+    _synchronise(device)
+    start = time.perf_counter()
+    images = contestant.run(steps)
+    _synchronise(device)
+    return images, time.perf_counter() - start
+
+
+def _flops(contestant: Contestant, steps: int, device: torch.device) -> tuple[int, float]:
+    """Images and FLOPs of so many steps."""
+    del device
+    with FlopCounterMode(display=False) as counter:
+        images = contestant.run(steps)
+    return images, float(counter.get_total_flops())
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Row:
+    """A contestant in a process of its own, and what was measured of it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.installed = name != "pythae" or find_spec("pythae") is not None
+        self.steps = 1
+        """Of a block."""
+        self.images_per_second: list[float] = []
+        """By round."""
+        self.flops_per_image: float | None = None
+
+    def start(self, key: str, report_every_images: int, device: str) -> None:
+        """Starts the process, which builds the contestant."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        arguments = (theirs, key, self.name, report_every_images, device)
+        self._process = context.Process(target=serve, args=arguments)
+        self._process.start()
+        theirs.close()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._pipe.close()
+        self._process.join()
+
+    def _asked(self, steps: int, *, flops: bool = False) -> tuple[int, float]:
+        try:
+            self._pipe.send((flops, steps))
+            answer = self._pipe.recv()
+        except (EOFError, OSError):
+            raise SystemExit(f"{self.name}: its process ended without a word") from None
+        if isinstance(answer, str):
+            raise SystemExit(f"{self.name}:\n{answer}")
+        return answer
+
+    def prepare(self, batch: int, warm_up_steps: int, seconds: float) -> None:
+        """Warms up, for four blocks at most, and finds the number of steps that takes `seconds`."""
+        self._asked(3)
+        done, spent, elapsed, images = 0, 0.0, 0.0, 0
+        while elapsed < seconds / 4 or (done < warm_up_steps and spent < 4 * seconds):
+            images, elapsed = self._asked(self.steps)
+            done, spent = done + images // batch, spent + elapsed
+            if elapsed < seconds / 4:
+                self.steps *= 2
+        self.steps = max(1, round(images / elapsed * seconds / batch))
+
+    def count_flops(self) -> None:
+        """Of one step, per image."""
+        images, flops = self._asked(1, flops=True)
+        self.flops_per_image = flops / images
+
+    def measure(self) -> None:
+        """One block."""
+        images, seconds = self._asked(self.steps)
+        self.images_per_second.append(images / seconds)
+
+
+def prepared_rows(key: str, device: str, seconds: float, processes: ExitStack) -> list[Row]:
+    """All contestants of a model, warmed up. `processes` ends theirs."""
+    model = MODELS[key]
+    rows: list[Row] = []
+
+    def add(name: str, report_every_images: int = REPORT_EVERY_IMAGES) -> Row:
+        print(f"  preparing {name}", file=sys.stderr, flush=True)
+        row = Row(name)
+        rows.append(row)
+        if row.installed:
+            row.start(key, report_every_images, device)
+            processes.callback(row.close)
+            row.prepare(model.batch, model.warm_up_steps, seconds)
+            if device == "cuda":
+                row.count_flops()
+        return row
+
+    for suffix in ("", ", bf16") if device == "cuda" else ("",):
+        bare = add(f"bare step{suffix}")
+        add(f"ray_gen{suffix}")
+        add(f"whole trainer{suffix}", min(REPORT_EVERY_IMAGES, bare.steps * model.batch))
+    for name in model.peers:
+        add(name)
+    return rows
+
+
+def measure(rows: Sequence[Row], rounds: int) -> None:
+    """Interleaved: each contestant once a round."""
+    for number in range(rounds):
+        print(f"  round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+        for row in rows:
+            if row.installed:
+                row.measure()
+
+
+def ratio(row: Row, reference: Row) -> float:
+    """Median over rounds of a row's speed in units of another's."""
+    pairs = zip(row.images_per_second, reference.images_per_second, strict=True)
+    return median(own / other for own, other in pairs)
+
+
+def table(rows: Sequence[Row], peak: float | None, *, shares: bool) -> str:
+    """The rows, as text. shares: with a column of the device's peak."""
+    references = [row for name in REFERENCES for row in rows if row.name == name and row.installed]
+    heads = ["images/s", "lowest", "highest", *(f"x {row.name}" for row in references)]
+    heads += ["of bf16 peak"] if shares else []
+    widths = [max(9, len(head)) for head in heads]
+    lines = [("", heads)]
+    for row in rows:
+        speeds = row.images_per_second
+        if not row.installed:
+            lines.append((row.name, ["not installed (pip install '.[benchmark]')"]))
+            continue
+        cells = [f"{speed:,.0f}" for speed in (median(speeds), min(speeds), max(speeds))]
+        cells += [f"{ratio(row, reference):.3f}" for reference in references]
+        if shares:
+            flops = median(speeds) * (row.flops_per_image or 0.0)
+            cells.append(f"{flops / peak:.1%}" if peak and flops else "n/a")
+        lines.append((row.name, cells))
+    first = max(len(name) for name, _ in lines)
+    return "\n".join(
+        "  ".join([name.ljust(first), *map(str.rjust, cells, widths)]).rstrip()
+        for name, cells in lines
+    )
+
+
+def dense_bf16_peak(device: torch.device) -> float | None:
+    """FLOP/s of the device; None if it is not in the table."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = [part for part in DENSE_BF16_PEAKS if part in name]
+    return DENSE_BF16_PEAKS[max(known, key=len)] if known else None
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """Hardware, threads and versions."""
+    found: dict[str, str | int] = {"device": device.type}
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    found |= {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 0,
+        "torch_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "ray_gen": ray_gen.__version__,
+    }
+    for package in ("torch", "torchvision", "pythae"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(
+            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints the tables, and writes the JSON if asked to."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a block (default: 4)")
+    parser.add_argument("--rounds", type=int, default=9, help="default: 9")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--only", choices=tuple(MODELS), help="one of the models")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1 or options.seconds <= 0:
+        parser.error("--rounds and --seconds must be positive")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here; use --device cpu")
+    on_gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if on_gpu else "cpu")
+    found = environment(device)
+    print("\n".join(f"{name}: {value}" for name, value in found.items()))
+    peak = dense_bf16_peak(device)
+    result: dict[str, Any] = {"environment": found, "dense_bf16_peak": peak, "models": {}}
+    for key in [options.only] if options.only else list(MODELS):
+        title = f"{MODELS[key].title}; {options.rounds} rounds, blocks of {options.seconds:g} s"
+        print(f"\n{title}", flush=True)
+        with ExitStack() as processes:
+            rows = prepared_rows(key, device.type, options.seconds, processes)
+            measure(rows, options.rounds)
+        print(table(rows, peak, shares=on_gpu), flush=True)
+        result["models"][key] = [
+            {
+                "name": row.name,
+                "installed": row.installed,
+                "steps_per_block": row.steps,
+                "images_per_second": row.images_per_second,
+                "flops_per_image": row.flops_per_image,
+            }
+            for row in rows
+        ]
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

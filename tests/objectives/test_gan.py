@@ -1,0 +1,317 @@
+"""The GAN against a step written out by hand, and what its options change."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ray_gen import loop
+from ray_gen.build import build_objective
+from ray_gen.core import Batch, Losses, Phase
+from ray_gen.distributed import World
+from ray_gen.meter import Meter
+from ray_gen.noise import draw, key_of
+from ray_gen.state import State
+from ray_gen.step import Step
+from tests.helpers import batches, gan, largest_difference, stepped, trained, weights
+
+RATE = 0.05
+SGD = [
+    f"optimizers.{name}={{kind: sgd, learning_rate: {RATE}}}"
+    for name in ("generator", "discriminator")
+]
+FP64 = "training.precision=fp64"
+
+
+def z_of(objective, phase: str, step: int, count: int = 24) -> Tensor:
+    drawn = draw(objective.latent, key_of(0, phase, "z"), torch.tensor([step]), torch.arange(count))
+    return drawn[0].double()
+
+
+def log_sigmoid(logits: Tensor) -> Tensor:
+    return torch.log(1 / (1 + torch.exp(-logits)))
+
+
+def step_by_hand(networks, objective, experiment, step: int, images: Tensor) -> None:
+    """One step of SGD on the paper's losses, in float64."""
+    generator, discriminator = networks["generator"], networks["discriminator"]
+    settings = experiment.objective
+    t = 1 - settings.label_smoothing
+
+    def descend(network, loss: Tensor) -> None:
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+                parameter -= RATE * gradient
+
+    x = images.clone().requires_grad_()
+    real = discriminator(x, None)
+    fake = discriminator(generator(z_of(objective, "discriminator", step), None).detach(), None)
+    if settings.loss == "hinge":
+        loss = (1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean()
+    else:
+        loss = -(t * log_sigmoid(real) + (1 - t) * log_sigmoid(-real) + log_sigmoid(-fake)).mean()
+    if settings.r1_weight and (step + 1) % settings.r1_every == 0:
+        (slope,) = torch.autograd.grad(real.sum(), x, create_graph=True)
+        penalty = slope.square().sum((1, 2, 3)).mean()
+        loss = loss + settings.r1_every * settings.r1_weight / 2 * penalty
+    descend(discriminator, loss)
+    if (step + 1) % settings.discriminator_steps == 0:
+        fake = discriminator(generator(z_of(objective, "generator", step), None), None)
+        loss = {
+            "non_saturating": -log_sigmoid(fake),
+            "minimax": log_sigmoid(-fake),
+            "hinge": -fake,
+        }[settings.loss]
+        descend(generator, loss.mean())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["objective.loss=non_saturating"],
+        ["objective.loss=minimax", "objective.discriminator_steps=2"],
+        ["objective.loss=hinge", "objective.r1_weight=0.7"],
+        ["objective.label_smoothing=0.2", "objective.r1_weight=3", "objective.r1_every=2"],
+        ["objective.latent_distribution=uniform", "objective.discriminator_steps=3"],
+    ],
+)
+@pytest.mark.parametrize("micro", [[], ["training.micro_batch_size=6"]])
+def test_steps_are_the_papers_in_float64(store_8, options: list[str], micro: list[str]) -> None:
+    experiment = gan(FP64, *SGD, *options, *micro)
+    objective = build_objective(experiment)
+    state = State.build(experiment, objective, World())
+    expected = copy.deepcopy(state.networks)
+    stepped(experiment, objective, store_8, 6, state)
+    for step, (images, _) in enumerate(batches(experiment, objective, store_8, 0, 6)):
+        step_by_hand(expected, objective, experiment, step, images)
+    for name, parameter in state.networks.named_parameters():
+        torch.testing.assert_close(parameter, expected.get_parameter(name), rtol=1e-10, atol=1e-12)
+
+
+class Recording:
+    """An objective that keeps what each of its terms was given."""
+
+    def __init__(self, objective) -> None:
+        self._objective = objective
+        self.seen: dict[str, list[Batch]] = {}
+
+    def __getattr__(self, name: str):
+        return getattr(self._objective, name)
+
+    def phases(self) -> list[Phase]:
+        return [
+            dataclasses.replace(phase, terms=tuple(map(self._recording, phase.terms)))
+            for phase in self._objective.phases()
+        ]
+
+    def _recording(self, term):
+        def loss(networks, batch: Batch) -> Losses:
+            self.seen.setdefault(term.name, []).append(batch)
+            return term.loss(networks, batch)
+
+        return dataclasses.replace(term, loss=loss)
+
+
+def test_k_discriminator_steps_see_fresh_images_and_noise_to_one_generator_step(store_8) -> None:
+    experiment = gan(
+        "objective.discriminator_steps=3", "objective.r1_weight=1", "objective.r1_every=2"
+    )
+    objective = Recording(build_objective(experiment))
+    state = State.build(experiment, objective, World())
+    moved = []
+    step = Step(experiment, objective, state, World(), Meter(24, World()))
+    for images, labels in batches(experiment, objective, store_8, 0, 7):
+        before = copy.deepcopy(state.networks["generator"].state_dict())
+        step(images, labels)
+        after = state.networks["generator"].state_dict()
+        moved.append(any(not torch.equal(after[key], before[key]) for key in after))
+    assert moved == [False, False, True, False, False, True, False]
+    seen = objective.seen
+    assert {name: len(parts) for name, parts in seen.items()} == {
+        "discriminator": 7,
+        "r1": 3,
+        "generator": 2,
+    }
+    images = [tuple(batch.images.flatten().tolist()) for batch in seen["discriminator"]]
+    assert len(set(images)) == 7
+    for name, parts, every in (
+        ("discriminator", seen["discriminator"], 1),
+        ("generator", seen["generator"], 3),
+    ):
+        for update, batch in enumerate(parts):
+            expected = z_of(objective, name, (update + 1) * every - 1).float()
+            torch.testing.assert_close(batch.noise["z"], expected)
+    drawn = [batch.noise["z"] for name in ("discriminator", "generator") for batch in seen[name]]
+    correlations = torch.corrcoef(torch.stack([z.flatten() for z in drawn])) - torch.eye(9)
+    assert float(correlations.abs().max()) < 5 / drawn[0].numel() ** 0.5
+
+
+def test_d_of_x_and_d_of_g_of_z_are_reported(store_8) -> None:
+    experiment = gan()
+    objective = build_objective(experiment)
+    state = State.build(experiment, objective, World())
+    ((images, _),) = batches(experiment, objective, store_8, 0, 1)
+    with torch.no_grad():
+        fakes = state.networks["generator"](z_of(objective, "discriminator", 0).float(), None)
+        real, fake = (state.networks["discriminator"](x, None).sigmoid() for x in (images, fakes))
+    _, meter = stepped(experiment, objective, store_8, 1, state)
+    metrics = meter.report()
+    assert metrics["discriminator/real"] == pytest.approx(float(real.mean()), rel=1e-5)
+    assert metrics["discriminator/fake"] == pytest.approx(float(fake.mean()), rel=1e-5)
+    expected = -(real.log() + (1 - fake).log()).mean()
+    assert metrics["loss/discriminator"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_r1_is_taken_in_full_precision_under_bf16(store_8) -> None:
+    """Of equal weights it is the same number; the loss beside it is not."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        experiment = gan("objective.r1_weight=1", f"training.precision={precision}", kind="dcgan")
+        objective = build_objective(experiment)
+        found[precision] = stepped(experiment, objective, store_8, 1)[1].report()
+    assert found["bf16"]["loss/r1"] == found["fp32"]["loss/r1"] > 0
+    assert found["bf16"]["loss/discriminator"] != found["fp32"]["loss/discriminator"]
+    assert found["bf16"] == pytest.approx(found["fp32"], rel=0.05)
+
+
+def test_weights_stay_in_fp32_under_bf16(store_8) -> None:
+    experiment = gan("training.precision=bf16", kind="dcgan")
+    state, _ = stepped(experiment, build_objective(experiment), store_8, 3)
+    for tensor in state.networks.state_dict().values():
+        assert tensor.dtype == torch.float32
+        assert bool(tensor.isfinite().all())
+
+
+def test_augmentation_reaches_real_and_generated_images_alike(store_8) -> None:
+    """A discriminator that only sees cut-out images has no gradient where none ever shows."""
+    experiment = gan("objective.augment=[cutout]", "objective.r1_weight=1")
+    objective = build_objective(experiment)
+    plain = build_objective(gan("objective.r1_weight=1"))
+    networks = State.build(experiment, objective, World()).networks
+    ((images, _),) = batches(experiment, objective, store_8, 0, 1)
+    noise = {"z": torch.randn(24, 5), "augment_cutout": torch.rand(24, 2)}
+    batch = Batch(images, None, noise, torch.zeros(()))
+    for of, unaugmented in zip(objective.phases(), plain.phases(), strict=True):
+        for term, bare in zip(of.terms, unaugmented.terms, strict=True):
+            with_holes = term.loss(networks, batch).minimised[term.name]
+            without = bare.loss(networks, batch).minimised[term.name]
+            assert not torch.allclose(with_holes, without)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "dcgan"])
+def test_labels_of_the_images_reach_both_networks(store_8, kind: str) -> None:
+    experiment = gan("objective.conditional=true", kind=kind)
+    objective = Recording(build_objective(experiment))
+    stepped(experiment, objective, store_8, 2)
+    expected = [labels for _, labels in batches(experiment, objective, store_8, 0, 2)]
+    for name in ("discriminator", "generator"):
+        for batch, labels in zip(objective.seen[name], expected, strict=True):
+            assert torch.equal(batch.labels, labels)
+
+
+def test_an_unconditional_run_does_not_depend_on_labels(store_8) -> None:
+    shuffled = dataclasses.replace(
+        store_8, train=dataclasses.replace(store_8.train, labels=store_8.train.labels.flip(0))
+    )
+    for conditional in (False, True):
+        experiment = gan(f"objective.conditional={conditional}", "training.images=96")
+        ours, theirs = (weights(trained(experiment, s)[0]) for s in (store_8, shuffled))
+        assert (largest_difference(ours, theirs) > 0) == conditional
+
+
+EQUILIBRIUM = "training.stop_at_equilibrium={tolerance: 0.02, window_images: 240}"
+
+
+class Game:
+    """Feeds the equilibrium stop with pairs of D(x) and D(G(z)), 120 images apart."""
+
+    def __init__(self, *overrides: str) -> None:
+        self.experiment = gan(EQUILIBRIUM, *overrides)
+        self.objective = build_objective(self.experiment)
+        self.state = State.build(self.experiment, self.objective, World())
+
+    def stops(self, *pairs: tuple[float, float]) -> list[bool]:
+        answers = []
+        for real, fake in pairs:
+            self.state.step += 5
+            metrics = {"discriminator/real": real, "discriminator/fake": fake}
+            answers.append(loop._settled(self.experiment, self.state, metrics))
+        return answers
+
+
+AT = (0.5, 0.5)
+AWAY = (0.8, 0.2)
+
+
+def test_an_untrained_pair_does_not_stop() -> None:
+    assert not any(Game().stops(*[AT] * 50))
+
+
+def test_both_must_have_left() -> None:
+    assert not any(Game().stops(*[(0.5, 0.2)] * 5, *[AT] * 50))
+    assert not any(Game().stops(*[(0.8, 0.5)] * 5, *[AT] * 50))
+    assert any(Game().stops((0.8, 0.5), (0.5, 0.2), *[AT] * 5))
+
+
+def test_a_pair_that_left_and_returned_stops_after_its_window() -> None:
+    assert Game().stops(AWAY, *[AT] * 4) == [False, False, False, True, True]
+
+
+def test_both_must_stay_for_the_whole_window() -> None:
+    game = Game()
+    assert not any(game.stops(AWAY, AT, AT, AWAY, AT, AT, (0.5, 0.47), AT, AT))
+    assert game.stops(AT) == [True]
+
+
+def test_smoothing_moves_where_the_pair_comes_to_rest() -> None:
+    overrides = ["objective.label_smoothing=0.2"]
+    assert any(Game(*overrides).stops(AWAY, *[(0.4, 0.4)] * 5))
+    assert not any(Game(*overrides).stops(AWAY, *[AT] * 50))
+
+
+def test_an_untrained_pair_that_only_learns_the_smoothing_does_not_stop() -> None:
+    """From ½ to where smoothing puts the optimum, without ever telling real from generated."""
+    path = [(0.5 - 0.01 * n, 0.5 - 0.01 * n) for n in range(11)]
+    assert not any(Game("objective.label_smoothing=0.2").stops(*path, *[(0.4, 0.4)] * 50))
+
+
+def test_what_the_stop_remembers_survives_a_resume(tmp_path: Path) -> None:
+    whole, first, second = Game(), Game(), Game()
+    path = [AWAY, AT, AT, AT]
+    expected = whole.stops(*path)
+    found = first.stops(*path[:2])
+    first.state.save(tmp_path, first.experiment)
+    second.state.load(tmp_path)
+    assert found + second.stops(*path[2:]) == expected == [False, False, False, True]
+
+
+def test_a_run_in_which_nothing_is_learnt_sees_all_its_images(store_8) -> None:
+    frozen = [f"optimizers.{name}.learning_rate=1e-12" for name in ("generator", "discriminator")]
+    experiment = gan(
+        "training.stop_at_equilibrium={tolerance: 0.2, window_images: 48}",
+        "training.report_every_images=24",
+        *frozen,
+    )
+    _, reports = trained(experiment, store_8)
+    assert abs(reports[0].metrics["discriminator/real"] - 0.5) < 0.2
+    assert [report.stop for report in reports[-2:]] == [None, "all images seen"]
+
+
+def test_a_run_at_equilibrium_stops_and_saves(store_8) -> None:
+    experiment = gan(
+        "training.stop_at_equilibrium={tolerance: 0.49, window_images: 48}",
+        "training.report_every_images=24",
+    )
+    objective = build_objective(experiment)
+    state = State.build(experiment, objective, World())
+    state.settled |= {"real_left": 1, "fake_left": 1}
+    _, reports = trained(experiment, store_8, state=state)
+    assert reports[-1].step == 3
+    assert "settled" in reports[-1].stop
+    assert reports[-1].save

@@ -1,0 +1,82 @@
+"""A run is a function of its experiment: workers and micro-batches change nothing but time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import (
+    gan,
+    largest_difference,
+    relative_difference,
+    relativistic,
+    trained,
+    trained_by_workers,
+    vae,
+    vae_gan,
+    weights,
+)
+
+FP64 = "training.precision=fp64"
+
+EXPERIMENTS = {
+    "vae": lambda *o: vae(*o),
+    "conv-vae": lambda *o: vae("objective.likelihood=gaussian", "data.flip=true", *o, kind="conv"),
+    "mlp-gan": lambda *o: gan("objective.discriminator_steps=2", *o),
+    "dcgan": lambda *o: gan(*o, kind="dcgan"),
+    "cdcgan-tamed": lambda *o: gan(
+        "objective.conditional=true",
+        "objective.loss=hinge",
+        "objective.r1_weight=1",
+        "objective.r1_every=2",
+        "objective.augment=[color,translation,cutout]",
+        "networks.discriminator.spectral_norm=true",
+        "optimizers.discriminator.clip_norm=1",
+        *o,
+        kind="dcgan",
+    ),
+    "vae-gan": lambda *o: vae_gan(*o),
+    "relativistic": lambda *o: relativistic(*o),
+}
+
+
+@pytest.fixture(scope="module")
+def by_workers(store_8, tmp_path_factory) -> dict[int, dict[tuple[str, str], dict]]:
+    """Weights after 20 steps for 1, 2, 3 and 4 workers, of every experiment and precision."""
+    cases = [(name, precision) for name in EXPERIMENTS for precision in ("fp64", "fp32")]
+    runs = [EXPERIMENTS[name](f"training.precision={precision}") for name, precision in cases]
+    found = {
+        1: {case: weights(trained(r, store_8)[0]) for case, r in zip(cases, runs, strict=True)}
+    }
+    for count in (2, 3, 4):
+        folder: Path = tmp_path_factory.mktemp("weights")
+        results = trained_by_workers(count, runs, store_8, folder)
+        found[count] = dict(zip(cases, results, strict=True))
+    return found
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_workers_do_not_change_the_result(by_workers, name: str, count: int) -> None:
+    one, several = by_workers[1], by_workers[count]
+    assert largest_difference(several[name, "fp64"], one[name, "fp64"]) < 1e-9
+    assert relative_difference(several[name, "fp32"], one[name, "fp32"]) < 1e-4
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_micro_batches_do_not_change_the_result(by_workers, store_8, name: str) -> None:
+    quarter, _ = trained(EXPERIMENTS[name](FP64, "training.micro_batch_size=6"), store_8)
+    assert largest_difference(weights(quarter), by_workers[1][name, "fp64"]) < 1e-9
+
+
+def test_the_group_does_change_the_result_of_batch_norm(by_workers, store_8) -> None:
+    """The tests above can fail: BatchNorm over another group is another run."""
+    other, _ = trained(EXPERIMENTS["dcgan"](FP64, "training.group_size=12"), store_8)
+    assert largest_difference(weights(other), by_workers[1]["dcgan", "fp64"]) > 1e-6
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_seed_changes_the_result(by_workers, store_8, name: str) -> None:
+    other, _ = trained(EXPERIMENTS[name](FP64, "seed=1"), store_8)
+    assert largest_difference(weights(other), by_workers[1][name, "fp64"]) > 1e-3

@@ -1,0 +1,231 @@
+"""Losses against closed forms in float64, written here in another way than in the package."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
+
+from ray_gen import losses
+
+N = 6
+SHAPE = (N, 3, 4, 5)
+
+
+def randn(*shape: int, seed: int = 0, scale: float = 2.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def rand(*shape: int, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def log_sigmoid(logits: Tensor) -> Tensor:
+    """log(1 / (1 + e^-l)), as written in the papers; accurate for |l| of some ten in float64."""
+    return torch.log(1 / (1 + torch.exp(-logits)))
+
+
+def test_bernoulli_nll_is_minus_the_log_likelihood() -> None:
+    logits, images = randn(*SHAPE), (rand(*SHAPE) > 0.5).double()
+    expected = -Independent(Bernoulli(logits=logits), 3).log_prob(images)
+    torch.testing.assert_close(losses.bernoulli_nll(logits, images), expected)
+
+
+def test_bernoulli_nll_of_grey_pixels_is_the_cross_entropy() -> None:
+    logits, images = randn(*SHAPE), rand(*SHAPE)
+    p = 1 / (1 + torch.exp(-logits))
+    expected = -(images * p.log() + (1 - images) * (1 - p).log()).sum((1, 2, 3))
+    torch.testing.assert_close(losses.bernoulli_nll(logits, images), expected)
+
+
+def test_bernoulli_nll_is_least_where_the_probability_is_the_pixel() -> None:
+    images = rand(*SHAPE)
+    logits = torch.logit(images).requires_grad_()
+    losses.bernoulli_nll(logits, images).sum().backward()
+    torch.testing.assert_close(logits.grad, torch.zeros_like(images))
+
+
+@pytest.mark.parametrize("each_pixel", [False, True])
+def test_gaussian_nll_is_minus_the_log_density(each_pixel: bool) -> None:
+    mean, images = randn(*SHAPE), rand(*SHAPE)
+    log_sigma = randn(*SHAPE, seed=2, scale=1.0) if each_pixel else torch.tensor(-0.7).double()
+    expected = -Independent(Normal(mean, log_sigma.exp()), 3).log_prob(images)
+    torch.testing.assert_close(losses.gaussian_nll(mean, images, log_sigma), expected)
+
+
+def test_squared_error_is_the_squared_distance() -> None:
+    mean, images = randn(*SHAPE), rand(*SHAPE)
+    expected = torch.linalg.vector_norm((mean - images).flatten(1), dim=1) ** 2
+    torch.testing.assert_close(losses.squared_error(mean, images), expected)
+
+
+def test_gaussian_kl_is_the_closed_form() -> None:
+    mean, log_variance = randn(N, 7), randn(N, 7, seed=3)
+    posterior = Normal(mean, (0.5 * log_variance).exp())
+    prior = Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    expected = kl_divergence(posterior, prior).sum(1)
+    torch.testing.assert_close(losses.gaussian_kl(mean, log_variance), expected)
+    assert float(losses.gaussian_kl(torch.zeros(1, 7), torch.zeros(1, 7))) == 0.0
+
+
+def test_gaussian_kl_agrees_with_monte_carlo() -> None:
+    mean, log_variance = randn(N, 3, scale=1.0), randn(N, 3, seed=3, scale=0.7)
+    count = 40_000
+    epsilon = randn(count, N, 3, seed=4, scale=1.0)
+    z = mean + (0.5 * log_variance).exp() * epsilon
+    log_q = (-0.5 * epsilon**2 - 0.5 * log_variance).sum(2)
+    log_p = (-0.5 * z**2).sum(2)
+    estimates = log_q - log_p
+    standard_error = estimates.std(0) / math.sqrt(count)
+    difference = (losses.gaussian_kl(mean, log_variance) - estimates.mean(0)).abs()
+    assert bool((difference < 4 * standard_error).all())
+    assert float(standard_error.max()) < 0.05
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
+def test_discriminator_loss_is_minus_the_log_likelihoods(smoothing: float) -> None:
+    real, fake = randn(N, 1), randn(N, 1, seed=5)
+    t = 1 - smoothing
+    expected = -t * log_sigmoid(real) - (1 - t) * log_sigmoid(-real) - log_sigmoid(-fake)
+    torch.testing.assert_close(losses.discriminator_loss(real, fake, smoothing), expected[:, 0])
+
+
+def test_generator_losses_are_the_papers() -> None:
+    fake = randn(N, 1)
+    non_saturating, minimax = -log_sigmoid(fake), torch.log(1 - 1 / (1 + torch.exp(-fake)))
+    torch.testing.assert_close(losses.generator_loss_non_saturating(fake), non_saturating[:, 0])
+    torch.testing.assert_close(losses.generator_loss_minimax(fake), minimax[:, 0])
+    assert bool((losses.generator_loss_minimax(fake) <= 0).all())
+
+
+def test_minimax_is_a_zero_sum_game() -> None:
+    """What the generator minimises is what the discriminator maximises, but for a constant."""
+    real, fake = randn(N, 1), randn(N, 1, seed=5)
+    total = losses.discriminator_loss(real, fake) + losses.generator_loss_minimax(fake)
+    torch.testing.assert_close(total, -log_sigmoid(real)[:, 0])
+
+
+def test_both_generator_losses_push_logits_up() -> None:
+    for loss in (
+        losses.generator_loss_non_saturating,
+        losses.generator_loss_minimax,
+        losses.generator_loss_hinge,
+    ):
+        fake = randn(N, 1).requires_grad_()
+        loss(fake).sum().backward()
+        assert bool((fake.grad < 0).all())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_the_optimum_at_equal_distributions_is_half_the_target(smoothing: float) -> None:
+    """Salimans et al. 2016, 3.4: α p_data / (p_data + p_G)."""
+    logits = torch.linspace(-4, 4, 800_001, dtype=torch.float64)[:, None]
+    values = losses.discriminator_loss(logits, logits, smoothing)
+    best = float(logits[values.argmin()].sigmoid())
+    assert best == pytest.approx((1 - smoothing) / 2, abs=1e-5)
+
+
+def test_at_equilibrium_the_loss_is_two_log_two() -> None:
+    zero = torch.zeros(1, 1)
+    assert float(losses.discriminator_loss(zero, zero)) == pytest.approx(2 * math.log(2))
+
+
+def test_hinge_losses_are_piecewise_linear() -> None:
+    real = torch.tensor([[2.0], [1.0], [0.0], [-3.0]])
+    fake = torch.tensor([[-2.0], [-1.0], [0.0], [3.0]])
+    found = losses.discriminator_loss_hinge(real, fake)
+    assert found.tolist() == [0.0, 0.0, 2.0, 8.0]
+    assert losses.generator_loss_hinge(fake).tolist() == [2.0, 1.0, 0.0, -3.0]
+
+
+def quadratic(images: Tensor, matrix: Tensor, vector: Tensor) -> Tensor:
+    """D(x) = ½ xᵀ A x + b x, whose gradient is A x + b for a symmetric A."""
+    flat = images.flatten(1)
+    return (0.5 * flat @ matrix * flat).sum(1, keepdim=True) + (flat @ vector)[:, None]
+
+
+def test_squared_gradient_norm_of_a_quadratic() -> None:
+    matrix, vector = randn(12, 12), randn(12, seed=6)
+    matrix = matrix + matrix.T
+    images = rand(N, 3, 2, 2).requires_grad_()
+    found = losses.squared_gradient_norm(quadratic(images, matrix, vector), images)
+    expected = (images.flatten(1) @ matrix + vector).square().sum(1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_squared_gradient_norm_is_differentiable_in_the_weights() -> None:
+    matrix, vector = randn(12, 12, scale=0.3), randn(12, seed=6)
+    matrix = (matrix + matrix.T).requires_grad_()
+    images = rand(N, 3, 2, 2)
+
+    def penalty(weight: Tensor) -> Tensor:
+        leaf = images.clone().requires_grad_()
+        logits = quadratic(leaf, 0.5 * (weight + weight.T), vector)
+        return losses.squared_gradient_norm(logits, leaf)
+
+    assert torch.autograd.gradcheck(penalty, (matrix,))
+
+
+def test_squared_gradient_norm_of_a_network_agrees_with_differences() -> None:
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.Softplus(), nn.Linear(6, 1)).double()
+    images = rand(2, 2, 2, 2).requires_grad_()
+    found = losses.squared_gradient_norm(network(images), images)
+    with torch.no_grad():
+        slopes = torch.zeros(2, 8, dtype=torch.float64)
+        for pixel in range(8):
+            nudge = torch.zeros(8, dtype=torch.float64)
+            nudge[pixel] = 1e-5
+            nudge = nudge.view(1, 2, 2, 2)
+            slopes[:, pixel] = (network(images + nudge) - network(images - nudge))[:, 0] / 2e-5
+    torch.testing.assert_close(found, slopes.square().sum(1), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e30])
+def test_extreme_logits_give_finite_losses_and_gradients(size: float) -> None:
+    logits = torch.tensor([[size], [-size]], requires_grad=True)
+    images = torch.tensor([[1.0], [0.0]])
+    values = [
+        losses.bernoulli_nll(logits, images),
+        losses.bernoulli_nll(logits, 1 - images),
+        losses.discriminator_loss(logits, logits, 0.1),
+        losses.discriminator_loss_hinge(logits, logits),
+        losses.generator_loss_non_saturating(logits),
+        losses.generator_loss_minimax(logits),
+        losses.generator_loss_hinge(logits),
+    ]
+    for value in values:
+        assert value.shape == (2,)
+        assert bool(value.isfinite().all())
+    (gradient,) = torch.autograd.grad(torch.stack(values).sum(), logits)
+    assert bool(gradient.isfinite().all())
+    assert float(losses.bernoulli_nll(logits, images).detach().max()) < 1e-40
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_losses_are_values_of_each_image(count: int) -> None:
+    """No image's loss depends on another's, so nothing is averaged over a batch."""
+    logits, images = randn(count, 1, 2, 2), rand(count, 1, 2, 2)
+    scores, others = randn(count, 1), randn(count, 1, seed=7)
+
+    def values(n: int) -> list[Tensor]:
+        return [
+            losses.bernoulli_nll(logits[:n], images[:n]),
+            losses.gaussian_nll(logits[:n], images[:n], torch.tensor(0.3)),
+            losses.squared_error(logits[:n], images[:n]),
+            losses.gaussian_kl(logits[:n].flatten(1), images[:n].flatten(1)),
+            losses.discriminator_loss(scores[:n], others[:n], 0.1),
+            losses.discriminator_loss_hinge(scores[:n], others[:n]),
+            losses.generator_loss_non_saturating(scores[:n]),
+            losses.generator_loss_minimax(scores[:n]),
+            losses.generator_loss_hinge(scores[:n]),
+        ]
+
+    for whole, first in zip(values(count), values(1), strict=True):
+        assert whole.shape == (count,)
+        torch.testing.assert_close(whole[:1], first)
