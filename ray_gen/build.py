@@ -13,9 +13,9 @@ from ray_gen.core import ImageToVector, Networks, Objective, Phase, Signature
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.networks import CustomNetwork, Network
 from ray_gen.experiment.objectives import CustomObjective
-from ray_gen.experiment.optimizers import Adam, AdamW, Sgd
 from ray_gen.networks.batch_norm import with_group_batch_norm
 from ray_gen.noise import seed_of
+from ray_gen.optimizers import PhaseOptimizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """Of weights, by `training.precision`: bf16 keeps them in float32."""
@@ -109,36 +109,16 @@ def _build_network(settings: Network, signature: Signature, name: str) -> nn.Mod
 
 def build_optimizers(
     experiment: Experiment, phases: Iterable[Phase], networks: Networks
-) -> dict[str, torch.optim.Optimizer]:
+) -> dict[str, PhaseOptimizer]:
     """One optimiser a phase, over the parameters of the networks that the phase updates."""
-    optimizers: dict[str, torch.optim.Optimizer] = {}
-    for phase in phases:
-        parameters = [p for name in phase.updates for p in networks[name].parameters()]
-        settings = experiment.optimizers[phase.name]
-        rate = settings.learning_rate
-        optimizer: torch.optim.Optimizer
-        if isinstance(settings, Sgd):
-            optimizer = torch.optim.SGD(
-                parameters,
-                lr=rate,
-                momentum=settings.momentum,
-                nesterov=settings.nesterov,
-                weight_decay=settings.weight_decay,
-                fused=True,
-            )
-        elif isinstance(settings, AdamW):
-            optimizer = torch.optim.AdamW(
-                parameters,
-                lr=rate,
-                betas=settings.betas,
-                eps=settings.eps,
-                weight_decay=settings.weight_decay,
-                fused=True,
-            )
-        else:
-            assert isinstance(settings, Adam)
-            optimizer = torch.optim.Adam(
-                parameters, lr=rate, betas=settings.betas, eps=settings.eps, fused=True
-            )
-        optimizers[phase.name] = optimizer
-    return optimizers
+    return {
+        phase.name: PhaseOptimizer(
+            experiment.optimizers[phase.name],
+            {
+                f"{name}.{key}": parameter
+                for name in phase.updates
+                for key, parameter in networks[name].named_parameters()
+            },
+        )
+        for phase in phases
+    }

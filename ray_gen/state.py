@@ -24,6 +24,7 @@ from ray_gen.core import Networks, Objective
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
+from ray_gen.optimizers import PhaseOptimizer
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -44,7 +45,7 @@ class State:
     networks: Networks
     ema: Networks
     """Averages of the networks that are sampled from, in eval mode."""
-    optimizers: dict[str, torch.optim.Optimizer]
+    optimizers: dict[str, PhaseOptimizer]
     """By phase."""
     step: int = 0
     """Steps done."""
@@ -88,7 +89,7 @@ class State:
         """Write a checkpoint into an empty folder: all that it takes to train on, or to sample."""
         save_file(_on_cpu(_tensors(self.networks)), folder / NETWORKS)
         save_file(_on_cpu(_tensors(self.ema)), folder / EMA)
-        save_file(_on_cpu(self._moments()), folder / OPTIMIZERS)
+        save_file(_on_cpu(self.moments()), folder / OPTIMIZERS)
         (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
         manifest = {
             "format": FORMAT,
@@ -108,41 +109,17 @@ class State:
         manifest = read_manifest(folder)
         _fill(_tensors(self.networks), _read(folder, NETWORKS), folder / NETWORKS)
         _fill(_tensors(self.ema), _read(folder, EMA), folder / EMA)
-        self._load_moments(_read(folder, OPTIMIZERS), folder / OPTIMIZERS)
+        _fill(self.moments(), _read(folder, OPTIMIZERS), folder / OPTIMIZERS)
         self.step = int(manifest["step"])
         self.settled = dict(manifest["settled"])
 
-    def _parameter_names(self, phase: str) -> dict[int, str]:
-        """Names of the parameters of a phase's optimiser, by the optimiser's own indices."""
-        names = {id(p): name for name, p in self.networks.named_parameters()}
-        groups = self.optimizers[phase].param_groups
-        return dict(enumerate(names[id(p)] for group in groups for p in group["params"]))
-
-    def _moments(self) -> dict[str, Tensor]:
-        """Optimiser state as tensors: `phase/parameter/moment`."""
-        moments: dict[str, Tensor] = {}
-        for phase, optimizer in self.optimizers.items():
-            names = self._parameter_names(phase)
-            for index, entry in optimizer.state_dict()["state"].items():
-                for key, value in entry.items():
-                    if value is not None:
-                        moments[f"{phase}/{names[index]}/{key}"] = torch.as_tensor(value)
-        return moments
-
-    def _load_moments(self, moments: dict[str, Tensor], path: Path) -> None:
-        for phase, optimizer in self.optimizers.items():
-            indices = {name: index for index, name in self._parameter_names(phase).items()}
-            entries: dict[int, dict[str, Tensor]] = {}
-            for tag, value in moments.items():
-                of_phase, name, key = tag.split("/")
-                if of_phase != phase:
-                    continue
-                if name not in indices:
-                    raise CheckpointError(f"{path}: {tag} belongs to no parameter of this run")
-                entries.setdefault(indices[name], {})[key] = value
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": entries, "param_groups": groups})
-            _keep_layout(optimizer)
+    def moments(self) -> dict[str, Tensor]:
+        """Optimiser state by `phase/parameter/moment`."""
+        return {
+            f"{phase}/{name}": tensor
+            for phase, optimizer in self.optimizers.items()
+            for name, tensor in optimizer.tensors().items()
+        }
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -202,7 +179,7 @@ def _fill(tensors: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> N
                 f"{path}: {name} has shape {tuple(found[name].shape)} and the experiment's network "
                 f"{tuple(tensor.shape)}: it belongs to another experiment"
             )
-        tensor.copy_(found[name])
+        tensor.copy_(found[name])  # keeps the strides that it has here
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -212,15 +189,6 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _keep_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Give moments their parameters' strides: a fused optimiser on channels-last weights would
-    otherwise read them in another order, or leave its fast path."""
-    for parameter, entry in optimizer.state.items():
-        for key, value in entry.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                entry[key] = torch.empty_like(parameter).copy_(value).detach()
 
 
 def _digest(path: Path) -> str:

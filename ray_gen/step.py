@@ -29,9 +29,9 @@ class _PhaseRunner:
         self, phase: Phase, experiment: Experiment, state: State, world: World, images: Tensor
     ) -> None:
         self.phase = phase
-        self.settings = experiment.optimizers[phase.name]
         self.optimizer = state.optimizers[phase.name]
-        self.parameters = [p for name in phase.updates for p in state.networks[name].parameters()]
+        self.settings = self.optimizer.settings
+        self.parameters = self.optimizer.parameters
         self.modules: list[PhaseModule] = [
             module for name in phase.updates for module in phase_modules(state.networks[name])
         ]
@@ -116,11 +116,9 @@ class Step:
         rate = runner.settings.learning_rate * learning_rate_factor(
             runner.settings.schedule, step * self._global_batch_size
         )
-        for group in runner.optimizer.param_groups:
-            group["lr"] = rate
         if runner.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(runner.parameters, runner.settings.clip_norm, foreach=True)
-        runner.optimizer.step()
+        runner.optimizer.step(rate)
         for parameter in runner.parameters:
             parameter.grad = None
         for module, own in zip(runner.modules, statistics, strict=True):

@@ -37,7 +37,7 @@ def test_training_longer_equals_one_long_run(
     )
     assert reports[-1].step == 20
     assert largest_difference(weights(longer), weights(whole)) == 0
-    moments, expected = longer._moments(), whole._moments()
+    moments, expected = longer.moments(), whole.moments()
     assert moments.keys() == expected.keys()
     assert all(torch.equal(moments[key], expected[key]) for key in moments)
 
