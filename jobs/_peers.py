@@ -2,8 +2,9 @@
 
 The loops of pytorch/examples are written anew after `vae/main.py` and `dcgan/main.py`: the same
 networks, losses, optimisers, loaders and device-to-host copies, without their test epochs, picture
-files and log lines. pythae is not rewritten: its own trainer runs its own `train_step`. Images are
-read from memory, where the scripts read files that the operating system caches.
+files and log lines. pythae is not rewritten: its own trainer runs its own `train_step`. The digits
+come from torchvision's MNIST class; the images of DCGAN from memory, where the script's ImageFolder
+decodes files.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,8 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 class PerImage(Dataset[tuple[Tensor, int]]):
     """uint8 images (N, H, W, C), handed out one by one as torchvision does: PIL, then transforms.
 
-    `MNIST` makes the PIL image from a tensor in memory, as here; `ImageFolder` decodes a file,
-    which is left out.
+    `ImageFolder` also decodes a file, which is left out.
     """
 
     def __init__(
@@ -41,6 +43,18 @@ class PerImage(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self._transform(Image.fromarray(self._pixels[index])), int(self._labels[index])
+
+
+def write_mnist(folder: Path, images_NHWC: Tensor, labels: Tensor) -> None:
+    """Images (N, 28, 28, 1) and labels as the files that torchvision's MNIST reads (IDX)."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind, values in (("images-idx3", images_NHWC.squeeze(3)), ("labels-idx1", labels)):
+            sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+            magic = bytes([0, 0, 8, values.dim()])  # unsigned bytes, so many axes
+            content = magic + sizes + values.to(torch.uint8).numpy().tobytes()
+            (raw / f"{part}-{kind}-ubyte").write_bytes(content)
 
 
 class Epochs:
@@ -100,10 +114,12 @@ class ExampleVae:
     """pytorch/examples `vae/main.py`: batch 128, Adam 1e-3, the loss read back at every step."""
 
     def __init__(self, images_NHWC: Tensor, labels: Tensor, device: torch.device) -> None:
-        from torchvision import transforms
+        from torchvision import datasets, transforms
 
         on_gpu = {"num_workers": 1, "pin_memory": True} if device.type == "cuda" else {}
-        dataset = PerImage(images_NHWC, labels, transforms.ToTensor())
+        with TemporaryDirectory() as folder:
+            write_mnist(Path(folder), images_NHWC, labels)
+            dataset = datasets.MNIST(folder, train=True, transform=transforms.ToTensor())
         self.batches = Epochs(DataLoader(dataset, batch_size=128, shuffle=True, **on_gpu))
         self.device = device
         self.model = ExampleVaeNetwork().to(device)
