@@ -1,4 +1,9 @@
-"""Labels as network inputs: a learned vector beside z, a learned plane beside the image."""
+"""Labels as network inputs: a learned vector beside z, a learned plane beside the image.
+
+Both begin small. With torch's N(0, 1) the label drowned z and the image: a conditional DCGAN on
+digits made one picture a class, whatever z was (spread within a class 0.03, and 0.19 in the data,
+after 300 steps; 0.13 with these).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ray_gen.core import ImageShape
+
+
+def _table(label_count: int, size: int, spread: float) -> nn.Embedding:
+    table = nn.Embedding(label_count, size)
+    nn.init.normal_(table.weight, 0.0, spread)
+    return table
 
 
 class LabelVector(nn.Module):
@@ -17,7 +28,7 @@ class LabelVector(nn.Module):
     def __init__(self, label_count: int | None, size: int) -> None:
         super().__init__()
         self.added = 0 if label_count is None else size
-        self.table = None if label_count is None else nn.Embedding(label_count, size)
+        self.table = None if label_count is None else _table(label_count, size, 0.05)
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         """x: (N, D); labels: int64 (N,) or None."""
@@ -34,7 +45,7 @@ class LabelPlane(nn.Module):
         _, self._height, self._width = image_shape
         self.added = 0 if label_count is None else 1
         size = self._height * self._width
-        self.table = None if label_count is None else nn.Embedding(label_count, size)
+        self.table = None if label_count is None else _table(label_count, size, 0.02)
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """images: (N, C, H, W); labels: int64 (N,) or None."""
