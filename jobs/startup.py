@@ -1,4 +1,4 @@
-"""Seconds from a command to its first training step: `ray-gen train` against a minimal TorchTrainer.
+"""Seconds from a command to its first step: `ray-gen train` against a minimal TorchTrainer.
 
     python jobs/startup.py [--pairs 5]
 
@@ -99,7 +99,7 @@ def main() -> None:
         if pair:
             ratios.append(ours / minimal)
         print(
-            f"{'not counted' if not pair else pair}: minimal {minimal:.1f} s, "
+            f"{pair or 'not counted'}: minimal {minimal:.1f} s, "
             f"ray-gen train {ours:.1f} s, ratio {ours / minimal:.2f}",
             flush=True,
         )

@@ -10,6 +10,7 @@ from ray_gen.state import EXPERIMENT, MANIFEST, CheckpointError
 from ray_gen.storage import Folder, StorageError
 
 _NAME = re.compile(r"checkpoint_\d+")
+_CUT_OFF = re.compile(r"\.checkpoint_\d+\.(partial|old)")
 
 
 def checkpoint_name(images: int) -> str:
@@ -51,8 +52,8 @@ def commit(source: Path, run: Folder, name: str) -> None:
             run.remove(partial)
             run.put(source, partial)
             old = f".{name}.old"
-            run.remove(old)
             if run.exists(name):
+                run.remove(old)
                 (run.path / name).rename(run.path / old)
             (run.path / partial).rename(run.path / name)
             run.remove(old)
@@ -74,5 +75,5 @@ def prune(run: Folder, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and what cut-off copies left."""
     kept = {folder.name for folder in checkpoints(run)[:keep]}
     for name in run.names():
-        if _NAME.fullmatch(name) and name not in kept:
+        if (_NAME.fullmatch(name) and name not in kept) or _CUT_OFF.fullmatch(name):
             run.remove(name)

@@ -79,7 +79,9 @@ def recipes(name: str | None) -> None:
 @click.argument("run")
 @click.option("--count", default=64, show_default=True, type=click.IntRange(min=1))
 @click.option("--seed", default=0, show_default=True, help="Equal seeds give equal images.")
-@click.option("--labels", help="Classes of a conditional model, by name or number: 3,3,5 or cat.")
+@click.option(
+    "--labels", help="Classes of a conditional model, in turn, by name or number: 3,5 or cat."
+)
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True)
 @click.option(
     "--output",
@@ -97,10 +99,10 @@ def sample(run: str, count: int, seed: int, labels: str | None, weights: str, ou
     from ray_gen.pipeline import load
 
     pipeline = load(run, weights="raw" if weights == "raw" else "ema")
-    chosen: list[int | str] | str | None = None
+    chosen: list[int | str] | None = None
     if labels is not None:
         names = [label.strip() for label in labels.split(",")]
-        chosen = names[0] if len(names) == 1 else list(names)
+        chosen = [names[index % len(names)] for index in range(count)]
     from ray_gen import pictures
 
     try:

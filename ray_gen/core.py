@@ -81,7 +81,8 @@ class Batch:
 class Losses:
     """What a term returns: values of each image, (N,), which nobody but `step.py` averages.
 
-    minimised: their sum is the term's loss. reported: averaged over images for the eye only.
+    minimised: their sum, times the term's weight, is its loss. reported: averaged over images for
+    the eye only.
     """
 
     minimised: Mapping[str, Tensor]

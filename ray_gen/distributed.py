@@ -64,10 +64,6 @@ class World:
         _all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
-    def barrier(self) -> None:
-        """Wait for all ranks. Collective: every rank, same order."""
-        self.maxima([0])
-
     def differing(self, network: nn.Module) -> list[str]:
         """Parameters and buffers that are not the same bits on all ranks.
 

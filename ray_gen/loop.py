@@ -7,6 +7,7 @@ deadlock.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ray_gen.core import Batch, Evaluates, Objective
 from ray_gen.data import Split, Store
 from ray_gen.data.feed import Feed, FeedSettings, fits_device, to_range
 from ray_gen.distributed import World
+from ray_gen.errors import Failed
 from ray_gen.experiment import Experiment
 from ray_gen.meter import Meter, NonFiniteError
 from ray_gen.noise import draw, key_of
@@ -39,7 +41,7 @@ class Control(IntEnum):
 
 @dataclass(frozen=True)
 class Report:
-    """What a run says of itself: the same on every rank.
+    """What a run says of itself: the same on every rank, but for speed and memory.
 
     metrics: means since the last report, by tag. save: whether a checkpoint is due. stop: why the
     run ends here, or None if it goes on.
@@ -94,7 +96,11 @@ def train(
         save = save or stop is not None
         if save:
             _check_weights(state, world)
-            metrics |= held_out_scores(experiment, objective, state, store.held_out, world)
+            scores = held_out_scores(experiment, objective, state, store.held_out, world)
+            for name, value in scores.items():
+                if not math.isfinite(value):
+                    raise NonFiniteError(f"{name} is not a finite number at step {done}")
+            metrics |= scores
         yield Report(done, done * batch, metrics, save, stop)
         if stop is not None:
             return
@@ -128,10 +134,11 @@ def _check_weights(state: State, world: World) -> None:
     """Nothing is saved that is not finite, or that differs between workers."""
     name = state.non_finite()
     if world.maxima([int(name is not None)])[0]:
-        raise NonFiniteError(f"the weight {name} is not a finite number at step {state.step}")
+        where = f"the weight or moment {name}" if name else "a weight or moment of another worker"
+        raise NonFiniteError(f"{where} is not a finite number at step {state.step}")
     differing = world.differing(state.networks)
     if differing:
-        raise RuntimeError(
+        raise Failed(
             f"the workers' weights differ at step {state.step}, first in {differing[0]}: a network "
             "or objective draws random numbers of its own, or its buffers change in forward passes"
         )

@@ -53,6 +53,8 @@ class RunWriter:
         self._folder = run.path if run.is_local else Path(tempfile.mkdtemp(prefix="ray_gen-run-"))
         self._events: Any = None
         self._progress_at = 0.0
+        self._asked_at = 0.0
+        self._pushed: dict[Path, tuple[int, int]] = {}
         self._start = state.step * experiment.training.global_batch_size
         self._cut(self._start)
 
@@ -64,7 +66,8 @@ class RunWriter:
         except FileNotFoundError:
             lines = []
         kept = [line for line in lines if _images_of(line) <= images]
-        (self._folder / METRICS).write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        if kept != lines or not self._run.is_local:
+            Folder(str(self._folder)).write_text(METRICS, "".join(f"{line}\n" for line in kept))
         for name in (self._run / "samples").names():
             digits = name.removesuffix(".png").rpartition("_")[2]
             if digits.isdigit() and int(digits) > images:
@@ -80,6 +83,9 @@ class RunWriter:
 
     def stop_is_asked(self) -> bool:
         """Whether somebody asked this run to save and stop."""
+        if not self._run.is_local and time.time() < self._asked_at + 5.0:
+            return False  # a request to an object store takes as long as a step
+        self._asked_at = time.time()
         return self._run.exists(STOP)
 
     def report(self, report: Report) -> None:
@@ -174,9 +180,15 @@ class RunWriter:
         return grids
 
     def _push(self) -> None:
-        if not self._run.is_local:
-            for entry in self._folder.iterdir():
-                self._run.put(entry, entry.name)
+        """Copy what has changed to the run folder behind a URI."""
+        if self._run.is_local:
+            return
+        for file in self._folder.rglob("*"):
+            stat = file.stat()
+            stamp = (stat.st_size, stat.st_mtime_ns)
+            if file.is_file() and self._pushed.get(file) != stamp:
+                self._run.put(file, file.relative_to(self._folder).as_posix())
+                self._pushed[file] = stamp
 
 
 def _in_turn_rows(first: Tensor, second: Tensor, columns: int) -> Tensor:

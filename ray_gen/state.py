@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,9 @@ class State:
         torch._foreach_lerp_(averages, values, weight)  # pyright: ignore
 
     def non_finite(self) -> str | None:
-        """The name of a weight that is not a finite number, or None."""
-        for name, tensor in _tensors(self.networks).items():
+        """The name of a weight or moment that is not a finite number, or None."""
+        parts = (_tensors(self.networks), _tensors(self.ema), self.moments())
+        for name, tensor in chain.from_iterable(part.items() for part in parts):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 return name
         return None

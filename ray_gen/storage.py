@@ -45,10 +45,17 @@ class Folder:
     @property
     def name(self) -> str:
         """Its last part."""
-        return PurePosixPath(self.location).name
+        return PurePosixPath(self.location.partition("?")[0]).name
 
     def __truediv__(self, name: str) -> Folder:
-        return Folder(f"{self.location.rstrip('/')}/{name}")
+        path, mark, query = self.location.partition("?")  # s3://bucket/runs?endpoint_override=...
+        return Folder(f"{path.rstrip('/')}/{name}{mark}{query}")
+
+    @property
+    def parent(self) -> Folder:
+        """The folder that holds it."""
+        path, mark, query = self.location.partition("?")
+        return Folder(f"{path.rstrip('/').rpartition('/')[0]}{mark}{query}")
 
     @cached_property
     def _remote(self) -> tuple[Any, str]:
@@ -69,12 +76,16 @@ class Folder:
             return stream.read().decode()
 
     def write_text(self, name: str, text: str) -> None:
-        """A small file, whole or not at all."""
+        """A small file; on a local disk whole or not at all."""
         if self.is_local:
             self.path.mkdir(parents=True, exist_ok=True)
             partial = self.path / f".{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(self.path / name)
+            try:
+                partial.write_text(text, encoding="utf-8")
+                partial.replace(self.path / name)
+            except OSError:
+                partial.unlink(missing_ok=True)
+                raise
             return
         system, path = self._remote
         system.create_dir(path)  # nothing to an object store, needed by a file system
@@ -152,7 +163,7 @@ class Folder:
     def check_writable(self) -> None:
         """Raises StorageError with the path and the remedy if nothing can be written here."""
         try:
-            self.write_text(".writable", "")
+            self.write_text(".writable", " " * 2**16)  # a full disk still takes an empty file
             self.remove(".writable")
         except OSError as error:
             reason = error.strerror or str(error)

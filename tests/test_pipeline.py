@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -175,3 +176,20 @@ def test_a_folder_behind_a_uri_behaves_as_one_on_disk(
     folder.remove("experiment.yaml")
     folder.remove("none")
     assert folder.names() == []
+
+
+def test_a_folder_behind_a_uri_with_a_query_keeps_it_at_the_end() -> None:
+    runs = Folder("s3://bucket/runs?endpoint_override=host:9000&scheme=http")
+    run = runs / "a"
+    assert run.location == "s3://bucket/runs/a?endpoint_override=host:9000&scheme=http"
+    assert run.name == "a"
+    assert run.parent == runs
+
+
+def test_what_is_refused_travels_between_processes_word_for_word() -> None:
+    for refused in (
+        ray_gen.ExperimentError(["a.b: is wrong", "c: is missing"]),
+        StorageError("storage: full"),
+        Refused("labels: none"),
+    ):
+        assert str(pickle.loads(pickle.dumps(refused))) == str(refused)

@@ -18,13 +18,15 @@ class Order:
     """An endless run through `count` images: a new random order every epoch, no image left out,
     epochs joined without a gap so that every batch is full."""
 
-    def __init__(self, seed: int, count: int) -> None:
+    def __init__(self, seed: int, count: int, device: torch.device) -> None:
         self._seed = seed
         self._count = count
+        self._device = device
         self._orders: dict[int, Tensor] = {}
 
     def __getitem__(self, positions: range) -> Tensor:
-        """Indices of the images at consecutive positions since the start of the run: int64."""
+        """Indices of the images at consecutive positions since the start of the run: int64, where
+        the images lie."""
         parts: list[Tensor] = []
         start = positions.start
         while start < positions.stop:
@@ -39,7 +41,8 @@ class Order:
             # A batch reaches into one other epoch at most, unless it is larger than the data.
             for old in [e for e in self._orders if e < epoch - 1]:
                 del self._orders[old]
-            self._orders[epoch] = permutation(self._seed, "order", epoch, self._count)
+            order = permutation(self._seed, "order", epoch, self._count)
+            self._orders[epoch] = order.to(self._device)
         return self._orders[epoch]
 
 
@@ -74,7 +77,7 @@ class Feed:
         self._on_device = on_device
         self._images = images_NHWC.to(device) if on_device else images_NHWC
         self._labels = labels.to(device) if labels is not None and on_device else labels
-        self._order = Order(settings.seed, len(images_NHWC))
+        self._order = Order(settings.seed, len(images_NHWC), self._images.device)
         part = torch.arange(settings.part.start, settings.part.stop, device=device)
         flip = {"flip": Noise((1, 1, 1), "uniform")} if settings.flip else {}
         self._flips = Tape(flip, settings.seed, "data", 1, part)
@@ -101,7 +104,7 @@ class Feed:
         """Bytes and labels of a step, where the data lies."""
         start = step * self._settings.global_batch_size
         part = self._settings.part
-        indices = self._order[range(start + part.start, start + part.stop)].to(self._images.device)
+        indices = self._order[range(start + part.start, start + part.stop)]
         images = self._images.index_select(0, indices)
         labels = None if self._labels is None else self._labels.index_select(0, indices)
         if not self._on_device and self._device.type == "cuda":

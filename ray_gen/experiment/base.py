@@ -18,6 +18,9 @@ class ExperimentError(Refused):
         self.problems = problems
         super().__init__("\n".join(problems))
 
+    def __reduce__(self) -> tuple[type[ExperimentError], tuple[list[str]]]:
+        return type(self), (self.problems,)  # it travels from a worker to the driver
+
 
 class Settings(BaseModel):
     """A part of an experiment. Unknown keys are refused; nothing changes after it is made."""

@@ -8,6 +8,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ray_gen.experiment.base import Settings
 
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+
 
 class Schedule(Settings):
     """Learning rate over images. It has its own horizon, so that training longer never rewrites
@@ -37,7 +39,7 @@ class Adam(OptimizerSettings):
     """Adam (Kingma and Ba 2015)."""
 
     kind: Literal["adam"] = "adam"
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the first and second moments."""
     eps: PositiveFloat = 1e-8
 
@@ -46,7 +48,7 @@ class AdamW(OptimizerSettings):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
     kind: Literal["adamw"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the first and second moments."""
     eps: PositiveFloat = 1e-8
     weight_decay: float = Field(0.01, ge=0.0)

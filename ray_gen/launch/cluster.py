@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -88,8 +88,8 @@ def _be_quiet() -> None:
 def share_of(experiment: Experiment) -> Share:
     """What `workers` asks for, on the cluster as it is; refused where it can never be had."""
     asked = experiment.workers
-    total = ray.cluster_resources()
-    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 0))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     gpu = gpus > 0 if asked.gpu == "auto" else asked.gpu
     groups = experiment.training.global_batch_size // experiment.group_size
     count = asked.count
@@ -107,17 +107,25 @@ def share_of(experiment: Experiment) -> Share:
                 + ("" if gpus else " and workers.gpu=false")
             ]
         )
+    cores = [int(node.get("CPU", 0)) for node in nodes]
     each = asked.cpus
     if each == "auto":
-        each = 1 if gpu else max(1, cpus // count)
-    if count * each > cpus:
+        fitting = [n for n in range(1, max(cores) + 1) if _fit(cores, n, count)]
+        each = 1 if gpu or not fitting else fitting[-1]
+    # A worker lives on one node, so cores are counted node by node.
+    if not _fit(cores, each, count):
         raise ExperimentError(
             [
                 f"workers.cpus: {count} workers with {each} CPU cores each, and the cluster has "
-                f"{cpus}; use fewer workers or cores"
+                f"{' + '.join(map(str, cores))}; use fewer workers or cores"
             ]
         )
     return Share(count, gpu, each)
+
+
+def _fit(cores: Sequence[int], each: int, count: int) -> bool:
+    """Whether nodes with so many cores have room for `count` workers of `each`."""
+    return sum(have // each for have in cores) >= count
 
 
 def check_shared(run: Folder) -> None:
@@ -136,17 +144,18 @@ def check_shared(run: Folder) -> None:
     run.write_text(probe, "")
     try:
         asked = {
-            node["NodeManagerHostname"]: sees.options(
+            node["NodeID"]: sees.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ).remote(str(run.path / probe))
             for node in nodes
         }
-        blind = [name for name, answer in asked.items() if not ray.get(answer)]
+        blind = {node for node, answer in asked.items() if not ray.get(answer)}
     finally:
         run.remove(probe)
     if blind:
+        names = sorted(node["NodeManagerHostname"] for node in nodes if node["NodeID"] in blind)
         raise Refused(
-            f"storage: {run.location} is not shared with {', '.join(sorted(blind))}; choose a "
+            f"storage: {run.location} is not shared with {', '.join(names)}; choose a "
             f"file system that all nodes see, or a URI such as s3://bucket/runs, with --storage or "
             f"${VARIABLE}"
         )

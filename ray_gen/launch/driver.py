@@ -23,7 +23,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from ray_gen.build import build_objective
+from ray_gen.build import build_networks, build_objective
 from ray_gen.checkpoints import checkpoints
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment, ExperimentError, absolute_path, differences
@@ -90,7 +90,15 @@ def train(
         store = open_data(experiment, line.decoded)
         experiment = experiment.resolved(store.image_shape, class_names(store))
         _same_run(run, experiment)
-        build_objective(experiment)
+        objective = build_objective(experiment)
+        build_networks(experiment, objective)  # a class of the user's fails here, not in a worker
+        if experiment.checkpoints.best is not None and not len(store.held_out):
+            raise ExperimentError(
+                [
+                    "checkpoints.best: needs held-out images and there are none; set it to null, "
+                    "or data.held_out_fraction to 0.1"
+                ]
+            )
         _check_resumable(run)
         run.remove(STOP)
         run.remove(PROGRESS)
@@ -162,8 +170,10 @@ def _fit(
         ),
         run_config=RunConfig(
             name=run.name,
-            storage_path=run.location.rpartition("/")[0],
-            failure_config=FailureConfig(max_failures=experiment.workers.max_restarts),
+            storage_path=run.parent.location,
+            failure_config=FailureConfig(
+                max_failures=experiment.workers.max_restarts, controller_failure_limit=10
+            ),
             callbacks=[EndOnError()],
             logging_config=LoggingConfig(log_level="ERROR"),
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.cpus)}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ray.exceptions import RayError
 from ray.train import UserCallback
 from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2._internal.execution.context import TrainRunContext
@@ -21,6 +22,6 @@ class EndOnError(UserCallback):
     ) -> None:
         """Raising here makes Ray give up, with the exception raised as the cause."""
         errors = list(worker_exceptions.values())
-        if any(isinstance(error, (RayTrainError, WorkerLostError)) for error in errors):
+        if any(isinstance(error, (RayTrainError, RayError, WorkerLostError)) for error in errors):
             return
         raise errors[0]

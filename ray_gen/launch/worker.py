@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import functools
-import signal
 import sys
 import tempfile
-import threading
 import traceback
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayError
 from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train.v2._internal.exceptions import RayTrainError
 
 from ray_gen.build import build_objective
 from ray_gen.checkpoints import checkpoint_name, checkpoints, commit, prune
@@ -53,11 +52,13 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             f"({str(error).splitlines()[0]})"
         ) from error
     except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise Failed(f"{error}\n{traceback.format_exc()}") from error
         raise StorageError(
             f"{run.location}: {error.strerror or error}; what was saved before is intact: mend the "
             "storage and start again with the same --name"
         ) from error
-    except (Refused, Failed, WorkerLostError):
+    except (Refused, Failed, WorkerLostError, RayError, RayTrainError):
         raise
     except Exception as error:
         raise Failed(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from error
@@ -70,6 +71,7 @@ def _trained(config: dict[str, Any], run: Folder) -> dict[str, Any]:
     objective = build_objective(experiment)
     state = State.build(experiment, objective, world)
     _restore(state, run)
+    _check_agreement(state, store, world)
     writer = None
     if world.rank == 0:
         writer = RunWriter(run, experiment, objective, store, state)
@@ -92,36 +94,35 @@ def _train(
 ) -> dict[str, Any]:
     ended: dict[str, Any] = {"stop": "all images seen", "images": _images(experiment, state)}
     upload = functools.partial(_upload, run=run, keep=experiment.checkpoints.keep)
-    with _termination_notice() as terminated:
-        latest: dict[str, float] = {}
+    latest: dict[str, float] = {}
 
-        def control(images: int) -> Control:
-            if writer is not None:
-                writer.progress(images, latest)
-                if writer.stop_is_asked():
-                    return Control.SAVE_AND_STOP
-            return Control.SAVE_AND_STOP if terminated.is_set() else Control.GO_ON
+    def control(images: int) -> Control:
+        if writer is not None:
+            writer.progress(images, latest)
+            if writer.stop_is_asked():
+                return Control.SAVE_AND_STOP
+        return Control.GO_ON
 
-        for report in train(experiment, objective, state, store, world, control):
-            latest = report.metrics
-            checkpoint = None
-            if writer is not None:
-                writer.report(report)
-                if report.save:
-                    # Ray deletes it after the upload.
-                    folder = Path(tempfile.mkdtemp(prefix="ray_gen-checkpoint-"))
-                    state.save(folder, experiment, report.metrics)
-                    writer.keep_best(report, folder)
-                    checkpoint = Checkpoint.from_directory(str(folder))
-            ray.train.report(
-                {"images": report.images, **report.metrics},
-                checkpoint,
-                checkpoint_dir_name=checkpoint_name(report.images) if report.save else None,
-                checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-                checkpoint_upload_fn=upload,
-                delete_local_checkpoint_after_upload=True,
-            )
-            ended = {"stop": report.stop, "images": report.images, "metrics": report.metrics}
+    for report in train(experiment, objective, state, store, world, control):
+        latest = report.metrics
+        checkpoint = None
+        if writer is not None:
+            writer.report(report)
+            if report.save:
+                # Ray deletes it after the upload.
+                folder = Path(tempfile.mkdtemp(prefix="ray_gen-checkpoint-"))
+                state.save(folder, experiment, report.metrics)
+                writer.keep_best(report, folder)
+                checkpoint = Checkpoint.from_directory(str(folder))
+        ray.train.report(
+            {"images": report.images, **report.metrics},
+            checkpoint,
+            checkpoint_dir_name=checkpoint_name(report.images) if report.save else None,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=upload,
+            delete_local_checkpoint_after_upload=True,
+        )
+        ended = {"stop": report.stop, "images": report.images, "metrics": report.metrics}
     return ended
 
 
@@ -140,6 +141,17 @@ def _restore(state: State, run: Folder) -> None:
         state.load(found[0].fetch())
 
 
+def _check_agreement(state: State, store: Store, world: World) -> None:
+    """Ranks that start from different checkpoints or data would wait for each other for ever."""
+    facts = [state.step, len(store.train), len(store.held_out)]
+    largest = world.maxima([*facts, *(-fact for fact in facts)])
+    if largest[:3] != [-fact for fact in largest[3:]]:
+        raise Failed(
+            "the workers do not see the same checkpoint or data: the storage or data.path differs "
+            "between nodes; use one that they share"
+        )
+
+
 def _upload(checkpoint: Checkpoint, name: str, run: Folder, keep: int) -> Checkpoint:
     """Commits a checkpoint and prunes the old ones, in Ray's upload thread."""
     commit(Path(checkpoint.path), run, name)
@@ -147,17 +159,3 @@ def _upload(checkpoint: Checkpoint, name: str, run: Folder, keep: int) -> Checkp
     if run.is_local:
         return Checkpoint(str(run.path / name))
     return Checkpoint((run / name).location)
-
-
-@contextmanager
-def _termination_notice() -> Generator[threading.Event]:
-    """Set by SIGTERM, the last word of machines that are taken away, where it can be heard."""
-    noticed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield noticed
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: noticed.set())
-    try:
-        yield noticed
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -38,7 +38,9 @@ class SpectralNorm(PhaseModule):
     def forward(self, weight: Tensor) -> Tensor:
         """The normalised weight, of the same shape."""
         with torch.autocast(weight.device.type, enabled=False):  # on a GPU it takes mv to 16 bits
-            sigma = torch.dot(self.left, torch.mv(self._matrix(weight), self.right))
+            # An average over training (EMA) of unit vectors is shorter than 1.
+            left, right = F.normalize(self.left, dim=0), F.normalize(self.right, dim=0)
+            sigma = torch.dot(left, torch.mv(self._matrix(weight), right))
         return weight / sigma
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ray_gen.core import ImageToVector, VectorToImage, phase_modules
 from ray_gen.networks.dcgan import DcganDiscriminator, DcganGenerator
 from ray_gen.networks.mlp import MlpDecoder, MlpEncoder
-from ray_gen.networks.spectral_norm import with_spectral_norm
+from ray_gen.networks.spectral_norm import SpectralNorm, with_spectral_norm
 
 LAYERS = {
     "linear": (lambda: nn.Linear(12, 7), 0),
@@ -126,3 +126,13 @@ def test_every_layer_of_every_network_that_offers_it_is_normalised() -> None:
         for layer in layers:
             out_axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
             assert largest_singular_value(layer.weight, out_axis) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_an_average_of_the_layer_is_normalised_too() -> None:
+    """Averages of unit vectors are shorter than 1; σ must not shrink with them."""
+    norm = SpectralNorm(nn.Parameter(torch.randn(6, 5)), 0)
+    weight = torch.randn(6, 5)
+    expected = norm(weight)
+    norm.left.mul_(0.8)
+    norm.right.mul_(0.7)
+    torch.testing.assert_close(norm(weight), expected)
