@@ -8,10 +8,15 @@ import os
 # minutes).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import torch
 
 from tests.helpers import random_store
+
+# A property is not a race: a loaded machine takes longer than hypothesis' 200 ms now and then.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)
