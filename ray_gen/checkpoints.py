@@ -9,6 +9,8 @@ from pathlib import Path
 from ray_gen.state import EXPERIMENT, MANIFEST, CheckpointError
 from ray_gen.storage import Folder, StorageError
 
+BEST = "best"
+"""The copy of the best checkpoint in a run folder."""
 _NAME = re.compile(r"checkpoint_\d+")
 _CUT_OFF = re.compile(r"\.checkpoint_\d+\.(partial|old)")
 
@@ -31,6 +33,8 @@ def newest_checkpoint(run: Folder) -> Folder:
     found = checkpoints(run)
     if found:
         return found[0]
+    if (run / BEST).exists(MANIFEST):
+        return run / BEST
     if not run.exists():
         raise CheckpointError(f"{run.location}: there is no such run")
     raise CheckpointError(

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ray_gen.errors import Refused
+
 
 def to_bytes(images: Tensor) -> NDArray[np.uint8]:
     """(N, C, H, W) in [0, 1] to uint8 (N, H, W, C), rounded to the nearest of 256 levels."""
@@ -58,6 +60,8 @@ def save_samples(batches: Iterator[Tensor], count: int, output: Path) -> str:
         images = np.concatenate([to_bytes(batch) for batch in batches])
         np.savez_compressed(output, images=images)
         return f"{output}: `images`, uint8 {images.shape}"
+    if any(output.glob("*.png")):
+        raise Refused(f"--output: {output} has PNG files in it already; name another folder")
     index = 0
     for batch in batches:
         for image in to_bytes(batch):

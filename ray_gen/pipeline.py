@@ -34,6 +34,10 @@ class Pipeline:
         self.device = next(iter(networks.parameters())).device
         self.class_names = experiment.data.classes or ()
 
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.experiment.image_shape))
+        return f"Pipeline({self.experiment.name}, {shape}, classes={len(self.class_names)})"
+
     @torch.no_grad()
     def sample(
         self,

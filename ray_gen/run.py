@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ray_gen import pictures
 from ray_gen.build import DTYPES
-from ray_gen.checkpoints import commit
+from ray_gen.checkpoints import BEST, commit
 from ray_gen.core import Objective, Reconstructs
 from ray_gen.data import Store
 from ray_gen.data.feed import to_range
@@ -31,7 +31,6 @@ from ray_gen.storage import Folder
 METRICS = "metrics.jsonl"
 PROGRESS = "progress.json"
 STOP = "stop"
-BEST = "best"
 PICTURED = 64
 """Images in a grid."""
 
@@ -99,8 +98,9 @@ class RunWriter:
             events.add_scalar(tag, value, report.images)
         grids = self._grids()
         if first:
-            real = to_range(self._store.train.images_NHWC[:PICTURED], (0.0, 1.0))
-            grids["real"] = pictures.grid(real)
+            stored = self._store.train.images_NHWC
+            apart = stored[:: max(1, len(stored) // PICTURED)][:PICTURED]  # files lie by class
+            grids["real"] = pictures.grid(to_range(apart, (0.0, 1.0)))
         for name, picture in grids.items():
             events.add_image(f"images/{name}", picture, report.images, dataformats="HWC")
             file_name = "real.png" if name == "real" else f"{name}_{report.images:012d}.png"

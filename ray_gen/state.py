@@ -160,7 +160,9 @@ def _read(folder: Path, name: str) -> dict[str, Tensor]:
     path = folder / name
     expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"][name]["sha256"]
     if _digest(path) != expected:
-        raise CheckpointError(f"{path}: is damaged (its SHA-256 differs from the manifest's)")
+        raise CheckpointError(
+            f"{path}: is damaged (its SHA-256 is not the manifest's); use another checkpoint"
+        )
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

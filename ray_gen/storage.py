@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -129,6 +130,12 @@ class Folder:
             system.delete_dir(f"{path}/{name}")
         elif info.type == fs.FileType.File:
             system.delete_file(f"{path}/{name}")
+
+    def remove_if_empty(self) -> None:
+        """Delete a local folder that has nothing in it."""
+        if self.is_local:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
     def fetch(self) -> Path:
         """The folder on this machine: itself, or a copy in a temporary folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -34,7 +35,7 @@ from ray_gen.launch.progress import ProgressLine, read_progress
 from ray_gen.launch.worker import train_worker
 from ray_gen.run import PROGRESS, STOP
 from ray_gen.sources import class_names, open_data
-from ray_gen.state import EXPERIMENT, CheckpointError, read_manifest
+from ray_gen.state import EXPERIMENT, MANIFEST, CheckpointError, read_manifest
 from ray_gen.storage import Folder, default_storage
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -85,6 +86,17 @@ def train(
     run.check_writable()
     if fresh and run.exists(EXPERIMENT):
         raise Refused(f"{run.location}: there is such a run; leave out --fresh to resume it")
+    try:
+        result = _train(experiment, run, show)
+    finally:
+        run.remove_if_empty()  # of a run that was refused
+    if show:
+        _tell(result)
+    return result
+
+
+def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
+    """`train` in a run folder that can be written."""
     with ProgressLine(experiment.training.images, show=show) as line, Claim(run):
         line.stage("reading data")
         store = open_data(experiment, line.decoded)
@@ -99,7 +111,9 @@ def train(
                     "or data.held_out_fraction to 0.1"
                 ]
             )
-        _check_resumable(run)
+        finished = _finished(run, experiment)
+        if finished is not None:
+            return finished
         run.remove(STOP)
         run.remove(PROGRESS)
         # Ray's own record of an earlier fit would be restored, and raises if a checkpoint is gone.
@@ -122,10 +136,7 @@ def train(
                 ended = _fit(experiment, run, share, config, line)
     if "failed" in ended:
         raise Failed(f"{ended['failed']}; the run up to its last checkpoint is in {run.location}")
-    result = Run(run.location, ended["images"], ended["stop"], ended.get("metrics", {}))
-    if show:
-        _tell(result)
-    return result
+    return Run(run.location, ended["images"], ended["stop"], ended.get("metrics", {}))
 
 
 def _same_run(run: Folder, experiment: Experiment) -> None:
@@ -143,17 +154,26 @@ def _same_run(run: Folder, experiment: Experiment) -> None:
         )
 
 
-def _check_resumable(run: Folder) -> None:
-    """Refuse a run whose newest checkpoint is damaged, before anything is started."""
+def _finished(run: Folder, experiment: Experiment) -> Run | None:
+    """The run, if its newest checkpoint has seen all images already.
+
+    Refuses a run whose newest checkpoint is damaged, before anything is started.
+    """
     found = checkpoints(run)
-    if found and found[0].is_local:
-        try:
+    if not found:
+        return None
+    try:
+        if found[0].is_local:
             read_manifest(found[0].path)
-        except CheckpointError as error:
-            before = f"{found[1].name}" if len(found) > 1 else "the beginning"
-            raise CheckpointError(
-                f"{error}; to go on from {before}, delete {found[0].location}"
-            ) from None
+        manifest = json.loads(found[0].read_text(MANIFEST))
+    except (CheckpointError, ValueError) as error:
+        before = found[1].name if len(found) > 1 else "the beginning"
+        raise CheckpointError(
+            f"{error}; to go on from {before}, delete {found[0].location}"
+        ) from None
+    if manifest["step"] < experiment.steps:
+        return None
+    return Run(run.location, manifest["images"], "had seen all images before", manifest["metrics"])
 
 
 def _fit(

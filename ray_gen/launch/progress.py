@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from ray_gen.storage import Folder
 
@@ -24,9 +25,9 @@ class ProgressLine:
         self._total = total_images
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[detail]}"),
+            BarColumn(bar_width=12),
             TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[detail]}", table_column=Column(overflow="ellipsis")),
             console=self._console,
             transient=True,
             disable=not (show and self._console.is_terminal),
@@ -52,6 +53,8 @@ class ProgressLine:
         """What is going on before the first image is trained on."""
         assert self._task is not None
         self._bar.update(self._task, description=description, total=None, detail="")
+        if not self._console.is_terminal:
+            self.say(description)
 
     def decoded(self, done: int, total: int) -> None:
         """Images decoded so far."""
@@ -73,7 +76,7 @@ class ProgressLine:
         images = int(progress["images"])
         now = time.monotonic()
         if self._started is None or images < self._started[1]:
-            self._started = (now, images)
+            self._started, self._logged_at = (now, images), now
             self._bar.reset(self._task, total=self._total, description="training", detail="")
         since, first = self._started
         speed = (images - first) / (now - since) if now > since else 0.0
@@ -81,8 +84,8 @@ class ProgressLine:
         self._bar.update(self._task, completed=images, detail=detail)
         if not self._console.is_terminal and now - self._logged_at >= LOG_SECONDS:
             self._logged_at = now
-            left = (self._total - images) / speed if speed else 0.0
-            self.say(f"{detail}  {left:,.0f} s left" if speed else detail)
+            left = f"{(self._total - images) / speed:,.0f} s left" if speed else "waiting"
+            self.say(f"{left}  {detail}")
 
 
 def losses(metrics: Mapping[str, float]) -> str:

@@ -180,6 +180,10 @@ def test_the_same_name_trains_longer(undisturbed: Path, storage: Path) -> None:
     whole = recipe("workers.count=2", "workers.cpus=1")
     run = ray_gen.train(whole, storage=str(storage), name="longer")
     assert same(final(Path(run.location)), final(undisturbed))
+    begun = time.monotonic()
+    again = ray_gen.train(whole, storage=str(storage), name="longer")
+    assert again.stop == "had seen all images before"
+    assert time.monotonic() - begun < 5
     with pytest.raises(ray_gen.ExperimentError, match=r"objective\.latent_size: 3 here, 20 there"):
         ray_gen.train(recipe("objective.latent_size=3"), storage=str(storage), name="longer")
     with pytest.raises(ValueError, match="--fresh"):
