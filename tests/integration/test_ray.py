@@ -139,12 +139,16 @@ def test_two_workers_trained_the_run_of_one(undisturbed: Path, storage: Path) ->
     import ray_gen
 
     run = ray_gen.train(recipe("workers.cpus=2"), storage=str(storage), name="one")
-    ours, theirs = final(Path(run.location)), final(undisturbed)
-    # Rounding of float32 sums, amplified by 470 steps of Adam, is not the same; the function is.
-    one = json.loads((Path(run.location) / "metrics.jsonl").read_text().splitlines()[-1])
-    two = json.loads((undisturbed / "metrics.jsonl").read_text().splitlines()[-1])
-    assert abs(one["held_out/elbo"] - two["held_out/elbo"]) < 0.1
-    assert ours.keys() == theirs.keys()
+    assert final(Path(run.location)).keys() == final(undisturbed).keys()
+    # Equal up to rounding: 1e-8 in the first 40 steps. Training amplifies it step by step, so later
+    # reports say less; tests/test_invariance.py has the weights, in float64.
+    one, two = (
+        json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+        for folder in (Path(run.location), undisturbed)
+    )
+    assert one["images"] == two["images"]
+    for loss in ("loss/reconstruction", "loss/kl"):
+        assert one[loss] == pytest.approx(two[loss], rel=1e-5)
 
 
 @pytest.mark.parametrize("victim", ["worker", "controller"])
@@ -184,7 +188,7 @@ def test_the_same_name_trains_longer(undisturbed: Path, storage: Path) -> None:
     again = ray_gen.train(whole, storage=str(storage), name="longer")
     assert again.stop == "had seen all images before"
     assert time.monotonic() - begun < 5
-    with pytest.raises(ray_gen.ExperimentError, match=r"objective\.latent_size: 3 here, 20 there"):
+    with pytest.raises(ray_gen.ExperimentError, match=r"objective\.latent_size: 3 here, 10 there"):
         ray_gen.train(recipe("objective.latent_size=3"), storage=str(storage), name="longer")
     with pytest.raises(ValueError, match="--fresh"):
         ray_gen.train(whole, storage=str(storage), name="longer", fresh=True)
