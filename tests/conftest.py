@@ -21,8 +21,9 @@ hypothesis.settings.load_profile("patient")
 
 @pytest.fixture(autouse=True)
 def _no_torch_state_leaks() -> None:
-    """Nothing that a test does may depend on torch's global generator."""
+    """Nothing that a test does may depend on torch's global generator, or on what another set."""
     torch.manual_seed(0)
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
