@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 ImageShape = tuple[int, int, int]
@@ -185,11 +184,3 @@ class PhaseModule(nn.Module):
 def phase_modules(network: nn.Module) -> list[PhaseModule]:
     """The modules of a network whose buffers a phase moves, in a fixed order."""
     return [module for module in network.modules() if isinstance(module, PhaseModule)]
-
-
-def device_of(networks: Networks) -> torch.device:
-    """The device that the networks lie on."""
-    for network in networks.values():
-        for tensor in (*network.parameters(), *network.buffers()):
-            return tensor.device
-    return torch.device("cpu")

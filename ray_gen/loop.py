@@ -35,8 +35,7 @@ class Control(IntEnum):
     """What a rank asks for at a control step; the ranks do the largest that any asks for."""
 
     GO_ON = 0
-    SAVE = 1
-    SAVE_AND_STOP = 2
+    SAVE_AND_STOP = 1
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def train(
     meter = Meter(batch, world)
     step = Step(experiment, objective, state, world, meter)
     feed = build_feed(experiment, objective, store.train, world)
-    clock = _Clock(world, state.step * batch)
+    clock = _Clock(world.device, state.step * batch)
     next_control = state.step + 1
     for images, labels in feed.steps(state.step, experiment.steps):
         step(images, labels)
@@ -212,10 +211,9 @@ def _settled(experiment: Experiment, state: State, metrics: dict[str, float]) ->
 class _Clock:
     """Speed and memory of this worker; the time that a report takes is not counted."""
 
-    def __init__(self, world: World, images: int) -> None:
-        self._world = world
-        self._device = world.device
-        self._steps = 0
+    def __init__(self, device: torch.device, images: int) -> None:
+        self._device = device
+        self._steps = 1
         self._since = time.perf_counter()
         self.resume(images)
 
@@ -226,7 +224,7 @@ class _Clock:
     def steps_within(self, seconds: float) -> int:
         """How many steps of the present pace fit."""
         now = time.perf_counter()
-        pace = max(1e-6, (now - self._since) / max(1, self._steps or 1))
+        pace = max(1e-6, (now - self._since) / self._steps)
         self._since = now
         self._steps = max(1, min(1000, int(seconds / pace)))
         return self._steps

@@ -150,7 +150,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def load_tensors(folder: Path, name: str, tensors: nn.Module) -> None:
     """Fill a module from one file of a checkpoint; entries of other networks are passed over."""
-    read_manifest(folder)
     wanted = _tensors(tensors)
     found = _read(folder, name)
     _fill(wanted, {key: found[key] for key in found if key in wanted}, folder / name)

@@ -163,9 +163,11 @@ def _finished(run: Folder, experiment: Experiment) -> Run | None:
     if not found:
         return None
     try:
-        if found[0].is_local:
+        manifest = (
             read_manifest(found[0].path)
-        manifest = json.loads(found[0].read_text(MANIFEST))
+            if found[0].is_local
+            else json.loads(found[0].read_text(MANIFEST))
+        )
     except (CheckpointError, ValueError) as error:
         before = found[1].name if len(found) > 1 else "the beginning"
         raise CheckpointError(
