@@ -1,0 +1,37 @@
+"""`ray-gen`: one function a command. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from ray_gen import __version__
+from ray_gen.cli.train import recipes, train
+from ray_gen.cli.use import sample
+from ray_gen.errors import Failed, Refused
+
+
+class _Commands(click.Group):
+    """Prints what a user can mend as one message and exits with 2; all else keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Refused as refused:
+            click.echo(f"{click.style('error:', fg='red', bold=True)} {refused}", err=True)
+            sys.exit(2)
+        except Failed as failed:
+            click.echo(f"{click.style('failed:', fg='red', bold=True)} {failed}", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ray-gen")
+def main() -> None:
+    """Train VAEs and GANs on Ray from one experiment file, and use what was trained."""
+
+
+for _command in (train, recipes, sample):
+    main.add_command(_command)
