@@ -20,9 +20,10 @@ Ours train with EMA and metrics on. All read the built-in digits, repeated until
 is as long as MNIST's; all hold them in memory, DCGAN's peer too, which is spared its JPEG files.
 Ours draws a second z for the generator, as the algorithm has it, where the script's generator phase
 goes on with the discriminator's fakes: one more forward pass of the generator a step, for the
-weight gradients of the discriminator that it does without there. On a GPU
-there are also rows in bf16, and each row's share of the device's dense bf16 peak: FLOPs of matrix
-products and convolutions, counted over one step.
+weight gradients of the discriminator that it does without there. `compiled` rows have
+`training.compile`, on a GPU with CUDA graphs. On a GPU there are also rows in bf16, and each row's
+share of the device's dense bf16 peak: FLOPs of matrix products and convolutions, counted over one
+step.
 """
 
 from __future__ import annotations
@@ -210,9 +211,10 @@ class Model:
         images_NHWC, labels = store.train.images_NHWC[indices], store.train.labels[indices]
         if row in self.peers:
             return self.peers[row](images_NHWC, labels, device)
-        kind, _, precision = row.partition(", ")
+        kind, *options = row.split(", ")
         resolved = experiment.resolved(store.image_shape, class_names(store)).with_fields(
-            training__precision=precision or "fp32",
+            training__precision="bf16" if "bf16" in options else "fp32",
+            training__compile="compiled" in options,
             training__report_every_images=report_every_images,
         )
         return OURS[kind](resolved, replace(store, train=Split(images_NHWC, labels)), device)
@@ -346,14 +348,17 @@ def prepared_rows(key: str, device: str, seconds: float, processes: ExitStack) -
             row.start(key, report_every_images, device)
             processes.callback(row.close)
             row.prepare(model.batch, model.warm_up_steps, seconds)
-            if device == "cuda":
+            if device == "cuda" and "compiled" not in name:
                 row.count_flops()
         return row
 
-    for suffix in ("", ", bf16") if device == "cuda" else ("",):
+    for suffix in ("", ", bf16", ", bf16, compiled") if device == "cuda" else ("", ", compiled"):
         bare = add(f"bare step{suffix}")
         add(f"ray_gen{suffix}")
         add(f"whole trainer{suffix}", min(REPORT_EVERY_IMAGES, bare.steps * model.batch))
+    for row in rows:  # the counter does not see into a graph
+        if "compiled" in row.name:
+            row.flops_per_image = rows[0].flops_per_image
     for name in model.peers:
         add(name)
     return rows

@@ -76,6 +76,9 @@ class Batch:
     images_seen: Tensor
 
 
+_NOTHING: Mapping[str, Tensor] = {}  # torch.compile cannot trace `dict[str, Tensor]`
+
+
 @dataclass(frozen=True)
 class Losses:
     """What a term returns: values of each image, (N,), which nobody but `step.py` averages.
@@ -85,7 +88,7 @@ class Losses:
     """
 
     minimised: Mapping[str, Tensor]
-    reported: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    reported: Mapping[str, Tensor] = field(default_factory=lambda: _NOTHING)
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,30 @@ class Reconstructs(Protocol):
 
     def reconstruct(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
         """images_NCHW in `image_range` to reconstructions in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """An objective whose networks can say where an image lies among the latents."""
+
+    def encode(
+        self, networks: Networks, images: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """images_NCHW in `image_range` to mean and log-variance of q(z|x), each (N, latent_size);
+        None in the latter's place where the encoder gives one z and no distribution."""
+        ...
+
+
+@runtime_checkable
+class Discriminates(Protocol):
+    """An objective with a network that tells real images from others."""
+
+    discriminates_with: tuple[str, ...]
+    """The networks that this takes. No EMA is kept of them, unless they are `sampled_from`."""
+
+    def discriminate(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
+        """images_NCHW in `image_range` to logits (N,), the higher the more real."""
         ...
 
 

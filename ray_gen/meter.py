@@ -1,12 +1,12 @@
 """Means of what terms report, kept on the device and read back once a report.
 
-A term's values of each image are summed into one row a step: three small operations, no host
+A term's values, summed over images, are one row a step: one small operation, no host
 synchronisation. A report adds the rows up over all workers, in one call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -48,19 +48,18 @@ class Meter:
         self._world = world
         self._tables: dict[str, _Table] = {}
 
-    def record(self, term: str, step: int, values: Mapping[str, Tensor]) -> None:
-        """Values of each image, (N,), of a part of this rank's images at one step.
+    def record(self, term: str, step: int, tags: Sequence[str], sums: Tensor) -> None:
+        """Sums (tags,) over a part of this rank's images at one step.
 
         term: one of its own for each term of each phase. Raises ValueError for a tag of two terms.
         """
         table = self._tables.get(term)
-        columns = torch.stack([value.detach() for value in values.values()])
         if table is None:
             for other, known in self._tables.items():
-                for tag in values.keys() & set(known.names):
+                for tag in set(tags) & set(known.names):
                     raise ValueError(f"the terms {other} and {term} both report {tag}; rename one")
-            table = self._tables[term] = _Table(list(values), columns.device)
-        table.add(step, columns.sum(1))
+            table = self._tables[term] = _Table(list(tags), sums.device)
+        table.add(step, sums)
 
     def report(self) -> dict[str, float]:
         """Means since the last report. Raises NonFiniteError for the first value that is not a

@@ -6,20 +6,38 @@ global batch of real images; phases, terms and noise come from the objective.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
 
 from ray_gen.build import DTYPES
-from ray_gen.core import Batch, Losses, Objective, Phase, PhaseModule, Term, phase_modules
+from ray_gen.core import (
+    Batch,
+    Losses,
+    Networks,
+    Objective,
+    Phase,
+    PhaseModule,
+    Term,
+    phase_modules,
+)
 from ray_gen.distributed import FlatSum, World
+from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
 from ray_gen.meter import Meter
 from ray_gen.noise import Tape, seed_of
 from ray_gen.schedule import ema_decay, learning_rate_factor
 from ray_gen.state import State
+
+TermGradients = Callable[
+    [Tensor, Tensor | None, dict[str, Tensor], Tensor],
+    tuple[tuple[str, ...], Tensor, tuple[Tensor | None, ...]],
+]
+"""(images, labels, noise, images_seen) of a micro-batch to tags, sums over its images (tags,), and
+the gradient of each parameter of the phase, None where the term does not reach it."""
 
 
 class _PhaseRunner:
@@ -37,6 +55,12 @@ class _PhaseRunner:
         ]
         self.tape = Tape(phase.noise, experiment.seed, phase.name, phase.every, images)
         self.sum = FlatSum(self.parameters, world)
+        self.gradients: dict[str, TermGradients] = {}
+        for term in phase.terms:
+            function = _term_gradients(term, state.networks, self.parameters, experiment)
+            self.gradients[term.name] = (
+                compiled(function, images.device) if experiment.training.compile else function
+            )
 
     def due_terms(self, step: int) -> Sequence[Term]:
         """The terms of this update; `every` of a term counts updates of its phase."""
@@ -63,7 +87,6 @@ class Step:
         self._world = world
         self._meter = meter
         self._dtype = DTYPES[training.precision]
-        self._autocast = training.precision == "bf16"
         self._part = len(part)
         self._micro_batch = min(training.micro_batch_size or self._part, self._part)
         self._runners = [
@@ -103,14 +126,12 @@ class Step:
         terms = runner.due_terms(step)
         for start in range(0, self._part, self._micro_batch):
             part = slice(start, start + self._micro_batch)
-            batch = Batch(
-                images=images[part],
-                labels=None if labels is None else labels[part],
-                noise={name: drawn[part].to(self._dtype) for name, drawn in noise.items()},
-                images_seen=seen,
-            )
+            drawn = {name: values[part].to(self._dtype) for name, values in noise.items()}
+            own = None if labels is None else labels[part]
             for term in terms:
-                self._backward(phase.name, term, step, batch)
+                tags, sums, gradients = runner.gradients[term.name](images[part], own, drawn, seen)
+                self._meter.record(f"{phase.name}/{term.name}", step, tags, sums)
+                _accumulate(runner.parameters, gradients)
         statistics = [m.phase_statistics() for m in runner.modules]
         sums = iter(runner.sum([s for s in statistics if s is not None]))
         rate = runner.settings.learning_rate * learning_rate_factor(
@@ -123,20 +144,6 @@ class Step:
             parameter.grad = None
         for module, own in zip(runner.modules, statistics, strict=True):
             module.end_phase(None if own is None else next(sums))
-
-    def _backward(self, phase: str, term: Term, step: int, batch: Batch) -> None:
-        """Adds the gradient of one term on one micro-batch."""
-        autocast = (
-            torch.autocast(batch.images.device.type, torch.bfloat16)
-            if self._autocast and not term.full_precision
-            else nullcontext()
-        )
-        with autocast:
-            losses = term.loss(self._state.networks, batch)
-        tagged = _by_tag(term, losses, len(batch.images))
-        self._meter.record(f"{phase}/{term.name}", step, tagged)
-        total = torch.stack([value.sum() for value in losses.minimised.values()]).sum()
-        (total * (term.weight * term.every / self._global_batch_size)).backward()
 
     def _make_trainable(self, names: tuple[str, ...]) -> None:
         """Only these networks get gradients: backward stops at the others' weights, and their
@@ -162,10 +169,89 @@ class Step:
         self._state.update_ema(1.0 - decay)
 
 
-def _by_tag(term: Term, losses: Losses, count: int) -> dict[str, Tensor]:
+def _term_gradients(
+    term: Term, networks: Networks, parameters: list[nn.Parameter], experiment: Experiment
+) -> FunctionType:
+    """The gradients of one term, weighted, of the mean over the global batch."""
+    autocast = experiment.training.precision == "bf16" and not term.full_precision
+    scale = term.weight * term.every / experiment.training.global_batch_size
+
+    def gradients(
+        images: Tensor, labels: Tensor | None, noise: dict[str, Tensor], seen: Tensor
+    ) -> tuple[tuple[str, ...], Tensor, tuple[Tensor | None, ...]]:
+        precision = (
+            torch.autocast(images.device.type, torch.bfloat16) if autocast else nullcontext()
+        )
+        with precision:
+            losses = term.loss(networks, Batch(images, labels, noise, seen))
+        tagged = _by_tag(term, losses, len(images))
+        columns = torch.stack([value.detach() for value in tagged.values()])
+        total = torch.stack([value.sum() for value in losses.minimised.values()]).sum()
+        found = torch.autograd.grad(total * scale, parameters, allow_unused=True)
+        return tuple(tagged), columns.sum(1), found
+
+    assert isinstance(gradients, FunctionType)
+    return gradients
+
+
+def compiled(function: FunctionType, device: torch.device) -> TermGradients:
+    """One graph of a term's forward and backward passes, penalties' double backward included.
+
+    On a GPU it is captured as a CUDA graph. Its gradients lie where the next call writes them, so
+    they are copied. Raises Refused where torch or the machine cannot compile.
+    """
+    import torch._dynamo
+    import torch._dynamo.exc
+
+    if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        raise Refused(
+            f"training.compile: the compiler of torch {torch.__version__} cannot trace gradients; "
+            "install a newer torch, or set it to false"
+        )
+    torch._dynamo.config.trace_autograd_ops = True  # pyright: ignore
+    captured = device.type == "cuda"
+    # Graphs are kept by code object, at most eight each: a copy of its own for every function.
+    own = FunctionType(
+        function.__code__.replace(), function.__globals__, closure=function.__closure__
+    )
+    graph = torch.compile(
+        own, fullgraph=True, dynamic=False, mode="reduce-overhead" if captured else "default"
+    )
+
+    def gradients(
+        images: Tensor, labels: Tensor | None, noise: dict[str, Tensor], seen: Tensor
+    ) -> tuple[tuple[str, ...], Tensor, tuple[Tensor | None, ...]]:
+        try:
+            tags, sums, found = graph(images, labels, noise, seen)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise Refused(
+                f"training.compile: this cannot be compiled ({str(error).splitlines()[0]}); set it "
+                "to false"
+            ) from error
+        if captured:
+            found = tuple(None if g is None else g.clone() for g in found)
+        return tags, sums, found
+
+    return gradients
+
+
+def _accumulate(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+    """Add to each `grad`, which has its parameter's strides: fused optimisers walk both at once."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            continue
+        if parameter.grad is not None:
+            parameter.grad += gradient
+        elif gradient.stride() == parameter.stride():
+            parameter.grad = gradient
+        else:
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+
+
+def _by_tag(term: Term, losses: Losses, count: int) -> Mapping[str, Tensor]:
     """What the meter records: minimised losses under `loss/`, the rest under its own tag."""
     tagged = {f"loss/{name}": value for name, value in losses.minimised.items()}
-    tagged |= losses.reported
+    tagged.update(losses.reported)
     for tag, value in tagged.items():
         if value.shape != (count,):
             raise ValueError(

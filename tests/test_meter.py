@@ -19,6 +19,12 @@ class OtherRank(World):
         tensor += self.theirs  # type: ignore[attr-defined]
 
 
+def record(meter: Meter, term: str, step: int, values: dict[str, Tensor]) -> None:
+    """Values of each image, as the step sums them."""
+    sums = torch.stack(list(values.values())).sum(1).detach()
+    meter.record(term, step, tuple(values), sums)
+
+
 def values(steps: int, count: int = BATCH, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(steps, count, generator=generator)
@@ -27,7 +33,7 @@ def values(steps: int, count: int = BATCH, seed: int = 0) -> Tensor:
 def test_a_value_is_the_mean_over_images_and_steps() -> None:
     meter, drawn = Meter(BATCH, World()), values(5)
     for step, row in enumerate(drawn):
-        meter.record("term", step, {"a": row, "b": 2 * row})
+        record(meter, "term", step, {"a": row, "b": 2 * row})
     means = meter.report()
     assert means == pytest.approx({"a": float(drawn.mean()), "b": 2 * float(drawn.mean())})
 
@@ -37,7 +43,7 @@ def test_micro_batches_of_any_sizes_give_the_same_means(parts: tuple[int, ...]) 
     meter, drawn = Meter(BATCH, World()), values(3)
     for step, row in enumerate(drawn):
         for part in row.split(parts):
-            meter.record("term", step, {"a": part})
+            record(meter, "term", step, {"a": part})
     assert meter.report()["a"] == pytest.approx(float(drawn.mean()))
 
 
@@ -48,7 +54,7 @@ def test_ranks_are_added_up_whatever_their_shares() -> None:
     object.__setattr__(world, "theirs", theirs.sum(1).double())
     meter = Meter(BATCH, world)
     for step, row in enumerate(ours):
-        meter.record("term", step, {"a": row})
+        record(meter, "term", step, {"a": row})
     expected = float(torch.cat([ours, theirs], dim=1).mean())
     assert meter.report()["a"] == pytest.approx(expected)
 
@@ -56,9 +62,9 @@ def test_ranks_are_added_up_whatever_their_shares() -> None:
 def test_terms_that_are_due_less_often_are_means_over_their_own_steps() -> None:
     meter, often, seldom = Meter(BATCH, World()), values(6), values(2, seed=1)
     for step, row in enumerate(often):
-        meter.record("often", step, {"a": row})
+        record(meter, "often", step, {"a": row})
         if step % 3 == 2:
-            meter.record("seldom", step, {"b": seldom[step // 3]})
+            record(meter, "seldom", step, {"b": seldom[step // 3]})
     expected = {"a": float(often.mean()), "b": float(seldom.mean())}
     assert meter.report() == pytest.approx(expected)
 
@@ -68,7 +74,7 @@ def test_a_report_forgets_what_it_told() -> None:
     assert meter.report() == {}
     for first in (0, 2):
         for step in (first, first + 1):
-            meter.record("term", step, {"a": drawn[step]})
+            record(meter, "term", step, {"a": drawn[step]})
         assert meter.report()["a"] == pytest.approx(float(drawn[first : first + 2].mean()))
     assert meter.report() == {}
 
@@ -77,7 +83,7 @@ def test_a_report_may_cover_any_number_of_steps() -> None:
     meter, drawn = Meter(BATCH, World()), values(1000)
     for step, row in enumerate(drawn):
         for part in row.split(4):
-            meter.record("term", step, {"a": part})
+            record(meter, "term", step, {"a": part})
     assert meter.report()["a"] == pytest.approx(float(drawn.mean()), rel=1e-6)
 
 
@@ -86,10 +92,10 @@ def test_what_is_recorded_later_does_not_change_what_was_recorded() -> None:
     meter = Meter(BATCH, World())
     weight = torch.ones(BATCH, requires_grad=True)
     value = 3 * weight
-    meter.record("term", 0, {"a": value})
+    record(meter, "term", 0, {"a": value})
     with torch.no_grad():
         value.zero_()
-    meter.record("term", 1, {"a": weight})
+    record(meter, "term", 1, {"a": weight})
     assert meter.report()["a"] == pytest.approx(2.0)
 
 
@@ -98,8 +104,8 @@ def test_the_first_value_that_is_not_a_number_is_named_with_its_step(bad: float)
     meter, drawn = Meter(BATCH, World()), values(200)
     for step, row in enumerate(drawn):
         late = torch.where(torch.arange(BATCH) == 3, torch.tensor(bad), row)
-        meter.record("early term", step, {"loss/a": late if step >= 150 else row, "b": row})
-        meter.record("late term", step, {"loss/c": late if step >= 130 else row})
+        record(meter, "early term", step, {"loss/a": late if step >= 150 else row, "b": row})
+        record(meter, "late term", step, {"loss/c": late if step >= 130 else row})
     with pytest.raises(NonFiniteError, match=r"^loss/c is not a finite number since step 130$"):
         meter.report()
 
@@ -107,7 +113,7 @@ def test_the_first_value_that_is_not_a_number_is_named_with_its_step(bad: float)
 def test_infinities_of_both_signs_in_one_batch_are_noticed() -> None:
     meter, row = Meter(BATCH, World()), values(1)[0]
     row[0], row[1] = float("inf"), -float("inf")
-    meter.record("term", 7, {"loss/a": row})
+    record(meter, "term", 7, {"loss/a": row})
     with pytest.raises(NonFiniteError, match="since step 7"):
         meter.report()
 
@@ -117,7 +123,7 @@ def test_a_value_of_another_rank_that_is_not_a_number_is_noticed_here() -> None:
     object.__setattr__(world, "theirs", torch.tensor([0.0, float("nan")], dtype=torch.float64))
     meter = Meter(BATCH, world)
     for step, row in enumerate(values(2)):
-        meter.record("term", step, {"loss/a": row})
+        record(meter, "term", step, {"loss/a": row})
     with pytest.raises(NonFiniteError, match=r"^loss/a is .* since step 1$"):
         meter.report()
 
@@ -125,6 +131,6 @@ def test_a_value_of_another_rank_that_is_not_a_number_is_noticed_here() -> None:
 def test_a_tag_of_two_terms_is_refused() -> None:
     """Added up or overwritten, it would be the value of neither."""
     meter, row = Meter(BATCH, World()), values(1)[0]
-    meter.record("encoder/likelihood", 0, {"loss/kl": row, "loss/features": row})
+    record(meter, "encoder/likelihood", 0, {"loss/kl": row, "loss/features": row})
     with pytest.raises(ValueError, match=r"encoder/likelihood and decoder/.* loss/features"):
-        meter.record("decoder/likelihood", 0, {"loss/features": row})
+        record(meter, "decoder/likelihood", 0, {"loss/features": row})

@@ -44,6 +44,10 @@ class Training(Settings):
     """Steps between two updates of the average, whose decay takes account of them."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """bf16: autocast of the networks; weights, losses and penalties stay in fp32."""
+    compile: bool = free(False)
+    """Compile each term's forward and backward passes into one graph, on a GPU a CUDA graph. Costs
+    some 20 s at the start (cached for the next run) and changes results by rounding. On a CPU it
+    needs a C++ compiler."""
     report_every_images: PositiveInt = free(10_000)
     """Images between two reports: metrics, pictures, progress."""
     checkpoint_every_images: PositiveInt = free(50_000)

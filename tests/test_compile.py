@@ -1,0 +1,96 @@
+"""`training.compile` changes the speed of a step and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from ray_gen.errors import Refused
+from ray_gen.experiment import Experiment
+from tests.helpers import gan, relative_difference, relativistic, trained, vae, vae_gan, weights
+
+FEW = "training.images=96"
+
+MODELS: dict[str, Callable[..., Experiment]] = {
+    "vae": vae,
+    "conditional vae": lambda *o: vae("objective.conditional=true", *o),
+    "vae, β with warm-up": lambda *o: vae("objective.beta_warmup_images=100", *o),
+    "dcgan": lambda *o: gan(*o, kind="dcgan"),
+    "conditional dcgan": lambda *o: gan("objective.conditional=true", *o, kind="dcgan"),
+    "spectral norm, lazy R1, augmentation": lambda *o: gan(
+        "networks.discriminator.spectral_norm=true",
+        "objective.r1_weight=1",
+        "objective.r1_every=2",
+        "objective.augment=[color,translation,cutout]",
+        *o,
+        kind="dcgan",
+    ),
+    "hinge, two steps, micro-batches": lambda *o: gan(
+        "objective.loss=hinge",
+        "objective.discriminator_steps=2",
+        "training.micro_batch_size=6",
+        *o,
+        kind="dcgan",
+    ),
+    "vae-gan": vae_gan,
+    "relativistic": relativistic,
+}
+
+
+@pytest.fixture
+def without_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph of forward and backward passes, run by torch's own kernels."""
+    compile_ = torch.compile
+
+    def traced(function, **options):
+        assert options["fullgraph"]
+        return compile_(function, fullgraph=True, dynamic=False, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+
+
+@pytest.mark.usefixtures("without_code")
+@pytest.mark.parametrize("model", MODELS)
+def test_a_step_as_one_graph_equals_the_eager_step(store_8, model: str) -> None:
+    eager, eager_reports = trained(MODELS[model]("training.precision=fp64", FEW), store_8)
+    graph, reports = trained(
+        MODELS[model]("training.precision=fp64", FEW, "training.compile=true"), store_8
+    )
+    assert relative_difference(weights(graph), weights(eager)) < 1e-9
+    for ours, theirs in zip(reports, eager_reports, strict=True):
+        for tag, value in theirs.metrics.items():
+            if not tag.startswith(("speed/", "memory/")):
+                assert ours.metrics[tag] == pytest.approx(value, rel=1e-9), tag
+
+
+def test_generated_code_equals_the_eager_step(store_8) -> None:
+    """Through the real compiler: some 20 s where its cache is cold."""
+    eager, _ = trained(vae(FEW), store_8)
+    graph, _ = trained(vae(FEW, "training.compile=true"), store_8)
+    assert relative_difference(weights(graph), weights(eager)) < 1e-4
+
+
+@pytest.mark.usefixtures("without_code")
+def test_what_cannot_be_one_graph_is_refused(store_8, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray_gen import losses
+
+    real = losses.gaussian_kl
+
+    def reads_back(mean, log_variance):
+        return real(mean, log_variance) if mean.sum() > -1e9 else log_variance.sum(1)
+
+    monkeypatch.setattr(losses, "gaussian_kl", reads_back)
+    with pytest.raises(Refused, match=r"training\.compile: .* set it to false"):
+        trained(vae(FEW, "training.compile=true"), store_8)
+
+
+def test_a_compiler_that_traces_no_gradients_is_refused(
+    store_8, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch._dynamo
+
+    monkeypatch.delattr(torch._dynamo.config, "trace_autograd_ops")
+    with pytest.raises(Refused, match="newer torch"):
+        trained(vae(FEW, "training.compile=true"), store_8)
