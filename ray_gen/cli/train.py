@@ -1,0 +1,51 @@
+"""`ray-gen train` and `ray-gen recipes`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("recipe_or_file")
+@click.argument("assignments", nargs=-1, metavar="[PATH=VALUE]...")
+@click.option("--storage", help="Folder or URI for run folders [$RAY_GEN_STORAGE, ~/ray_gen_runs].")
+@click.option("--name", help="Name of the run: a known one is resumed [recipe and time].")
+@click.option("--fresh", is_flag=True, help="Refuse to touch a run that exists.")
+def train(
+    recipe_or_file: str,
+    assignments: tuple[str, ...],
+    storage: str | None,
+    name: str | None,
+    fresh: bool,
+) -> None:
+    """Train a recipe (see `ray-gen recipes`) or an experiment file.
+
+    PATH=VALUE sets any field by its dotted path, e.g. training.images=1000000 workers.count=2
+    data=folder:~/images. Runs on the Ray cluster of RAY_ADDRESS or of a running `ray start --head`,
+    else on a local one. The same --name again resumes.
+    """
+    from ray_gen.recipes import recipe
+
+    sys.path.insert(0, str(Path.cwd()))  # where a `kind: custom` class of the user's may lie
+    experiment = recipe(recipe_or_file, *assignments)
+    from ray_gen.launch import train as launch
+
+    sys.exit(launch(experiment, storage=storage, name=name, fresh=fresh, show=True).exit_code)
+
+
+@click.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the built-in recipes with their claims, or print one as YAML to copy and edit."""
+    from ray_gen import recipes as built_in
+
+    if name is not None:
+        click.echo(built_in.text(name), nl=False)
+        return
+    for known in built_in.names():
+        click.secho(known, bold=True)
+        click.echo("".join(f"    {line}\n" for line in built_in.claim(known).splitlines()))
+    click.echo("Train one: ray-gen train NAME. Copy one: ray-gen recipes NAME > my.yaml")
