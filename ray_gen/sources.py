@@ -10,6 +10,7 @@ from pathlib import Path
 from ray_gen.build import import_target
 from ray_gen.data import Store, open_store
 from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.experiment.data import Data
 
 
 def cache_folder() -> Path:
@@ -17,11 +18,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RAY_GEN_CACHE") or "~/.cache/ray_gen").expanduser()
 
 
-def open_data(experiment: Experiment, progress: Callable[[int, int], None] | None = None) -> Store:
-    """The decoded data of an experiment, memory-mapped; decoded first if this node has not yet."""
-    data = experiment.data
+def open_source(data: Data, progress: Callable[[int, int], None] | None = None) -> Store:
+    """The decoded images of a source, memory-mapped; decoded first if this node has not yet."""
     source = import_target(data.targets["source"], "data.kind")(**data.arguments())
-    store = open_store(
+    return open_store(
         source,
         image_size=data.image_size,
         center_crop=data.center_crop,
@@ -31,6 +31,11 @@ def open_data(experiment: Experiment, progress: Callable[[int, int], None] | Non
         cache_folder=cache_folder(),
         progress=progress,
     )
+
+
+def open_data(experiment: Experiment, progress: Callable[[int, int], None] | None = None) -> Store:
+    """The data of an experiment, which has labels if the experiment needs them."""
+    store = open_source(experiment.data, progress)
     if experiment.needs_labels and not store.label_count:
         raise ExperimentError(
             [

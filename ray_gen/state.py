@@ -50,7 +50,7 @@ class State:
     """By phase."""
     step: int = 0
     """Steps done."""
-    settled: dict[str, int] = field(default_factory=dict[str, int])
+    settled: dict[str, float] = field(default_factory=dict[str, float])
     """What the equilibrium stop remembers: see loop.py."""
 
     @classmethod

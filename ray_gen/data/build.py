@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FORMAT = 1
-"""Part of every key: raise it when the same settings would give other bytes."""
+FORMAT = 2
+"""Part of every key: raise it when the same settings would give other bytes, or the manifest
+tells something else."""
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 
@@ -128,15 +129,24 @@ class _Decoded:
     def __init__(self, raw: Path) -> None:
         self.raw = raw
         self.file = raw.open("wb")
+        self.pixels = hashlib.blake2b(digest_size=16)
         self.count = 0
         self.labels = array("q")
         self.labelled = True
 
     def append(self, pixels_HWC: NDArray[np.uint8], label: int | None) -> None:
         self.file.write(pixels_HWC.data)
+        self.pixels.update(pixels_HWC.data)
         self.labels.append(-1 if label is None else label)
         self.labelled &= label is not None
         self.count += 1
+
+    def digest(self, labels: array[int] | None) -> bytes:
+        """Of the pixels in their order and then the labels, if they are kept."""
+        content = self.pixels.copy()
+        if labels is not None:
+            content.update(labels)
+        return content.digest()
 
 
 def _write(
@@ -149,14 +159,17 @@ def _write(
 ) -> None:
     """The Arrow file of each split and then the manifest, all of them flushed to disk."""
     labelled = all(split.labelled for split in splits.values())
+    digest = hashlib.blake2b(repr(_shape_of(wanted)).encode(), digest_size=16)
     for name, split in splits.items():
         labels = split.labels if labelled else None
+        digest.update(split.digest(labels))
         arrow.write(split.raw, folder / f"{name}.arrow", _shape_of(wanted), labels, split.count)
         split.raw.unlink()
     named = len(listing.class_names or ())
     seen = max(max(split.labels, default=-1) + 1 for split in splits.values())
     manifest = {
         "key": key,
+        "digest": digest.hexdigest(),
         "shape_HWC": _shape_of(wanted),
         "counts": {name: split.count for name, split in splits.items()},
         "bytes": {file.name: file.stat().st_size for file in folder.iterdir()},

@@ -49,6 +49,9 @@ class Store:
     """The cache entry: a folder that may be deleted when no process has it open."""
     label_count: int | None
     """Number of classes; None if the source has no labels."""
+    digest: str | None = None
+    """Of the shape, and of pixels and labels of both splits in their order: equal digests, equal
+    data. None of a store that was not read from a cache."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -173,6 +176,7 @@ def _opened(entry: Path, key: str) -> Store | None:
         skipped=manifest["skipped"],
         path=entry,
         label_count=manifest["label_count"],
+        digest=manifest["digest"],
     )
 
 

@@ -137,12 +137,25 @@ def _siblings(location: tuple[Any, ...], root: type[Settings], given: Any) -> li
         if found:
             candidates = found
             continue
-        children: set[type[Settings]] = set()
-        for model in candidates:
-            if part in model.model_fields:
-                children |= set(_models_in(model.model_fields[part].annotation))
-        candidates = children or candidates
+        candidates = _below(candidates, part)
     return sorted({name for model in candidates for name in model.model_fields})
+
+
+def kinds_at(path: list[str], root: type[Settings]) -> dict[str, type[Settings]]:
+    """The settings that may stand at a dotted path, by their kind; empty where they have none."""
+    candidates: set[type[Settings]] = {root}
+    for part in path:
+        candidates = _below(candidates, part)
+    return {tag: model for model in candidates if (tag := _tag(model)) is not None}
+
+
+def _below(candidates: set[type[Settings]], part: str) -> set[type[Settings]]:
+    """The settings in a field of these; they themselves where a part is a name in a mapping."""
+    children: set[type[Settings]] = set()
+    for model in candidates:
+        if part in model.model_fields:
+            children |= set(_models_in(model.model_fields[part].annotation))
+    return children or candidates
 
 
 def _tag(model: type[Settings]) -> str | None:

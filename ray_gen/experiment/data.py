@@ -22,6 +22,7 @@ _SHARED = (
     "on_corrupt",
     "placement",
     "classes",
+    "digest",
 )
 
 
@@ -47,6 +48,9 @@ class DataSettings(Component):
     if they take at most a quarter of its free memory."""
     classes: tuple[str, ...] | None = None
     """Names of the classes in the order of their labels; filled in from the data at the start."""
+    digest: str | None = None
+    """Of all decoded pixels and labels in their order; filled in from the data at the start. What
+    data is: where it lies may change."""
 
     def height_and_width(self) -> tuple[int, int] | None:
         """The size of the images, where the settings alone say it."""
@@ -97,7 +101,7 @@ class FolderData(DataSettings):
 
     targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:Folder"}
     kind: Literal["folder"] = "folder"
-    path: str
+    path: str = free(...)
     """The folder; a relative path is relative to where the command runs."""
 
 
@@ -106,7 +110,7 @@ class ParquetData(DataSettings):
 
     targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:Parquet"}
     kind: Literal["parquet"] = "parquet"
-    path: str
+    path: str = free(...)
     """A file, a folder of shards, or a URI (s3://, gs://, hdfs://, file://)."""
     image_column: str | None = None
     """None: the one column whose type can hold encoded images."""
@@ -121,15 +125,27 @@ def from_short_form(value: Any) -> Any:
     """`mnist5k`, `folder:PATH`, `parquet:PATH_OR_URI` and `torchvision:CLASS` as mappings."""
     if not isinstance(value, str):
         return value
-    kind, colon, rest = value.partition(":")
-    if colon and kind in _SHORT_FORMS:
+    kind, _, rest = value.partition(":")
+    if rest and kind in _SHORT_FORMS:
         return {"kind": kind, _SHORT_FORMS[kind]: rest}
     return {"kind": kind}
+
+
+def _from_whole_short_form(value: Any) -> Any:
+    """`from_short_form`. Raises ValueError for `folder:`, which YAML reads as {folder: null}."""
+    for kind, field in _SHORT_FORMS.items():
+        read_as_mapping = isinstance(value, dict) and kind in value and "kind" not in value
+        if read_as_mapping or value in (kind, f"{kind}:"):
+            raise ValueError(
+                f"{kind} needs its {field} right after a colon, without a space: "
+                f"data={kind}:{field.upper()}"
+            )
+    return from_short_form(value)
 
 
 Data = Annotated[
     Annotated[
         Mnist5kData | TorchvisionData | FolderData | ParquetData, Field(discriminator="kind")
     ],
-    BeforeValidator(from_short_form),
+    BeforeValidator(_from_whole_short_form),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -276,6 +277,64 @@ def test_threads_change_nothing(
         monkeypatch.setattr(build_module, "_threads", lambda threads=threads: threads)
         stores.append(opened(Folder(path=str(images)), tmp_path / str(threads)))
     assert equal(*stores)
+    assert stores[0].digest == stores[1].digest
+
+
+def digest_of(store: Store) -> str:
+    """The digest from the tensors alone."""
+    _, *shape_HWC = store.train.images_NHWC.shape
+    whole = hashlib.blake2b(repr(tuple(shape_HWC)).encode(), digest_size=16)
+    for split in (store.train, store.held_out):
+        content = hashlib.blake2b(split.images_NHWC.numpy().tobytes(), digest_size=16)
+        if split.labels is not None:
+            content.update(split.labels.numpy().tobytes())
+        whole.update(content.digest())
+    return whole.hexdigest()
+
+
+def test_the_digest_is_that_of_the_pixels_and_labels_in_their_order(
+    tmp_path: Path, images: Path
+) -> None:
+    for settings in ({}, {"held_out_fraction": 0.25}, {"image_size": (4, 6), "channels": 1}):
+        store = opened(Folder(path=str(images)), tmp_path, **settings)
+        assert store.digest == digest_of(store)
+        assert opened(Folder(path=str(images)), tmp_path, **settings).digest == store.digest
+    flat = opened(Folder(path=str(images / "a")), tmp_path)
+    assert flat.train.labels is None
+    assert flat.digest == digest_of(flat)
+
+
+def test_the_digest_knows_content_and_neither_place_nor_time(tmp_path: Path, images: Path) -> None:
+    usual = opened(Folder(path=str(images)), tmp_path / "cache")
+    moved = Path(shutil.copytree(images, tmp_path / "moved", copy_function=shutil.copyfile))
+    again = opened(Folder(path=str(moved)), tmp_path / "other cache")
+    assert again.path.name != usual.path.name  # the times are new
+    assert again.digest == usual.digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "a" / "007.png").unlink(),
+        lambda root: write(root / "a" / "007.png", noise(16, 16, 3, seed=99)),
+        lambda root: write(root / "a" / "999.png", noise(16, 16, 3, seed=99)),
+        lambda root: (root / "a" / "007.png").rename(root / "a" / "999.png"),  # another order
+        lambda root: (root / "a" / "049.png").rename(root / "b" / "!.png"),  # another label
+    ],
+    ids=["removed", "changed", "added", "order", "label"],
+)
+def test_another_content_is_another_digest(tmp_path: Path, images: Path, change: Any) -> None:
+    usual = opened(Folder(path=str(images)), tmp_path / "cache").digest
+    change(images)
+    assert opened(Folder(path=str(images)), tmp_path / "cache").digest != usual
+
+
+def test_other_splits_are_another_digest(tmp_path: Path, images: Path) -> None:
+    source = Folder(path=str(images))
+    digests = {
+        opened(source, tmp_path, held_out_fraction=fraction).digest for fraction in (0.0, 0.1, 0.3)
+    }
+    assert len(digests) == 3
 
 
 def test_a_warm_store_is_opened_without_the_libraries_that_decode(tmp_path: Path) -> None:

@@ -1,0 +1,165 @@
+"""What is refused or answered before Ray is started."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ray_gen.build import build_objective
+from ray_gen.checkpoints import checkpoint_name
+from ray_gen.distributed import World
+from ray_gen.errors import Failed, Refused
+from ray_gen.experiment import Experiment
+from ray_gen.launch import train
+from ray_gen.launch.worker import _check_agreement
+from ray_gen.sources import class_names, open_data
+from ray_gen.state import CheckpointError, State
+from tests.data.pictures import noise, write, write_classes
+from tests.helpers import vae
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setenv("RAY_GEN_CACHE", str(tmp_path / "cache"))
+    return write_classes(tmp_path / "images", {"a": 20, "b": 20})
+
+
+def given(images: Path, *overrides: str) -> Experiment:
+    """An experiment as a user writes it."""
+    text = vae().to_yaml()
+    return Experiment.from_yaml(text, [f"data=folder:{images}", *overrides])
+
+
+def finished(experiment: Experiment, storage: Path, *more: int) -> Path:
+    """The run "a", which has seen all its images; with further checkpoints after so many images."""
+    store = open_data(experiment)
+    resolved = experiment.resolved(store.image_shape, class_names(store), store.digest)
+    state = State.build(resolved, build_objective(resolved), World())
+    batch = resolved.training.global_batch_size
+    for images in (*more, resolved.steps * batch):
+        folder = storage / "a" / checkpoint_name(images)
+        folder.mkdir(parents=True)
+        state.step = images // batch
+        state.save(folder, resolved)
+    (storage / "a" / "experiment.yaml").write_text(resolved.to_yaml())
+    return storage / "a"
+
+
+def test_a_finished_run_is_answered_at_once(images: Path, tmp_path: Path) -> None:
+    finished(given(images), tmp_path)
+    again = train(given(images), storage=str(tmp_path), name="a")
+    assert again.stop == "had seen all images before"
+
+
+def test_a_run_goes_on_by_what_its_newest_checkpoint_says(images: Path, tmp_path: Path) -> None:
+    """`experiment.yaml` beside the checkpoints is for people: it may be edited or deleted."""
+    run = finished(given(images), tmp_path)
+    (run / "experiment.yaml").unlink()
+    assert train(given(images), storage=str(tmp_path), name="a").images == 480
+    with pytest.raises(Refused, match=r"another experiment(.|\n)*seed: 3 here, 0 there"):
+        train(given(images, "seed=3"), storage=str(tmp_path), name="a")
+    with pytest.raises(Refused, match="--fresh"):
+        train(given(images), storage=str(tmp_path), name="a", fresh=True)
+
+
+@pytest.mark.parametrize("lost", ["experiment.yaml", "networks.safetensors"])
+def test_a_damaged_checkpoint_is_refused_with_what_to_do(
+    images: Path, tmp_path: Path, lost: str
+) -> None:
+    run = finished(given(images), tmp_path, 240)
+    (run / checkpoint_name(480) / lost).unlink()
+    told = rf"{lost}: is missing; .* go on from {checkpoint_name(240)}, delete .*_0*480"
+    with pytest.raises(CheckpointError, match=told):
+        train(given(images), storage=str(tmp_path), name="a")
+
+
+def test_a_checkpoint_of_another_version_is_not_blamed_on_the_user(
+    images: Path, tmp_path: Path
+) -> None:
+    experiment = finished(given(images), tmp_path) / checkpoint_name(480) / "experiment.yaml"
+    text = experiment.read_text()
+    experiment.write_text(text.replace("beta_warmup_images", "beta_warm_up_imges"))
+    told = r"480/experiment\.yaml is of another version .*\n.*beta_warm_up_imges: there is no"
+    with pytest.raises(Refused, match=told):
+        train(given(images), storage=str(tmp_path), name="a")
+
+
+def test_a_run_goes_on_where_its_data_has_moved(images: Path, tmp_path: Path) -> None:
+    finished(given(images), tmp_path)
+    moved = Path(shutil.copytree(images, tmp_path / "moved", copy_function=shutil.copyfile))
+    shutil.rmtree(images)
+    again = train(given(moved), storage=str(tmp_path), name="a")
+    assert again.stop == "had seen all images before"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: write(root / "a" / "new.png", noise(8, 8, 3, seed=99)),
+        lambda root: write(root / "a" / "007.png", noise(8, 8, 3, seed=99)),
+        lambda root: (root / "a" / "007.png").unlink(),
+    ],
+    ids=["added", "changed", "removed"],
+)
+def test_a_run_does_not_go_on_with_other_images(images: Path, tmp_path: Path, change) -> None:
+    finished(given(images), tmp_path)
+    change(images)
+    with pytest.raises(Refused) as refused:
+        train(given(images), storage=str(tmp_path), name="a")
+    (sentence,) = str(refused.value).splitlines()
+    assert sentence.startswith(f"data: its images are not those that the run {tmp_path}/a began")
+    assert sentence.endswith("choose another --name, or put the old data back")
+
+
+def test_settings_that_make_other_pixels_are_told_instead_of_the_pixels(
+    images: Path, tmp_path: Path
+) -> None:
+    finished(given(images), tmp_path)
+    with pytest.raises(Refused) as refused:
+        train(given(images, "data.image_size=4", "seed=1"), storage=str(tmp_path), name="a")
+    _, *different = str(refused.value).splitlines()
+    assert [line.strip().partition(":")[0] for line in different] == ["seed", "data.image_size"]
+
+
+def test_an_experiment_copied_from_a_run_can_be_trained_on_other_data(
+    images: Path, tmp_path: Path
+) -> None:
+    copied = (finished(given(images), tmp_path) / "experiment.yaml").read_text()
+    other = write_classes(tmp_path / "other", {"a": 30, "b": 30})
+    experiment = Experiment.from_yaml(copied, [f"data.path={other}"])
+    finished(experiment, tmp_path / "others")
+    again = train(experiment, storage=str(tmp_path / "others"), name="a")
+    assert again.stop == "had seen all images before"
+
+
+@pytest.mark.parametrize("differs", ["data", "labels", "step", "driver"])
+def test_workers_that_begin_from_different_things_are_refused(images: Path, differs: str) -> None:
+    """And all of them: the second of two hears of the first, the first of the second."""
+    experiment = given(images)
+    store = open_data(experiment)
+    experiment = experiment.resolved(store.image_shape, class_names(store), store.digest)
+    state = State.build(experiment, build_objective(experiment), World())
+    facts: list[list[int]] = []
+
+    class Rank(World):
+        def maxima(self, values) -> list[int]:
+            facts.append(list(values))
+            return [max(column) for column in zip(*facts, strict=True)]
+
+    _check_agreement(experiment, state, store, Rank())
+    _check_agreement(experiment, state, store, Rank())
+    expected = "^data: "
+    if differs == "data":
+        write(images / "a" / "007.png", noise(8, 8, 3, seed=99))
+    elif differs == "labels":
+        (images / "a" / "019.png").rename(images / "b" / "!.png")
+    elif differs == "driver":
+        experiment = experiment.with_fields(data__digest="another")
+    else:
+        state.step, expected = 1, "checkpoint"
+    with pytest.raises(Failed, match=expected):
+        _check_agreement(experiment, state, open_data(experiment), Rank())
+    with pytest.raises(Failed, match=expected):
+        _check_agreement(experiment, state, store, Rank())
