@@ -189,6 +189,37 @@ class Evaluates(Protocol):
         ...
 
 
+@runtime_checkable
+class Bounds(Protocol):
+    """An objective with importance weights p(x, z) / q(z|x): the mean of their logarithms, and the
+    logarithm of their mean, are lower bounds on log p(x)."""
+
+    image_range: tuple[float, float]
+    likelihood: Literal["bernoulli", "gaussian"]
+    """p(x|z): probabilities of pixels that are 0 or 1, or densities of pixels in `image_range`."""
+
+    pixel_noise: Noise | None
+    """What `observed` redraws the pixels of an image with; None: it leaves them as they are."""
+
+    posterior_noise: Noise
+    """What one z from q(z|x) takes for an image."""
+
+    def observed(self, images: Tensor, noise: Tensor | None) -> Tensor:
+        """images_NCHW in `image_range` to the pixels that the likelihood is of; noise as
+        `pixel_noise` says."""
+        ...
+
+    def log_weights(
+        self, networks: Networks, images: Tensor, labels: Tensor | None, epsilon: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """log p(x|z) and log p(z) - log q(z|x) at the z of each epsilon, in nats: both float64
+        (S, N). Their sum is the weight's logarithm.
+
+        images: (N, C, H, W), as observed; labels: (N,) or None; epsilon: (S, N, ...) for S samples.
+        """
+        ...
+
+
 class PhaseModule(nn.Module):
     """A module with buffers that training moves: once in a phase that updates its network, by
     `step.py`, and never in a forward pass.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -42,14 +42,16 @@ class Control(IntEnum):
 class Report:
     """What a run says of itself: the same on every rank, but for speed and memory.
 
-    metrics: means since the last report, by tag. save: whether a checkpoint is due. stop: why the
-    run ends here, or None if it goes on.
+    metrics: means since the last report, by tag. save: whether a checkpoint is due. evaluate:
+    whether `evaluation.every_images` is, whose values belong to weights that one can load, so a
+    checkpoint is too. stop: why the run ends here, or None if it goes on.
     """
 
     step: int
     images: int
     metrics: dict[str, float]
     save: bool
+    evaluate: bool = False
     stop: str | None = None
 
 
@@ -60,19 +62,24 @@ def train(
     store: Store,
     world: World,
     control: Callable[[int], Control] = lambda images: Control.GO_ON,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
 ) -> Iterator[Report]:
     """Trains `state` from its step to the end of the experiment. Collective: every rank.
 
-    `control(images)` is asked at control steps. Raises NonFiniteError, on every rank alike, within
-    one report of a loss or weight that is not a finite number; nothing of it is ever yielded.
+    `control(images)` is asked at control steps. `evaluate()` gives further metrics where
+    `evaluation.every_images` is due and at the end; it must not change the state. Raises
+    NonFiniteError, on every rank alike, within one report of a loss or weight that is not a finite
+    number; nothing of it is ever yielded.
     """
     training = experiment.training
     batch = training.global_batch_size
+    every = experiment.evaluation.every_images
     meter = Meter(batch, world)
     step = Step(experiment, objective, state, world, meter)
     feed = build_feed(experiment, objective, store.train, world)
     clock = _Clock(world.device, state.step * batch)
     next_control = state.step + 1
+    reported = state.step  # a checkpoint comes with a report
     for images, labels in feed.steps(state.step, experiment.steps):
         step(images, labels)
         done = state.step
@@ -83,13 +90,22 @@ def train(
             )
             asked, next_control = Control(wanted), done + interval
         last = done == experiment.steps
-        save = last or asked > Control.GO_ON or _due(done, batch, training.checkpoint_every_images)
-        if not (save or _due(done, batch, training.report_every_images)):
+        measured = every is not None and (last or _due(done, batch, every))
+        save = (
+            last
+            or measured
+            or asked > Control.GO_ON
+            or _due(done, batch, training.checkpoint_every_images)
+        )
+        due = _due(done, batch, training.report_every_images)
+        if not (save or due):
             continue
         metrics = {**meter.report(), **clock.report(done * batch)}
         stop = "asked to stop" if asked == Control.SAVE_AND_STOP else None
-        if training.stop_at_equilibrium is not None and _settled(experiment, state, metrics):
-            stop = "D(x) and D(G(z)) have settled at their equilibrium"
+        if training.stop_at_equilibrium is not None:
+            _watch(state.settled, metrics, done - reported)
+            if due and _settled(experiment, state):
+                stop = "D(x) and D(G(z)) have settled at their equilibrium"
         if last:
             stop = "all images seen"
         save = save or stop is not None
@@ -100,7 +116,10 @@ def train(
                 if not math.isfinite(value):
                     raise NonFiniteError(f"{name} is not a finite number at step {done}")
             metrics |= scores
-        yield Report(done, done * batch, metrics, save, stop)
+            if measured and evaluate is not None:
+                metrics |= evaluate()
+        reported = done
+        yield Report(done, done * batch, metrics, save, measured, stop)
         if stop is not None:
             return
         clock.resume(done * batch)
@@ -184,27 +203,42 @@ def held_out_scores(
     return {f"held_out/{name}": mean for name, mean in zip(sorted(sums), means, strict=True)}
 
 
-def _settled(experiment: Experiment, state: State, metrics: dict[str, float]) -> bool:
+def _watch(memory: dict[str, float], metrics: dict[str, float], steps: int) -> None:
+    """Adds a report, means over so many steps, to what `_settled` judges next.
+
+    Sums over steps: reports in between, of a checkpoint or a run that was asked to stop, change
+    nothing but how they are rounded.
+    """
+    for name, mean in (
+        ("steps", 1.0),
+        ("real", metrics["discriminator/real"]),
+        ("fake", metrics["discriminator/fake"]),
+    ):
+        memory[name] = memory.get(name, 0.0) + steps * mean
+
+
+def _settled(experiment: Experiment, state: State) -> bool:
     """Whether D(x) and D(G(z)) have left their optimum once and then stayed at it for a window.
 
     The optimum of the discriminator is t / 2 for a target t of real images, ½ without smoothing
     (Salimans et al. 2016, 3.4). An untrained pair starts at ½, so both have to leave first.
+    Asked only where `training.report_every_images` are full, of the means since it was last asked.
     """
     settings = experiment.training.stop_at_equilibrium
     assert settings is not None
     optimum = (1.0 - getattr(experiment.objective, "label_smoothing", 0.0)) / 2
-    values = [metrics["discriminator/real"], metrics["discriminator/fake"]]
-    distances = [abs(value - optimum) for value in values]
-    images = state.step * experiment.training.global_batch_size
     memory = state.settled
-    for name, value in zip(("real_left", "fake_left"), values, strict=True):
+    steps = memory.pop("steps")
+    values = {name: memory.pop(name) / steps for name in ("real", "fake")}
+    for name, value in values.items():
         # The way from ½ to the optimum is a discriminator that learns the smoothing and no image.
         if not optimum - settings.tolerance <= value <= 0.5 + settings.tolerance:
-            memory[name] = 1
-    inside = max(distances) <= settings.tolerance
+            memory[f"{name}_left"] = 1
+    inside = all(abs(value - optimum) <= settings.tolerance for value in values.values())
     if not inside or not (memory.get("real_left") and memory.get("fake_left")):
         memory.pop("since", None)
         return False
+    images = state.step * experiment.training.global_batch_size
     return images - memory.setdefault("since", images) >= settings.window_images
 
 

@@ -31,6 +31,8 @@ from ray_gen.storage import Folder
 METRICS = "metrics.jsonl"
 PROGRESS = "progress.json"
 STOP = "stop"
+SAMPLES = "samples"
+EVALUATIONS = "evaluations"
 PICTURED = 64
 """Images in a grid."""
 
@@ -67,10 +69,11 @@ class RunWriter:
         kept = [line for line in lines if _images_of(line) <= images]
         if kept != lines or not self._run.is_local:
             Folder(str(self._folder)).write_text(METRICS, "".join(f"{line}\n" for line in kept))
-        for name in (self._run / "samples").names():
-            digits = name.removesuffix(".png").rpartition("_")[2]
-            if digits.isdigit() and int(digits) > images:
-                (self._run / "samples").remove(name)
+        for part in (SAMPLES, EVALUATIONS):
+            for name in (self._run / part).names():
+                digits = name.partition(".")[0].rpartition("_")[2]
+                if digits.isdigit() and int(digits) > images:
+                    (self._run / part).remove(name)
 
     def progress(self, images: int, metrics: Mapping[str, float]) -> None:
         """Tell how far the run is; at most once a second, and only into a local folder."""
@@ -104,11 +107,16 @@ class RunWriter:
         for name, picture in grids.items():
             events.add_image(f"images/{name}", picture, report.images, dataformats="HWC")
             file_name = "real.png" if name == "real" else f"{name}_{report.images:012d}.png"
-            pictures.save_png(picture, self._folder / "samples" / file_name)
+            pictures.save_png(picture, self._folder / SAMPLES / file_name)
         events.flush()
         self._progress_at = 0.0
         self.progress(report.images, report.metrics)
         self._push()
+
+    def evaluated(self, images: int, scores: Mapping[str, Any]) -> None:
+        """Write scores with their protocols."""
+        folder = self._folder / EVALUATIONS
+        Folder(str(folder)).write_text(evaluation_file(images), json.dumps(scores, indent=2))
 
     def close(self) -> None:
         """Write what is still held."""
@@ -119,9 +127,11 @@ class RunWriter:
     def keep_best(self, report: Report, checkpoint: Path) -> None:
         """Copy a checkpoint to `best/` if it is the best so far."""
         settings = self._experiment.checkpoints.best
-        if settings is None or f"held_out/{settings.metric}" not in report.metrics:
+        if settings is None:
             return
-        value = report.metrics[f"held_out/{settings.metric}"]
+        value = _of_group(report.metrics, settings.metric)
+        if value is None:
+            return
         best = self._best_value(settings.metric)
         if best is not None and (value <= best if settings.mode == "max" else value >= best):
             return
@@ -133,7 +143,7 @@ class RunWriter:
             manifest = json.loads((self._run / BEST).read_text(MANIFEST))
         except (OSError, ValueError):
             return None
-        return manifest["metrics"].get(f"held_out/{metric}")
+        return _of_group(manifest["metrics"], metric)
 
     def _tensorboard(self, metrics: Mapping[str, float]) -> Any:
         """The event writer. Made at the first report: its import takes 3 s, which nobody should
@@ -189,6 +199,29 @@ class RunWriter:
             if file.is_file() and self._pushed.get(file) != stamp:
                 self._run.put(file, file.relative_to(self._folder).as_posix())
                 self._pushed[file] = stamp
+
+
+def _of_group(metrics: Mapping[str, float], name: str) -> float | None:
+    """The objective's own score of this name, or an evaluation's."""
+    return metrics.get(f"held_out/{name}", metrics.get(f"evaluation/{name}"))
+
+
+def evaluation_file(images: int) -> str:
+    """Where the protocols of an evaluation are written, in `evaluations/`."""
+    return f"images_{images:012d}.json"
+
+
+def write_scalars(run: Folder, images: int, metrics: Mapping[str, float]) -> None:
+    """TensorBoard scalars of another process than the run's writer, in a file of their own."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with tempfile.TemporaryDirectory(prefix="ray_gen-scalars-") as folder:
+        events = SummaryWriter(folder, filename_suffix=f".beside-{images}")
+        for tag, value in metrics.items():
+            events.add_scalar(tag, value, images)
+        events.close()
+        for file in Path(folder).iterdir():
+            run.put(file, f"tensorboard/{file.name}")
 
 
 def _in_turn_rows(first: Tensor, second: Tensor, columns: int) -> Tensor:

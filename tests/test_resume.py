@@ -11,7 +11,7 @@ from ray_gen.build import build_objective
 from ray_gen.distributed import World
 from ray_gen.loop import Control, train
 from ray_gen.state import CheckpointError, State
-from tests.helpers import largest_difference, trained, weights
+from tests.helpers import gan, largest_difference, trained, weights
 from tests.test_invariance import EXPERIMENTS
 
 
@@ -61,6 +61,52 @@ def test_a_stop_that_is_asked_for_saves_where_it_stands(
     state.save(tmp_path, experiment)
     longer, _ = trained(experiment, store_8, state=resumed(experiment, tmp_path))
     assert largest_difference(weights(longer), weights(whole)) == 0
+
+
+@pytest.mark.parametrize(
+    ("interruptions", "checkpoint_every_images"),
+    [((1,), 10_000), ((2, 4, 5, 10, 11), 10_000), ((), 24 * 11), ((8,), 24 * 11)],
+)
+def test_an_interrupted_run_stops_at_its_equilibrium_where_the_undisturbed_one_does(
+    store_8,
+    tmp_path: Path,
+    monkeypatch,
+    interruptions: tuple[int, ...],
+    checkpoint_every_images: int,
+) -> None:
+    """After 3 steps it is there, at 9 for 6 steps of the 8 that count, at 12 for 9. Other reports
+    than those every 3 steps would make that 9, 10 or 11."""
+    monkeypatch.setattr("ray_gen.loop.CONTROL_SECONDS", 0.0)  # a control step after every step
+
+    def stopped(interruptions: tuple[int, ...], checkpoint_every_images: int) -> tuple[int, State]:
+        experiment = gan(
+            f"training.stop_at_equilibrium={{tolerance: 0.2, window_images: {24 * 8}}}",
+            f"training.report_every_images={24 * 3}",
+            f"training.checkpoint_every_images={checkpoint_every_images}",
+        )
+        objective = build_objective(experiment)
+        state = State.build(experiment, objective, World())
+        state.settled |= {"real_left": 1, "fake_left": 1}
+        for stop in (*interruptions, experiment.steps):
+
+            def control(images: int, stop: int = stop) -> Control:
+                return Control.SAVE_AND_STOP if images >= 24 * stop else Control.GO_ON
+
+            *_, last = train(experiment, objective, state, store_8, World(), control)
+            assert last.save
+            if last.stop != "asked to stop":
+                break
+            folder = tmp_path / str(last.step)
+            folder.mkdir()
+            state.save(folder, experiment)
+            state = resumed(experiment, folder)
+        assert "settled" in last.stop
+        return last.step, state
+
+    step, state = stopped(interruptions, checkpoint_every_images)
+    undisturbed, expected = stopped((), 10_000)
+    assert step == undisturbed == 12
+    assert largest_difference(weights(state), weights(expected)) == 0
 
 
 def test_another_experiments_checkpoint_is_refused(store_8, tmp_path: Path) -> None:

@@ -47,6 +47,9 @@ class MlpNetwork(NetworkSettings):
     """Widths of the hidden layers, from input to output."""
     activation: Literal["relu", "leaky_relu", "tanh"] = "relu"
     """Between layers; leaky_relu has slope 0.2."""
+    initial_weights: Literal["default", "glorot"] = "default"
+    """default: torch's, uniform within 1/√inputs, biases too. glorot: uniform within
+    √(6 / (inputs + outputs)) (Glorot and Bengio 2010, eq. 16), biases 0: for tanh."""
     label_size: PositiveInt = 32
     """Length of the learned vector that stands for a label, in conditional models."""
     spectral_norm: bool = False

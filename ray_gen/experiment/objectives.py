@@ -62,6 +62,18 @@ class VaeObjective(ObjectiveSettings):
     """Weight of the KL term (Higgins et al. 2017); 1 is the ELBO."""
     beta_warmup_images: NonNegativeInt = 0
     """Images over which the weight grows linearly from 0 to beta."""
+    binarize: bool = False
+    """Redraw each pixel as Bernoulli(x) whenever an image is drawn (Salakhutdinov and Murray 2008;
+    Burda et al. 2016), so that the Bernoulli is a likelihood. Held-out images are drawn once."""
+
+    @model_validator(mode="after")
+    def _only_a_bernoulli_is_of_binary_pixels(self) -> Self:
+        if self.binarize and self.likelihood != "bernoulli":
+            raise ValueError(
+                "binarize makes pixels 0 or 1 and a gaussian likelihood is a density of grey "
+                "values: set binarize to false or likelihood to bernoulli"
+            )
+        return self
 
 
 class GanObjective(ObjectiveSettings):

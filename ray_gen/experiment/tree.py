@@ -10,7 +10,8 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, ValidationError
 
-from ray_gen.experiment.base import ExperimentError, Settings, free, problems_of
+from ray_gen.evaluators.names import METRICS
+from ray_gen.experiment.base import ExperimentError, Settings, free, kinds_at, problems_of
 from ray_gen.experiment.data import (
     Data,
     FolderData,
@@ -18,6 +19,7 @@ from ray_gen.experiment.data import (
     TorchvisionData,
     from_short_form,
 )
+from ray_gen.experiment.evaluation import Evaluation
 from ray_gen.experiment.networks import Network, NetworkSettings
 from ray_gen.experiment.objectives import GanObjective, Objective
 from ray_gen.experiment.optimizers import Optimizer
@@ -42,6 +44,7 @@ class Experiment(Settings):
     training: Training
     workers: Workers = free(Workers())
     checkpoints: Checkpoints = free(Checkpoints())
+    evaluation: Evaluation = free(Evaluation())
     storage: str | None = free(None)
     """Folder or URI that holds the run folder. None: $RAY_GEN_STORAGE, else ~/ray_gen_runs."""
 
@@ -114,8 +117,17 @@ class Experiment(Settings):
             changes["storage"] = absolute_path(self.storage)
         return self.with_fields(**changes)
 
-    def resolved(self, image_shape: tuple[int, int, int], classes: Sequence[str] | None) -> Self:
-        """With what only the data knows filled in, and checked against it."""
+    def resolved(
+        self,
+        image_shape: tuple[int, int, int],
+        classes: Sequence[str] | None,
+        digest: str | None = None,
+    ) -> Self:
+        """With what only the data knows filled in, and checked against it.
+
+        A digest that was there is of the data of the run that the experiment was copied from, and
+        is not checked: whether a run goes on with the same data is asked where its checkpoints are.
+        """
         channels, height, width = image_shape
         names = list(classes or ())
         if self.data.classes is not None and list(self.data.classes) != names:
@@ -130,6 +142,7 @@ class Experiment(Settings):
             data__image_size=[height, width],
             data__channels=channels,
             data__classes=names,
+            data__digest=digest,
             training__group_size=self.group_size,
         )
 
@@ -153,13 +166,7 @@ class Experiment(Settings):
         yield from self._data_problems()
         yield from self._batch_problems()
         yield from self._schedule_problems()
-        best, evaluated = self.checkpoints.best, self.objective.evaluated
-        if best is not None and evaluated is not None and best.metric not in evaluated:
-            known = f"one of {', '.join(evaluated)}" if evaluated else "none: leave the field out"
-            yield (
-                f"checkpoints.best.metric: a {self.objective.kind} objective has no held-out score "
-                f"{best.metric!r}; it has {known}"
-            )
+        yield from self._best_problems()
         if self.training.stop_at_equilibrium is not None and (
             not isinstance(self.objective, GanObjective) or self.objective.loss == "hinge"
         ):
@@ -167,6 +174,21 @@ class Experiment(Settings):
                 "training.stop_at_equilibrium: only a gan objective whose discriminator gives "
                 "probabilities (loss non_saturating or minimax) has this equilibrium; "
                 "set it to null"
+            )
+
+    def _best_problems(self) -> Iterator[str]:
+        best, known = self.checkpoints.best, self.objective.evaluated
+        if best is None or known is None:
+            return
+        if self.evaluation.every_images is not None:
+            measured = self.evaluation.metrics
+            known = (*known, *(METRICS if measured == "auto" else measured))
+        if best.metric not in known:
+            has = f"one of {', '.join(known)}" if known else "none: leave the field out"
+            more = "" if self.evaluation.every_images else "; evaluation.every_images measures more"
+            yield (
+                f"checkpoints.best.metric: a {self.objective.kind} objective has no held-out score "
+                f"{best.metric!r}; it has {has}{more}"
             )
 
     def _data_problems(self) -> Iterator[str]:
@@ -303,4 +325,16 @@ def apply_override(given: Any, assignment: str) -> None:
             before = ".".join(parents[: position + 1])
             raise ExperimentError([f"{path}: {before} is {child!r} and has no fields"])
         here = child
-    here[last] = parse_yaml(text)
+    value = parse_yaml(text)
+    if last == "kind":
+        _drop_fields_of_another_kind(here, parents, value)
+    here[last] = value
+
+
+def _drop_fields_of_another_kind(here: dict[str, Any], path: list[str], kind: Any) -> None:
+    """Drop what the kind that is here has and `kind` has not; what neither knows is refused."""
+    kinds = kinds_at(path, Experiment)
+    old, new = kinds.get(str(here.get("kind"))), kinds.get(str(kind))
+    if old is not None and new is not None:
+        for name in old.model_fields.keys() - new.model_fields.keys():
+            here.pop(name, None)

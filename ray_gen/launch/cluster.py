@@ -94,7 +94,7 @@ def share_of(experiment: Experiment) -> Share:
     groups = experiment.training.global_batch_size // experiment.group_size
     count = asked.count
     if count == "auto":
-        count = max(1, min(gpus, groups)) if gpu else 1
+        count = max(1, min(gpus - evaluates_beside(experiment), groups)) if gpu else 1
     if count > groups:
         raise ExperimentError(
             [too_many_workers(count, experiment.training.global_batch_size, experiment.group_size)]
@@ -108,6 +108,16 @@ def share_of(experiment: Experiment) -> Share:
             ]
         )
     cores = [int(node.get("CPU", 0)) for node in nodes]
+    if evaluates_beside(experiment):
+        cores[cores.index(max(cores))] -= 1
+        if max(cores) < 1 or (gpu and count >= gpus):
+            raise ExperimentError(
+                [
+                    "evaluation.placement: beside needs a CPU core"
+                    + (" and a GPU" if gpu else "")
+                    + " that the workers leave free; use inline, or fewer workers"
+                ]
+            )
     each = asked.cpus
     if each == "auto":
         fitting = [n for n in range(1, max(cores) + 1) if _fit(cores, n, count)]
@@ -121,6 +131,12 @@ def share_of(experiment: Experiment) -> Share:
             ]
         )
     return Share(count, gpu, each)
+
+
+def evaluates_beside(experiment: Experiment) -> bool:
+    """Whether evaluations run in a task of their own while the workers train on."""
+    evaluation = experiment.evaluation
+    return evaluation.every_images is not None and evaluation.placement == "beside"
 
 
 def _fit(cores: Sequence[int], each: int, count: int) -> bool:

@@ -15,12 +15,12 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.train import (
-    ControllerError,
     FailureConfig,
     LoggingConfig,
     RunConfig,
     ScalingConfig,
-    WorkerGroupError,
+    ValidationConfig,
+    ValidationTaskConfig,
 )
 from ray.train.torch import TorchTrainer
 
@@ -29,8 +29,9 @@ from ray_gen.checkpoints import checkpoints
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment, ExperimentError, absolute_path, differences
 from ray_gen.launch.claim import Claim
-from ray_gen.launch.cluster import Share, check_shared, connected, share_of
-from ray_gen.launch.failures import EndOnError
+from ray_gen.launch.cluster import Share, check_shared, connected, evaluates_beside, share_of
+from ray_gen.launch.evaluate import evaluate_checkpoint, failures_beside
+from ray_gen.launch.failures import EndOnError, in_words
 from ray_gen.launch.progress import ProgressLine, read_progress
 from ray_gen.launch.worker import train_worker
 from ray_gen.run import PROGRESS, STOP
@@ -84,7 +85,7 @@ def train(
         raise Refused(f"--name: {name!r} is not the name of a folder")
     run = Folder(absolute_path(place)) / name
     run.check_writable()
-    if fresh and run.exists(EXPERIMENT):
+    if fresh and (run.exists(EXPERIMENT) or checkpoints(run)):
         raise Refused(f"{run.location}: there is such a run; leave out --fresh to resume it")
     try:
         result = _train(experiment, run, show)
@@ -100,8 +101,8 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
     with ProgressLine(experiment.training.images, show=show) as line, Claim(run):
         line.stage("reading data")
         store = open_data(experiment, line.decoded)
-        experiment = experiment.resolved(store.image_shape, class_names(store))
-        _same_run(run, experiment)
+        experiment = experiment.resolved(store.image_shape, class_names(store), store.digest)
+        manifest = _goes_on_from(run, experiment)
         objective = build_objective(experiment)
         build_networks(experiment, objective)  # a class of the user's fails here, not in a worker
         if experiment.checkpoints.best is not None and not len(store.held_out):
@@ -111,9 +112,9 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
                     "or data.held_out_fraction to 0.1"
                 ]
             )
-        finished = _finished(run, experiment)
-        if finished is not None:
-            return finished
+        if manifest is not None and manifest["step"] >= experiment.steps:
+            stop = "had seen all images before"
+            return Run(run.location, manifest["images"], stop, manifest["metrics"])
         run.remove(STOP)
         run.remove(PROGRESS)
         # Ray's own record of an earlier fit would be restored, and raises if a checkpoint is gone.
@@ -134,17 +135,53 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
             }
             with _interruptible(run, line):
                 ended = _fit(experiment, run, share, config, line)
+    for failure in failures_beside(run) if evaluates_beside(experiment) else ():
+        line.say(failure)
     if "failed" in ended:
         raise Failed(f"{ended['failed']}; the run up to its last checkpoint is in {run.location}")
     return Run(run.location, ended["images"], ended["stop"], ended.get("metrics", {}))
 
 
-def _same_run(run: Folder, experiment: Experiment) -> None:
-    """Refuse to go on with a run that is another experiment's."""
-    if not checkpoints(run):
-        return  # nothing to go on from, so nothing to contradict
-    before = Experiment.from_yaml(run.read_text(EXPERIMENT))
-    different = list(differences(experiment, before))
+def _goes_on_from(run: Folder, experiment: Experiment) -> dict[str, Any] | None:
+    """The manifest of the checkpoint that the run goes on from; None at its beginning.
+
+    Refuses a checkpoint that is damaged or another experiment's, before anything is started. The
+    run folder's own experiment.yaml is not asked: it is there to be read, and may be gone.
+    """
+    found = checkpoints(run)
+    if not found:
+        return None
+    newest = found[0]
+    try:
+        manifest = (
+            read_manifest(newest.path)
+            if newest.is_local
+            else json.loads(newest.read_text(MANIFEST))
+        )
+        text = newest.read_text(EXPERIMENT)
+    except (CheckpointError, FileNotFoundError, ValueError) as error:
+        earlier = found[1].name if len(found) > 1 else "the beginning"
+        raise CheckpointError(
+            f"{error}; to go on from {earlier}, delete {newest.location}"
+        ) from None
+    try:
+        before = Experiment.from_yaml(text)
+    except ExperimentError as error:
+        raise ExperimentError(
+            [
+                f"{(newest / EXPERIMENT).location} is of another version of ray_gen; use that "
+                "version, or choose another --name:",
+                *(f"  {problem}" for problem in error.problems),
+            ]
+        ) from None
+    _check_same(run, experiment, before)
+    return manifest
+
+
+def _check_same(run: Folder, experiment: Experiment, before: Experiment) -> None:
+    """Refuse to go on with a run that is another experiment's, or of other data."""
+    digest = before.data.digest or experiment.data.digest  # none in runs of before there was one
+    different = list(differences(experiment.with_fields(data__digest=digest), before))
     if different:
         raise ExperimentError(
             [
@@ -152,30 +189,14 @@ def _same_run(run: Folder, experiment: Experiment) -> None:
                 *(f"  {difference}" for difference in different),
             ]
         )
-
-
-def _finished(run: Folder, experiment: Experiment) -> Run | None:
-    """The run, if its newest checkpoint has seen all images already.
-
-    Refuses a run whose newest checkpoint is damaged, before anything is started.
-    """
-    found = checkpoints(run)
-    if not found:
-        return None
-    try:
-        manifest = (
-            read_manifest(found[0].path)
-            if found[0].is_local
-            else json.loads(found[0].read_text(MANIFEST))
+    if experiment.data.digest != digest:
+        raise ExperimentError(
+            [
+                f"data: its images are not those that the run {run.location} began with (a file "
+                "was added, removed, renamed or changed, or another version of Pillow decodes it "
+                "otherwise); choose another --name, or put the old data back"
+            ]
         )
-    except (CheckpointError, ValueError) as error:
-        before = found[1].name if len(found) > 1 else "the beginning"
-        raise CheckpointError(
-            f"{error}; to go on from {before}, delete {found[0].location}"
-        ) from None
-    if manifest["step"] < experiment.steps:
-        return None
-    return Run(run.location, manifest["images"], "had seen all images before", manifest["metrics"])
 
 
 def _fit(
@@ -184,6 +205,7 @@ def _fit(
     """Run Ray Train to the end, and start it again if its controller dies."""
     trainer = TorchTrainer(
         train_worker,
+        validation_config=_beside(experiment, run, share),
         train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=share.workers,
@@ -210,8 +232,24 @@ def _fit(
     else:
         ended = _fit_in_thread(trainer, run, line)
     if isinstance(ended, Exception):
-        raise _in_words(ended)
+        raise in_words(ended)
     return ended
+
+
+def _beside(experiment: Experiment, run: Folder, share: Share) -> ValidationConfig | None:
+    """Evaluation in a task of its own: Ray runs at most one at a time."""
+    if not evaluates_beside(experiment):
+        return None
+    config = {
+        "run": run.location,
+        "settings": experiment.evaluation.model_dump(mode="json"),
+        "python_path": [path for path in sys.path if path],
+    }
+    return ValidationConfig(
+        fn=evaluate_checkpoint,
+        task_config=ValidationTaskConfig(fn_kwargs=config),
+        ray_remote_kwargs={"num_cpus": 1, "num_gpus": 1 if share.gpu else 0, "max_retries": 0},
+    )
 
 
 def _fit_in_thread(
@@ -234,17 +272,6 @@ def _fit_in_thread(
         if progress is not None:
             line.trained(progress)
     return outcomes[0]
-
-
-def _in_words(error: Exception) -> Exception:
-    """What ended a fit, without Ray's layers around it."""
-    if isinstance(error, ControllerError):
-        cause = error.controller_failure
-        return cause if isinstance(cause, (Refused, Failed)) else Failed(f"Ray Train: {cause}")
-    if isinstance(error, WorkerGroupError):
-        causes = "; ".join(str(e).splitlines()[0] for e in error.worker_failures.values())
-        return Failed(f"workers died more often than workers.max_restarts allows: {causes}")
-    return error
 
 
 @contextmanager

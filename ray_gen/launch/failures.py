@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ray.exceptions import RayError
-from ray.train import UserCallback
+from ray.train import ControllerError, UserCallback, WorkerGroupError
 from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2._internal.execution.context import TrainRunContext
 
 from ray_gen.distributed import WorkerLostError
+from ray_gen.errors import Failed, Refused
 
 
 class EndOnError(UserCallback):
@@ -25,3 +26,14 @@ class EndOnError(UserCallback):
         if any(isinstance(error, (RayTrainError, RayError, WorkerLostError)) for error in errors):
             return
         raise errors[0]
+
+
+def in_words(error: Exception) -> Exception:
+    """What ended a fit, without Ray's layers around it."""
+    if isinstance(error, ControllerError):
+        cause = error.controller_failure
+        return cause if isinstance(cause, (Refused, Failed)) else Failed(f"Ray Train: {cause}")
+    if isinstance(error, WorkerGroupError):
+        causes = "; ".join(str(e).splitlines()[0] for e in error.worker_failures.values())
+        return Failed(f"workers died more often than workers.max_restarts allows: {causes}")
+    return error

@@ -7,6 +7,7 @@ import functools
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ray_gen.core import Objective
 from ray_gen.data import Store
 from ray_gen.distributed import WorkerLostError, World, use_cores
 from ray_gen.errors import Failed, Refused
+from ray_gen.evaluation import Evaluator, Model, name_of
 from ray_gen.experiment import Experiment
 from ray_gen.loop import Control, train
 from ray_gen.meter import NonFiniteError
@@ -71,7 +73,7 @@ def _trained(config: dict[str, Any], run: Folder) -> dict[str, Any]:
     objective = build_objective(experiment)
     state = State.build(experiment, objective, world)
     _restore(state, run)
-    _check_agreement(state, store, world)
+    _check_agreement(experiment, state, store, world)
     writer = None
     if world.rank == 0:
         writer = RunWriter(run, experiment, objective, store, state)
@@ -94,6 +96,10 @@ def _train(
 ) -> dict[str, Any]:
     ended: dict[str, Any] = {"stop": "all images seen", "images": _images(experiment, state)}
     upload = functools.partial(_upload, run=run, keep=experiment.checkpoints.keep)
+    evaluate = None
+    beside = experiment.evaluation.placement == "beside"
+    if experiment.evaluation.every_images is not None and not beside:
+        evaluate = _evaluation(experiment, objective, state, store, world, writer)
     latest: dict[str, float] = {}
 
     def control(images: int) -> Control:
@@ -103,7 +109,7 @@ def _train(
                 return Control.SAVE_AND_STOP
         return Control.GO_ON
 
-    for report in train(experiment, objective, state, store, world, control):
+    for report in train(experiment, objective, state, store, world, control, evaluate):
         latest = report.metrics
         checkpoint = None
         if writer is not None:
@@ -121,9 +127,32 @@ def _train(
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=upload,
             delete_local_checkpoint_after_upload=True,
+            validation=beside and report.evaluate and checkpoint is not None,
         )
         ended = {"stop": report.stop, "images": report.images, "metrics": report.metrics}
     return ended
+
+
+def _evaluation(
+    experiment: Experiment,
+    objective: Objective,
+    state: State,
+    store: Store,
+    world: World,
+    writer: RunWriter | None,
+) -> Callable[[], dict[str, float]]:
+    """What measures the EMA's samples, on all workers together. Collective, as its calls are."""
+    evaluator = Evaluator(experiment.evaluation, store, name_of(experiment.data), world)
+
+    def evaluate() -> dict[str, float]:
+        images = _images(experiment, state)
+        description = {"images seen": images, "weights": "ema"}
+        scores = evaluator.scores(Model(experiment, objective, state.ema, description))
+        if writer is not None:
+            writer.evaluated(images, scores.as_json())
+        return scores.as_metrics()
+
+    return evaluate
 
 
 def _images(experiment: Experiment, state: State) -> int:
@@ -141,14 +170,20 @@ def _restore(state: State, run: Folder) -> None:
         state.load(found[0].fetch())
 
 
-def _check_agreement(state: State, store: Store, world: World) -> None:
-    """Ranks that start from different checkpoints or data would wait for each other for ever."""
-    facts = [state.step, len(store.train), len(store.held_out)]
-    largest = world.maxima([*facts, *(-fact for fact in facts)])
-    if largest[:3] != [-fact for fact in largest[3:]]:
+def _check_agreement(experiment: Experiment, state: State, store: Store, world: World) -> None:
+    """Ranks that start from different checkpoints would wait for each other for ever; ranks of
+    different data would train another run than the experiment's. Collective: every rank."""
+    other_data = int(store.digest != experiment.data.digest)
+    latest, minus_earliest, other_data = world.maxima([state.step, -state.step, other_data])
+    if latest != -minus_earliest:
         raise Failed(
-            "the workers do not see the same checkpoint or data: the storage or data.path differs "
-            "between nodes; use one that they share"
+            "the workers do not see the same checkpoint: the storage differs between nodes; use "
+            "one that they share"
+        )
+    if other_data:
+        raise Failed(
+            "data: a worker's images are not those that the driver has: the files, or the version "
+            "of Pillow that decodes them, differ between nodes; use files that all nodes share"
         )
 
 

@@ -20,11 +20,15 @@ _ACTIVATIONS = {
 }
 
 
-def _layers(sizes: Sequence[int], activation: str) -> nn.Sequential:
+def _layers(sizes: Sequence[int], activation: str, initial_weights: str) -> nn.Sequential:
     """Linear layers with an activation between each two."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), _ACTIVATIONS[activation]()]
+        linear = nn.Linear(inputs, outputs)
+        if initial_weights == "glorot":
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        layers += [linear, _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -37,6 +41,7 @@ class MlpEncoder(nn.Module):
         *,
         hidden_sizes: Sequence[int],
         activation: str,
+        initial_weights: str,
         label_size: int,
         spectral_norm: bool,
     ) -> None:
@@ -44,7 +49,7 @@ class MlpEncoder(nn.Module):
         pixels = math.prod(signature.image_shape)
         self.label = LabelVector(signature.label_count, label_size)
         sizes = [pixels + self.label.added, *hidden_sizes, signature.vector_size]
-        self.layers = _layers(sizes, activation)
+        self.layers = _layers(sizes, activation, initial_weights)
         if spectral_norm:
             with_spectral_norm(self.layers)
 
@@ -62,6 +67,7 @@ class MlpDecoder(nn.Module):
         *,
         hidden_sizes: Sequence[int],
         activation: str,
+        initial_weights: str,
         label_size: int,
         spectral_norm: bool,
     ) -> None:
@@ -70,7 +76,8 @@ class MlpDecoder(nn.Module):
         self._tanh = signature.output == "tanh"
         self.label = LabelVector(signature.label_count, label_size)
         inputs = signature.vector_size + self.label.added
-        self.layers = _layers([inputs, *hidden_sizes, math.prod(self._image_shape)], activation)
+        sizes = [inputs, *hidden_sizes, math.prod(self._image_shape)]
+        self.layers = _layers(sizes, activation, initial_weights)
         if spectral_norm:
             with_spectral_norm(self.layers)
 

@@ -31,6 +31,7 @@ class Gan:
 
     image_range = (-1.0, 1.0)
     sampled_from: tuple[str, ...] = ("generator",)
+    discriminates_with: tuple[str, ...] = ("discriminator",)
 
     def __init__(
         self,
@@ -123,3 +124,8 @@ class Gan:
     def sample(self, networks: Networks, z: Tensor, labels: Tensor | None) -> Tensor:
         """G(z) in [0, 1]."""
         return networks["generator"](z, labels).float().add(1.0).mul(0.5)
+
+    def discriminate(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
+        """D's logits (N,), not augmented. Their sigmoid is D(x), but for the hinge loss, which
+        knows no probability."""
+        return networks["discriminator"](images, labels).float().flatten()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,18 +34,22 @@ class LearnedSigma(nn.Module):
 
 
 class _Likelihood:
-    """p(x|z): what the decoder's output means."""
+    """p(x|z): what the decoder's output means. sigma None: in the Gaussian's place, its squared
+    error alone."""
 
-    def __init__(self, kind: str, sigma: float | str) -> None:
+    def __init__(self, kind: str, sigma: float | str | None) -> None:
         self._bernoulli = kind == "bernoulli"
-        self._log_sigma = 0.0 if isinstance(sigma, str) else math.log(sigma)
+        self._squared_error = sigma is None
+        self._log_sigma = 0.0 if sigma is None or isinstance(sigma, str) else math.log(sigma)
         self.learns_sigma = not self._bernoulli and sigma == "learned"
 
     def nll(self, networks: Networks, output: Tensor, images: Tensor) -> Tensor:
-        """-log p(x|z) of each image: (N,)."""
+        """-log p(x|z) of each image, or its squared error: (N,)."""
         output = output.to(images.dtype)
         if self._bernoulli:
             return losses.bernoulli_nll(output, images)
+        if self._squared_error:
+            return losses.squared_error(output, images)
         sigma = networks["likelihood"] if self.learns_sigma else None
         log_sigma = (
             sigma.log_sigma
@@ -73,7 +78,7 @@ class Autoencoder:
         self._image_shape = image_shape
         self._label_count = label_count
         self._latent_size = latent_size
-        self._bernoulli = likelihood == "bernoulli"
+        self._likelihood = _Likelihood(likelihood, None)
 
     def networks(self) -> Mapping[str, Signature | nn.Module]:
         """An encoder to z and a decoder from it."""
@@ -92,18 +97,21 @@ class Autoencoder:
 
     def _error(self, networks: Networks, batch: Batch) -> Tensor:
         z = networks["encoder"](batch.images, batch.labels)
-        output = networks["decoder"](z, batch.labels).to(batch.images.dtype)
-        error = losses.bernoulli_nll if self._bernoulli else losses.squared_error
-        return error(output, batch.images)
+        return self._likelihood.nll(networks, networks["decoder"](z, batch.labels), batch.images)
 
     def evaluate(self, networks: Networks, batch: Batch) -> Mapping[str, Tensor]:
         """The reconstruction error."""
         return {"reconstruction": self._error(networks, batch)}
 
+    def encode(
+        self, networks: Networks, images: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, None]:
+        """z (N, latent_size), and no distribution."""
+        return networks["encoder"](images, labels).to(images.dtype), None
+
     def sample(self, networks: Networks, z: Tensor, labels: Tensor | None) -> Tensor:
         """Decode z; where z should come from, an autoencoder does not say."""
-        output = networks["decoder"](z, labels).float()
-        return output.sigmoid() if self._bernoulli else output.clamp(0.0, 1.0)
+        return self._likelihood.mean(networks["decoder"](z, labels))
 
     def reconstruct(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
         """Decode what was encoded."""
@@ -113,11 +121,15 @@ class Autoencoder:
 class Vae:
     """max log p(x|z) - β KL(q(z|x) ‖ N(0, I)), z = μ(x) + σ(x) ε (Kingma and Welling 2014, eq. 10).
 
-    β = 1 is the evidence lower bound. z is drawn once an image and step.
+    β = 1 is the evidence lower bound. z is drawn once an image and step, and so are the pixels
+    where they are binarised: 1 with the probability x (Salakhutdinov and Murray 2008). What is no
+    loss and no bound, as a reconstruction, takes x as it is.
     """
 
     image_range = (0.0, 1.0)
     sampled_from: tuple[str, ...]
+    likelihood: Literal["bernoulli", "gaussian"]
+    pixel_noise: Noise | None
 
     def __init__(
         self,
@@ -125,10 +137,11 @@ class Vae:
         image_shape: ImageShape,
         label_count: int | None,
         latent_size: int,
-        likelihood: str,
+        likelihood: Literal["bernoulli", "gaussian"],
         sigma: float | str,
         beta: float,
         beta_warmup_images: int,
+        binarize: bool,
     ) -> None:
         self._image_shape = image_shape
         self._label_count = label_count
@@ -137,7 +150,11 @@ class Vae:
         self._beta = beta
         self._beta_warmup_images = beta_warmup_images
         self.latent = Noise((latent_size,))
-        self.evaluation_noise = {"epsilon": self.latent}
+        self.posterior_noise = self.latent
+        self.likelihood = likelihood
+        self.pixel_noise = Noise(image_shape, "uniform") if binarize else None
+        pixels = {"pixels": self.pixel_noise} if self.pixel_noise else {}
+        self.evaluation_noise: Mapping[str, Noise] = {"epsilon": self.latent, **pixels}
         own = ("likelihood",) if self._likelihood.learns_sigma else ()
         self.sampled_from = ("encoder", "decoder", *own)
 
@@ -153,7 +170,7 @@ class Vae:
     def phases(self) -> Sequence[Phase]:
         """One phase that updates all networks."""
         term = Term("elbo", self._loss)
-        return [Phase("autoencoder", self.sampled_from, (term,), noise={"epsilon": self.latent})]
+        return [Phase("autoencoder", self.sampled_from, (term,), noise=self.evaluation_noise)]
 
     def encode(
         self, networks: Networks, images: Tensor, labels: Tensor | None
@@ -163,10 +180,33 @@ class Vae:
         mean, log_variance = encoded.chunk(2, dim=1)
         return mean, log_variance
 
+    def observed(self, images: Tensor, noise: Tensor | None) -> Tensor:
+        """The pixels that the likelihood is of: 1 where the noise, U[0, 1), is below x, else 0."""
+        return images if noise is None else (noise < images).to(images.dtype)
+
+    def log_weights(
+        self, networks: Networks, images: Tensor, labels: Tensor | None, epsilon: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """log p(x|z) and log p(z) - log q(z|x) = ½ Σ ε² + log σ² - z² at z = μ(x) + σ(x) ε, in
+        nats: float64 (S, N) each.
+
+        Burda et al. 2016, eq. 8. images: (N, C, H, W), as observed; epsilon: (S, N, latent_size).
+        """
+        samples = len(epsilon)
+        mean, log_variance = self.encode(networks, images, labels)
+        z = mean + (0.5 * log_variance).exp() * epsilon
+        output = networks["decoder"](
+            z.flatten(0, 1), None if labels is None else labels.repeat(samples)
+        )
+        nll = self._likelihood.nll(networks, output, images.repeat(samples, 1, 1, 1))
+        ratio = epsilon.double().square() + log_variance.double() - z.double().square()
+        return -nll.double().unflatten(0, epsilon.shape[:2]), 0.5 * ratio.sum(2)
+
     def _nll_and_kl(self, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.encode(networks, batch.images, batch.labels)
+        images = self.observed(batch.images, batch.noise.get("pixels"))
+        mean, log_variance = self.encode(networks, images, batch.labels)
         z = mean + (0.5 * log_variance).exp() * batch.noise["epsilon"]
-        nll = self._likelihood.nll(networks, networks["decoder"](z, batch.labels), batch.images)
+        nll = self._likelihood.nll(networks, networks["decoder"](z, batch.labels), images)
         return nll, losses.gaussian_kl(mean, log_variance)
 
     def _loss(self, networks: Networks, batch: Batch) -> Losses:

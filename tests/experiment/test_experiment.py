@@ -75,6 +75,18 @@ def test_a_resolved_experiment_resolves_to_itself() -> None:
     assert resolved.resolved((1, 8, 8), resolved.data.classes) == resolved
 
 
+def test_the_digest_is_always_that_of_the_data_at_hand() -> None:
+    """A copied experiment can be trained on other data; what it is then is another identity."""
+    copied = Experiment.from_yaml(VAE, ["data.digest=other"])
+    resolved = copied.resolved((1, 28, 28), None, "this")
+    assert resolved.data.digest == "this"
+    assert Experiment.from_yaml(resolved.to_yaml()) == resolved
+    assert "digest" not in resolved.data.arguments()
+    assert list(differences(resolved, copied.resolved((1, 28, 28), None, "that"))) == [
+        "data.digest: 'this' here, 'that' there"
+    ]
+
+
 def test_nothing_changes_after_it_is_made() -> None:
     experiment = Experiment.from_yaml(VAE)
     with pytest.raises(ValidationError):
@@ -146,6 +158,7 @@ def test_assignments_are_made_in_their_order() -> None:
         VAE, ["seed=1", "data=folder:x", "data.flip=true", "data.path=y", "seed=2"]
     )
     assert (experiment.seed, experiment.data.path, experiment.data.flip) == (2, "y", True)
+    assert Experiment.from_yaml(VAE, ["data=folder", "data.path=z"]).data.path == "z"
 
 
 def test_what_aliases_share_is_assigned_apart() -> None:
@@ -154,6 +167,85 @@ def test_what_aliases_share_is_assigned_apart() -> None:
     experiment = Experiment.from_yaml(text, ["networks.discriminator.width=16"])
     assert experiment.networks["discriminator"].width == 16
     assert experiment.networks["generator"].width == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "path", "left"),
+    [
+        # latent_size is of both kinds; so is likelihood of the first two.
+        (
+            VAE,
+            [
+                "objective={kind: vae, latent_size: 3, likelihood: gaussian, sigma: 0.1, beta: 2}",
+                "objective.kind=autoencoder",
+            ],
+            "objective",
+            {"latent_size": 3, "likelihood": "gaussian"},
+        ),
+        (
+            VAE,
+            [
+                "networks.encoder={kind: mlp, hidden_sizes: [3], label_size: 5}",
+                "networks.encoder.kind=conv",
+                "networks.encoder.width=7",
+            ],
+            "networks.encoder",
+            {"label_size": 5, "width": 7},
+        ),
+        (
+            VAE,
+            [
+                "optimizers.autoencoder={kind: adamw, learning_rate: 1, weight_decay: 2, eps: 3}",
+                "optimizers.autoencoder.kind=sgd",
+            ],
+            "optimizers.autoencoder",
+            {"learning_rate": 1, "weight_decay": 2},
+        ),
+        (
+            GAN,
+            ["data={kind: parquet, path: x, image_column: a, flip: true}", "data.kind=folder"],
+            "data",
+            {"path": "x", "flip": True},
+        ),
+        (
+            GAN,
+            ["data=torchvision:CIFAR10", "data.kind=folder", "data.path=x"],
+            "data",
+            {"path": "x"},
+        ),
+        # A name that is also one of a kind.
+        (
+            VAE.replace("encoder:", "conv:").replace("{kind: vae}", "{kind: custom, target: a:B}"),
+            ["networks.conv.hidden_sizes=[3]", "networks.conv.kind=dcgan"],
+            "networks.conv",
+            {},
+        ),
+        # The schedule has a kind, too, but is one class: nothing of it is dropped.
+        (
+            VAE,
+            [
+                "optimizers.autoencoder.schedule={kind: linear, horizon_images: 5}",
+                "optimizers.autoencoder.schedule.kind=constant",
+            ],
+            "optimizers.autoencoder.schedule",
+            {"horizon_images": 5},
+        ),
+    ],
+)
+def test_another_kind_drops_the_fields_that_it_does_not_have(
+    text: str, overrides: list[str], path: str, left: dict
+) -> None:
+    here = Experiment.from_yaml(text, overrides)
+    for part in path.split("."):
+        here = here[part] if isinstance(here, dict) else getattr(here, part)
+    assert isinstance(here, Settings)
+    assert here.model_dump(exclude_unset=True, exclude={"kind"}) == left
+
+
+def test_the_kind_of_a_recipes_objective_can_be_changed() -> None:
+    text = recipes.recipe("vae-mnist5k").to_yaml()  # defaults included
+    overrides = ["objective.kind=autoencoder", "checkpoints.best=null"]
+    assert Experiment.from_yaml(text, overrides).objective.kind == "autoencoder"
 
 
 # overrides of an experiment -> what the refusal must say: the dotted path, what is wrong, a remedy
@@ -197,6 +289,18 @@ REFUSALS = [
     (VAE, ["optimizers.autoencoder.kind=adm"], r"optimizers\.autoencoder\.kind: .*mean adam\?"),
     (VAE, ["data=mnist5"], r"data\.kind: 'mnist5' is not one of .*did you mean mnist5k\?"),
     (VAE, ["data=floder:x"], r"data\.kind: 'floder' is not one of .*did you mean folder\?"),
+    (VAE, ["data=folder:"], r"data: folder needs its path right after .* data=folder:PATH"),
+    (VAE, ["data=folder"], r"data: folder needs its path right after .* data=folder:PATH"),
+    (VAE, ["data='parquet:'"], r"data: parquet needs its path right after .*: data=parquet:PATH"),
+    (VAE, ["data=parquet: x"], r"data: parquet needs its path .*: data=parquet:PATH"),
+    (VAE, ["data=torchvision:"], r"data: torchvision needs its dataset .*:DATASET"),
+    (VAE, ["data=folder:", "data.flip=true"], r"data: folder needs its path"),
+    (VAE, ["data='folder:'", "data.flip=true"], r"data\.path: is required"),
+    # Of a kind that changes, only what belongs to the old kind is dropped.
+    (VAE, ["objective.betta=2", "objective.kind=autoencoder"], r"objective\.betta: there is no"),
+    (VAE, ["objective.beta=2", "objective.kind=vea"], r"objective\.kind: 'vea' .*mean vae\?"),
+    (VAE, ["objective.kind=autoencoder", "objective.beta=2"], r"objective\.beta: there is no"),
+    (VAE, ["objective.kind=[1]"], r"objective\.kind: .*1.* is not one of"),
     (VAE, ["data.image_size=0"], r"data\.image_size: .*0"),
     (VAE, ["data.channels=4"], r"data\.channels: .*1 or 3.*4"),
     (VAE, ["data.held_out_fraction=1"], r"data\.held_out_fraction: .*less than 1"),
@@ -240,6 +344,11 @@ REFUSALS = [
         GAN,
         ["objective.loss=hinge", "objective.label_smoothing=0.1"],
         r"objective: label_smoothing .* hinge .*set label_smoothing to 0",
+    ),
+    (
+        VAE,
+        ["objective.binarize=true", "objective.likelihood=gaussian"],
+        r"objective: binarize .* gaussian .*set binarize to false or likelihood to bernoulli",
     ),
     (
         GAN,
@@ -352,6 +461,7 @@ IDENTITY = [
     "data.flip=true",
     "data.image_size=14",
     "data.held_out_fraction=0.2",
+    "data.digest=abc",
     "networks.encoder.hidden_sizes=[3]",
     "networks.encoder.kind=conv",
     "objective.beta=2",
@@ -387,6 +497,13 @@ def test_identity_fields_are_told_as_differences(override: str) -> None:
     (found,) = differences(ours, theirs)
     assert found.startswith(override.split("=")[0].removesuffix(".kind"))
     assert " here, " in found
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_data_may_move(kind: str) -> None:
+    here, there = (Experiment.from_yaml(GAN, [f"data={kind}:/{place}"]) for place in "ab")
+    assert here != there
+    assert list(differences(here, there)) == []
 
 
 @pytest.mark.parametrize("override", FREE)

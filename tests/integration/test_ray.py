@@ -60,6 +60,30 @@ def undisturbed(cluster, storage: Path) -> Path:
     return Path(run.location)
 
 
+def evaluating(placement: str) -> list[str]:
+    """Metrics that need no weights, a few images each."""
+    return [
+        "evaluation.every_images=20000",
+        "evaluation.metrics=[sliced_wasserstein,likelihood]",
+        "evaluation.count=100",
+        "evaluation.importance_samples=5",
+        f"evaluation.placement={placement}",
+    ]
+
+
+def test_workers_evaluate_together_what_one_process_does(undisturbed: Path) -> None:
+    import ray_gen
+
+    asked = {"metrics": ["sliced_wasserstein", "likelihood"], "count": 200, "importance_samples": 5}
+    one = ray_gen.evaluate(undisturbed, **asked)
+    two = ray_gen.evaluate(undisturbed, workers=2, **asked)
+    assert [score.name for score in two] == [score.name for score in one]
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours.value == pytest.approx(theirs.value, rel=1e-6), ours.name
+    with pytest.raises(ValueError, match=r"evaluation\.count: 5000 images were asked for"):
+        ray_gen.evaluate(undisturbed, workers=2, metrics=["sliced_wasserstein"], count=5000)
+
+
 def final(run: Path) -> dict:
     """Every tensor of the last checkpoint."""
     newest = sorted(run.glob("checkpoint_0*"))[-1]
@@ -179,11 +203,27 @@ def test_killed_processes_change_nothing(undisturbed: Path, storage: Path, victi
 def test_the_same_name_trains_longer(undisturbed: Path, storage: Path) -> None:
     import ray_gen
 
-    shorter = recipe("workers.count=2", "workers.cpus=1", "training.images=25000")
+    # Both ways to evaluate while training, neither of which changes it.
+    shorter = recipe(
+        "workers.count=2", "workers.cpus=1", "training.images=25000", *evaluating("inline")
+    )
     ray_gen.train(shorter, storage=str(storage), name="longer")
-    whole = recipe("workers.count=2", "workers.cpus=1")
+    whole = recipe("workers.count=2", "workers.cpus=1", *evaluating("beside"))
     run = ray_gen.train(whole, storage=str(storage), name="longer")
     assert same(final(Path(run.location)), final(undisturbed))
+    found = {
+        int(file.stem.removeprefix("images_")): json.loads(file.read_text())
+        for file in (storage / "longer" / "evaluations").glob("*.json")
+    }
+    assert {25088, 60032} <= found.keys()
+    for evaluation in found.values():
+        names = [score["name"] for score in evaluation["scores"]]
+        assert names[0] == "sliced_wasserstein"
+        assert "log_likelihood_bound" in names
+    lines = [json.loads(line) for line in (storage / "longer" / "metrics.jsonl").open()]
+    assert [line["images"] for line in lines if "evaluation/elbo" in line] == [20096, 25088]
+    written = list((storage / "longer" / "tensorboard").glob("events*beside*"))
+    assert len(written) == sum(images > 25088 for images in found)
     begun = time.monotonic()
     again = ray_gen.train(whole, storage=str(storage), name="longer")
     assert again.stop == "had seen all images before"

@@ -12,7 +12,13 @@ from ray_gen.networks.dcgan import DcganDiscriminator, DcganGenerator
 from ray_gen.networks.mlp import MlpDecoder, MlpEncoder
 
 SHAPE = (1, 8, 8)
-MLP = {"hidden_sizes": [16], "activation": "relu", "label_size": 3, "spectral_norm": False}
+MLP = {
+    "hidden_sizes": [16],
+    "activation": "relu",
+    "initial_weights": "default",
+    "label_size": 3,
+    "spectral_norm": False,
+}
 CONV = {"width": 4, "label_size": 3}
 DCGAN = {"width": 4, "batch_norm": True, "label_size": 3, "spectral_norm": False}
 

@@ -111,7 +111,13 @@ def test_a_copy_normalises_its_own_weight() -> None:
 
 
 def test_every_layer_of_every_network_that_offers_it_is_normalised() -> None:
-    mlp = {"hidden_sizes": [16], "activation": "relu", "label_size": 3, "spectral_norm": True}
+    mlp = {
+        "hidden_sizes": [16],
+        "activation": "relu",
+        "initial_weights": "default",
+        "label_size": 3,
+        "spectral_norm": True,
+    }
     dcgan = {"width": 4, "batch_norm": False, "label_size": 3, "spectral_norm": True}
     networks = [
         MlpEncoder(ImageToVector((1, 8, 8), 1), **mlp),

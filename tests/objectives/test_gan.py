@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from ray_gen import loop
@@ -239,10 +243,19 @@ class Game:
     def stops(self, *pairs: tuple[float, float]) -> list[bool]:
         answers = []
         for real, fake in pairs:
-            self.state.step += 5
-            metrics = {"discriminator/real": real, "discriminator/fake": fake}
-            answers.append(loop._settled(self.experiment, self.state, metrics))
+            self.sees(5, real, fake)
+            answers.append(self.is_judged())
         return answers
+
+    def sees(self, steps: int, real: float, fake: float) -> None:
+        """A report of means over so many steps."""
+        self.state.step += steps
+        metrics = {"discriminator/real": real, "discriminator/fake": fake}
+        loop._watch(self.state.settled, metrics, steps)
+
+    def is_judged(self) -> bool:
+        """Whether the run stops at the last report."""
+        return loop._settled(self.experiment, self.state)
 
 
 AT = (0.5, 0.5)
@@ -289,6 +302,32 @@ def test_what_the_stop_remembers_survives_a_resume(tmp_path: Path) -> None:
     first.state.save(tmp_path, first.experiment)
     second.state.load(tmp_path)
     assert found + second.stops(*path[2:]) == expected == [False, False, False, True]
+
+
+@given(st.integers(0, 2**32), st.sets(st.integers(1, 99)))
+@settings(max_examples=30)
+def test_extra_reports_and_resumes_do_not_move_the_stop(seed: int, extra: set[int]) -> None:
+    """Between the reports that are due, every 5 steps: a window of 10 steps, 100 steps in all."""
+    # Leaves and returns, with windows on both sides of the tolerance.
+    noise = random.Random(seed)
+    spread = [0.3] * 10 + [0.05] * 90
+    path = [(0.5 + noise.uniform(-s, s), 0.5 + noise.uniform(-s, s)) for s in spread]
+
+    def stop(extra: set[int]) -> int | None:
+        game = Game()
+        game.state.settled |= {"real_left": 1, "fake_left": 1}
+        since = 0
+        for step in range(1, 101):
+            if step % 5 and step not in extra:
+                continue
+            game.sees(step - since, *(sum(v) / len(v) for v in zip(*path[since:step], strict=True)))
+            since = step
+            if step % 5 == 0 and game.is_judged():
+                return step
+            game.state.settled = json.loads(json.dumps(game.state.settled))  # as a manifest does
+        return None
+
+    assert stop(extra) == stop(set())
 
 
 def test_a_run_in_which_nothing_is_learnt_sees_all_its_images(store_8) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
 
 from ray_gen.build import build_objective
-from ray_gen.core import Batch, Evaluates, Reconstructs
+from ray_gen.core import Batch, Evaluates, Noise, Reconstructs
 from ray_gen.data.feed import to_range
 from ray_gen.distributed import World
 from ray_gen.loop import held_out_scores
@@ -249,3 +250,98 @@ def test_training_raises_the_bound(store_8) -> None:
     bounds = [report.metrics["held_out/elbo"] for report in reports if report.save]
     assert len(bounds) == 10
     assert bounds[-1] > bounds[0] + 10
+
+
+BINARIZE = "objective.binarize=true"
+
+
+def binarised(images: Tensor, *, step: int, seed: int = 0, phase: str = "autoencoder") -> Tensor:
+    """Pixels redrawn with the noise of one step."""
+    noise, key = Noise(tuple(images.shape[1:]), "uniform"), key_of(seed, phase, "pixels")
+    uniform = draw(noise, key, torch.tensor([step]), torch.arange(len(images)))[0]
+    return (uniform.double() < images.double()).to(images.dtype)
+
+
+def test_a_step_trains_on_pixels_that_are_redrawn_for_it(store_8) -> None:
+    """Its loss is that of an objective that does not binarise, on binary images."""
+    plain, redrawing = (build_objective(vae(FP64, *more)) for more in ([], [BINARIZE]))
+    state = State.build(vae(FP64), plain, World())
+    experiment = vae(FP64, BINARIZE, "optimizers.autoencoder.learning_rate=1e-12")
+    for step, (images, _) in enumerate(batches(experiment, redrawing, store_8, 0, 3)):
+        expected = binarised(images, step=step)
+        assert set(expected.unique().tolist()) == {0.0, 1.0}
+        assert not torch.equal(expected, binarised(images, step=step + 1))
+        key = key_of(0, "autoencoder", "epsilon")
+        epsilon = draw(plain.latent, key, torch.tensor([step]), torch.arange(24))[0].double()
+        batch = Batch(expected, None, {"epsilon": epsilon}, images.new_zeros(()))
+        with torch.no_grad():
+            losses = plain.phases()[0].terms[0].loss(state.networks, batch).minimised
+        state.step = step
+        metrics = stepped(experiment, redrawing, store_8, 1, state)[1].report()
+        for name, values in losses.items():
+            assert metrics[f"loss/{name}"] == pytest.approx(float(values.mean()), rel=1e-6)
+
+
+def test_pixels_are_one_as_often_as_they_are_bright(store_8) -> None:
+    objective = build_objective(vae(BINARIZE))
+    images = to_range(store_8.train.images_NHWC[:4], (0.0, 1.0), torch.float64)
+    images[0], images[1] = 0.0, 1.0
+    steps, key = torch.arange(4000), key_of(0, "autoencoder", "pixels")
+    noise = draw(objective.evaluation_noise["pixels"], key, steps, torch.arange(4))
+    means = objective.observed(images, noise).mean(0)
+    assert torch.equal(means[:2], images[:2])
+    scaled = (means - images)[2:] / (images * (1 - images) / 4000)[2:].sqrt().clamp(min=1e-9)
+    assert float(scaled.abs().max()) < 4.5
+    assert float(scaled.std()) == pytest.approx(1.0, abs=0.2)
+
+
+def test_held_out_images_are_binarised_once(store_8) -> None:
+    experiment = vae(FP64, BINARIZE)
+    redrawing = build_objective(experiment)
+    plain = build_objective(vae(FP64))
+    state = State.build(experiment, redrawing, World())
+    split = store_8.held_out
+    images = to_range(split.images_NHWC, (0.0, 1.0), torch.float64)
+    levels = (255 * binarised(images, step=0, phase="held out")).permute(0, 2, 3, 1)
+    once = dataclasses.replace(split, images_NHWC=levels.to(torch.uint8))
+    found = [held_out_scores(experiment, redrawing, state, split, World()) for _ in range(2)]
+    assert found[0] == found[1]
+    expected = held_out_scores(vae(FP64), plain, state, once, World())
+    assert found[0] == pytest.approx(expected, rel=1e-12)
+
+
+def test_reconstructions_and_latents_of_grey_images_draw_nothing(store_8) -> None:
+    redrawing, plain = build_objective(vae(BINARIZE)), build_objective(vae())
+    state = State.build(vae(BINARIZE), redrawing, World())
+    ((images, _),) = batches(vae(BINARIZE), redrawing, store_8, 0, 1)
+    ours, theirs = (of.reconstruct(state.ema, images, None) for of in (redrawing, plain))
+    assert torch.equal(ours, theirs)
+    means, expected = (of.encode(state.ema, images, None)[0] for of in (redrawing, plain))
+    assert torch.equal(means, expected)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_importance_weights_are_the_three_densities(
+    store_8, likelihood: str, conditional: bool
+) -> None:
+    """Each sample of each image, against torch.distributions."""
+    overrides = [FP64, f"objective.likelihood={likelihood}", f"objective.conditional={conditional}"]
+    objective = build_objective(vae(*overrides))
+    networks = State.build(vae(*overrides), objective, World()).networks
+    ((images, labels),) = batches(vae(*overrides), objective, store_8, 0, 1)
+    images, labels = images[:4].round(), None if labels is None else labels[:4]
+    epsilon = torch.randn(3, 4, 5, dtype=torch.float64)
+    with torch.no_grad():
+        found = objective.log_weights(networks, images, labels, epsilon)
+        mean, log_variance = objective.encode(networks, images, labels)
+        posterior = Independent(Normal(mean, (0.5 * log_variance).exp()), 1)
+        prior = Independent(Normal(torch.zeros_like(mean), torch.ones_like(mean)), 1)
+        for sample in range(3):
+            z = posterior.base_dist.loc + posterior.base_dist.scale * epsilon[sample]
+            output = networks["decoder"](z, labels)
+            pixels = Bernoulli(logits=output) if likelihood == "bernoulli" else Normal(output, 1.0)
+            expected = Independent(pixels, 3).log_prob(images)
+            torch.testing.assert_close(found[0][sample], expected)
+            ratio = prior.log_prob(z) - posterior.log_prob(z)
+            torch.testing.assert_close(found[1][sample], ratio)

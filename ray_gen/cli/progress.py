@@ -1,0 +1,39 @@
+"""A line that tells how far a measurement is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def measuring() -> Generator[Callable[[int, int, str], None]]:
+    """`progress(done, total, what)` on stderr: it updates on a terminal, and in a log tells each
+    stage once."""
+    console = Console(stderr=True, highlight=False)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    stage = ""
+
+    def progress(done: int, total: int, what: str) -> None:
+        nonlocal stage
+        if what != stage:
+            stage = what
+            if not console.is_terminal:
+                console.print(what)
+            bar.reset(task, description=what)
+        bar.update(task, completed=done, total=total, description=what)
+
+    with bar:
+        task = bar.add_task("loading", total=1)
+        yield progress

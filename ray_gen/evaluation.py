@@ -1,0 +1,355 @@
+"""What a model is worth: samples against real images, and a VAE's likelihood, on all workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from ray_gen.build import DTYPES, import_target
+from ray_gen.core import Bounds, Networks, Objective
+from ray_gen.data import Split, Store
+from ray_gen.distributed import World
+from ray_gen.errors import Refused
+from ray_gen.evaluators.base import Extractor, Images, Progress, Score, silent
+from ray_gen.evaluators.images import chosen, quantised
+from ray_gen.evaluators.likelihood import likelihood_scores
+from ray_gen.evaluators.names import LIKELIHOOD, METRICS, NEED_NO_WEIGHTS
+from ray_gen.evaluators.samples import sample_scores
+from ray_gen.experiment import Experiment
+from ray_gen.experiment.data import Data
+from ray_gen.experiment.evaluation import Evaluation, InceptionFeatures
+from ray_gen.noise import draw, key_of
+from ray_gen.pipeline import load
+from ray_gen.sources import cache_folder, open_source
+
+COUNT = 50_000
+"""Images to generate where the settings do not say, or as many as the reference has."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is evaluated: networks in eval mode, on the worker's device."""
+
+    experiment: Experiment
+    objective: Objective
+    networks: Networks
+    description: Mapping[str, Any]
+    """For the protocol: the run, the images that it has seen, which weights."""
+
+
+class Samples:
+    """Images that a model draws: image i is a function of (seed, i) and its label alone."""
+
+    digest = None
+
+    def __init__(self, model: Model, count: int, labels: Tensor | None, seed: int) -> None:
+        assert model.objective.latent is not None
+        self._model, self._count, self._labels = model, count, labels
+        self._latent = model.objective.latent
+        self._key = key_of(seed, "evaluation")
+        first = next(iter(model.networks.parameters()))
+        self._device, self._dtype = first.device, first.dtype
+        self._step = torch.zeros(1, dtype=torch.int64, device=first.device)
+        self.description = {**model.description, "seed": seed}
+        if labels is not None:
+            self.description["labels"] = "as often as in the reference"
+
+    def __len__(self) -> int:
+        return self._count
+
+    @torch.no_grad()
+    def take(self, indices: Sequence[int]) -> Tensor:
+        """uint8 (N, C, H, W)"""
+        numbers = torch.tensor(indices, device=self._device)
+        z = draw(self._latent, self._key, self._step, numbers)[0].to(self._dtype)
+        labels = None if self._labels is None else self._labels[numbers]
+        return quantised(self._model.objective.sample(self._model.networks, z, labels))
+
+
+class Stored:
+    """A split of a store."""
+
+    def __init__(self, store: Store, split: str, name: str, device: torch.device) -> None:
+        self.images: Split = store.train if split == "train" else store.held_out
+        self._device = device
+        self.description = {"data": name, "split": split}
+        self.digest = None if store.digest is None else f"{store.digest} {split}"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: Sequence[int]) -> Tensor:
+        """uint8 (N, C, H, W)"""
+        pixels = self.images.images_NHWC[torch.tensor(indices)]
+        return pixels.to(self._device).permute(0, 3, 1, 2).contiguous()
+
+
+class Evaluator:
+    """Evaluates models of one run, as often as it is asked, against one store.
+
+    Its extractor is built once. Every method is collective: every rank, same order.
+    """
+
+    def __init__(
+        self,
+        settings: Evaluation,
+        store: Store,
+        name: str,
+        world: World,
+        progress: Progress = silent,
+    ) -> None:
+        """name: of the data, for the protocol. Raises Refused."""
+        self.settings = settings
+        self._store, self._name, self._world, self._progress = store, name, world, progress
+        self.metrics, self.without = self._chosen_metrics()
+        self._extractor: Extractor | None = None
+        if any(name in METRICS and METRICS[name].needs_weights for name in self.metrics):
+            self._build_extractor()
+
+    def scores(self, model: Model) -> Scores:
+        """All scores that were asked for and that the model has."""
+        found: list[Score] = []
+        asked = [name for name in self.metrics if name in METRICS]
+        if model.objective.latent is None:
+            if asked and self.settings.metrics != "auto":
+                raise Refused(
+                    f"evaluation.metrics: a {model.experiment.objective.kind} objective has no "
+                    f"prior to sample from, which {asked[0]} needs"
+                )
+        elif asked:
+            found += self._sample_scores(model, asked)
+        if LIKELIHOOD in self.metrics:
+            found += self._likelihood_scores(model)
+        return Scores(tuple(found), self.without)
+
+    def compared(self, generated: Images, reference: Images) -> Scores:
+        """The scores of images that are there already."""
+        asked = [name for name in self.metrics if name in METRICS]
+        return Scores(tuple(self._compared(generated, reference, asked)), self.without)
+
+    def _chosen_metrics(self) -> tuple[list[str], str | None]:
+        """Names, and why some that `auto` would take are left out."""
+        if self.settings.metrics != "auto":
+            return list(self.settings.metrics), None
+        return [*METRICS, LIKELIHOOD], None
+
+    def _build_extractor(self) -> None:
+        """On every rank, or on none: one rank may lack the network or the file."""
+        features = self.settings.features
+        refusal: Refused | None = None
+        try:
+            build = import_target(features.targets["extractor"], "evaluation.features.kind")
+            self._extractor = build(**features.arguments(), device=self._world.device)
+        except Refused as refused:
+            refusal = refused
+        if not self._world.maxima([int(refusal is not None)])[0]:
+            return
+        refusal = refusal or Refused("evaluation.features: another worker cannot build them")
+        # What was asked for must be there; only what nobody named may be missing.
+        if self.settings.metrics != "auto" or features != InceptionFeatures():
+            raise refusal
+        self._extractor, self.without = None, str(refusal)
+        self.metrics = [*NEED_NO_WEIGHTS, LIKELIHOOD]
+
+    def _sample_scores(self, model: Model, metrics: Sequence[str]) -> list[Score]:
+        reference = self.reference(self.settings.reference)
+        count = self._count(reference)
+        labels = None
+        if model.experiment.needs_labels:
+            # In the reference's proportions: a metric sees the classes that the model was told.
+            theirs = reference.images.labels
+            if theirs is None:
+                raise Refused(
+                    f"evaluation.reference: {self._name} has no labels, which a conditional model's"
+                    " samples are drawn by"
+                )
+            labels = theirs[torch.arange(count) * len(theirs) // count].to(self._world.device)
+        samples = Samples(model, count, labels, self.settings.seed)
+        return self._compared(samples, reference, metrics)
+
+    def reference(self, split: str) -> Stored:
+        """A split of the store that has images."""
+        found = Stored(self._store, split, self._name, self._world.device)
+        if not len(found):
+            raise Refused(
+                f"evaluation.reference: {self._name} has no {split} images; set it to train, or "
+                "data.held_out_fraction to 0.1"
+            )
+        return found
+
+    def _count(self, reference: Images) -> int:
+        return self.settings.count or min(COUNT, len(reference))
+
+    def _compared(
+        self, generated: Images, reference: Images, metrics: Sequence[str]
+    ) -> list[Score]:
+        settings = self.settings
+        count = self._count(reference)
+        metrics, subset = list(metrics), settings.kid_subset_size
+        held_out = Stored(self._store, "held_out", self._name, self._world.device)
+        if settings.metrics == "auto":
+            subset = min(subset, count)
+            if not len(held_out):
+                metrics = [name for name in metrics if name != "nearest_neighbour"]
+        return sample_scores(
+            metrics,
+            chosen(generated, count, settings.seed, "evaluation.count"),
+            chosen(reference, count, settings.seed, "evaluation.count"),
+            extractor=self._extractor,
+            training=Stored(self._store, "train", self._name, self._world.device),
+            held_out=held_out if len(held_out) else None,
+            world=self._world,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            cache_folder=cache_folder() / "references",
+            kid_subsets=settings.kid_subsets,
+            kid_subset_size=subset,
+            neighbours=settings.neighbours,
+            progress=self._progress,
+        )
+
+    def _likelihood_scores(self, model: Model) -> list[Score]:
+        held_out = self._store.held_out
+        if not isinstance(model.objective, Bounds) or not len(held_out):
+            if self.settings.metrics == "auto":
+                return []
+            why = (
+                f"{self._name} has no held-out images; set data.held_out_fraction to 0.1"
+                if isinstance(model.objective, Bounds)
+                else f"a {model.experiment.objective.kind} objective has none"
+            )
+            raise Refused(f"evaluation.metrics: {LIKELIHOOD}: {why}")
+        return likelihood_scores(
+            model.objective,
+            model.networks,
+            held_out,
+            samples=self.settings.importance_samples,
+            batch_size=self.settings.batch_size,
+            seed=self.settings.seed,
+            world=self._world,
+            conditional=model.experiment.needs_labels,
+            dtype=DTYPES[model.experiment.training.precision],
+            progress=self._progress,
+        )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found: `scores["fid"].value`."""
+
+    scores: tuple[Score, ...]
+    without: str | None = None
+    """Why metrics that look through an extractor were left out; None if they were not."""
+
+    def __iter__(self) -> Iterator[Score]:
+        return iter(self.scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, name: str) -> Score:
+        for score in self.scores:
+            if score.name == name:
+                return score
+        raise KeyError(f"{name}; there are {', '.join(score.name for score in self.scores)}")
+
+    def as_json(self) -> dict[str, Any]:
+        """What JSON holds."""
+        found = [
+            {"name": s.name, "value": s.value, "spread": s.spread, "protocol": dict(s.protocol)}
+            for s in self.scores
+        ]
+        return {"scores": found, "without": self.without}
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> Scores:
+        """What `as_json` gave."""
+        return cls(tuple(Score(**score) for score in given["scores"]), given["without"])
+
+    def as_metrics(self) -> dict[str, float]:
+        """By tag, as a report holds them."""
+        metrics: dict[str, float] = {}
+        for score in self.scores:
+            metrics[f"evaluation/{score.name}"] = score.value
+            if score.spread is not None:
+                metrics[f"evaluation/{score.name}_spread"] = score.spread
+        return metrics
+
+
+@dataclass(frozen=True)
+class Request:
+    """One evaluation, as it is told to workers."""
+
+    run: str | None
+    """A run folder or checkpoint, by its absolute path or URI; None to compare pictures."""
+    generated: Data | None
+    """Pictures in the place of a run's samples."""
+    reference: Data | None
+    """None: the run's own data."""
+    settings: Evaluation
+
+    def to_json(self) -> str:
+        """All of it as text."""
+        parts = {
+            "generated": self.generated,
+            "reference": self.reference,
+            "settings": self.settings,
+        }
+        told = {name: part and part.model_dump(mode="json") for name, part in parts.items()}
+        return json.dumps({"run": self.run, **told})
+
+    @classmethod
+    def from_json(cls, text: str) -> Request:
+        """What `to_json` wrote."""
+        given = json.loads(text)
+        data: TypeAdapter[Data] = TypeAdapter(Data)
+        sources = {
+            name: given[name] and data.validate_python(given[name])
+            for name in ("generated", "reference")
+        }
+        return cls(given["run"], **sources, settings=Evaluation.model_validate(given["settings"]))
+
+
+def measure(request: Request, world: World, progress: Progress = silent) -> Scores:
+    """All scores of a request. Collective: every rank, same order."""
+    decoded = partial(_decoded, progress)
+    if request.run is None:
+        assert request.generated is not None and request.reference is not None
+        pictures = open_source(request.generated, decoded)
+        store = open_source(request.reference, decoded)
+        evaluator = Evaluator(request.settings, store, name_of(request.reference), world, progress)
+        reference = evaluator.reference(request.settings.reference)
+        generated = Stored(pictures, "train", name_of(request.generated), world.device)
+        return evaluator.compared(generated, reference)
+    weights = request.settings.weights
+    pipeline = load(request.run, weights=weights, device=world.device)
+    data = request.reference or pipeline.experiment.data
+    store = open_source(data, decoded)
+    if store.image_shape != pipeline.experiment.image_shape:
+        raise Refused(
+            f"--reference: its images are {store.image_shape} (channels, height, width) and the "
+            f"run's {pipeline.experiment.image_shape}"
+        )
+    evaluator = Evaluator(request.settings, store, name_of(data), world, progress)
+    described = {"run": request.run, "images seen": pipeline.images_seen, "weights": weights}
+    model = Model(pipeline.experiment, pipeline.objective, pipeline.networks, described)
+    return evaluator.scores(model)
+
+
+def _decoded(progress: Progress, done: int, total: int) -> None:
+    progress(done, total, "decoding images")
+
+
+def name_of(data: Data) -> str:
+    """Data as it is named on a command line."""
+    for field in ("path", "dataset"):
+        if hasattr(data, field):
+            return f"{data.kind}:{getattr(data, field)}"
+    return data.kind

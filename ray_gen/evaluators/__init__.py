@@ -1,0 +1,1 @@
+"""Metrics of images: samples against a reference. One file a metric, each on plain tensors."""

@@ -1,0 +1,279 @@
+"""What a run is worth: from a run folder or pictures to scores, and measured while it trains."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import ray_gen
+from ray_gen.build import build_objective
+from ray_gen.cli import main
+from ray_gen.data import Split, Store
+from ray_gen.distributed import World
+from ray_gen.errors import Refused
+from ray_gen.evaluation import Evaluator, Model, Request, Samples, Scores
+from ray_gen.evaluators.names import LIKELIHOOD, METRICS
+from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.experiment.evaluation import Evaluation
+from ray_gen.loop import train
+from ray_gen.scoring import table
+from ray_gen.state import State
+from tests.helpers import ADAM, experiment, gan, trained, vae, weights
+from tests.runs import saved
+
+SOME = ("fid", "kid", "precision", "sliced_wasserstein", "nearest_neighbour")
+TINY = {"kind": "custom", "target": "tests.evaluators.helpers:Tiny"}
+
+
+def settings(**given: Any) -> Evaluation:
+    return Evaluation.model_validate({"features": TINY, "kid_subset_size": 10, **given})
+
+
+def model_of(this: Experiment, state: State) -> Model:
+    return Model(this, build_objective(this), state.ema, {"weights": "ema"})
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a network."""
+
+    def fetched(url: str) -> Path:
+        raise Refused(f"evaluation.features.weights: {url} could not be fetched")
+
+    monkeypatch.setattr("ray_gen.evaluators.extractors.inception.fetched", fetched)
+
+
+@pytest.mark.parametrize("make", [vae, lambda *o: gan(*o, kind="dcgan")])
+def test_a_run_that_evaluates_is_the_run_that_does_not(store_8, make) -> None:
+    plain, _ = trained(make(), store_8)
+    this = make("evaluation.every_images=100")
+    objective = build_objective(this)
+    state = State.build(this, objective, World())
+    evaluator = Evaluator(
+        settings(metrics=(*SOME, LIKELIHOOD)[: 5 + (make is vae)]), store_8, "random", World()
+    )
+    reports = list(
+        train(
+            this,
+            objective,
+            state,
+            store_8,
+            World(),
+            evaluate=lambda: evaluator.scores(model_of(this, state)).as_metrics(),
+        )
+    )
+    for name, tensors in weights(plain).items():
+        for key, value in tensors.items():
+            assert torch.equal(weights(state)[name][key], value), (name, key)
+    for key, value in plain.moments().items():
+        assert torch.equal(state.moments()[key], value), key
+    evaluated = [report for report in reports if "evaluation/fid" in report.metrics]
+    assert [report.images for report in evaluated] == [120, 216, 312, 408, 480]
+    assert all(report.save and report.evaluate for report in evaluated)
+    assert len({report.metrics["evaluation/fid"] for report in evaluated}) == len(evaluated)
+    assert (make is vae) == ("evaluation/log_likelihood_bound" in evaluated[0].metrics)
+
+
+def test_samples_have_the_labels_of_the_reference(store_8) -> None:
+    this = gan("objective.conditional=true")
+    state, _ = trained(this, store_8)
+    few = torch.tensor([3] * 50 + [7] * 22)
+    store = replace(store_8, train=Split(store_8.train.images_NHWC, few))
+    made: list[torch.Tensor] = []
+
+    class Watched(type(build_objective(this))):  # type: ignore[misc]
+        def sample(self, networks, z, labels):
+            made.append(labels)
+            return super().sample(networks, z, labels)
+
+    model = model_of(this, state)
+    model.objective.__class__ = Watched
+    Evaluator(settings(metrics=["fid"], count=36), store, "random", World()).scores(model)
+    drawn = torch.cat(made)[-36:]
+    assert sorted(set(drawn.tolist())) == [3, 7]
+    assert abs(int((drawn == 3).sum()) - 25) <= 1
+
+
+def test_a_sample_does_not_depend_on_the_count_or_the_batch(store_8) -> None:
+    this = gan(kind="dcgan")
+    model = model_of(this, trained(this, store_8)[0])
+    all_of_them = Samples(model, 50, None, 3).take(range(50))
+    assert torch.equal(Samples(model, 9, None, 3).take([8, 4]), all_of_them[[8, 4]])
+    assert not torch.equal(Samples(model, 50, None, 4).take(range(50)), all_of_them)
+
+
+@pytest.mark.usefixtures("offline")
+def test_without_weights_what_needs_none_is_measured_and_the_reason_is_told(store_8) -> None:
+    this = gan()
+    model = model_of(this, trained(this, store_8)[0])
+    scores = Evaluator(Evaluation(), store_8, "random", World()).scores(model)
+    assert [score.name for score in scores] == ["sliced_wasserstein", "nearest_neighbour"]
+    assert scores.without is not None
+    assert "could not be fetched" in scores.without
+    assert f"left out: {scores.without}" in table([("run", scores)])
+
+
+REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
+    (gan, {"metrics": ["likelihood"]}, "evaluation.metrics: likelihood: a gan objective has none"),
+    (gan, {"metrics": ["fid"], "count": 73}, "evaluation.count: 73 .* there are 72 .*at most 72"),
+    (gan, {"metrics": ["kid"], "kid_subset_size": 1000}, "evaluation.kid_subset_size"),
+    (
+        gan,
+        {"metrics": ["fid"], "features": {"kind": "inception", "weights": "/nowhere/a.pth"}},
+        "evaluation.features.weights: there is no file /nowhere/a.pth",
+    ),
+    (
+        lambda: vae("objective.kind=autoencoder"),
+        {"metrics": ["fid"]},
+        "evaluation.metrics: a autoencoder objective has no prior",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "given", "sentence"), REFUSALS)
+def test_what_cannot_be_measured_is_refused(store_8, make, given, sentence: str) -> None:
+    this = make()
+    state, _ = trained(this, store_8)
+    with pytest.raises(Refused, match=sentence):
+        Evaluator(settings(**given), store_8, "random", World()).scores(model_of(this, state))
+
+
+def test_a_reference_without_images_is_refused(store_8) -> None:
+    this = gan()
+    state, _ = trained(this, store_8)
+    nothing = Split(store_8.held_out.images_NHWC[:0], None)
+    evaluator = Evaluator(
+        settings(metrics=["fid"], reference="held_out"),
+        replace(store_8, held_out=nothing),
+        "random",
+        World(),
+    )
+    with pytest.raises(Refused, match=r"evaluation\.reference: random has no held_out images"):
+        evaluator.scores(model_of(this, state))
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("evaluation.metrics=[fidd]", r"evaluation\.metrics: .*'fidd'; did you mean fid\?"),
+        ("evaluation.every_images=0", r"evaluation\.every_images"),
+        ("checkpoints.best={metric: fid, mode: min}", r"checkpoints\.best\.metric: .*every_images"),
+    ],
+)
+def test_settings_are_checked_at_once(override: str, sentence: str) -> None:
+    with pytest.raises(ExperimentError, match=sentence):
+        gan(override)
+
+
+def test_the_best_checkpoint_may_follow_a_metric() -> None:
+    this = gan("evaluation.every_images=100", "checkpoints.best={metric: fid, mode: min}")
+    assert this.checkpoints.best is not None
+
+
+def test_a_request_is_the_same_behind_the_wire() -> None:
+    this = experiment(
+        {
+            "networks": {"generator": {"kind": "mlp"}, "discriminator": {"kind": "mlp"}},
+            "objective": {"kind": "gan"},
+            "optimizers": {"generator": ADAM, "discriminator": ADAM},
+            "training": {"images": 8, "global_batch_size": 8},
+        }
+    )
+    request = Request("/runs/a", None, this.data, settings(metrics=["fid"], count=3))
+    assert Request.from_json(request.to_json()) == request
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run on the built-in digits, which evaluation reads again."""
+    this = gan("training.images=48", f"evaluation.features={json.dumps(TINY)}")
+    from ray_gen.sources import open_data
+
+    store: Store = open_data(this)
+    return saved(this, store, tmp_path_factory.mktemp("runs") / "a" / "checkpoint_000000000048")
+
+
+def test_a_run_is_evaluated_in_a_line(run: Path) -> None:
+    scores = ray_gen.evaluate(run, metrics=["fid", "nearest_neighbour"], count=200)
+    assert scores["fid"].value > 0
+    assert scores["fid"].protocol["generated"]["images seen"] == 48
+    assert scores["fid"].protocol["reference"]["images"] == 200
+    again = Scores.from_json(json.loads(json.dumps(scores.as_json())))
+    assert again["fid"].value == scores["fid"].value
+    with pytest.raises(KeyError, match="there are fid, nearest_neighbour"):
+        scores["kid"]
+
+
+def test_the_command_prints_a_table_and_writes_every_protocol(run: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", str(run), "--metrics", "fid,sliced_wasserstein", "--count", "100"]
+    ended = CliRunner().invoke(main, [*arguments, "--output", str(tmp_path / "found.json")])
+    assert ended.exit_code == 0, ended.output
+    assert "| | fid | sliced_wasserstein |" in ended.output
+    assert "biased" in ended.output  # far below 10,000 images
+    (found,) = json.loads((tmp_path / "found.json").read_text()).values()
+    assert [score["name"] for score in found["scores"]] == ["fid", "sliced_wasserstein"]
+
+
+def _pictures(folder: Path, count: int, seed: int) -> None:
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(seed)
+    for number in range(count):
+        pixels = torch.randint(0, 256, (12, 12, 3), dtype=torch.uint8, generator=generator)
+        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+
+
+def test_pictures_of_any_tool_are_compared(tmp_path: Path) -> None:
+    _pictures(tmp_path / "made", 30, 1)
+    _pictures(tmp_path / "real", 30, 2)
+    arguments = ["evaluate", "--generated", str(tmp_path / "made"), "--count", "30"]
+    ended = CliRunner().invoke(
+        main,
+        [
+            *arguments,
+            *("--reference", str(tmp_path / "real"), "--metrics", "fid,sliced_wasserstein"),
+            *("--features", "custom:tests.evaluators.helpers:Tiny"),
+        ],
+    )
+    assert ended.exit_code == 0, ended.output
+    assert f"folder:{tmp_path}/made" in ended.output
+    same = ray_gen.evaluate(
+        generated=str(tmp_path / "real"),
+        reference=str(tmp_path / "real"),
+        features=TINY,
+        metrics=["fid", "sliced_wasserstein"],
+    )
+    assert abs(same["fid"].value) < 1e-6
+    assert same["sliced_wasserstein"].value == 0
+
+
+BAD: list[tuple[list[str], str]] = [
+    (["/no/such/run"], "/no/such/run"),
+    ([], "name either a run, or pictures"),
+    (["--generated", "/tmp"], "--reference: pictures need real ones"),
+    (["RUN", "--metrics", "fdi"], "evaluation.metrics: there is no metric 'fdi'; did you mean fid"),
+    (["RUN", "--count", "5000"], "evaluation.count: 5000 images were asked for"),
+    (["RUN", "--reference", "/no/such/folder"], "/no/such/folder"),
+    (["RUN", "--features", "torchvision:resnet"], "evaluation.features.backbone"),
+    (["RUN", "--features", "inception", "--features-weights", "/no/w.pth", "--metrics", "fid"],
+     "there is no file /no/w.pth"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD)
+def test_bad_input_ends_in_a_sentence(run: Path, arguments: list[str], sentence: str) -> None:
+    given = [str(run) if argument == "RUN" else argument for argument in arguments]
+    ended = CliRunner().invoke(main, ["evaluate", *given])
+    assert ended.exit_code == 2, ended.output
+    assert sentence in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_every_metric_can_be_asked_for() -> None:
+    assert settings(metrics=(*METRICS, LIKELIHOOD)).metrics
