@@ -12,22 +12,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ray_gen.evaluation import Scores
     from ray_gen.experiment import Experiment, ExperimentError
+    from ray_gen.exporting import export
     from ray_gen.launch import train
+    from ray_gen.mixture import Mixture
     from ray_gen.pipeline import Pipeline, load
     from ray_gen.recipes import recipe
+    from ray_gen.scoring import evaluate
 
 __version__ = "0.1.0"
-__all__ = ["Experiment", "ExperimentError", "Pipeline", "load", "recipe", "train"]
+__all__ = [
+    "Experiment",
+    "ExperimentError",
+    "Mixture",
+    "Pipeline",
+    "Scores",
+    "evaluate",
+    "export",
+    "load",
+    "recipe",
+    "train",
+]
 
 # Imported when first used: a command that only parses its arguments pays for neither torch nor ray.
 _HOMES = {
     "Experiment": "ray_gen.experiment",
     "ExperimentError": "ray_gen.experiment",
+    "Mixture": "ray_gen.mixture",
     "Pipeline": "ray_gen.pipeline",
     "load": "ray_gen.pipeline",
     "recipe": "ray_gen.recipes",
     "train": "ray_gen.launch",
+    "Scores": "ray_gen.evaluation",
+    "evaluate": "ray_gen.scoring",
+    "export": "ray_gen.exporting",
 }
 
 

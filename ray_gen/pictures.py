@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ray_gen.errors import Refused
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def to_bytes(images: Tensor) -> NDArray[np.uint8]:
@@ -38,28 +43,107 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> NDArray[np
     return picture
 
 
+def in_turn_rows(first: Tensor, second: Tensor, columns: int) -> Tensor:
+    """A row of `first`, the same row of `second` below it, and so on, for a grid of so many
+    columns: two times (N, C, H, W) to (2N, C, H, W) and, in a last row that is not full, white."""
+    missing = -len(first) % columns
+    white = first.new_ones(missing, *first.shape[1:])
+    rows = (torch.cat([images, white]).split(columns) for images in (first, second))
+    return torch.cat([row for pair in zip(*rows, strict=True) for row in pair])
+
+
+def equation(
+    groups: Sequence[tuple[str, Tensor, Tensor]], results: Tensor, gap: int = 2
+) -> NDArray[np.uint8]:
+    """Vector arithmetic as Radford et al. 2016, figure 7, show it: uint8 (H', W', C).
+
+    groups: a sign "+" or "-", the group's images (N, C, H, W) and the image of its mean (1, C, H,
+    W), which stand in a column, the mean below. results: nine images (9, C, H, W).
+    """
+    _, _, height, width = results.shape
+    parts: list[NDArray[np.uint8]] = []
+    for index, (sign, images, mean) in enumerate(groups):
+        if index or sign != "+":
+            parts.append(_sign(sign, height, width, results.shape[1], gap))
+        space = np.full((height // 3, width + 2 * gap, results.shape[1]), 255, dtype=np.uint8)
+        parts.append(np.concatenate([grid(images, 1, gap), space, grid(mean, 1, gap)]))
+    parts += [_sign("=", height, width, results.shape[1], gap), grid(results, 3, gap)]
+    tallest = max(len(part) for part in parts)
+    above = (((tallest - len(part), 0), (0, 0), (0, 0)) for part in parts)
+    return np.concatenate(
+        [
+            np.pad(part, padding, constant_values=255)
+            for part, padding in zip(parts, above, strict=True)
+        ],
+        axis=1,
+    )
+
+
+def _sign(sign: str, height: int, width: int, channels: int, gap: int) -> NDArray[np.uint8]:
+    """A plus, minus or equals beside one tile, half as wide."""
+    picture = np.full((height + 2 * gap, width // 2 + 2 * gap, channels), 255, dtype=np.uint8)
+    middle, centre = len(picture) // 2, picture.shape[1] // 2
+    arm, half = max(2, width // 8), max(1, width // 32)
+    for bar in (middle - 2 * half, middle + 2 * half) if sign == "=" else (middle,):
+        picture[bar - half : bar + half, centre - arm : centre + arm] = 0
+    if sign == "+":
+        picture[middle - arm : middle + arm, centre - half : centre + half] = 0
+    return picture
+
+
+def zoomed(picture: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Each pixel as a square of factor x factor."""
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
 def save_png(picture: NDArray[np.uint8], path: Path) -> None:
     """uint8 (H, W, C) with C of 1 or 3 as a PNG file, written whole or not at all."""
+    with _whole(path) as partial:
+        _pillow(picture).save(partial, format="PNG")
+
+
+def save_gif(frames: Sequence[NDArray[np.uint8]], path: Path, milliseconds: int = 100) -> None:
+    """Pictures as an endless animation, there and back; written whole or not at all."""
+    first, *others = [_pillow(frame) for frame in (*frames, *frames[-2:0:-1])]
+    with _whole(path) as partial:
+        first.save(
+            partial,
+            format="GIF",
+            save_all=True,
+            append_images=others,
+            duration=milliseconds,
+            loop=0,
+        )
+
+
+def _pillow(picture: NDArray[np.uint8]) -> Image:
     from PIL import Image
 
+    return Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
+
+
+@contextmanager
+def _whole(path: Path) -> Generator[Path]:
+    """A path to write to, which takes its name when the block has ended well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    pixels = picture[:, :, 0] if picture.shape[2] == 1 else picture
-    Image.fromarray(pixels).save(partial, format="PNG")
-    partial.replace(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
-def save_samples(batches: Iterator[Tensor], count: int, output: Path) -> str:
+def save_samples(batches: Iterator[Tensor], count: int, output: Path, zoom: int = 1) -> str:
     """Images in [0, 1] as one grid (.png), one array (.npz: `images`, uint8 NHWC), or a folder of
     PNG files; returns what was written, in words."""
     if output.suffix.lower() == ".png":
-        save_png(grid(torch.cat(list(batches))), output)
+        save_png(zoomed(grid(torch.cat(list(batches))), zoom), output)
         return f"{output}: a grid of {count} images"
     if output.suffix.lower() == ".npz":
-        output.parent.mkdir(parents=True, exist_ok=True)
-        images = np.concatenate([to_bytes(batch) for batch in batches])
-        np.savez_compressed(output, images=images)
-        return f"{output}: `images`, uint8 {images.shape}"
+        shape = save_npz(output, images=np.concatenate([to_bytes(batch) for batch in batches]))
+        return f"{output}: `images`, uint8 {shape}"
     if any(output.glob("*.png")):
         raise Refused(f"--output: {output} has PNG files in it already; name another folder")
     index = 0
@@ -68,3 +152,46 @@ def save_samples(batches: Iterator[Tensor], count: int, output: Path) -> str:
             save_png(image, output / f"{index:06d}.png")
             index += 1
     return f"{output}: {index} PNG files"
+
+
+def save_rows(images: Tensor, output: Path, zoom: int = 1) -> str:
+    """Images (R, S, C, H, W) in [0, 1], rows of S steps, as one grid (.png), an animation of its
+    columns (.gif), one array (.npz: `images`, uint8 RSHWC), or a folder of PNG files in reading
+    order; returns what was written, in words."""
+    rows, steps = images.shape[:2]
+    said = f"{rows} row{'s' if rows > 1 else ''} of {steps} steps"
+    kind = output.suffix.lower()
+    if kind == ".png":
+        save_png(zoomed(grid(images.flatten(0, 1), steps), zoom), output)
+        return f"{output}: {said}"
+    if kind == ".gif":
+        save_gif([zoomed(grid(images[:, step]), zoom) for step in range(steps)], output)
+        return f"{output}: {said}, there and back"
+    if kind == ".npz":
+        levels = to_bytes(images.flatten(0, 1))
+        shape = save_npz(output, images=levels.reshape(rows, steps, *levels.shape[1:]))
+        return f"{output}: `images`, uint8 {shape}"
+    return f"{save_samples(iter(images), rows * steps, output)}, {said}"
+
+
+def save_pairs(pairs: Iterable[tuple[Tensor, Tensor]], output: Path, zoom: int = 1) -> str:
+    """Batches of images in [0, 1] with their reconstructions, as a grid of a row of these and a row
+    of those (.png), as arrays (.npz: `images`, `reconstructions`, uint8 NHWC), or the
+    reconstructions alone as a folder of PNG files; returns what was written, in words."""
+    images, made = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    if output.suffix.lower() == ".png":
+        columns = min(len(images), 8)
+        picture = grid(in_turn_rows(images, made, columns), columns)
+        save_png(zoomed(picture, zoom), output)
+        return f"{output}: {len(images)} images, and below them their reconstructions"
+    if output.suffix.lower() == ".npz":
+        shape = save_npz(output, images=to_bytes(images), reconstructions=to_bytes(made))
+        return f"{output}: `images` and `reconstructions`, uint8 {shape}"
+    return f"{save_samples(iter([made]), len(made), output)}, reconstructions"
+
+
+def save_npz(output: Path, **arrays: NDArray[np.uint8]) -> tuple[int, ...]:
+    """Named arrays in one compressed file, written whole or not at all; the first one's shape."""
+    with _whole(output) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+    return next(iter(arrays.values())).shape

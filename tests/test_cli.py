@@ -5,20 +5,31 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from ray_gen.cli import main
 from ray_gen.recipes import names
+from tests.helpers import gan, vae
+from tests.runs import SHORT, saved
 
 HEAVY = ("torch", "torchvision", "ray", "numpy", "pyarrow", "tensorboard")
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["recipes"], ["train", "vae-mnist5k", "training.imags=1"], ["train", "--help"]],
-    ids=["help", "recipes", "refused", "train help"],
+    [
+        ["--help"],
+        ["recipes"],
+        ["train", "vae-mnist5k", "training.imags=1"],
+        ["interpolate", "run", "--from", "3"],
+        *([name, "--help"] for name in sorted(main.commands)),
+    ],
+    ids=" ".join,
 )
 def test_nothing_heavy_is_imported_for_an_answer(arguments: list[str]) -> None:
     code = f"""
@@ -58,7 +69,16 @@ def test_recipes_are_listed_with_their_claims_and_printed_to_copy() -> None:
         (["train", "vae-mnist5k", "--storage", "/proc/x"], "storage: /proc/x/.* cannot be written"),
         (["train", "vae-mnist5k", "--storage", "x://y"], "x://y.* cannot be reached"),
         (["sample", "/no/such/run"], "/no/such/run: there is no such run"),
-        (["sample", "/no/such/run", "--output", "a.jpg"], "--output: a.jpg is neither"),
+        (["sample", "/no/such/run", "--output", "a.jpg"], "--output: a.jpg is neither a .png, a"),
+        (["arithmetic", "run", "--output", "a.gif"], "--output: a.gif is not a .png"),
+        (["mixture", "run", "--output", "a.pt"], "--output: a.pt is not a .safetensors"),
+        (["arithmetic", "run"], "--plus: name at least one group"),
+        (["arithmetic", "run", "--plus", "0,x"], "--plus: 'x' is neither the number of a sample"),
+        (["interpolate", "run", "--to", "3"], "--from, --to: give both or neither"),
+        (["interpolate", "run", "--from", "7-3", "--to", "1"], "--from: 7-3 is no range"),
+        (["interpolate", "run", "--from", "1,2", "--to", "3-5"], "2 and 3 ends for 3 rows"),
+        (["traverse", "run", "--dimensions", "a"], "--dimensions: 'a' is no number"),
+        (["traverse", "run", "--base", "1,2"], "--base: 1,2 names 2 images; name one"),
     ],
 )
 def test_bad_input_ends_in_a_sentence(arguments: list[str], sentence: str) -> None:
@@ -66,3 +86,143 @@ def test_bad_input_ends_in_a_sentence(arguments: list[str], sentence: str) -> No
     assert done.exit_code == 2
     assert re.search(sentence, done.stderr)
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def runs(store_8, tmp_path_factory) -> dict[str, Path]:
+    """Checkpoints of a VAE, a GAN and conditional ones."""
+    folder = tmp_path_factory.mktemp("runs")
+    conditional = "objective.conditional=true"
+    return {
+        name: saved(this, store_8, folder / name)
+        for name, this in (
+            ("vae", vae(SHORT)),
+            ("gan", gan(SHORT)),
+            ("cvae", vae(SHORT, conditional)),
+            ("cgan", gan(SHORT, conditional)),
+        )
+    }
+
+
+def use(folder: Path, command: str, run: Path, *arguments: str, output: str) -> str:
+    """What a command says; it writes `output` in a folder."""
+    given = [command, str(run), *arguments, "--output", str(folder / output)]
+    done = CliRunner().invoke(main, given, catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    assert (folder / output).exists()
+    return done.stdout
+
+
+def refused(command: str, run: Path, *arguments: str) -> str:
+    """The sentence that a command ends in."""
+    done = CliRunner().invoke(main, [command, str(run), *arguments], catch_exceptions=False)
+    assert done.exit_code == 2
+    return done.stderr
+
+
+def tile(path: Path, row: int, column: int, zoom: int = 1) -> np.ndarray:
+    """An 8 x 8 image out of a grid."""
+    picture = np.asarray(Image.open(path))[::zoom, ::zoom]
+    top, left = 2 + 10 * row, 2 + 10 * column
+    return picture[top : top + 8, left : left + 8]
+
+
+def near(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Within one grey level: another batch size rounds otherwise."""
+    return bool((np.abs(ours.astype(int) - theirs) <= 1).all())
+
+
+@pytest.mark.parametrize("name", ["vae", "gan", "cgan"])
+def test_numbers_name_the_samples_of_the_grid(runs, tmp_path: Path, name: str) -> None:
+    """Also with labels in turn and truncated: what one sees is what one picks."""
+    labels = ["--labels", "3"] if name == "cgan" else []
+    same = ["--seed", "5", "--truncation", "0.9", *labels]
+    use(tmp_path, "sample", runs[name], *same, "--count", "9", output="grid.png")
+    grid = tmp_path / "grid.png"
+    said = use(
+        tmp_path, "interpolate", runs[name], *same, "--from", "3", "--to", "7", "--rows", "2",
+        "--steps", "4", "--zoom", "3", output="way.png",
+    )  # fmt: skip
+    assert "2 rows of 4 steps" in said
+    for row in range(2):
+        assert near(tile(tmp_path / "way.png", row, 0, 3), tile(grid, *divmod(3 + row, 3)))
+        assert near(tile(tmp_path / "way.png", row, 3, 3), tile(grid, *divmod(7 + row, 3)))
+    use(
+        tmp_path, "arithmetic", runs[name], *same, "--plus", "0,1,2", "--plus", "6-8", "--minus",
+        "3,5", output="sum.png",
+    )  # fmt: skip
+    for row in range(3):
+        assert near(tile(tmp_path / "sum.png", row, 0), tile(grid, 0, row))
+    use(tmp_path, "traverse", runs[name], *same, "--base", "4", "--steps", "3", output="t.png")
+    for row in range(5):  # of five dimensions
+        assert near(tile(tmp_path / "t.png", row, 1), tile(grid, 1, 1))
+
+
+def test_a_conditional_row_keeps_the_class_of_its_first_sample(runs, tmp_path: Path) -> None:
+    use(tmp_path, "sample", runs["cgan"], "--count", "16", output="grid.png")
+    use(tmp_path, "interpolate", runs["cgan"], "--from", "3", "--to", "13", output="same.png")
+    use(tmp_path, "interpolate", runs["cgan"], "--from", "3", "--to", "4", output="other.png")
+    grid = tmp_path / "grid.png"
+    assert near(tile(tmp_path / "same.png", 0, 8), tile(grid, *divmod(13, 4)))
+    assert not near(tile(tmp_path / "other.png", 0, 8), tile(grid, *divmod(4, 4)))
+    said = refused("arithmetic", runs["cgan"], "--plus", "0,1")
+    assert "--labels: the samples have 2 classes and the result needs one" in said
+    use(tmp_path, "arithmetic", runs["cgan"], "--plus", "0,10", "--minus", "20", output="s.png")
+    use(tmp_path, "traverse", runs["cgan"], "--dimensions", "0,2-3", output="t.png")
+    assert "there is no class 'cat'" in refused("traverse", runs["cgan"], "--labels", "cat")
+    assert "not conditional" in refused("interpolate", runs["gan"], "--labels", "3")
+
+
+@pytest.mark.parametrize("command", ["interpolate", "traverse"])
+@pytest.mark.parametrize("output", ["a.gif", "a.npz", "folder"])
+def test_rows_are_written_in_every_format(runs, tmp_path: Path, command: str, output: str) -> None:
+    steps = ["--steps", "3", *(["--range", "2"] if command == "traverse" else ["--straight"])]
+    use(tmp_path, command, runs["gan"], *steps, "--weights", "raw", output=output)
+
+
+def test_image_files_stand_beside_numbers_where_there_is_an_encoder(runs, tmp_path: Path) -> None:
+    use(tmp_path, "sample", runs["vae"], "--count", "4", output="images")
+    first, second = (str(tmp_path / "images" / f"00000{index}.png") for index in (0, 1))
+    folder = str(tmp_path / "images")
+    use(tmp_path, "interpolate", runs["vae"], "--from", first, "--to", "7", output="i.png")
+    both = f"{first},{second}"
+    use(tmp_path, "arithmetic", runs["vae"], "--plus", both, "--minus", "3", output="a.png")
+    assert near(tile(tmp_path / "a.png", 1, 0), np.asarray(Image.open(second)))
+    use(tmp_path, "traverse", runs["vae"], "--base", first, output="t.png")
+
+    said = use(tmp_path, "reconstruct", runs["vae"], folder, "--count", "3", output="r.png")
+    assert "3 images, and below them" in said
+    assert np.array_equal(tile(tmp_path / "r.png", 0, 1), np.asarray(Image.open(second)))
+    use(tmp_path, "reconstruct", runs["vae"], first, second, "--seed", "1", output="r.npz")
+    written = np.load(tmp_path / "r.npz")
+    assert written["images"].shape == written["reconstructions"].shape == (2, 8, 8, 1)
+    use(tmp_path, "reconstruct", runs["cvae"], first, "--labels", "3", output="r")
+
+    assert "has no encoder" in refused("reconstruct", runs["gan"], first)
+    assert "has no encoder" in refused("interpolate", runs["gan"], "--from", first, "--to", "1")
+    assert "labels: this run is conditional; give" in refused("reconstruct", runs["cvae"], first)
+    said = refused("reconstruct", runs["cvae"], folder, "--labels", "1,2")
+    assert "labels: 2 given for 4 images" in said
+    said = refused("interpolate", runs["cvae"], "--from", first, "--to", "1")
+    assert "the class of" in said
+    assert "IMAGES: name image files" in refused("reconstruct", runs["vae"])
+    assert "--data: brings images" in refused("reconstruct", runs["vae"], first, "--data")
+
+
+def test_the_runs_own_data_is_reconstructed_and_fitted(runs, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RAY_GEN_CACHE", str(tmp_path / "cache"))
+    for name in ("vae", "cvae"):
+        use(tmp_path, "reconstruct", runs[name], "--data", "--count", "9", output="r.png")
+    fit = ["--data", "--components", "2"]
+    said = use(tmp_path, "mixture", runs["vae"], *fit, output="m.safetensors")
+    assert "Mixture(components=2, latent_size=5)" in said
+    mixture = str(tmp_path / "m.safetensors")
+    use(tmp_path, "sample", runs["vae"], "--mixture", mixture, "--truncation", "1", output="s.png")
+    assert "no.safetensors: there is no such file" in refused(
+        "sample", runs["vae"], "--mixture", "no.safetensors"
+    )
+
+
+def test_a_place_that_cannot_be_written_ends_in_a_sentence(runs) -> None:
+    said = refused("interpolate", runs["gan"], "--output", "/proc/x/a.png")
+    assert re.search(r"error: --output: /proc/x/a.png cannot be written", said)

@@ -8,8 +8,11 @@ from typing import Any
 import click
 
 from ray_gen import __version__
+from ray_gen.cli.evaluate import evaluate
+from ray_gen.cli.export import export
+from ray_gen.cli.latent import arithmetic, interpolate, traverse
 from ray_gen.cli.train import recipes, train
-from ray_gen.cli.use import sample
+from ray_gen.cli.use import mixture, reconstruct, sample
 from ray_gen.errors import Failed, Refused
 
 
@@ -33,5 +36,16 @@ def main() -> None:
     """Train VAEs and GANs on Ray from one experiment file, and use what was trained."""
 
 
-for _command in (train, recipes, sample):
+for _command in (
+    train,
+    recipes,
+    sample,
+    interpolate,
+    arithmetic,
+    traverse,
+    reconstruct,
+    mixture,
+    evaluate,
+    export,
+):
     main.add_command(_command)

@@ -1,46 +1,153 @@
-"""What a trained run is used for on the command line: `ray-gen sample`."""
+"""What a trained run is used for: `ray-gen sample`, `reconstruct` and `mixture`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 
+from ray_gen.cli import options
 from ray_gen.errors import Refused
+
+if TYPE_CHECKING:
+    from ray_gen.pipeline import Pipeline
+    from ray_gen.pipeline.files import Part
+
+_IMAGES = click.argument("images", nargs=-1, type=click.Path(path_type=Path))
+_LABELS = click.option(
+    "--labels",
+    help="Of a conditional model: the class of all images, or of each, by name or number.",
+)
 
 
 @click.command()
-@click.argument("run")
+@options.of_a_run
+@options.of_samples
 @click.option("--count", default=64, show_default=True, type=click.IntRange(min=1))
-@click.option("--seed", default=0, show_default=True, help="Equal seeds give equal images.")
-@click.option(
-    "--labels", help="Classes of a conditional model, in turn, by name or number: 3,5 or cat."
+@click.option("--mixture", help="Draw z from a file that `ray-gen mixture` wrote.")
+@options.output_to(
+    "samples.png", "A .png (one grid), a .npz (uint8 NHWC), or a folder for one PNG an image."
 )
-@click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True)
-@click.option(
-    "--output",
-    default="samples.png",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="A .png (one grid), a .npz (uint8 NHWC), or a folder for one PNG an image.",
-)
-def sample(run: str, count: int, seed: int, labels: str | None, weights: str, output: Path) -> None:
+def sample(
+    run: str,
+    weights: str,
+    zoom: int,
+    seed: int,
+    labels: str | None,
+    truncation: float | None,
+    count: int,
+    mixture: str | None,
+    output: Path,
+) -> None:
     """Draw images from a run folder or one of its checkpoints; needs no data set."""
-    if output.suffix.lower() not in ("", ".png", ".npz"):
-        raise Refused(
-            f"--output: {output} is neither a .png, a .npz nor a folder (a name without suffix)"
-        )
-    from ray_gen.pipeline import load
+    options.check_output(output, ".png", ".npz")
+    pipeline = options.opened(run, weights)
+    from ray_gen import pictures
+    from ray_gen.mixture import Mixture
 
-    pipeline = load(run, weights="raw" if weights == "raw" else "ema")
-    chosen: list[int | str] | None = None
-    if labels is not None:
-        names = [label.strip() for label in labels.split(",")]
-        chosen = [names[index % len(names)] for index in range(count)]
+    prior = None if mixture is None else Mixture.load(mixture)
+    batches = pipeline.batches(count, options.in_turn(labels, count), seed, truncation, prior)
+    with options.writing(output):
+        click.echo(pictures.save_samples(batches, count, output, zoom))
+
+
+@click.command()
+@options.of_a_run
+@_IMAGES
+@click.option("--data", is_flag=True, help="The run's own held-out images instead of files.")
+@click.option("--count", default=32, show_default=True, type=click.IntRange(min=1), help="At most.")
+@_LABELS
+@click.option("--seed", type=int, help="Draw z from q(z|x) by this seed [its mean].")
+@options.output_to(
+    "reconstructions.png",
+    "A .png (a row of originals, a row of reconstructions), a .npz (`images`, `reconstructions`, "
+    "uint8 NHWC), or a folder of the reconstructions.",
+)
+def reconstruct(
+    run: str,
+    weights: str,
+    zoom: int,
+    images: tuple[Path, ...],
+    data: bool,
+    count: int,
+    labels: str | None,
+    seed: int | None,
+    output: Path,
+) -> None:
+    """Encode images and decode them again: files, or all below folders.
+
+    They are cropped, resized and converted as the run's own data was. --data needs the data set.
+    """
+    options.check_output(output, ".png", ".npz")
+    pipeline = options.opened(run, weights)
+    parts = _parts(pipeline, images, "held_out" if data else None, labels, count)
     from ray_gen import pictures
 
-    try:
-        written = pictures.save_samples(pipeline.batches(count, chosen, seed), count, output)
-    except OSError as error:
-        raise Refused(f"--output: {output} cannot be written: {error.strerror or error}") from error
-    click.echo(written)
+    pairs = (
+        (
+            some,
+            pipeline.reconstruct(some, classes)
+            if seed is None
+            else pipeline.decode(pipeline.encode(some, classes, seed), classes),
+        )
+        for some, classes in parts
+    )
+    with options.writing(output):
+        click.echo(pictures.save_pairs(pairs, output, zoom))
+
+
+@click.command()
+@options.of_a_run
+@_IMAGES
+@click.option("--data", is_flag=True, help="The run's own training images instead of files.")
+@click.option("--components", default=10, show_default=True, type=click.IntRange(min=1))
+@_LABELS
+@click.option("--seed", default=0, show_default=True, help="Of where the fit starts.")
+@options.output_to("mixture.safetensors", "A .safetensors file.", zoom=False)
+def mixture(
+    run: str,
+    weights: str,
+    images: tuple[Path, ...],
+    data: bool,
+    components: int,
+    labels: str | None,
+    seed: int,
+    output: Path,
+) -> None:
+    """Fit a mixture of Gaussians to the encodings of images: a prior for `ray-gen sample`.
+
+    A variational autoencoder often samples better from it than from N(0, I), and a plain one can be
+    sampled from at all. Needs scikit-learn.
+    """
+    options.check_output(output, ".safetensors", folder=False)
+    pipeline = options.opened(run, weights)
+    parts = _parts(pipeline, images, "train" if data else None, labels, None)
+    from ray_gen.mixture import Mixture
+
+    z = (pipeline.encode(some, classes) for some, classes in parts)
+    fitted = Mixture.fit(z, components, seed)
+    with options.writing(output):
+        fitted.save(output)
+    click.echo(f"{output}: {fitted}")
+    click.echo(f"  sample: ray-gen sample {run} --mixture {output}")
+
+
+def _parts(
+    pipeline: Pipeline,
+    paths: tuple[Path, ...],
+    split: Literal["train", "held_out"] | None,
+    labels: str | None,
+    count: int | None,
+) -> Iterator[Part]:
+    """Images and labels, in parts: of files, or of a split of the run's own data."""
+    from ray_gen.pipeline.files import from_data, from_files
+
+    if split is None and not paths:
+        raise Refused("IMAGES: name image files or folders of them, or take --data")
+    if split is None:
+        return from_files(pipeline.experiment, paths, options.class_list(labels), count)
+    if paths or labels is not None:
+        raise Refused("--data: brings images and labels of its own; leave out IMAGES and --labels")
+    return from_data(pipeline.experiment, split, count)

@@ -1,0 +1,39 @@
+"""`ray-gen export`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run")
+@click.argument("folder", metavar="DIR")
+@click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True)
+@click.option(
+    "--formats",
+    help="Some of safetensors,torch,onnx [all, onnx where ray_gen[export] is installed].",
+)
+def export(run: str, folder: str, weights: str, formats: str | None) -> None:
+    """Write a trained model into a new folder DIR, for others to use.
+
+    \b
+    safetensors  config.json and model.safetensors: for ray_gen and the Hugging Face hub
+    torch        generator.pt2, or decoder.pt2 and encoder.pt2: torch.export.load, no ray_gen
+    onnx         the same as .onnx
+
+    Images are in [0, 1], batches of any size. Each file is read back and compared with the run.
+    """
+    sys.path.insert(0, str(Path.cwd()))  # where a `kind: custom` class of the user's may lie
+    from ray_gen.exporting import export as write
+
+    chosen = None if formats is None else [name.strip() for name in formats.split(",")]
+    written = write(run, folder, weights="raw" if weights == "raw" else "ema", formats=chosen)
+    for file in written.files:
+        checked = "" if file.difference is None else f"  largest difference {file.checked()}"
+        click.echo(f"{file.name:<18} {file.bytes / 1e3:9,.0f} kB{checked}")
+    for note in written.notes:
+        click.echo(note, err=True)
+    click.echo(written.path)

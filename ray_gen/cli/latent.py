@@ -1,0 +1,200 @@
+"""Walks through the latents of a run: `ray-gen interpolate`, `arithmetic` and `traverse`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ray_gen.cli import options
+from ray_gen.errors import Refused
+
+_ROWS = "A .png (one row a way), a .gif (there and back), a .npz (uint8), or a folder of PNG files."
+
+
+@click.command()
+@options.of_a_run
+@options.of_samples
+@click.option(
+    "--from", "first", help="Numbers of samples, or image files: 3 or 0-3 or a.png,b.png."
+)
+@click.option("--to", "last", help="As many, or one for all.")
+@click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    help="Further rows take the next numbers [4, or as given].",
+)
+@click.option("--steps", default=9, show_default=True, help="Images in a row, both ends included.")
+@click.option("--straight", is_flag=True, help="Along straight lines instead of great circles.")
+@options.output_to("interpolation.png", _ROWS)
+def interpolate(
+    run: str,
+    weights: str,
+    zoom: int,
+    seed: int,
+    labels: str | None,
+    truncation: float | None,
+    first: str | None,
+    last: str | None,
+    rows: int | None,
+    steps: int,
+    straight: bool,
+    output: Path,
+) -> None:
+    """Draw the way from some samples to others.
+
+    Samples go by their numbers, as `ray-gen sample` with the same --seed, --labels and --truncation
+    draws them in reading order, the first being 0. Where a model has an encoder, image files may
+    stand beside numbers. In a conditional model a row has the class of its first sample.
+    """
+    options.check_output(output, ".png", ".gif", ".npz")
+    if (first is None) != (last is None):
+        raise Refused("--from, --to: give both or neither")
+    if first is None or last is None:
+        rows = rows or 4
+        starts: list[int | Path] = list(range(rows))
+        ends: list[int | Path] = list(range(rows, 2 * rows))
+    else:
+        starts = _as_many(options.names_of(first, "--from"), rows)
+        ends = _as_many(options.names_of(last, "--to"), rows)
+        rows = max(len(starts), len(ends))
+        starts, ends = (names * rows if len(names) == 1 else names for names in (starts, ends))
+    if not len(starts) == len(ends) == rows:
+        raise Refused(
+            f"--from, --to, --rows: {len(starts)} and {len(ends)} ends for {rows} rows; give as "
+            "many of both"
+        )
+    pipeline = options.opened(run, weights)
+    samples = options.samples(pipeline, seed, labels, truncation)
+    a, b = samples.chosen(starts), samples.chosen(ends)
+    images = pipeline.interpolate(a.z, b.z, steps, a.labels, spherical=not straight)
+    from ray_gen import pictures
+
+    with options.writing(output):
+        click.echo(pictures.save_rows(images, output, zoom))
+
+
+def _as_many(names: list[int | Path], rows: int | None) -> list[int | Path]:
+    """One number for several rows means the next ones too: 3 for 4 rows is 3, 4, 5, 6."""
+    if rows is not None and len(names) == 1 and isinstance(names[0], int):
+        return list(range(names[0], names[0] + rows))
+    return names
+
+
+@click.command()
+@options.of_a_run
+@options.of_samples
+@click.option("--plus", multiple=True, help="A group whose mean is added: 0,1,2 or 4-6 or a.png.")
+@click.option("--minus", multiple=True, help="A group whose mean is subtracted.")
+@options.output_to("arithmetic.png", "A .png.")
+def arithmetic(
+    run: str,
+    weights: str,
+    zoom: int,
+    seed: int,
+    labels: str | None,
+    truncation: float | None,
+    plus: tuple[str, ...],
+    minus: tuple[str, ...],
+    output: Path,
+) -> None:
+    """Add and subtract the means of groups of samples, as in figure 7 of the DCGAN paper.
+
+    Look at the grid of `ray-gen sample RUN --seed 0`, pick samples that share something, and name
+    them by their numbers in reading order, the first being 0:
+
+    \b
+        ray-gen arithmetic RUN --plus 0,1,2 --minus 3,4,5 --plus 6,7,8
+
+    Where a model has an encoder, image files may stand beside numbers. Each column is a group with
+    the image of its mean below; on the right, the result stands amidst eight of its neighbours.
+    """
+    options.check_output(output, ".png", folder=False)
+    if not plus:
+        raise Refused("--plus: name at least one group, e.g. --plus 0,1,2")
+    # As the paper reads: smiling woman - neutral woman + neutral man.
+    written = [
+        ("+", plus[0]),
+        *(("-", text) for text in minus),
+        *(("+", text) for text in plus[1:]),
+    ]
+    named = [
+        (sign, options.names_of(text, "--plus" if sign == "+" else "--minus"))
+        for sign, text in written
+    ]
+    pipeline = options.opened(run, weights)
+    samples = options.samples(pipeline, seed, labels, truncation)
+    groups = [(sign, samples.chosen(names)) for sign, names in named]
+    label = _shared_class([label for _, group in groups for label in group.labels or ()])
+    from ray_gen import latent, pictures
+
+    result = latent.combined(
+        [group.z for sign, group in groups if sign == "+"],
+        [group.z for sign, group in groups if sign == "-"],
+    )
+    nine = pipeline.decode(latent.neighbourhood(result, seed), label)
+    shown = [
+        (sign, group.images, pipeline.decode(latent.combined([group.z], []), label))
+        for sign, group in groups
+    ]
+    with options.writing(output):
+        pictures.save_png(pictures.zoomed(pictures.equation(shown, nine), zoom), output)
+    click.echo(f"{output}: {len(groups)} groups with their means, and the result")
+
+
+def _shared_class(labels: list[int]) -> int | None:
+    """The class that means and result are drawn in."""
+    if len(set(labels)) > 1:
+        raise Refused(
+            f"--labels: the samples have {len(set(labels))} classes and the result needs one; draw "
+            "all in one class, e.g. --labels 3, or pick samples that share one"
+        )
+    return labels[0] if labels else None
+
+
+@click.command()
+@options.of_a_run
+@options.of_samples
+@click.option("--dimensions", help="Of z, from 0: 3 or 0,4-6 [the first ten].")
+@click.option(
+    "--range", "extent", type=float, help="How far to either side [3; uniform priors: 1]."
+)
+@click.option("--steps", default=9, show_default=True, help="Images in a row; odd: a middle.")
+@click.option("--base", help="A sample's number or an image file to start from [the prior's mean].")
+@options.output_to("traversal.png", _ROWS)
+def traverse(
+    run: str,
+    weights: str,
+    zoom: int,
+    seed: int,
+    labels: str | None,
+    truncation: float | None,
+    dimensions: str | None,
+    extent: float | None,
+    steps: int,
+    base: str | None,
+    output: Path,
+) -> None:
+    """Move one number of z at a time: a row for each.
+
+    The base is in the middle. In a conditional model the rows have its class, or the first one.
+    """
+    options.check_output(output, ".png", ".gif", ".npz")
+    rows = None if dimensions is None else options.whole_numbers(dimensions, "--dimensions")
+    names = [] if base is None else options.names_of(base, "--base")
+    if base is not None and len(names) != 1:
+        raise Refused(f"--base: {base} names {len(names)} images; name one")
+    pipeline = options.opened(run, weights)
+    samples = options.samples(pipeline, seed, labels, truncation)
+    if rows is None:
+        rows = list(range(min(10, pipeline.latent_shape[0])))
+    if names:
+        chosen = samples.chosen(names)
+        start, label = chosen.z, chosen.labels[0] if chosen.labels else None
+    else:
+        start, label = None, samples.label(0)
+    images = pipeline.traverse(rows, start, extent, steps, label)
+    from ray_gen import pictures
+
+    with options.writing(output):
+        click.echo(pictures.save_rows(images, output, zoom))

@@ -1,0 +1,292 @@
+"""Generator, decoder and encoder as programs that need no ray_gen: torch.export and ONNX.
+
+A program is traced from a float32 copy of the networks on the CPU. Parametrised weights (spectral
+norm) are baked: the copy has W / σ(W) as its weight. Both files of a program are read back and run
+against the original, at several batch sizes.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ray_gen.core import Encodes, Networks, Noise, Objective
+from ray_gen.errors import Failed, Refused
+from ray_gen.noise import draw, key_of
+from ray_gen.pipeline import Pipeline
+
+BATCH_SIZES = (1, 2, 5, 16)
+"""What a program is checked with; it is traced with 2 images."""
+
+TOLERANCE = 1e-4
+"""Largest |difference| to the original, in units of its largest |output|, at least of 1. A grey
+level is 40 of it; of three trained runs the largest was 2.4e-6 (onnxruntime 1.32, float32 sums in
+another order), of networks with weights four times too large 2.2e-5."""
+
+
+class Decode(nn.Module):
+    """z (N, latent) [and labels int64 (N,)] to images (N, C, H, W) in [0, 1], float32."""
+
+    def __init__(self, objective: Objective, networks: Networks, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.networks = networks
+        self._sample = objective.sample
+        self._dtype = dtype
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """E[x|z] or G(z)."""
+        return self._sample(self.networks, z.to(self._dtype), labels).float()
+
+
+class Encode(nn.Module):
+    """images (N, C, H, W) in [0, 1] [and labels int64 (N,)] to the mean and log-variance of q(z|x),
+    each (N, latent), float32; of a plain autoencoder to z alone."""
+
+    def __init__(self, objective: Objective, networks: Networks, dtype: torch.dtype) -> None:
+        super().__init__()
+        assert isinstance(objective, Encodes)
+        self.networks = networks
+        self._encode = objective.encode
+        self._low, self._high = objective.image_range
+        self._dtype = dtype
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Images are first taken to the objective's `image_range`."""
+        seen = images.to(self._dtype)
+        if (self._low, self._high) != (0.0, 1.0):
+            seen = seen * (self._high - self._low) + self._low
+        mean, log_variance = self._encode(self.networks, seen, labels)
+        return mean.float() if log_variance is None else (mean.float(), log_variance.float())
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program, and what the original makes of some inputs."""
+
+    name: str
+    """generator, decoder or encoder: its files are NAME.pt2 and NAME.onnx."""
+    module: nn.Module
+    """Decode or Encode on the float32 copy, with the networks that it needs."""
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    probes: tuple[tuple[Tensor, ...], ...]
+    """Inputs, one tuple for each of BATCH_SIZES, on the CPU."""
+    expected: tuple[tuple[Tensor, ...], ...]
+    """What the original makes of each."""
+
+
+_Maker = Callable[[Objective, Networks, torch.dtype], nn.Module]
+
+
+def programs_of(pipeline: Pipeline) -> tuple[list[Program], list[str]]:
+    """The programs that a model has, and a sentence for each that it has not.
+
+    The pipeline's networks, on any device, are not changed.
+    """
+    objective = pipeline.objective
+    programs: list[Program] = []
+    missing: list[str] = []
+    name = "generator" if "generator" in objective.sampled_from else "decoder"
+    try:
+        latent = objective.latent or Noise(pipeline.latent_shape)
+    except Refused as refused:
+        missing.append(f"{name}: not written, {refused}")
+    else:
+        programs.append(_program(name, Decode, "z", latent, pipeline))
+    if isinstance(objective, Encodes):
+        pixels = Noise(pipeline.experiment.image_shape, "uniform")
+        programs.append(_program("encoder", Encode, "images", pixels, pipeline))
+    elif "encoder" in objective.sampled_from:
+        missing.append("encoder: not written, the objective has no `encode` (ray_gen.core.Encodes)")
+    return programs, missing
+
+
+def _program(name: str, make: _Maker, of: str, noise: Noise, pipeline: Pipeline) -> Program:
+    experiment, objective, networks = pipeline.experiment, pipeline.objective, _used(pipeline)
+    classes = experiment.label_count
+    original = make(objective, networks, next(iter(networks.parameters())).dtype)
+    probes: list[tuple[Tensor, ...]] = []
+    for count in BATCH_SIZES:
+        step, numbers = torch.zeros(1, dtype=torch.int64), torch.arange(count)
+        x = draw(noise, key_of(experiment.seed, "export", of), step, numbers)[0]
+        probes.append((x,) if classes is None else (x, (numbers + count) % classes))
+    expected = tuple(_run(original, probe) for probe in probes)
+    needed = _needed(make, objective, _baked(networks).float(), probes[1])
+    outputs = ("images",) if of == "z" else ("mean", "log_variance")
+    return Program(
+        name=name,
+        module=make(objective, needed, torch.float32).eval(),
+        inputs=(of,) if classes is None else (of, "labels"),
+        outputs=outputs if len(outputs) == len(expected[0]) else ("z",),
+        probes=tuple(probes),
+        expected=expected,
+    )
+
+
+def _used(pipeline: Pipeline) -> Networks:
+    """The networks that are used after training, whatever others a pipeline has; on the CPU, as a
+    GPU's convolutions round to 10 bits (TF32) unless they are told not to."""
+    names = pipeline.objective.sampled_from
+    networks = nn.ModuleDict({name: pipeline.networks[name] for name in names})
+    return networks if pipeline.device.type == "cpu" else copy.deepcopy(networks).cpu()
+
+
+@torch.no_grad()
+def _run(
+    of: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """The outputs of a module, as a tuple."""
+    out = of(*inputs)
+    return (out,) if isinstance(out, Tensor) else tuple(out)
+
+
+def _baked(networks: Networks) -> Networks:
+    """A copy whose parametrised tensors are plain ones of the same values.
+
+    Not by `remove_parametrizations`, which takes the tensor from a class that the copy shares with
+    the original.
+    """
+    copied = copy.deepcopy(networks).eval().requires_grad_(False)
+    for layer in list(copied.modules()):
+        if parametrize.is_parametrized(layer):
+            assert isinstance(layer.parametrizations, nn.ModuleDict)
+            with torch.no_grad():
+                values = {name: getattr(layer, name).detach() for name in layer.parametrizations}
+            layer.__class__ = parametrize.type_before_parametrizations(layer)
+            del layer.parametrizations
+            for name, value in values.items():
+                layer.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    return copied
+
+
+def _needed(
+    make: _Maker, objective: Objective, networks: Networks, probe: tuple[Tensor, ...]
+) -> Networks:
+    """Those of the networks that the outputs depend on: a decoder's file has no encoder in it."""
+    expected = _run(make(objective, networks, torch.float32), probe)
+    kept = dict(networks.items())
+    for name in list(kept):
+        fewer = {other: network for other, network in kept.items() if other != name}
+        try:
+            found = _run(make(objective, nn.ModuleDict(fewer), torch.float32), probe)
+        except (KeyError, AttributeError):
+            continue
+        if all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)):
+            kept = fewer
+    return nn.ModuleDict(kept)
+
+
+def traced(program: Program) -> torch.export.ExportedProgram:
+    """The program with any number of images, without inputs of its tracing and without the paths of
+    the files that it was traced through."""
+    batch = torch.export.Dim("batch")
+    with _quiet(program.name, "torch.export cannot trace it"):
+        exported = torch.export.export(
+            program.module,
+            program.probes[1],
+            dynamic_shapes=tuple({0: batch} for _ in program.inputs),
+        )
+    exported.example_inputs = None  # they would be a pickle in the file
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return exported
+
+
+def write_torch(exported: torch.export.ExportedProgram, program: Program, path: Path) -> float:
+    """Write a .pt2, read it back and run it; the largest difference. Raises Failed."""
+    with _quiet(path.name, "torch.export cannot write it"):
+        torch.export.save(exported, path)
+        # This function can unpickle what it is given: here that is the file of the line above.
+        loaded = torch.export.load(path).module()
+    return check(path.name, program.expected, [_run(loaded, probe) for probe in program.probes])
+
+
+def missing_for_onnx() -> list[str]:
+    """The packages that writing ONNX needs and that are not installed."""
+    return [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+
+
+def write_onnx(
+    exported: torch.export.ExportedProgram, program: Program, path: Path
+) -> float | None:
+    """Write a .onnx, read it back and run it; the largest difference, or None where onnxruntime is
+    not installed. Raises Failed."""
+    import onnx
+
+    with _quiet(path.name, "it has no form in ONNX"):
+        made = torch.onnx.export(
+            exported,
+            dynamo=True,
+            dynamic_shapes={name: {0: "batch"} for name in program.inputs},
+            input_names=program.inputs,
+            output_names=program.outputs,
+            verbose=False,
+        )
+        assert made is not None
+        model = made.model_proto
+        for node in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
+            node.ClearField("metadata_props")  # how torch came to it, as long as the graph
+        onnx.save(model, path)
+        onnx.checker.check_model(path, full_check=True)
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    with _quiet(path.name, "onnxruntime cannot run it"):
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        found: list[tuple[Tensor, ...]] = []
+        for probe in program.probes:
+            named = zip(program.inputs, probe, strict=True)
+            given = {name: tensor.numpy() for name, tensor in named}
+            outputs = session.run(list(program.outputs), given)
+            found.append(tuple(torch.from_numpy(output) for output in outputs))
+    return check(path.name, program.expected, found)
+
+
+def check(
+    file: str, expected: Sequence[Sequence[Tensor]], found: Sequence[Sequence[Tensor]]
+) -> float:
+    """The largest |difference| over all outputs of all probes. Raises Failed above TOLERANCE."""
+    largest = 0.0
+    for here, there in zip(expected, found, strict=True):
+        for ours, theirs in zip(here, there, strict=True):
+            if ours.shape != theirs.shape:
+                raise Failed(
+                    f"{file}: gives {tuple(theirs.shape)} where the original gives "
+                    f"{tuple(ours.shape)}; nothing was written"
+                )
+            difference = float((ours - theirs).abs().max())
+            scale = max(1.0, float(ours.abs().max()))
+            if not difference <= TOLERANCE * scale:  # NaN is no agreement
+                raise Failed(
+                    f"{file}: differs from the original by {difference:.2g} with {len(ours)} "
+                    f"images, and {TOLERANCE * scale:.2g} is allowed; nothing was written"
+                )
+            largest = max(largest, difference)
+    return largest
+
+
+@contextmanager
+def _quiet(file: str, problem: str) -> Generator[None]:
+    """Without the warnings of exporters; what they raise becomes a sentence."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+            raise Failed(
+                f"{file}: {problem} ({reason}); nothing was written: leave this format out with "
+                "--formats"
+            ) from error

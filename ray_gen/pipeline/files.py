@@ -1,0 +1,124 @@
+"""Images to use a run on: files as it would have seen them, and its own data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ray_gen.errors import Refused
+from ray_gen.experiment import Experiment
+from ray_gen.pipeline.inputs import BATCH
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Part = tuple[Tensor, Sequence[int | str] | None]
+"""Images (N, C, H, W) in [0, 1], and their labels if they are known."""
+
+
+def image_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The files themselves, and in the place of a folder the images below it, sorted by path."""
+    from ray_gen.data.sources.folder import EXTENSIONS
+
+    found: list[Path] = []
+    for path in (Path(given).expanduser() for given in paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = [
+            file
+            for file in sorted(path.rglob("*"))
+            if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
+        ]
+        if not inside:
+            raise Refused(f"{path}: has no images, whose names end in {', '.join(EXTENSIONS)}")
+        found += inside
+    return found
+
+
+def read_images(files: Iterable[Path], experiment: Experiment) -> Tensor:
+    """Float (N, C, H, W) in [0, 1], converted, cropped and resized as the run's `data` settings say
+    (see `data/decode.py`).
+
+    An image that is too small for `data.center_crop`, as a sample of the run itself, is not cropped
+    so, but taken whole.
+    """
+    # Here, because the data room brings Arrow and its sources, which no sample needs.
+    from ray_gen.data import DataError
+    from ray_gen.data.decode import CorruptImageError, Wanted, decode
+    from ray_gen.data.sources.base import Item
+
+    channels, height, width = experiment.image_shape
+    wanted = Wanted((height, width), experiment.data.center_crop, channels)
+    images: list[Tensor] = []
+    for file in files:
+        if not file.is_file():
+            raise Refused(f"{file}: there is no such image")
+        item = Item(key=file.name, name=str(file), split=None, load=partial(_load, file))
+        try:
+            decoded = decode(item, wanted, "images")
+        except DataError:  # too small for the crop, or it cannot be read, which is said again
+            decoded = decode(item, replace(wanted, center_crop=None), "images")
+        if isinstance(decoded, CorruptImageError):
+            raise Refused(f"{file}: is no image that can be decoded: {decoded}")
+        images.append(torch.from_numpy(decoded[0].copy()).permute(2, 0, 1))
+    if not images:
+        raise Refused("images: no file was named; name at least one")
+    return torch.stack(images).float().div_(255.0)
+
+
+def _load(file: Path) -> tuple[Image, int | None]:
+    from ray_gen.data.sources.base import read_image
+
+    with file.open("rb") as stream:
+        return read_image(stream), None
+
+
+def from_files(
+    experiment: Experiment,
+    paths: Iterable[str | os.PathLike[str]],
+    labels: Sequence[int | str] | None = None,
+    count: int | None = None,
+) -> Iterator[Part]:
+    """Images of files, and of all files below folders, in parts; at most `count`.
+
+    labels: one for all, or one for each.
+    """
+    files = image_files(paths)
+    if labels is not None and len(labels) not in (1, len(files)):
+        raise Refused(
+            f"labels: {len(labels)} given for {len(files)} images; give one for all, or one for "
+            "each"
+        )
+    given = labels if labels is None or len(labels) == len(files) else [*labels] * len(files)
+    files = files[:count]
+    for start in range(0, len(files), BATCH):
+        part = slice(start, start + BATCH)
+        yield read_images(files[part], experiment), None if given is None else given[part]
+
+
+def from_data(
+    experiment: Experiment, split: Literal["train", "held_out"], count: int | None = None
+) -> Iterator[Part]:
+    """The images that a run was trained on, or those held out, in parts; at most `count`. Needs the
+    data set. Labels are given of a conditional run."""
+    from ray_gen.data.feed import to_range
+    from ray_gen.sources import open_data
+
+    store = open_data(experiment)
+    found = store.train if split == "train" else store.held_out
+    labels = found.labels if experiment.needs_labels else None
+    total = len(found) if count is None else min(count, len(found))
+    if not total:
+        raise Refused("data.held_out_fraction: this run has held out no images; name image files")
+    for start in range(0, total, BATCH):
+        part = slice(start, min(start + BATCH, total))
+        images = to_range(found.images_NHWC[part], (0.0, 1.0))
+        yield images, None if labels is None else labels[part].tolist()

@@ -1,0 +1,179 @@
+"""A folder that holds a trained model and nothing of its training, laid out as the mixin of the
+Hugging Face hub does: `config.json` and `model.safetensors`.
+
+    {"experiment": {...}, "ray_gen": {"format": 1, "version": ..., "weights": "ema", ...}}
+
+`experiment` is all that it takes to build the networks, so a `PyTorchModelHubMixin` whose
+`__init__` has an argument of this name reads the folder too; tensors are named NETWORK.PARAMETER.
+Nothing is unpickled, whatever else the folder holds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from ray_gen import __version__
+from ray_gen.build import build_networks, build_objective
+from ray_gen.core import Networks, Objective
+from ray_gen.experiment import Experiment
+from ray_gen.experiment.data import FolderData, ParquetData, TorchvisionData
+from ray_gen.experiment.networks import CustomNetwork
+from ray_gen.experiment.objectives import CustomObjective
+from ray_gen.state import CheckpointError
+
+FORMAT = 1
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+
+Weights = Literal["ema", "raw"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model beside its experiment."""
+
+    weights: Weights | None = None
+    """Averages over training (EMA), or the last ones; None where nobody said."""
+    images: int | None = None
+    """Images that it was trained on."""
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Those of its checkpoint that are finite."""
+
+
+def finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that JSON knows as numbers."""
+    return {tag: float(value) for tag, value in metrics.items() if math.isfinite(float(value))}
+
+
+def is_pretrained(folder: Path) -> bool:
+    """Whether a folder of this machine has a `config.json` and so is not a run."""
+    return (folder / CONFIG).is_file()
+
+
+def published(experiment: Experiment) -> Experiment:
+    """The experiment without what only concerns the machine that it ran on.
+
+    No storage; of local paths only the last part; of URIs no user, password or query.
+    """
+    data = experiment.data
+    changes: dict[str, Any] = {"storage": None}
+    if isinstance(data, (FolderData, ParquetData)):
+        changes["data__path"] = _without_place(data.path)
+    if isinstance(data, TorchvisionData):
+        changes["data__root"] = type(data).model_fields["root"].default
+    return experiment.with_fields(**changes)
+
+
+def _without_place(path: str) -> str:
+    if "://" not in path:
+        return PurePath(path).name or "data"
+    parts = urlsplit(path)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def custom_targets(experiment: Experiment) -> list[str]:
+    """The "module:Name" of every class that is not ray_gen's: building the model imports them."""
+    parts = (experiment.objective, *experiment.networks.values())
+    targets = [part.target for part in parts if isinstance(part, (CustomObjective, CustomNetwork))]
+    return list(dict.fromkeys(targets))
+
+
+def write(
+    folder: Path, experiment: Experiment, objective: Objective, networks: Networks, facts: Facts
+) -> None:
+    """Write both files into a folder that exists: the networks of `objective.sampled_from`."""
+    tensors = {
+        key: tensor.detach().cpu().contiguous()
+        for key, tensor in _sampled(objective, networks).state_dict().items()
+    }
+    # Not `save_file`: it makes a file that only its owner can read.
+    (folder / MODEL).write_bytes(save(tensors, metadata={"format": "pt"}))
+    config = {
+        "experiment": published(experiment).model_dump(mode="json"),
+        "ray_gen": {
+            "format": FORMAT,
+            "version": __version__,
+            "weights": facts.weights,
+            "images": facts.images,
+            "metrics": finite(facts.metrics),
+        },
+    }
+    text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def _sampled(objective: Objective, networks: Networks) -> Networks:
+    """The networks that are used after training."""
+    return nn.ModuleDict({name: networks[name] for name in objective.sampled_from})
+
+
+def read_config(folder: Path) -> tuple[Experiment, Facts]:
+    """The experiment of such a folder, and what else is known. Raises CheckpointError for what is
+    no such folder, ExperimentError for an experiment that cannot be."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: is no exported model, {CONFIG} is missing") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); export the run again") from None
+    if not isinstance(config, dict) or not isinstance(config.get("experiment"), dict):
+        raise CheckpointError(
+            f"{path}: has no `experiment`: it is another program's model; ray_gen loads runs and "
+            "what `ray-gen export` makes of them"
+        )
+    about = config.get("ray_gen")  # the mixin's own save_pretrained need not write it
+    about = about if isinstance(about, dict) else {}
+    if about.get("format", FORMAT) != FORMAT:
+        raise CheckpointError(
+            f"{path}: has format {about['format']} of ray_gen {about.get('version')}; this is "
+            f"{__version__} and reads {FORMAT}: install that version"
+        )
+    facts = Facts(about.get("weights"), about.get("images"), about.get("metrics") or {})
+    return Experiment.of(config["experiment"]), facts
+
+
+def read(
+    folder: Path, *, weights: Weights = "ema", device: str | torch.device | None = None
+) -> tuple[Experiment, Objective, Networks]:
+    """What `Pipeline` is made of, from such a folder; the networks in eval mode.
+
+    weights "ema" takes what the folder holds, "raw" refuses averages. device None: a GPU if there
+    is one. Imports the classes of a `kind: custom` model and calls them with their options, as
+    loading a run does. Raises CheckpointError, ExperimentError.
+    """
+    experiment, facts = read_config(folder)
+    if weights == "raw" and facts.weights == "ema":
+        raise CheckpointError(
+            f"{folder}: holds averaged weights (EMA) and no raw ones; take them from the run, or "
+            "export it with --weights raw"
+        )
+    objective = build_objective(experiment)
+    networks = build_networks(experiment, objective, objective.sampled_from)
+    path = folder / MODEL
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing; ray_gen loads no other file of weights")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); export the run again") from error
+    try:
+        networks.load_state_dict(tensors)  # strict; copies, and so keeps the strides
+    except RuntimeError as error:
+        problem = " ".join(str(error).splitlines()[1].split()) if "\n" in str(error) else error
+        raise CheckpointError(f"{path}: does not belong to its {CONFIG}: {problem}") from None
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    networks.to(device).eval().requires_grad_(False)
+    return experiment, objective, networks
