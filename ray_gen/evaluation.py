@@ -236,6 +236,7 @@ class Evaluator:
             world=self._world,
             conditional=model.experiment.needs_labels,
             dtype=DTYPES[model.experiment.training.precision],
+            description={**model.description, "data": self._name, "split": "held_out"},
             progress=self._progress,
         )
 

@@ -67,8 +67,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # bytes that are no file of tensors raise nearly anything
         why = str(error).partition("\n")[0] or type(error).__name__
         raise Refused(
-            f"{FIELD}: {path} is not a file of tensors only, or it is damaged ({why}); give a state "
-            "dict, as .safetensors or by torch.save"
+            f"{FIELD}: {path} is not a file of tensors only, or it is damaged ({why}); give a "
+            "state dict, as .safetensors or by torch.save"
         ) from error
     if not isinstance(found, dict) or not found:
         raise Refused(f"{FIELD}: {path} holds a {type(found).__name__} and not tensors by name")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ray_gen.distributed import World
@@ -84,6 +86,27 @@ def test_a_torchvision_backbone_gives_what_enters_its_last_layer(tmp_path: Path)
     assert torch.allclose(found.logits, logits, rtol=1e-4, atol=1e-5)
     assert torch.allclose(vectors, logits, rtol=1e-4, atol=1e-5)
     assert "shufflenet_v2_x0_5 from a file" in ours.name and "224x224" in ours.resizing
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_mnasnet_and_old_names_of_densenet_load_too(tmp_path: Path, suffix: str) -> None:
+    from torchvision import models
+
+    for backbone in ("mnasnet0_5", "densenet121"):
+        network = models.get_model(backbone, weights=None)
+        state = network.state_dict()
+        for name in list(state):
+            old = re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)\.", r"\1.\2.", name)
+            state[old] = state.pop(name)
+        path = tmp_path / f"{backbone}{suffix}"
+        torch.save(state, path) if suffix == ".pth" else save_file(dict(state), path)
+        ours = Torchvision(backbone=backbone, weights=str(path), device=CPU)
+        images = pictures(1, 1, (3, 224, 224))
+        with torch.no_grad():
+            logits = network.eval()(normalised(images, 224))
+        found = extracted(ours, images)
+        assert found.logits is not None
+        assert torch.allclose(found.logits, logits, rtol=1e-4, atol=1e-5)
 
 
 def test_torchvision_says_what_it_does_not_have(tmp_path: Path) -> None:
