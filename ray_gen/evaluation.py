@@ -18,7 +18,7 @@ from ray_gen.data import Split, Store
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.evaluators.base import Extractor, Images, Progress, Score, silent
-from ray_gen.evaluators.images import chosen, quantised
+from ray_gen.evaluators.images import as_rgb, chosen, quantised
 from ray_gen.evaluators.likelihood import likelihood_scores
 from ray_gen.evaluators.names import LIKELIHOOD, METRICS, NEED_NO_WEIGHTS
 from ray_gen.evaluators.samples import sample_scores
@@ -59,7 +59,7 @@ class Samples:
         self._step = torch.zeros(1, dtype=torch.int64, device=first.device)
         self.description = {**model.description, "seed": seed}
         if labels is not None:
-            self.description["labels"] = "as often as in the reference"
+            self.description["labels"] = "drawn evenly from those of the whole reference"
 
     def __len__(self) -> int:
         return self._count
@@ -104,41 +104,44 @@ class Evaluator:
         name: str,
         world: World,
         progress: Progress = silent,
+        trained_on: bool = True,
     ) -> None:
-        """name: of the data, for the protocol. Raises Refused."""
+        """name: of the data, for the protocol. trained_on: whether its training split is what the
+        model was trained on, or pictures are compared with. Raises Refused."""
         self.settings = settings
         self._store, self._name, self._world, self._progress = store, name, world, progress
-        self.metrics, self.without = self._chosen_metrics()
+        self._trained_on = trained_on
+        self._auto = settings.metrics == "auto"
+        self.metrics: list[str] = (
+            [*METRICS, LIKELIHOOD] if settings.metrics == "auto" else list(settings.metrics)
+        )
+        self.without: list[str] = []
         self._extractor: Extractor | None = None
         if any(name in METRICS and METRICS[name].needs_weights for name in self.metrics):
             self._build_extractor()
 
-    def scores(self, model: Model) -> Scores:
-        """All scores that were asked for and that the model has."""
+    def scores(self, model: Model, *, check_only: bool = False) -> Scores:
+        """All scores that were asked for and that the model has. check_only: none, but everything
+        that can be refused is."""
         found: list[Score] = []
         asked = [name for name in self.metrics if name in METRICS]
         if model.objective.latent is None:
-            if asked and self.settings.metrics != "auto":
+            if asked and not self._auto:
                 raise Refused(
                     f"evaluation.metrics: a {model.experiment.objective.kind} objective has no "
                     f"prior to sample from, which {asked[0]} needs"
                 )
         elif asked:
-            found += self._sample_scores(model, asked)
+            found += self._sample_scores(model, asked, check_only)
         if LIKELIHOOD in self.metrics:
-            found += self._likelihood_scores(model)
-        return Scores(tuple(found), self.without)
+            found += self._likelihood_scores(model, check_only)
+        return Scores(tuple(found), tuple(self.without))
 
     def compared(self, generated: Images, reference: Images) -> Scores:
         """The scores of images that are there already."""
         asked = [name for name in self.metrics if name in METRICS]
-        return Scores(tuple(self._compared(generated, reference, asked)), self.without)
-
-    def _chosen_metrics(self) -> tuple[list[str], str | None]:
-        """Names, and why some that `auto` would take are left out."""
-        if self.settings.metrics != "auto":
-            return list(self.settings.metrics), None
-        return [*METRICS, LIKELIHOOD], None
+        found = self._compared(generated, reference, asked)
+        return Scores(tuple(found), tuple(self.without))
 
     def _build_extractor(self) -> None:
         """On every rank, or on none: one rank may lack the network or the file."""
@@ -153,12 +156,22 @@ class Evaluator:
             return
         refusal = refusal or Refused("evaluation.features: another worker cannot build them")
         # What was asked for must be there; only what nobody named may be missing.
-        if self.settings.metrics != "auto" or features != InceptionFeatures():
+        if not self._auto or features != InceptionFeatures():
             raise refusal
-        self._extractor, self.without = None, str(refusal)
-        self.metrics = [*NEED_NO_WEIGHTS, LIKELIHOOD]
+        self._extractor = None
+        self._leave_out(
+            [name for name in self.metrics if name in METRICS and name not in NEED_NO_WEIGHTS],
+            str(refusal),
+        )
 
-    def _sample_scores(self, model: Model, metrics: Sequence[str]) -> list[Score]:
+    def _leave_out(self, names: Sequence[str], why: str) -> None:
+        """Metrics that `auto` asks for and that cannot be had."""
+        names = [name for name in names if name in self.metrics]
+        if names:
+            self.metrics = [name for name in self.metrics if name not in names]
+            self.without.append(f"{', '.join(names)}: {why}")
+
+    def _sample_scores(self, model: Model, metrics: Sequence[str], check_only: bool) -> list[Score]:
         reference = self.reference(self.settings.reference)
         count = self._count(reference)
         labels = None
@@ -172,7 +185,7 @@ class Evaluator:
                 )
             labels = theirs[torch.arange(count) * len(theirs) // count].to(self._world.device)
         samples = Samples(model, count, labels, self.settings.seed)
-        return self._compared(samples, reference, metrics)
+        return self._compared(samples, reference, metrics, check_only)
 
     def reference(self, split: str) -> Stored:
         """A split of the store that has images."""
@@ -188,22 +201,27 @@ class Evaluator:
         return self.settings.count or min(COUNT, len(reference))
 
     def _compared(
-        self, generated: Images, reference: Images, metrics: Sequence[str]
+        self,
+        generated: Images,
+        reference: Images,
+        metrics: Sequence[str],
+        check_only: bool = False,
     ) -> list[Score]:
-        settings = self.settings
-        count = self._count(reference)
-        metrics, subset = list(metrics), settings.kid_subset_size
-        held_out = Stored(self._store, "held_out", self._name, self._world.device)
-        if settings.metrics == "auto":
+        settings, device = self.settings, self._world.device
+        count = settings.count or min(COUNT, len(generated), len(reference))
+        subset = settings.kid_subset_size
+        held_out = Stored(self._store, "held_out", self._name, device)
+        training = Stored(self._store, "train", self._name, device) if self._trained_on else None
+        if self._auto:
             subset = min(subset, count)
-            if not len(held_out):
-                metrics = [name for name in metrics if name != "nearest_neighbour"]
+            self._leave_out_what_lacks(generated, held_out)
+            metrics = [name for name in metrics if name in self.metrics]
         return sample_scores(
             metrics,
             chosen(generated, count, settings.seed, "evaluation.count"),
             chosen(reference, count, settings.seed, "evaluation.count"),
             extractor=self._extractor,
-            training=Stored(self._store, "train", self._name, self._world.device),
+            training=training,
             held_out=held_out if len(held_out) else None,
             world=self._world,
             batch_size=settings.batch_size,
@@ -212,13 +230,28 @@ class Evaluator:
             kid_subsets=settings.kid_subsets,
             kid_subset_size=subset,
             neighbours=settings.neighbours,
+            density_neighbours=settings.density_neighbours,
             progress=self._progress,
+            check_only=check_only,
         )
 
-    def _likelihood_scores(self, model: Model) -> list[Score]:
+    def _leave_out_what_lacks(self, generated: Images, held_out: Images) -> None:
+        if not self._trained_on:
+            self._leave_out(["nearest_neighbour"], "the reference is not what was trained on")
+        if not len(held_out):
+            self._leave_out(["nearest_neighbour"], f"{self._name} has no held-out images")
+        if self._extractor is not None and "inception_score" in self.metrics:
+            with torch.no_grad():
+                seen = self._extractor(as_rgb(generated.take([0])))
+            if seen.logits is None:
+                self._leave_out(
+                    ["inception_score"], f"{self._extractor.name} gives no class scores"
+                )
+
+    def _likelihood_scores(self, model: Model, check_only: bool) -> list[Score]:
         held_out = self._store.held_out
         if not isinstance(model.objective, Bounds) or not len(held_out):
-            if self.settings.metrics == "auto":
+            if self._auto:
                 return []
             why = (
                 f"{self._name} has no held-out images; set data.held_out_fraction to 0.1"
@@ -226,6 +259,8 @@ class Evaluator:
                 else f"a {model.experiment.objective.kind} objective has none"
             )
             raise Refused(f"evaluation.metrics: {LIKELIHOOD}: {why}")
+        if check_only:
+            return []
         return likelihood_scores(
             model.objective,
             model.networks,
@@ -246,8 +281,8 @@ class Scores:
     """What an evaluation found: `scores["fid"].value`."""
 
     scores: tuple[Score, ...]
-    without: str | None = None
-    """Why metrics that look through an extractor were left out; None if they were not."""
+    without: tuple[str, ...] = ()
+    """What was left out and why, where nobody named the metrics."""
 
     def __iter__(self) -> Iterator[Score]:
         return iter(self.scores)
@@ -267,12 +302,12 @@ class Scores:
             {"name": s.name, "value": s.value, "spread": s.spread, "protocol": dict(s.protocol)}
             for s in self.scores
         ]
-        return {"scores": found, "without": self.without}
+        return {"scores": found, "without": list(self.without)}
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Scores:
         """What `as_json` gave."""
-        return cls(tuple(Score(**score) for score in given["scores"]), given["without"])
+        return cls(tuple(Score(**score) for score in given["scores"]), tuple(given["without"]))
 
     def as_metrics(self) -> dict[str, float]:
         """By tag, as a report holds them."""
@@ -338,7 +373,14 @@ def measure(request: Request, world: World, progress: Progress = silent) -> Scor
             f"--reference: its images are {store.image_shape} (channels, height, width) and the "
             f"run's {pipeline.experiment.image_shape}"
         )
-    evaluator = Evaluator(request.settings, store, name_of(data), world, progress)
+    known = pipeline.experiment.data.digest
+    if request.reference is None and None not in (known, store.digest) and store.digest != known:
+        raise Refused(
+            f"data: {name_of(data)} is not what {request.run} was trained on: its images have "
+            "changed since; put the old ones back, or name what to compare with by --reference"
+        )
+    own = request.reference is None or store.digest == known
+    evaluator = Evaluator(request.settings, store, name_of(data), world, progress, trained_on=own)
     described = {"run": request.run, "images seen": pipeline.images_seen, "weights": weights}
     model = Model(pipeline.experiment, pipeline.objective, pipeline.networks, described)
     return evaluator.scores(model)

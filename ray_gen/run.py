@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import tempfile
@@ -130,7 +131,7 @@ class RunWriter:
         if settings is None:
             return
         value = _of_group(report.metrics, settings.metric)
-        if value is None:
+        if value is None or not math.isfinite(value):
             return
         best = self._best_value(settings.metric)
         if best is not None and (value <= best if settings.mode == "max" else value >= best):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from ray_gen.distributed import World, use_cores
+from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.evaluation import Request, Scores, measure
 from ray_gen.evaluators.base import Progress, Score, silent
@@ -56,7 +56,6 @@ def evaluate(
         from ray_gen.launch.evaluate import evaluate_on_workers
 
         return evaluate_on_workers(request, workers, progress)
-    use_cores(torch.get_num_threads())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return measure(request, World(device=device), progress)
 
@@ -102,7 +101,7 @@ def table(runs: Sequence[tuple[str, Scores]]) -> str:
     lines.append("")
     for run, scores in runs:
         lines += _protocol(run, scores)
-    lines += [f"- left out: {why}" for why in dict.fromkeys(s.without for _, s in runs) if why]
+    lines += dict.fromkeys(f"- left out: {why}" for _, scores in runs for why in scores.without)
     return "\n".join(lines)
 
 

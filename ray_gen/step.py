@@ -32,12 +32,16 @@ from ray_gen.noise import Tape, seed_of
 from ray_gen.schedule import ema_decay, learning_rate_factor
 from ray_gen.state import State
 
-TermGradients = Callable[
-    [Tensor, Tensor | None, dict[str, Tensor], Tensor],
-    tuple[tuple[str, ...], Tensor, tuple[Tensor | None, ...]],
+TermLoss = Callable[
+    [Tensor, Tensor | None, dict[str, Tensor], Tensor], tuple[tuple[str, ...], Tensor, Tensor]
 ]
 """(images, labels, noise, images_seen) of a micro-batch to tags, sums over its images (tags,), and
-the gradient of each parameter of the phase, None where the term does not reach it."""
+the term's part of the loss."""
+
+TermRun = Callable[
+    [Tensor, Tensor | None, dict[str, Tensor], Tensor], tuple[tuple[str, ...], Tensor]
+]
+"""The same, which adds the gradients to the parameters' `grad` in the place of giving the loss."""
 
 
 class _PhaseRunner:
@@ -55,11 +59,13 @@ class _PhaseRunner:
         ]
         self.tape = Tape(phase.noise, experiment.seed, phase.name, phase.every, images)
         self.sum = FlatSum(self.parameters, world)
-        self.gradients: dict[str, TermGradients] = {}
+        self.runs: dict[str, TermRun] = {}
         for term in phase.terms:
-            function = _term_gradients(term, state.networks, self.parameters, experiment)
-            self.gradients[term.name] = (
-                compiled(function, images.device) if experiment.training.compile else function
+            loss = _term_loss(term, state.networks, experiment)
+            self.runs[term.name] = (
+                _compiled(loss, self.parameters, images.device)
+                if experiment.training.compile
+                else _eager(loss)
             )
 
     def due_terms(self, step: int) -> Sequence[Term]:
@@ -129,9 +135,8 @@ class Step:
             drawn = {name: values[part].to(self._dtype) for name, values in noise.items()}
             own = None if labels is None else labels[part]
             for term in terms:
-                tags, sums, gradients = runner.gradients[term.name](images[part], own, drawn, seen)
+                tags, sums = runner.runs[term.name](images[part], own, drawn, seen)
                 self._meter.record(f"{phase.name}/{term.name}", step, tags, sums)
-                _accumulate(runner.parameters, gradients)
         statistics = [m.phase_statistics() for m in runner.modules]
         sums = iter(runner.sum([s for s in statistics if s is not None]))
         rate = runner.settings.learning_rate * learning_rate_factor(
@@ -169,16 +174,14 @@ class Step:
         self._state.update_ema(1.0 - decay)
 
 
-def _term_gradients(
-    term: Term, networks: Networks, parameters: list[nn.Parameter], experiment: Experiment
-) -> FunctionType:
-    """The gradients of one term, weighted, of the mean over the global batch."""
+def _term_loss(term: Term, networks: Networks, experiment: Experiment) -> TermLoss:
+    """One term, weighted, of the mean over the global batch."""
     autocast = experiment.training.precision == "bf16" and not term.full_precision
     scale = term.weight * term.every / experiment.training.global_batch_size
 
-    def gradients(
+    def loss(
         images: Tensor, labels: Tensor | None, noise: dict[str, Tensor], seen: Tensor
-    ) -> tuple[tuple[str, ...], Tensor, tuple[Tensor | None, ...]]:
+    ) -> tuple[tuple[str, ...], Tensor, Tensor]:
         precision = (
             torch.autocast(images.device.type, torch.bfloat16) if autocast else nullcontext()
         )
@@ -187,18 +190,27 @@ def _term_gradients(
         tagged = _by_tag(term, losses, len(images))
         columns = torch.stack([value.detach() for value in tagged.values()])
         total = torch.stack([value.sum() for value in losses.minimised.values()]).sum()
-        found = torch.autograd.grad(total * scale, parameters, allow_unused=True)
-        return tuple(tagged), columns.sum(1), found
+        return tuple(tagged), columns.sum(1), total * scale
 
-    assert isinstance(gradients, FunctionType)
-    return gradients
+    return loss
 
 
-def compiled(function: FunctionType, device: torch.device) -> TermGradients:
-    """One graph of a term's forward and backward passes, penalties' double backward included.
+def _eager(loss: TermLoss) -> TermRun:
+    """By torch's own kernels."""
 
-    On a GPU it is captured as a CUDA graph. Its gradients lie where the next call writes them, so
-    they are copied. Raises Refused where torch or the machine cannot compile.
+    def run(
+        images: Tensor, labels: Tensor | None, noise: dict[str, Tensor], seen: Tensor
+    ) -> tuple[tuple[str, ...], Tensor]:
+        tags, sums, total = loss(images, labels, noise, seen)
+        total.backward()
+        return tags, sums
+
+    return run
+
+
+def _compiled(loss: TermLoss, parameters: list[nn.Parameter], device: torch.device) -> TermRun:
+    """One graph of a term's forward and backward passes, penalties' double backward included; on a
+    GPU a CUDA graph. Raises Refused where torch or the machine cannot compile.
     """
     import torch._dynamo
     import torch._dynamo.exc
@@ -209,18 +221,24 @@ def compiled(function: FunctionType, device: torch.device) -> TermGradients:
             "install a newer torch, or set it to false"
         )
     torch._dynamo.config.trace_autograd_ops = True  # pyright: ignore
-    captured = device.type == "cuda"
-    # Graphs are kept by code object, at most eight each: a copy of its own for every function.
-    own = FunctionType(
-        function.__code__.replace(), function.__globals__, closure=function.__closure__
-    )
-    graph = torch.compile(
-        own, fullgraph=True, dynamic=False, mode="reduce-overhead" if captured else "default"
-    )
 
     def gradients(
         images: Tensor, labels: Tensor | None, noise: dict[str, Tensor], seen: Tensor
     ) -> tuple[tuple[str, ...], Tensor, tuple[Tensor | None, ...]]:
+        tags, sums, total = loss(images, labels, noise, seen)
+        return tags, sums, torch.autograd.grad(total, parameters, allow_unused=True)
+
+    assert isinstance(gradients, FunctionType)
+    # Graphs are kept by code object, at most eight each: a copy of its own for every term.
+    own = FunctionType(
+        gradients.__code__.replace(), gradients.__globals__, closure=gradients.__closure__
+    )
+    mode = "reduce-overhead" if device.type == "cuda" else "default"
+    graph = torch.compile(own, fullgraph=True, dynamic=False, mode=mode)
+
+    def run(
+        images: Tensor, labels: Tensor | None, noise: dict[str, Tensor], seen: Tensor
+    ) -> tuple[tuple[str, ...], Tensor]:
         try:
             tags, sums, found = graph(images, labels, noise, seen)
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -228,24 +246,23 @@ def compiled(function: FunctionType, device: torch.device) -> TermGradients:
                 f"training.compile: this cannot be compiled ({str(error).splitlines()[0]}); set it "
                 "to false"
             ) from error
-        if captured:
-            found = tuple(None if g is None else g.clone() for g in found)
-        return tags, sums, found
+        _accumulate(parameters, found)
+        return tags, sums
 
-    return gradients
+    return run
 
 
 def _accumulate(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-    """Add to each `grad`, which has its parameter's strides: fused optimisers walk both at once."""
+    """Add what a graph returned to each `grad`, in memory of its own: two parameters may share one
+    gradient, and a CUDA graph writes its next ones to the same place. Strides are the parameter's:
+    fused optimisers walk both at once."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             continue
-        if parameter.grad is not None:
-            parameter.grad += gradient
-        elif gradient.stride() == parameter.stride():
-            parameter.grad = gradient
-        else:
+        if parameter.grad is None:
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        else:
+            parameter.grad += gradient
 
 
 def _by_tag(term: Term, losses: Losses, count: int) -> Mapping[str, Tensor]:

@@ -99,3 +99,36 @@ def test_a_compiler_that_traces_no_gradients_is_refused(
     monkeypatch.delattr(torch._dynamo.config, "trace_autograd_ops")
     with pytest.raises(Refused, match="newer torch"):
         trained(vae(FEW, "training.compile=true"), store_8)
+
+
+class Shared(torch.nn.Module):
+    """Two parameters that are only ever added: they have one gradient."""
+
+    def __init__(self, signature) -> None:
+        super().__init__()
+        self.body = torch.nn.Linear(64, signature.vector_size)
+        self.first = torch.nn.Parameter(torch.zeros(signature.vector_size))
+        self.second = torch.nn.Parameter(torch.zeros(signature.vector_size))
+
+    def forward(self, images, labels=None):
+        return self.body(images.flatten(1)) + (self.first + self.second)
+
+
+@pytest.mark.usefixtures("without_code")
+@pytest.mark.parametrize("compiled", ["true", "false"])
+def test_parameters_that_share_a_gradient_are_clipped_and_summed_apart(
+    store_8, compiled: str
+) -> None:
+    given = [
+        "networks.encoder={kind: custom, target: tests.test_compile:Shared}",
+        "optimizers.autoencoder={kind: sgd, learning_rate: 0.001, clip_norm: 0.01}",
+        f"training.compile={compiled}",
+        "training.precision=fp64",
+        FEW,
+    ]
+    whole, _ = trained(vae(*given), store_8)
+    parts, _ = trained(vae(*given, "training.micro_batch_size=6"), store_8)
+    assert relative_difference(weights(parts), weights(whole)) < 1e-9
+    encoder = weights(whole)["encoder"]
+    assert torch.equal(encoder["first"], encoder["second"])
+    assert encoder["first"].abs().max() > 0

@@ -115,9 +115,9 @@ def test_without_weights_what_needs_none_is_measured_and_the_reason_is_told(stor
     model = model_of(this, trained(this, store_8)[0])
     scores = Evaluator(Evaluation(), store_8, "random", World()).scores(model)
     assert [score.name for score in scores] == ["sliced_wasserstein", "nearest_neighbour"]
-    assert scores.without is not None
-    assert "could not be fetched" in scores.without
-    assert f"left out: {scores.without}" in table([("run", scores)])
+    (why,) = scores.without
+    assert "could not be fetched" in why
+    assert f"left out: {why}" in table([("run", scores)])
 
 
 REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
@@ -217,7 +217,7 @@ def test_the_command_prints_a_table_and_writes_every_protocol(run: Path, tmp_pat
     assert ended.exit_code == 0, ended.output
     assert "| | fid | sliced_wasserstein |" in ended.output
     assert "biased" in ended.output  # far below 10,000 images
-    (found,) = json.loads((tmp_path / "found.json").read_text()).values()
+    (found,) = json.loads((tmp_path / "found.json").read_text())
     assert [score["name"] for score in found["scores"]] == ["fid", "sliced_wasserstein"]
 
 
@@ -273,6 +273,61 @@ def test_bad_input_ends_in_a_sentence(run: Path, arguments: list[str], sentence:
     assert ended.exit_code == 2, ended.output
     assert sentence in ended.output
     assert "Traceback" not in ended.output
+
+
+@pytest.mark.parametrize(("make", "given", "sentence"), REFUSALS)
+def test_what_cannot_be_measured_is_known_before_training(store_8, make, given, sentence) -> None:
+    this = make()
+    state = State.build(this, build_objective(this), World())
+    with pytest.raises(Refused, match=sentence):
+        evaluator = Evaluator(settings(**given), store_8, "random", World())
+        evaluator.scores(model_of(this, state), check_only=True)
+
+
+def test_a_check_measures_nothing(store_8) -> None:
+    this = vae()
+    state = State.build(this, build_objective(this), World())
+    evaluator = Evaluator(settings(metrics=(*SOME, LIKELIHOOD)), store_8, "random", World())
+    assert not len(evaluator.scores(model_of(this, state), check_only=True))
+
+
+def test_data_that_changed_since_is_refused(tmp_path: Path) -> None:
+    from ray_gen.sources import class_names, open_data
+
+    _pictures(tmp_path / "data", 40, 1)
+    changes = [f"data=folder:{tmp_path}/data", "data.channels=3", "data.image_size=8"]
+    given = Experiment.from_yaml(gan().to_yaml(), changes)
+    store = open_data(given)
+    this = given.resolved(store.image_shape, class_names(store), store.digest)
+    made = saved(this, store, tmp_path / "run" / "checkpoint_000000000480")
+    asked = {"metrics": ["sliced_wasserstein"], "count": 10}
+    assert len(ray_gen.evaluate(made, **asked)) == 1
+    (tmp_path / "data" / "0.png").unlink()
+    with pytest.raises(Refused, match=r"data: folder:.* is not what .* was trained on"):
+        ray_gen.evaluate(made, **asked)
+    scores = ray_gen.evaluate(made, reference=str(tmp_path / "data"), count=10)
+    assert any("not what was trained on" in why for why in scores.without)
+
+
+@pytest.mark.parametrize(
+    ("best", "sentence"),
+    [
+        ("{metric: likelihood, mode: max}", "no held-out score 'likelihood'"),
+        ("{metric: fid, mode: max}", r"checkpoints\.best\.mode: a lower fid is better, not max"),
+    ],
+)
+def test_a_best_checkpoint_that_never_comes_is_refused(best: str, sentence: str) -> None:
+    with pytest.raises(ExperimentError, match=sentence):
+        gan("evaluation.every_images=100", f"checkpoints.best={best}")
+
+
+def test_the_best_checkpoint_cannot_follow_what_is_measured_beside() -> None:
+    with pytest.raises(ExperimentError, match=r"evaluation\.placement=inline"):
+        gan(
+            "evaluation.every_images=100",
+            "evaluation.placement=beside",
+            "checkpoints.best={metric: fid, mode: min}",
+        )
 
 
 def test_every_metric_can_be_asked_for() -> None:

@@ -66,6 +66,7 @@ def evaluate(
     if features is not None or features_weights is not None:
         settings["features"] = _features(features or "inception", features_weights)
     rows: list[tuple[str, Any]] = []
+    named: list[str] = []
     for run in runs or (None,):
         with measuring() as progress:
             scores = measure(
@@ -77,9 +78,12 @@ def evaluate(
                 **settings,
             )
         rows.append((Path(run or str(generated)).name, scores))
+        named.append(run or str(generated))
     click.echo(table(rows))
     if output is not None:
-        found = {name: scores.as_json() for name, scores in rows}
+        found = [
+            {"of": of, **scores.as_json()} for of, (_, scores) in zip(named, rows, strict=True)
+        ]
         output.write_text(json.dumps(found, indent=2), encoding="utf-8")
         click.echo(f"{output}: every value with its protocol", err=True)
 

@@ -13,7 +13,7 @@ from ray_gen.evaluators.base import Progress
 from ray_gen.evaluators.inception_score import SPLITS
 from ray_gen.evaluators.names import METRICS, NEED_NO_WEIGHTS, Need, needs_of
 
-_GENERATED, _REFERENCE = "evaluation.images", "evaluation.reference_images"
+_GENERATED, _REFERENCE = "evaluation.count", "evaluation.reference"
 _FREE = " and ".join(NEED_NO_WEIGHTS)
 
 

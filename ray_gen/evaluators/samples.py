@@ -39,6 +39,7 @@ def sample_scores(
     neighbours: int = 3,
     density_neighbours: int = 5,
     progress: Progress = silent,
+    check_only: bool = False,
 ) -> list[Score]:
     """The scores of all generated images against all of the reference, in the order asked.
 
@@ -70,6 +71,8 @@ def sample_scores(
         others += [("training", training), ("held-out", unseen)]
     shape = shape_of(generated, "generated")
     plan.check_shapes(shape, [(what, shape_of(images, what)) for what, images in others])
+    if check_only:
+        return []
 
     parts: list[Part] = []
     if extractor is not None and plan.needs & FROM_AN_EXTRACTOR:

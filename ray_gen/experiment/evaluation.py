@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, field_validator
 
-from ray_gen.evaluators.names import LIKELIHOOD, METRICS
+from ray_gen.evaluators.names import LIKELIHOOD, LIKELIHOOD_SCORES, METRICS
 from ray_gen.experiment.base import Component, Settings, free
 
 
@@ -49,8 +49,16 @@ class CustomFeatures(Component):
     """Keyword arguments."""
 
 
+def _inception_unless_named(given: Any) -> Any:
+    """So that `evaluation.features.weights=FILE` alone is enough."""
+    return {"kind": "inception", **given} if isinstance(given, dict) else given
+
+
 Features = Annotated[
-    InceptionFeatures | TorchvisionFeatures | CustomFeatures, Field(discriminator="kind")
+    Annotated[
+        InceptionFeatures | TorchvisionFeatures | CustomFeatures, Field(discriminator="kind")
+    ],
+    BeforeValidator(_inception_unless_named),
 ]
 
 
@@ -80,16 +88,29 @@ class Evaluation(Settings):
     kid_subset_size: PositiveInt = free(1000)
     """Images of each."""
     neighbours: PositiveInt = free(3)
-    """k of precision and recall (Kynkäänniemi et al. 2019: 3) and of density and coverage."""
+    """k of precision and recall (Kynkäänniemi et al. 2019: 3)."""
+    density_neighbours: PositiveInt = free(5)
+    """k of density and coverage (Naeem et al. 2020: 5)."""
     importance_samples: PositiveInt = free(100)
     """K of a VAE's importance-weighted bound; 5000 is what papers report."""
     placement: Literal["inline", "beside"] = free("inline")
     """inline: the workers stop training and evaluate together. beside: a Ray task of its own, where
     the cluster has resources left, on a saved checkpoint."""
 
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Names of the scores that these metrics may give."""
+        asked = (*METRICS, LIKELIHOOD) if self.metrics == "auto" else self.metrics
+        named = [(name,) if name in METRICS else LIKELIHOOD_SCORES for name in asked]
+        return tuple(name for names in named for name in names)
+
     @field_validator("metrics")
     @classmethod
     def _known(cls, metrics: Any) -> Any:
+        if not metrics:
+            raise ValueError("no metric is named; leave the field out for all that can be had")
+        if metrics != "auto" and len(set(metrics)) < len(metrics):
+            raise ValueError("a metric is named twice; name each once")
         for name in () if metrics == "auto" else metrics:
             if name not in (*METRICS, LIKELIHOOD):
                 known = (*METRICS, LIKELIHOOD)

@@ -180,16 +180,21 @@ class Experiment(Settings):
         best, known = self.checkpoints.best, self.objective.evaluated
         if best is None or known is None:
             return
-        if self.evaluation.every_images is not None:
-            measured = self.evaluation.metrics
-            known = (*known, *(METRICS if measured == "auto" else measured))
+        evaluation = self.evaluation
+        if evaluation.every_images is not None and evaluation.placement == "inline":
+            known = (*known, *evaluation.score_names)
         if best.metric not in known:
             has = f"one of {', '.join(known)}" if known else "none: leave the field out"
-            more = "" if self.evaluation.every_images else "; evaluation.every_images measures more"
+            more = "" if evaluation.every_images else "; evaluation.every_images measures more"
+            if evaluation.placement == "beside":
+                more = "; evaluation.placement=inline measures more in time for it"
             yield (
                 f"checkpoints.best.metric: a {self.objective.kind} objective has no held-out score "
                 f"{best.metric!r}; it has {has}{more}"
             )
+        better = METRICS[best.metric].better if best.metric in METRICS else None
+        if better is not None and best.mode != {"lower": "min", "higher": "max"}[better]:
+            yield f"checkpoints.best.mode: a {better} {best.metric} is better, not {best.mode}"
 
     def _data_problems(self) -> Iterator[str]:
         size = self.data.height_and_width()

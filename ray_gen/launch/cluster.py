@@ -144,8 +144,35 @@ def _fit(cores: Sequence[int], each: int, count: int) -> bool:
     return sum(have // each for have in cores) >= count
 
 
+def equal_share(workers: int) -> tuple[bool, int]:
+    """Whether each of so many workers gets a GPU, and its CPU cores. Raises Refused."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    cores = [int(node.get("CPU", 0)) for node in nodes]
+    fitting = [n for n in range(1, max(cores) + 1) if _fit(cores, n, workers)]
+    if not fitting or 0 < gpus < workers:
+        room = f"{gpus} GPUs" if 0 < gpus < workers else f"{sum(cores)} CPU cores"
+        raise Refused(
+            f"--workers: {workers} workers, and the cluster has {room}; use at most "
+            f"{gpus or sum(cores)}"
+        )
+    return gpus > 0, 1 if gpus else fitting[-1]
+
+
 def check_shared(run: Folder) -> None:
     """Refuse a local run folder that some node of the cluster does not see."""
+    if not run.is_local:
+        return
+    probe = ".seen-by-all-nodes"
+    run.write_text(probe, "")
+    try:
+        check_seen(run, probe)
+    finally:
+        run.remove(probe)
+
+
+def check_seen(run: Folder, name: str = "") -> None:
+    """Refuse a local run folder, or a file in it, that some node of the cluster does not see."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if not run.is_local or len(nodes) < 2:
         return
@@ -154,20 +181,15 @@ def check_shared(run: Folder) -> None:
     def sees(path: str) -> bool:
         from pathlib import Path
 
-        return Path(path).is_file()
+        return Path(path).exists()
 
-    probe = ".seen-by-all-nodes"
-    run.write_text(probe, "")
-    try:
-        asked = {
-            node["NodeID"]: sees.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(str(run.path / probe))
-            for node in nodes
-        }
-        blind = {node for node, answer in asked.items() if not ray.get(answer)}
-    finally:
-        run.remove(probe)
+    asked = {
+        node["NodeID"]: sees.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(str(run.path / name))
+        for node in nodes
+    }
+    blind = {node for node, answer in asked.items() if not ray.get(answer)}
     if blind:
         names = sorted(node["NodeManagerHostname"] for node in nodes if node["NodeID"] in blind)
         raise Refused(

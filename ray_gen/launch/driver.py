@@ -27,6 +27,7 @@ from ray.train.torch import TorchTrainer
 from ray_gen.build import build_networks, build_objective
 from ray_gen.checkpoints import checkpoints
 from ray_gen.errors import Failed, Refused
+from ray_gen.evaluators.names import METRICS
 from ray_gen.experiment import Experiment, ExperimentError, absolute_path, differences
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.cluster import Share, check_shared, connected, evaluates_beside, share_of
@@ -105,7 +106,8 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
         manifest = _goes_on_from(run, experiment)
         objective = build_objective(experiment)
         build_networks(experiment, objective)  # a class of the user's fails here, not in a worker
-        if experiment.checkpoints.best is not None and not len(store.held_out):
+        best = experiment.checkpoints.best
+        if best is not None and best.metric not in METRICS and not len(store.held_out):
             raise ExperimentError(
                 [
                     "checkpoints.best: needs held-out images and there are none; set it to null, "
@@ -180,7 +182,7 @@ def _goes_on_from(run: Folder, experiment: Experiment) -> dict[str, Any] | None:
 
 def _check_same(run: Folder, experiment: Experiment, before: Experiment) -> None:
     """Refuse to go on with a run that is another experiment's, or of other data."""
-    digest = before.data.digest or experiment.data.digest  # none in runs of before there was one
+    digest = before.data.digest  # None in runs of before there was one
     different = list(differences(experiment.with_fields(data__digest=digest), before))
     if different:
         raise ExperimentError(
@@ -189,7 +191,7 @@ def _check_same(run: Folder, experiment: Experiment, before: Experiment) -> None
                 *(f"  {difference}" for difference in different),
             ]
         )
-    if experiment.data.digest != digest:
+    if digest is not None and experiment.data.digest != digest:
         raise ExperimentError(
             [
                 f"data: its images are not those that the run {run.location} began with (a file "

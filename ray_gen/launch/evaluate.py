@@ -6,45 +6,37 @@ import json
 import logging
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train.torch
 import torch
 from ray.train import Checkpoint, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ray_gen.distributed import World, use_cores
-from ray_gen.errors import Failed, Refused
+from ray_gen.errors import Failed
 from ray_gen.evaluation import Request, Scores, measure
 from ray_gen.evaluators.base import Progress
 from ray_gen.experiment.evaluation import Evaluation
-from ray_gen.launch.cluster import connected
+from ray_gen.launch.cluster import check_seen, connected, equal_share
 from ray_gen.launch.failures import EndOnError, in_words
 from ray_gen.run import EVALUATIONS, evaluation_file, write_scalars
-from ray_gen.state import read_manifest
 from ray_gen.storage import Folder
 
 
 def evaluate_on_workers(request: Request, workers: int, progress: Progress) -> Scores:
     """The scores of a request, measured by so many workers. Raises Refused or Failed."""
     with connected(), tempfile.TemporaryDirectory(prefix="ray_gen-evaluate-") as folder:
-        resources = ray.cluster_resources()
-        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-        if workers > max(gpus, cpus):
-            raise Refused(
-                f"--workers: {workers} workers, and the cluster has {gpus} GPUs and {cpus} CPU "
-                f"cores; use at most {max(gpus, cpus)}"
-            )
-        gpu = gpus >= workers
-        each = {"CPU": 1 if gpu else max(1, cpus // workers), **({"GPU": 1} if gpu else {})}
+        gpu, cpus = equal_share(workers)
+        if request.run is not None:
+            check_seen(Folder(request.run))
+        each = {"CPU": cpus, **({"GPU": 1} if gpu else {})}
         progress(0, 1, f"starting {workers} workers")
         trainer = TorchTrainer(
             evaluate_worker,
             train_loop_config={
                 "request": request.to_json(),
-                "threads": each["CPU"],
+                "threads": cpus,
                 "python_path": [path for path in sys.path if path],
             },
             scaling_config=ScalingConfig(
@@ -55,7 +47,7 @@ def evaluate_on_workers(request: Request, workers: int, progress: Progress) -> S
                 storage_path=folder,
                 callbacks=[EndOnError()],
                 logging_config=LoggingConfig(log_level="ERROR"),
-                worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(each["CPU"])}},
+                worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cpus)}},
             ),
         )
         logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -77,11 +69,10 @@ def evaluate_checkpoint(checkpoint: Checkpoint, **config: Any) -> dict[str, Any]
     sys.path += [path for path in config["python_path"] if path not in sys.path]
     use_cores(1)
     run = Folder(config["run"])
-    settings = Evaluation.model_validate(config["settings"])
-    images = 0
+    settings = Evaluation.model_validate({**config["settings"], "weights": "ema"})
+    images = int(Folder(checkpoint.path).name.rpartition("_")[2])
     try:
         with checkpoint.as_directory() as folder:
-            images = read_manifest(Path(folder))["images"]
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             request = Request(folder, None, None, settings)
             scores = measure(request, World(device=device))

@@ -50,7 +50,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         return {"failed": str(error)}
     except torch.OutOfMemoryError as error:
         raise Failed(
-            "a GPU ran out of memory: lower training.micro_batch_size "
+            "a GPU ran out of memory: lower training.micro_batch_size, or evaluation.batch_size "
             f"({str(error).splitlines()[0]})"
         ) from error
     except OSError as error:
@@ -143,6 +143,9 @@ def _evaluation(
 ) -> Callable[[], dict[str, float]]:
     """What measures the EMA's samples, on all workers together. Collective, as its calls are."""
     evaluator = Evaluator(experiment.evaluation, store, name_of(experiment.data), world)
+
+    model = Model(experiment, objective, state.ema, {"weights": "ema"})
+    evaluator.scores(model, check_only=True)  # what cannot be measured is refused before training
 
     def evaluate() -> dict[str, float]:
         images = _images(experiment, state)

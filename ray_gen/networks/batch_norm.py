@@ -20,6 +20,7 @@ class GroupBatchNorm(PhaseModule):
 
     running_mean: Tensor
     running_var: Tensor
+    _sums: Tensor
 
     def __init__(self, plain: nn.BatchNorm1d | nn.BatchNorm2d, group_size: int) -> None:
         super().__init__()
@@ -32,7 +33,11 @@ class GroupBatchNorm(PhaseModule):
         self.bias = plain.bias
         self.register_buffer("running_mean", plain.running_mean)
         self.register_buffer("running_var", plain.running_var)
-        self._sums: Tensor | None = None  # of the groups seen in this phase: mean, variance, count
+        # Of the groups seen in this phase: mean, variance, count. One place for the whole run, as a
+        # CUDA graph that adds to it knows its address; 0 between phases, as on every rank.
+        zeros = plain.running_mean.new_zeros(2 * plain.running_mean.numel() + 1)
+        self.register_buffer("_sums", zeros, persistent=False)
+        self._collecting = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) to the same shape; in training N is a multiple of `group_size`."""
@@ -44,7 +49,7 @@ class GroupBatchNorm(PhaseModule):
         return groups[0] if len(groups) == 1 else torch.cat(groups)
 
     def _normalised(self, group: Tensor) -> Tensor:
-        if self._sums is None:
+        if not self._collecting:
             return F.batch_norm(group, None, None, self.weight, self.bias, True, eps=self.eps)
         # With momentum 1, torch writes the group's own mean and unbiased variance (over zeros: it
         # still multiplies what was there by 0, which would keep a NaN).
@@ -57,11 +62,12 @@ class GroupBatchNorm(PhaseModule):
 
     def begin_phase(self) -> None:
         """Start collecting."""
-        self._sums = self.running_mean.new_zeros(2 * self.running_mean.numel() + 1)
+        self._sums.zero_()
+        self._collecting = True
 
     def phase_statistics(self) -> Tensor | None:
         """Sums of means (C,) and variances (C,), and the number of groups (1,), in one tensor."""
-        return self._sums
+        return self._sums if self._collecting else None
 
     def end_phase(self, statistics: Tensor | None) -> None:
         """Move the running statistics towards the mean over all groups."""
@@ -70,7 +76,8 @@ class GroupBatchNorm(PhaseModule):
         mean, variance = (means / count).chunk(2)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance, self.momentum)
-        self._sums = None
+        self._sums.zero_()
+        self._collecting = False
 
 
 def with_group_batch_norm(module: nn.Module, group_size: int) -> nn.Module:

@@ -64,10 +64,10 @@ def is_pretrained(folder: Path) -> bool:
 def published(experiment: Experiment) -> Experiment:
     """The experiment without what only concerns the machine that it ran on.
 
-    No storage; of local paths only the last part; of URIs no user, password or query.
+    No storage, no evaluation; of local paths the last part; of URIs no user, password or query.
     """
     data = experiment.data
-    changes: dict[str, Any] = {"storage": None}
+    changes: dict[str, Any] = {"storage": None, "evaluation": {}}
     if isinstance(data, (FolderData, ParquetData)):
         changes["data__path"] = _without_place(data.path)
     if isinstance(data, TorchvisionData):

@@ -159,3 +159,22 @@ def test_every_layer_of_a_users_network_is_replaced_in_place() -> None:
 def test_a_layer_without_running_statistics_is_refused() -> None:
     with pytest.raises(ValueError, match="without running statistics"):
         with_group_batch_norm(nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False)), 4)
+
+
+def test_what_is_collected_lies_in_one_place_and_ends_as_zero() -> None:
+    """A CUDA graph adds to an address; the replica check compares buffers between phases."""
+    norm = GroupBatchNorm(torch.nn.BatchNorm2d(3), 2)
+    norm.train()
+    addresses = set()
+    for _ in range(3):
+        norm.begin_phase()
+        norm(torch.randn(4, 3, 2, 2))
+        statistics = norm.phase_statistics()
+        assert statistics is not None
+        assert float(statistics[-1]) == 2
+        addresses.add(statistics.data_ptr())
+        norm.end_phase(statistics)
+        assert norm.phase_statistics() is None
+    assert len(addresses) == 1
+    assert all(not name.endswith("_sums") for name in norm.state_dict())
+    assert float(dict(norm.named_buffers())["_sums"].abs().sum()) == 0
