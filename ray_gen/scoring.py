@@ -25,6 +25,7 @@ def evaluate(
     *,
     generated: str | None = None,
     reference: str | None = None,
+    split: str | None = None,
     workers: int = 1,
     progress: Progress = silent,
     **settings: Any,
@@ -33,7 +34,8 @@ def evaluate(
 
     generated: in the place of a run, a folder of pictures (or `parquet:…`). reference: real images
     as `data` of an experiment names them, e.g. "folder:~/photos" or "mnist5k"; None: the data that
-    the run was trained on. workers: 1 evaluates in this process; more are Ray workers, with a GPU
+    the run was trained on. split: "train" or "held_out" of them; None: as `evaluation.reference`
+    says. workers: 1 evaluates in this process; more are Ray workers, with a GPU
     each where the cluster has any, and give the same values. settings: fields of `evaluation`, e.g.
     metrics=["fid"], count=10_000, in the place of the run's own. Raises Refused.
     """
@@ -50,7 +52,7 @@ def evaluate(
         location,
         None if generated is None else _source(generated, "--generated", None),
         None if reference is None else _source(reference, "--reference", experiment),
-        _settings(experiment, settings),
+        _settings(experiment, settings if split is None else {**settings, "reference": split}),
     )
     if workers > 1:
         from ray_gen.launch.evaluate import evaluate_on_workers

@@ -221,6 +221,37 @@ def test_the_command_prints_a_table_and_writes_every_protocol(run: Path, tmp_pat
     assert [score["name"] for score in found["scores"]] == ["fid", "sliced_wasserstein"]
 
 
+def test_the_split_can_be_named(run: Path) -> None:
+    arguments = ["evaluate", str(run), "--metrics", "sliced_wasserstein", "--count", "50"]
+    ended = CliRunner().invoke(main, [*arguments, "--split", "held_out"])
+    assert ended.exit_code == 0, ended.output
+    assert "split held_out" in ended.output
+
+
+def test_what_cannot_be_written_or_read_is_told_before_anything_is_measured(
+    run: Path, tmp_path: Path
+) -> None:
+    for arguments in ([str(run), "/no/such/run"], [str(run), "--output", str(tmp_path)]):
+        ended = CliRunner().invoke(main, ["evaluate", *arguments])
+        assert ended.exit_code == 2, ended.output
+        assert "images" not in ended.output
+    ended = CliRunner().invoke(
+        main,
+        [
+            "evaluate",
+            str(run),
+            "--metrics",
+            "sliced_wasserstein",
+            "--count",
+            "50",
+            "--output",
+            str(tmp_path / "no" / "such" / "x.json"),
+        ],
+    )
+    assert ended.exit_code == 2, ended.output
+    assert "cannot be written" in ended.output
+
+
 def _pictures(folder: Path, count: int, seed: int) -> None:
     folder.mkdir()
     generator = torch.Generator().manual_seed(seed)

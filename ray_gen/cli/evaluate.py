@@ -52,19 +52,23 @@ def evaluate(
     Every value comes with its protocol: how many images, which split, which features.
     """
     sys.path.insert(0, str(Path.cwd()))  # where a class of the user's may lie
+    from ray_gen.cli.options import check_output, writing
     from ray_gen.cli.progress import measuring
+    from ray_gen.pipeline import experiment_of
     from ray_gen.scoring import evaluate as measure
     from ray_gen.scoring import table
 
     settings = {name: value for name, value in given.items() if value is not None}
-    if split is not None:
-        settings["reference"] = split
     if metrics is not None:
         settings["metrics"] = [name.strip() for name in metrics.split(",")]
     if samples is not None:
         settings["importance_samples"] = samples
     if features is not None or features_weights is not None:
         settings["features"] = _features(features or "inception", features_weights)
+    if output is not None:
+        check_output(output, ".json", folder=False)
+    for run in runs:
+        experiment_of(run)  # a wrong path is told before the first run is measured
     rows: list[tuple[str, Any]] = []
     named: list[str] = []
     for run in runs or (None,):
@@ -73,6 +77,7 @@ def evaluate(
                 run,
                 generated=generated,
                 reference=reference,
+                split=split,
                 workers=workers,
                 progress=progress,
                 **settings,
@@ -84,7 +89,8 @@ def evaluate(
         found = [
             {"of": of, **scores.as_json()} for of, (_, scores) in zip(named, rows, strict=True)
         ]
-        output.write_text(json.dumps(found, indent=2), encoding="utf-8")
+        with writing(output):
+            output.write_text(json.dumps(found, indent=2), encoding="utf-8")
         click.echo(f"{output}: every value with its protocol", err=True)
 
 
