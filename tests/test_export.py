@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
 import pickle
@@ -29,6 +31,7 @@ from ray_gen.core import Encodes, ImageToVector, VectorToImage
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment
 from ray_gen.exporting import export, from_pretrained, programs, push_to_hub, save_pretrained
+from ray_gen.pipeline import exporter
 from ray_gen.pipeline.pretrained import read_config
 from ray_gen.state import CheckpointError
 from tests.helpers import gan, relativistic, trained, vae, vae_gan
@@ -586,6 +589,25 @@ def test_a_pipeline_writes_and_reads_its_own_folder(run: Path, tmp_path: Path) -
         ray_gen.Pipeline.from_pretrained(tmp_path / "out"),
     ):
         assert torch.equal(again.sample(3, seed=0), ours.sample(3, seed=0))
+
+
+def test_a_pipeline_asks_the_room_above_for_what_it_offers(monkeypatch) -> None:
+    """The only reference that points upwards is a name: it exists, and takes what it is given."""
+    room = importlib.import_module(exporter.TARGET)
+    assert exporter.exporter() is room
+    for name, asked in inspect.getmembers(exporter.Exporter, inspect.isfunction):
+        if name.startswith("_"):
+            continue
+        offered = inspect.signature(getattr(room, name)).parameters
+        assert list(inspect.signature(asked).parameters)[1:] == [
+            argument for argument in offered if (name, argument) != ("push_to_hub", "weights")
+        ]
+    pushed: list[Any] = []
+    monkeypatch.setattr(room, "push_to_hub", lambda *given, **named: pushed.append((given, named)))
+    pipeline = ray_gen.Pipeline.__new__(ray_gen.Pipeline)
+    pipeline.push_to_hub("me/model", private=True)
+    named = {"formats": ("safetensors",), "private": True, "token": None}
+    assert pushed == [((pipeline, "me/model"), named)]
 
 
 def test_export_stays_a_function_once_its_room_is_imported(run: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ray_gen.errors import Refused
-from ray_gen.mixture import Mixture
+from ray_gen.mixture import Mixture, Origin
 
 MEANS = torch.tensor([[-6.0, 0.0], [0.0, 6.0], [6.0, 0.0]])
 
@@ -80,7 +82,48 @@ def test_equal_fits_are_equal_and_a_saved_one_is_the_same(
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["m.safetensors"]
 
 
+def test_latents_are_taken_whole_in_parts_and_from_numpy(data: Tensor, mixture: Mixture) -> None:
+    for latents in (data.numpy(), iter(data.split(70)), [part.numpy() for part in data.split(70)]):
+        assert torch.equal(Mixture.fit(latents, components=3).means, mixture.means)
+
+
+def test_a_mixture_knows_whose_encodings_it_was_fitted_to(
+    data: Tensor, mixture: Mixture, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.safetensors"
+    Mixture.fit(data, 3, origin=Origin("mine", "abc")).save(path)
+    loaded = Mixture.load(path)
+    assert loaded.origin == Origin("mine", "abc")
+    loaded.check_origin(Origin("mine", "abc"))
+    loaded.check_origin(Origin("exported", "abc"))  # the same weights
+    with pytest.raises(Refused, match="prior: the mixture was fitted to mine, and this is yours"):
+        loaded.check_origin(Origin("yours", "def"))
+    with pytest.raises(Refused, match="to other weights of mine than these: another checkpoint"):
+        loaded.check_origin(Origin("mine", "def"))
+    mixture.save(path)  # fitted to anything
+    assert Mixture.load(path).origin is None
+    Mixture.load(path).check_origin(Origin("yours", "def"))
+
+
+def test_a_saved_mixture_is_for_others_to_read_and_leaves_nothing_if_it_cannot_be_saved(
+    mixture: Mixture, tmp_path: Path
+) -> None:
+    before = os.umask(0o022)
+    try:
+        mixture.save(tmp_path / "m.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "m.safetensors").stat().st_mode & 0o777 == 0o644
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "folder", Path("/proc/m.safetensors")):
+        with pytest.raises(OSError, match=r"directory"):
+            replace(mixture).save(place)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "m.safetensors"]
+
+
 def test_what_cannot_be_fitted_is_refused(data: Tensor, monkeypatch) -> None:
+    with pytest.raises(Refused, match="components: 3 cannot be fitted to 0"):
+        Mixture.fit([], 3)
     for components in (0, 301):
         with pytest.raises(Refused, match=f"components: {components} cannot be fitted to 300"):
             Mixture.fit(data, components)
@@ -103,7 +146,11 @@ def test_a_file_that_is_no_mixture_is_refused_with_its_path(
     save_file({"means": torch.zeros(1, 1)}, path)
     with pytest.raises(Refused, match=f"{path}: is not a mixture"):
         Mixture.load(path)
-    for name, wrong in (("weights", torch.ones(2)), ("means", mixture.means * torch.nan)):
+    for name, wrong in (
+        ("weights", torch.ones(2)),
+        ("means", mixture.means * torch.nan),
+        ("means", torch.ones(2)),
+    ):
         tensors = {n: getattr(mixture, n).contiguous() for n in ("weights", "means", "cholesky")}
         save_file({**tensors, name: wrong}, path, metadata={"format": "ray_gen mixture 1"})
         with pytest.raises(Refused, match=f"{path}: is damaged in '{name}'"):

@@ -61,6 +61,29 @@ def test_ema_weights_are_what_is_sampled_unless_raw_ones_are_asked_for(run: Path
     assert not torch.equal(ema.sample(2, seed=0), raw.sample(2, seed=0))
 
 
+def test_weights_and_devices_that_there_are_none_of_are_refused(run: Path, tmp_path: Path) -> None:
+    exported = ray_gen.load(run).save_pretrained(tmp_path / "out")
+    for model in (run, exported):
+        for wrong in ("foo", "EMA", None):
+            with pytest.raises(Refused, match=f"weights: {wrong!r} is neither 'ema'.* nor 'raw'"):
+                ray_gen.load(model, weights=wrong)  # pyright: ignore[reportArgumentType]
+        for wrong in ("foo", []):
+            with pytest.raises(Refused, match=r"device: .* is none that torch knows"):
+                ray_gen.load(model, device=wrong)  # pyright: ignore[reportArgumentType]
+        if not torch.cuda.is_available():
+            with pytest.raises(Refused, match="device: cuda cannot be used: "):
+                ray_gen.load(model, device="cuda")
+    with pytest.raises(Refused, match="weights: 'foo' is neither"):
+        ray_gen.export(ray_gen.load(run), tmp_path / "new", weights="foo")  # pyright: ignore
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_goes_by_its_folder_whichever_of_its_checkpoints_is_named(run: Path) -> None:
+    checkpoint = run / checkpoint_name(480)
+    for place in (run, checkpoint, f"{run}/", f"file://{checkpoint}"):
+        assert ray_gen.load(place).name == "run"
+
+
 def test_sampling_changes_no_weight_and_no_statistic(run: Path) -> None:
     pipeline = ray_gen.load(run)
     before = {key: value.clone() for key, value in pipeline.networks.state_dict().items()}
@@ -75,6 +98,7 @@ for name in ("ray", "torchvision", "tensorboard", "pyarrow"):
     sys.modules[name] = None
 import ray_gen
 assert ray_gen.load({str(run)!r}).sample(4, seed=0).shape == (4, 1, 8, 8)
+assert "ray_gen.exporting" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,6 +219,26 @@ def test_a_mixture_is_a_prior_for_a_model_with_an_encoder(
         pipelines["vae"].sample(2, prior=mixture)
 
 
+def test_a_mixture_is_for_the_weights_that_it_was_fitted_to(
+    runs, pipelines, images: Tensor, store_8, tmp_path: Path
+) -> None:
+    vae = pipelines["vae"]
+    mixture = vae.fit_mixture(images, components=2)
+    exported = ray_gen.load(vae.save_pretrained(tmp_path / "out"))
+    sampled = vae.sample(3, seed=1, prior=mixture)
+    assert torch.equal(exported.sample(3, seed=1, prior=mixture), sampled)
+    other = EXPERIMENTS["vae"].with_fields(seed=7)
+    theirs = ray_gen.load(saved(other, store_8, tmp_path / "theirs"))
+    with pytest.raises(Refused, match="mixture was fitted to vae, and this is theirs"):
+        theirs.sample(2, prior=mixture)
+    with pytest.raises(Refused, match="mixture was fitted to vae, and this is theirs"):
+        theirs.latents(2, prior=mixture)
+    raw = ray_gen.load(runs["vae"], weights="raw")
+    with pytest.raises(Refused, match="fitted to other weights of vae than these"):
+        raw.sample(2, prior=mixture)
+    theirs.sample(2, prior=Mixture.fit(vae.encode(images), 2))  # nobody said whose
+
+
 def test_image_files_come_in_as_the_runs_own_data(pipelines, tmp_path: Path) -> None:
     pipeline = pipelines["vae"]
     sample = pipeline.sample(1, seed=0)
@@ -307,6 +329,9 @@ def test_inputs_that_cannot_be_are_refused_in_a_sentence(pipelines, images: Tens
             gan.decode(wrong)
     for do, sentence in (
         (lambda: gan.sample(0), "count: at least one image, not 0"),
+        (lambda: gan.sample(2**32 + 1), "count: .* 4294967297 are too many"),
+        (lambda: gan.sample([1, 2]), r"count: \[1, 2\] is no whole number"),
+        (lambda: gan.arithmetic(3), "plus: give a list of groups, not int"),
         (lambda: gan.latents([]), "count: no number"),
         (lambda: gan.latents([0, -1]), "count: numbers .* from -1 to 0"),
         (lambda: gan.interpolate(z[0], z[1], steps=1), "steps: 1"),
@@ -323,6 +348,72 @@ def test_inputs_that_cannot_be_are_refused_in_a_sentence(pipelines, images: Tens
         pipelines["conditional vae"].encode(images)
     with pytest.raises(Refused, match="labels: there is no class 10"):
         pipelines["conditional vae"].encode(images, 10)
+
+
+def test_arrays_and_numbers_of_numpy_and_torch_are_taken(pipelines, images: Tensor) -> None:
+    vae, gan = pipelines["vae"], pipelines["conditional gan"]
+    z, pixels = vae.encode(images), images.numpy().astype(np.float64)
+    pixels.flags.writeable = False
+    mirrored = pixels[::-1]  # its strides are negative
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(vae.encode(pixels), z, **NEAR)
+        torch.testing.assert_close(vae.encode(mirrored), z.flip(0), **NEAR)
+        assert torch.equal(vae.decode(z.numpy()), vae.decode(z))
+    assert torch.equal(vae.interpolate(z[0].numpy(), z[1]), vae.interpolate(z[0], z[1]))
+    assert torch.equal(vae.arithmetic([z[:2].numpy()], z[2:3]), vae.arithmetic([z[:2]], [z[2]]))
+    rows = vae.traverse([1, 3], z[:1], 2.0, 5)
+    moved = vae.traverse(np.array([1, 3]), z[:1].numpy(), np.float32(2), np.int64(5))
+    assert torch.equal(moved, rows)
+    threes = gan.sample(2, [3, 4], 5, 0.5)
+    for labels in (np.array([3, 4]), torch.tensor([3, 4]), np.array(["3", "4"]), (3, np.int8(4))):
+        two, seed = np.int64(2), torch.tensor(5)
+        assert torch.equal(gan.sample(two, labels, seed, torch.tensor(0.5)), threes)
+    assert torch.equal(gan.latents(np.array([1, 0]), 5), gan.latents(2, 5).flip(0))
+
+
+ANYTHING = ("a", b"a", 1.5, True, {1: 2}, {1, 2}, object(), np.array(["a"]), np.ndarray)
+
+
+@pytest.mark.parametrize("wrong", ANYTHING, ids=repr)
+def test_values_of_a_wrong_type_are_refused_by_the_name_of_the_argument(
+    pipelines, images: Tensor, wrong: Any
+) -> None:
+    vae, gan, conditional = (pipelines[name] for name in ("vae", "gan", "conditional gan"))
+    z = gan.latents(2, 0)
+    for argument, do in {
+        "count": [gan.sample, gan.latents, lambda it: list(gan.batches(it, None, 0))],
+        "seed": [
+            lambda it: gan.sample(2, seed=it),
+            lambda it: vae.encode(images, seed=it),
+            lambda it: vae.fit_mixture(images, seed=it),
+        ],
+        "labels": [lambda it: conditional.sample(1, it), lambda it: conditional.sample(2, [3, it])],
+        "prior": [lambda it: gan.sample(2, prior=it)],
+        "images": [vae.encode, vae.posterior, vae.reconstruct, vae.fit_mixture, gan.discriminate],
+        "z": [gan.decode, lambda it: gan.decode([z, it])],
+        "first": [lambda it: gan.interpolate(it, z)],
+        "last": [lambda it: gan.interpolate(z, it)],
+        "steps": [lambda it: gan.interpolate(z, z, it), lambda it: gan.traverse(0, steps=it)],
+        r"plus\[0\]": [lambda it: gan.arithmetic([it])],
+        r"minus\[1\]": [lambda it: gan.arithmetic([z], [z, it])],
+        "dimensions": [gan.traverse, lambda it: gan.traverse([0, it])],
+        "base": [lambda it: gan.traverse(0, it)],
+        "components": [lambda it: vae.fit_mixture(images, components=it)],
+    }.items():
+        for one in do:
+            with pytest.raises(Refused, match=f"^{argument}: "):
+                one(wrong)
+    for argument, one in (
+        ("truncation", lambda it: gan.sample(2, truncation=it)),
+        ("extent", lambda it: gan.traverse(0, extent=it)),
+    ):
+        if wrong != 1.5:  # a number
+            with pytest.raises(Refused, match=f"^{argument}: "):
+                one(wrong)
+    if not isinstance(wrong, str):
+        with pytest.raises(Refused, match=r"^paths: name image files or folders, not "):
+            vae.read(wrong)
 
 
 def test_a_discriminator_whose_checkpoint_has_gone_is_refused(

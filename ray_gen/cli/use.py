@@ -1,8 +1,12 @@
-"""What a trained run is used for: `ray-gen sample`, `reconstruct` and `mixture`."""
+"""What a trained run is used for: `ray-gen sample`, `reconstruct`, `discriminate` and `mixture`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+import errno
+import io
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -99,6 +103,48 @@ def reconstruct(
 
 
 @click.command()
+@click.argument("run")
+@_IMAGES
+@_LABELS
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="A .csv of them too, with the logits."
+)
+def discriminate(
+    run: str, images: tuple[Path, ...], labels: str | None, output: Path | None
+) -> None:
+    """Print D(x), how real a GAN's discriminator takes images to be: files, or all below folders.
+
+    They are cropped, resized and converted as the run's own data was. Of a hinge loss and an
+    objective of your own it is the logit, the higher the more real. No average is kept of a
+    discriminator: its weights are the last ones.
+    """
+    if output is not None:
+        _check_file(output, ".csv")
+    if not images:
+        raise Refused("IMAGES: name image files or folders of them")
+    pipeline = options.opened(run, "ema")
+    pipeline.discriminator()  # told first, before any image is read
+    from ray_gen.pipeline.files import from_files, image_files
+
+    files = image_files(images)
+    what, form = ("D(x)", ".4f") if pipeline.discriminates_by_probability else ("logit", "+.4f")
+    width = max(len(str(file)) for file in files)
+    rows: list[tuple[str, float, float]] = []
+    for some, classes in from_files(pipeline.experiment, files, options.class_list(labels)):
+        logits = pipeline.discriminate(some, classes)
+        scores = logits.sigmoid() if what == "D(x)" else logits
+        for score, logit in zip(scores.tolist(), logits.tolist(), strict=True):
+            rows.append((str(files[len(rows)]), score, logit))
+            click.echo(f"{rows[-1][0]:<{width}}  {score:{form}}")
+    mean = sum(score for _, score, _ in rows) / len(rows)
+    click.echo(f"{len(rows)} images, {what} {mean:{form}} on average", err=True)
+    if output is not None:
+        named = ("path", "D(x)", "logit") if what == "D(x)" else ("path", "logit")
+        _write_csv([named, *(row[: len(named)] for row in rows)], output)
+        click.echo(f"{output}: {', '.join(named)}", err=True)
+
+
+@click.command()
 @options.of_a_run
 @_IMAGES
 @click.option("--data", is_flag=True, help="The run's own training images instead of files.")
@@ -121,17 +167,42 @@ def mixture(
     A variational autoencoder often samples better from it than from N(0, I), and a plain one can be
     sampled from at all. Needs scikit-learn.
     """
-    options.check_output(output, ".safetensors", folder=False)
+    _check_file(output, ".safetensors")
     pipeline = options.opened(run, weights)
+    pipeline.encoder()  # told first, before any image is read
     parts = _parts(pipeline, images, "train" if data else None, labels, None)
     from ray_gen.mixture import Mixture
 
     z = (pipeline.encode(some, classes) for some, classes in parts)
-    fitted = Mixture.fit(z, components, seed)
+    fitted = Mixture.fit(z, components, seed, pipeline.origin)
     with options.writing(output):
         fitted.save(output)
     click.echo(f"{output}: {fitted}")
-    click.echo(f"  sample: ray-gen sample {run} --mixture {output}")
+    same = " --weights raw" if weights == "raw" else ""
+    click.echo(f"  sample: ray-gen sample {run} --mixture {output}{same}")
+
+
+def _check_file(output: Path, kind: str) -> None:
+    """Refuse what cannot become a file before the work for it is done."""
+    options.check_output(output, kind, folder=False)
+    with options.writing(output):
+        if output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        there = next(folder for folder in output.absolute().parents if folder.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _write_csv(rows: Sequence[Sequence[str | float]], output: Path) -> None:
+    """Whole or not at all."""
+    from ray_gen.storage import Folder
+
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    with options.writing(output):
+        Folder(str(output.parent.absolute())).write_text(output.name, text.getvalue())
 
 
 def _parts(

@@ -13,7 +13,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +28,7 @@ from ray_gen.pipeline.pretrained import (
     MODEL,
     Facts,
     Weights,
+    checked_weights,
     custom_targets,
     finite,
     is_pretrained,
@@ -39,6 +40,12 @@ from ray_gen.state import MANIFEST, CheckpointError
 from ray_gen.storage import Folder
 
 __all__ = ["FORMATS", "Exported", "export", "from_pretrained", "push_to_hub", "save_pretrained"]
+
+if TYPE_CHECKING:
+    from ray_gen import exporting
+    from ray_gen.pipeline.exporter import Exporter
+
+    _this: Exporter = exporting  # what a pipeline takes it for
 
 FORMATS = ("safetensors", "torch", "onnx")
 _WRITERS = {"torch": (".pt2", programs.write_torch), "onnx": (".onnx", programs.write_onnx)}
@@ -72,6 +79,7 @@ def export(
     Every file is read back and compared with the model. Raises Refused for a folder that has
     something in it, Failed for a file that differs by more than `programs.TOLERANCE`.
     """
+    weights = checked_weights(weights)
     chosen, notes = _chosen(formats)
     target = _target(folder)
     pipeline, facts = _opened(run, weights)
@@ -214,9 +222,10 @@ def _target(folder: str | os.PathLike[str]) -> Path:
     target = Path(folder).expanduser().resolve()
     if target == Path.cwd():
         raise Refused(f"{target}: is where this runs; give the name of a new folder in it")
-    if target.exists() and not target.is_dir():
-        raise Refused(f"{target}: is a file; give the name of a new folder")
-    inside = sorted(entry.name for entry in target.iterdir()) if target.is_dir() else []
+    with _refusals(target):
+        if target.exists() and not target.is_dir():
+            raise Refused(f"{target}: is a file; give the name of a new folder")
+        inside = sorted(entry.name for entry in target.iterdir()) if target.is_dir() else []
     if inside:
         raise Refused(f"{target}: has {inside[0]} in it; give a new or empty folder")
     return target
@@ -255,7 +264,7 @@ def _file(path: Path, content: str, difference: float | None = None) -> Exported
 @contextmanager
 def _whole(target: Path) -> Generator[Path]:
     """A folder beside the target that becomes it if the block ends well, else disappears."""
-    try:
+    with _refusals(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         around = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
@@ -267,5 +276,12 @@ def _whole(target: Path) -> Generator[Path]:
             work.rename(target)
         finally:
             shutil.rmtree(around, ignore_errors=True)
+
+
+@contextmanager
+def _refusals(target: Path) -> Generator[None]:
+    """Whatever the file system refuses, in a sentence."""
+    try:
+        yield
     except OSError as error:
         raise Refused(f"{target}: cannot be written: {error.strerror or error}") from error

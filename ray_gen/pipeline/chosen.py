@@ -38,6 +38,8 @@ class Samples:
 
     def chosen(self, names: Sequence[int | Path]) -> Chosen:
         """Samples by their numbers, and image files encoded."""
+        if any(isinstance(name, Path) for name in names):
+            self.pipeline.encoder()  # told first: without one, no class helps
         z: list[Tensor] = []
         images: list[Tensor] = []
         labels = [self.label(name) for name in names]

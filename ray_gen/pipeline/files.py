@@ -28,7 +28,10 @@ def image_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     from ray_gen.data.sources.folder import EXTENSIONS
 
     found: list[Path] = []
-    for path in (Path(given).expanduser() for given in paths):
+    for given in paths:
+        if not isinstance(given, (str, os.PathLike)):  # pyright: ignore
+            raise Refused(f"paths: name image files or folders, not {type(given).__name__}")
+        path = Path(given).expanduser()
         if not path.is_dir():
             found.append(path)
             continue

@@ -1,9 +1,12 @@
-"""What a user hands to a pipeline, checked: labels, images and latents."""
+"""What a user hands to a pipeline, checked: numbers, labels, images and latents."""
 
 from __future__ import annotations
 
 import difflib
+import operator
+import reprlib
 from collections.abc import Sequence
+from typing import Any, Protocol, SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -14,43 +17,102 @@ from ray_gen.errors import Refused
 BATCH = 256
 """Images that are read, or go through a network, at once: memory stays bounded for any count."""
 
-Labels = int | str | Sequence[int | str] | Tensor
+STACK = "`torch.stack` makes one of a list of tensors"
+"""What somebody with a list of latents wants."""
+
+
+class Array(Protocol):
+    """What NumPy takes for an array, without its import."""
+
+    def __array__(self, dtype: Any = None, /) -> Any:
+        """As a NumPy array."""
+        ...
+
+
+Floats = Tensor | Array
+"""A tensor, or an array of NumPy's."""
+
+Labels = int | str | Sequence[int | str] | Tensor | Array
 """Classes by number or name: one for all, or one for each."""
 
 
-def checked_numbers(count: int | Sequence[int]) -> Tensor:
+def whole(given: SupportsIndex, argument: str) -> int:
+    """A whole number, of Python's, NumPy's or torch's."""
+    if not isinstance(given, bool):
+        try:
+            return operator.index(given)
+        except TypeError:
+            pass
+    raise Refused(f"{argument}: {_shown(given)} is no whole number")
+
+
+def real(given: SupportsFloat, argument: str) -> float:
+    """A number, of Python's, NumPy's or torch's."""
+    if not isinstance(given, (bool, str, bytes)):
+        try:
+            return float(given)
+        except (TypeError, ValueError, RuntimeError):
+            pass
+    raise Refused(f"{argument}: {_shown(given)} is no number")
+
+
+def listed(given: Any) -> list[Any] | None:
+    """The entries of a list, an array or a tensor; None of what is one thing, or has no order."""
+    plain = _plain(given)
+    if isinstance(plain, Sequence) and not isinstance(plain, (str, bytes, bytearray)):
+        return list(plain)
+    return None
+
+
+def all_whole(given: SupportsIndex | Sequence[int] | Array, argument: str) -> list[int]:
+    """A whole number, or all of some."""
+    entries = listed(given)
+    return [whole(one, argument) for one in ([_plain(given)] if entries is None else entries)]
+
+
+def checked_numbers(count: SupportsIndex | Sequence[int] | Array) -> Tensor:
     """The numbers of samples: int64 (N,). A count means 0 to count - 1."""
-    if isinstance(count, int):
-        if count < 1:
-            raise Refused(f"count: at least one image, not {count}")
-        return torch.arange(count)
-    if not count:
+    numbers = all_whole(count, "count")
+    if listed(count) is None:
+        return torch.arange(checked_count(numbers[0]))
+    if not numbers:
         raise Refused("count: no number of a sample is given; name at least one")
-    if min(count) < 0 or max(count) >= 2**32:
+    if min(numbers) < 0 or max(numbers) >= 2**32:
         raise Refused(
             "count: numbers of samples go from 0 to 2^32 - 1, and these go from "
-            f"{min(count)} to {max(count)}"
+            f"{min(numbers)} to {max(numbers)}"
         )
-    return torch.tensor(count)
+    return torch.tensor(numbers)
+
+
+def checked_count(count: SupportsIndex) -> int:
+    """How many images are wanted."""
+    number = whole(count, "count")
+    if number < 1:
+        raise Refused(f"count: at least one image, not {number}")
+    if number > 2**32:
+        raise Refused(f"count: samples have numbers below 2^32, so {number} are too many")
+    return number
 
 
 def class_numbers(labels: Labels, count: int, class_names: Sequence[str]) -> Tensor:
     """Classes of `count` things: int64 (count,), on the CPU."""
-    if isinstance(labels, Tensor):
-        labels = labels.tolist()
-    if isinstance(labels, (int, str)):
-        labels = [labels] * count
-    if len(labels) != count:
-        raise Refused(f"labels: {len(labels)} given for {count} images")
-    return torch.tensor([class_number(label, class_names) for label in labels])
+    entries = listed(labels)
+    if entries is None:
+        entries = [_plain(labels)] * count
+    if len(entries) != count:
+        raise Refused(f"labels: {len(entries)} given for {count} images")
+    return torch.tensor([class_number(label, class_names) for label in entries])
 
 
-def class_number(label: int | str, class_names: Sequence[str]) -> int:
+def class_number(label: SupportsIndex | str, class_names: Sequence[str]) -> int:
     """A class by number or name."""
     if isinstance(label, str) and label in class_names:
         return class_names.index(label)
-    if isinstance(label, str) and label.lstrip("-").isdigit():
+    if isinstance(label, str) and label.removeprefix("-").isdecimal():
         label = int(label)
+    if not isinstance(label, str):
+        label = _class_by_number(label)
     if isinstance(label, int) and 0 <= label < len(class_names):
         return label
     near = difflib.get_close_matches(str(label), class_names, n=1)
@@ -62,8 +124,36 @@ def class_number(label: int | str, class_names: Sequence[str]) -> int:
     )
 
 
-def checked_images(images: Tensor, shape: ImageShape) -> Tensor:
+def _class_by_number(label: SupportsIndex) -> int:
+    try:
+        return whole(label, "labels")
+    except Refused:
+        raise Refused(
+            f"labels: {_shown(label)} is no class; give its number or name, one for all or a list "
+            "with one for each"
+        ) from None
+
+
+def tensor_of(given: Floats, argument: str, remedy: str) -> Tensor:
+    """A tensor as it is, an array as a tensor."""
+    if isinstance(given, Tensor):
+        return given
+    array = getattr(given, "__array__", None)
+    if array is not None:
+        try:
+            # A copy, because torch takes no negative strides and warns of what is read-only.
+            return torch.as_tensor(array().copy())
+        except TypeError:  # of text or objects, or a class in the place of an array
+            pass
+    raise Refused(
+        f"{argument}: give a tensor or a NumPy array of numbers, not {type(given).__name__}; "
+        f"{remedy}"
+    )
+
+
+def checked_images(given: Floats, shape: ImageShape) -> Tensor:
     """Images as (N, C, H, W); one image (C, H, W) becomes a batch of one."""
+    images = tensor_of(given, "images", "`pipeline.read` makes one of image files")
     if images.ndim == 3:
         images = images[None]
     if images.ndim != 4 or images.shape[1:] != shape or not len(images):
@@ -79,8 +169,9 @@ def checked_images(images: Tensor, shape: ImageShape) -> Tensor:
     return images
 
 
-def checked_latents(z: Tensor, shape: tuple[int, ...], argument: str = "z") -> Tensor:
+def checked_latents(given: Floats, shape: tuple[int, ...], argument: str = "z") -> Tensor:
     """Latents as (N, *shape), finite; one latent becomes a batch of one."""
+    z = tensor_of(given, argument, STACK)
     if z.shape == shape:
         z = z[None]
     if z.shape[1:] != shape or not len(z):
@@ -93,6 +184,17 @@ def checked_latents(z: Tensor, shape: tuple[int, ...], argument: str = "z") -> T
     if not bool(z.isfinite().all()):
         raise Refused(f"{argument}: has numbers that are not finite")
     return z
+
+
+def _plain(given: Any) -> Any:
+    """Numbers and lists of Python's, of what NumPy or torch holds."""
+    tolist = getattr(given, "tolist", None)
+    return given if tolist is None or isinstance(given, type) else tolist()
+
+
+def _shown(given: object) -> str:
+    """A value in a few words of one line."""
+    return " ".join(reprlib.repr(given).split())
 
 
 def _words(shape: Sequence[int | str]) -> str:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
 
 import torch
 
 from ray_gen.build import build_networks, build_objective
-from ray_gen.checkpoints import newest_checkpoint
+from ray_gen.checkpoints import BEST, newest_checkpoint
 from ray_gen.experiment import Experiment, absolute_path
 from ray_gen.pipeline.pipeline import Pipeline
-from ray_gen.pipeline.pretrained import is_pretrained, read
+from ray_gen.pipeline.pretrained import (
+    Weights,
+    checked_device,
+    checked_weights,
+    is_pretrained,
+    placed,
+    read,
+)
 from ray_gen.state import EMA, EXPERIMENT, NETWORKS, load_tensors, read_manifest
 from ray_gen.storage import Folder
 
@@ -19,27 +25,36 @@ from ray_gen.storage import Folder
 def load(
     run: str | os.PathLike[str],
     *,
-    weights: Literal["ema", "raw"] = "ema",
+    weights: Weights = "ema",
     device: str | torch.device | None = None,
 ) -> Pipeline:
     """A pipeline from a run folder (its newest whole checkpoint), one of its checkpoints, or what
     `export` wrote.
 
-    run: a path or URI. device None: a GPU if there is one. Raises CheckpointError.
+    run: a path or URI. device None: a GPU if there is one. Raises Refused, CheckpointError among
+    it.
     """
+    weights, device = checked_weights(weights), checked_device(device)
     given = Folder(absolute_path(os.fspath(run)))
     if given.is_local and is_pretrained(given.path):
         return Pipeline(*read(given.path, weights=weights, device=device))
-    folder = newest_checkpoint(given).fetch()
+    found = newest_checkpoint(given)
+    folder = found.fetch()
     manifest = read_manifest(folder)
     experiment = Experiment.from_yaml((folder / EXPERIMENT).read_text(encoding="utf-8"))
     objective = build_objective(experiment)
     networks = build_networks(experiment, objective, objective.sampled_from)
     load_tensors(folder, EMA if weights == "ema" else NETWORKS, networks)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    networks.to(device).eval().requires_grad_(False)
-    return Pipeline(experiment, objective, networks, folder, int(manifest["images"]))
+    placed(networks, device)
+    name, images = _run_name(given, found), int(manifest["images"])
+    return Pipeline(experiment, objective, networks, folder, images, name)
+
+
+def _run_name(given: Folder, checkpoint: Folder) -> str:
+    """The name of the folder that holds a checkpoint, if it is one of a run."""
+    if checkpoint == given and (given.name == BEST or given.name.startswith("checkpoint_")):
+        return given.parent.name
+    return given.name
 
 
 def experiment_of(run: str | os.PathLike[str]) -> Experiment:

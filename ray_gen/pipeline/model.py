@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -23,15 +24,21 @@ from ray_gen.core import (
 )
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
-from ray_gen.mixture import Mixture
+from ray_gen.experiment.objectives import GanObjective
+from ray_gen.mixture import Mixture, Origin
 from ray_gen.noise import draw, key_of
 from ray_gen.pipeline.inputs import (
     BATCH,
+    Array,
+    Floats,
     Labels,
+    checked_count,
     checked_images,
     checked_latents,
     checked_numbers,
     class_numbers,
+    real,
+    whole,
 )
 from ray_gen.state import NETWORKS, load_tensors, read_manifest
 
@@ -42,9 +49,10 @@ class Model:
     """The networks of a run that are used after training, in eval mode.
 
     Images are floats (N, C, H, W) in [0, 1] and latents floats (N, latent_size), both in float32 on
-    the CPU, wherever the networks are; one of them without N is a batch of one. `labels` are
-    classes of a conditional model by number or name, one for all or one for each; left out where
-    images are made, they are the classes in turn. What cannot be done raises Refused.
+    the CPU, wherever the networks are; one of them without N is a batch of one, and NumPy's arrays
+    are taken too. `labels` are classes of a conditional model by number or name, one for all or one
+    for each; left out where images are made, they are the classes in turn. What cannot be done
+    raises Refused.
     """
 
     def __init__(
@@ -54,14 +62,17 @@ class Model:
         networks: Networks,
         checkpoint: Path | None = None,
         images_seen: int | None = None,
+        name: str | None = None,
     ) -> None:
         """checkpoint: the folder from which a discriminator is read when it is asked for.
-        images_seen: how many the model was trained on, where that is known."""
+        images_seen: how many the model was trained on, where that is known. name: the run's, where
+        it is not the experiment's."""
         self.experiment = experiment
         self.objective = objective
         self.networks = networks
         self.class_names = experiment.data.classes or ()
         self.images_seen = images_seen
+        self.name = name or experiment.name
         self._checkpoint = checkpoint
         weight = next(iter(networks.parameters()))
         self.device, self._dtype = weight.device, weight.dtype
@@ -81,14 +92,22 @@ class Model:
                 return (signature.vector_size,)
         raise Refused(f"{self._kind} has no network that makes images of vectors, so no latents")
 
+    @cached_property
+    def origin(self) -> Origin:
+        """Whose latents these are: another run's, or another checkpoint's, mean something else."""
+        # Here, because that room brings what fetches weights, which no sample needs.
+        from ray_gen.evaluators.weights import digest_of
+
+        return Origin(self.name, digest_of(self.networks.state_dict()))
+
     # Images from latents
 
     def sample(
         self,
-        count: int,
+        count: SupportsIndex,
         labels: Labels | None = None,
-        seed: int | None = None,
-        truncation: float | None = None,
+        seed: SupportsIndex | None = None,
+        truncation: SupportsFloat | None = None,
         prior: Mixture | None = None,
     ) -> Tensor:
         """`count` images drawn from the model: `latents`, decoded.
@@ -96,30 +115,30 @@ class Model:
         seed: equal seeds give equal images, and image i does not depend on `count`; None draws a
         new one.
         """
-        seed = secrets.randbits(62) if seed is None else seed
+        seed = _seed(seed)
         return torch.cat(list(self.batches(count, labels, seed, truncation, prior)))
 
     def batches(
         self,
-        count: int,
+        count: SupportsIndex,
         labels: Labels | None,
-        seed: int,
-        truncation: float | None = None,
+        seed: SupportsIndex,
+        truncation: SupportsFloat | None = None,
         prior: Mixture | None = None,
     ) -> Iterator[Tensor]:
         """What `sample` gives, in parts of at most 256 images."""
         self._prior_of(prior)
-        numbers = checked_numbers(count).tolist()
-        chosen = self._labels(labels, count, in_turn=True)
-        for part in _parts(count):
-            z = self.latents(numbers[part], seed, truncation, prior)
+        total = checked_count(count)
+        chosen = self._labels(labels, total, in_turn=True)
+        for part in _parts(total):
+            z = self.latents(range(total)[part], seed, truncation, prior)
             yield self._mapped(self._decode, z, None if chosen is None else chosen[part])
 
     def latents(
         self,
-        count: int | Sequence[int],
-        seed: int | None = None,
-        truncation: float | None = None,
+        count: SupportsIndex | Sequence[int] | Array,
+        seed: SupportsIndex | None = None,
+        truncation: SupportsFloat | None = None,
         prior: Mixture | None = None,
     ) -> Tensor:
         """The z that `sample` draws: so many, or those of the samples with these numbers.
@@ -130,32 +149,34 @@ class Model:
         """
         given = self._prior_of(prior)
         numbers = checked_numbers(count)
-        seed = secrets.randbits(62) if seed is None else seed
+        seed = _seed(seed)
+        limit = None if truncation is None else real(truncation, "truncation")
         drawn: list[Tensor] = []
         for part in _parts(len(numbers)):
             if isinstance(given, Mixture):
-                z = given.draw(seed, numbers[part], truncation)
+                z = given.draw(seed, numbers[part], limit)
             else:
                 indices = numbers[part].to(self.device)
                 step = _ONE_STEP.to(self.device)
                 z = draw(given, key_of(seed, "sample"), step, indices)[0]
-                z = latent.truncated(z, given, truncation)
+                z = latent.truncated(z, given, limit)
             drawn.append(z.cpu().reshape(-1, *self.latent_shape))
         return torch.cat(drawn)
 
-    def decode(self, z: Tensor, labels: Labels | None = None) -> Tensor:
+    def decode(self, z: Floats, labels: Labels | None = None) -> Tensor:
         """Latents to images: G(z), or E[x|z]."""
-        z = checked_latents(z, self.latent_shape)
-        return self._mapped(self._decode, z, self._labels(labels, len(z), in_turn=True))
+        checked = checked_latents(z, self.latent_shape)
+        of_each = self._labels(labels, len(checked), in_turn=True)
+        return self._mapped(self._decode, checked, of_each)
 
     # Latents from images
 
     def posterior(
-        self, images: Tensor, labels: Labels | None = None
+        self, images: Floats, labels: Labels | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Mean and log-variance of q(z|x), each (N, latent_size); None in the latter's place of a
         model whose encoder gives one z and no distribution."""
-        encode = self._encoder().encode
+        encode = self.encoder().encode
 
         def both(images: Tensor, labels: Tensor | None) -> Tensor:
             mean, log_variance = encode(self.networks, images, labels)
@@ -165,17 +186,18 @@ class Model:
         return found[:, 0], found[:, 1] if found.shape[1] == 2 else None
 
     def encode(
-        self, images: Tensor, labels: Labels | None = None, seed: int | None = None
+        self, images: Floats, labels: Labels | None = None, seed: SupportsIndex | None = None
     ) -> Tensor:
         """The posterior means of images, or with a seed a draw from each posterior."""
+        number = None if seed is None else whole(seed, "seed")
         mean, log_variance = self.posterior(images, labels)
-        if seed is None or log_variance is None:
+        if number is None or log_variance is None:
             return mean
         noise, numbers = Noise(tuple(mean.shape[1:])), torch.arange(len(mean))
-        epsilon = draw(noise, key_of(seed, "encode"), _ONE_STEP, numbers)[0]
+        epsilon = draw(noise, key_of(number, "encode"), _ONE_STEP, numbers)[0]
         return mean + (0.5 * log_variance).exp() * epsilon
 
-    def reconstruct(self, images: Tensor, labels: Labels | None = None) -> Tensor:
+    def reconstruct(self, images: Floats, labels: Labels | None = None) -> Tensor:
         """Images to themselves, through the posterior mean."""
         objective = self.objective
         if not isinstance(objective, Reconstructs):
@@ -188,47 +210,63 @@ class Model:
 
     # What the discriminator says
 
-    def discriminate(self, images: Tensor, labels: Labels | None = None) -> Tensor:
+    def discriminate(self, images: Floats, labels: Labels | None = None) -> Tensor:
         """The discriminator's logits (N,), the higher the more real. Their sigmoid is D(x) for the
         losses non_saturating and minimax; a hinge loss knows no probability.
 
         The weights are raw, as no average of a discriminator is kept.
         """
-        objective = self.objective
-        if not isinstance(objective, Discriminates):
-            raise Refused(f"{self._kind} has no discriminator; train a gan")
+        objective = self.discriminator()
         networks = self._discriminators
         return self._of_images(
             lambda images, labels: objective.discriminate(networks, images, labels), images, labels
         )
 
+    @property
+    def discriminates_by_probability(self) -> bool:
+        """Whether the sigmoid of what `discriminate` gives is D(x), a probability to be real."""
+        settings = self.experiment.objective
+        return isinstance(settings, GanObjective) and settings.loss != "hinge"
+
     @cached_property
     def _discriminators(self) -> Networks:
-        assert isinstance(self.objective, Discriminates)
         if self._checkpoint is None:
             raise Refused(
                 "discriminate: this pipeline was not loaded from a run, where its discriminator is"
             )
         read_manifest(self._checkpoint)  # it may have been pruned since
-        networks = build_networks(
-            self.experiment, self.objective, self.objective.discriminates_with
-        )
+        only = self.discriminator().discriminates_with
+        networks = build_networks(self.experiment, self.objective, only)
         load_tensors(self._checkpoint, NETWORKS, networks)
         return networks.to(self.device).eval().requires_grad_(False)
+
+    # What there is, and what was given
 
     @property
     def _kind(self) -> str:
         return f"a run of kind {self.experiment.objective.kind}"
 
-    def _encoder(self) -> Encodes:
+    def encoder(self) -> Encodes:
+        """The objective, if it encodes; it takes what networks see. Raises Refused."""
         if isinstance(self.objective, Encodes):
             return self.objective
         raise Refused(
             f"{self._kind} has no encoder, so no latents of images; train a vae or an autoencoder"
         )
 
+    def discriminator(self) -> Discriminates:
+        """The objective, if it discriminates; it takes what networks see. Raises Refused."""
+        if isinstance(self.objective, Discriminates):
+            return self.objective
+        raise Refused(f"{self._kind} has no discriminator; train a gan")
+
     def _prior_of(self, prior: Mixture | None) -> Noise | Mixture:
         """What latents are drawn from."""
+        if prior is not None and not isinstance(prior, Mixture):  # pyright: ignore
+            raise Refused(
+                f"prior: give a mixture, not {type(prior).__name__}; `pipeline.fit_mixture` and "
+                "`Mixture.load` give one"
+            )
         found = self.objective.latent if prior is None else prior
         if found is None:
             raise Refused(
@@ -241,6 +279,8 @@ class Model:
                 f"prior: the mixture's latents have {found.latent_size} numbers and this run's "
                 f"{size}; fit one with this run"
             )
+        if isinstance(found, Mixture):
+            found.check_origin(self.origin)
         return found
 
     def _labels(self, labels: Labels | None, count: int, *, in_turn: bool = False) -> Tensor | None:
@@ -265,16 +305,16 @@ class Model:
     def _of_images(
         self,
         function: Callable[[Tensor, Tensor | None], Tensor],
-        images: Tensor,
+        images: Floats,
         labels: Labels | None,
     ) -> Tensor:
         """A function of images in the range that the networks see."""
-        images = checked_images(images, self.experiment.image_shape)
+        checked = checked_images(images, self.experiment.image_shape)
         low, high = self.objective.image_range
         return self._mapped(
             lambda part, labels: function(part * (high - low) + low, labels),
-            images,
-            self._labels(labels, len(images)),
+            checked,
+            self._labels(labels, len(checked)),
         )
 
     @torch.no_grad()
@@ -291,6 +331,11 @@ class Model:
             of_some = None if labels is None else labels[part].to(self.device)
             found.append(function(some, of_some).float().cpu())
         return torch.cat(found)
+
+
+def _seed(seed: SupportsIndex | None) -> int:
+    """What was given, or a new one."""
+    return secrets.randbits(62) if seed is None else whole(seed, "seed")
 
 
 def _parts(count: int) -> Iterator[slice]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -15,9 +13,21 @@ from torch import Tensor
 from ray_gen import latent
 from ray_gen.errors import Refused
 from ray_gen.mixture import Mixture
+from ray_gen.pipeline.exporter import exporter
 from ray_gen.pipeline.files import image_files, read_images
-from ray_gen.pipeline.inputs import Labels, checked_latents
+from ray_gen.pipeline.inputs import (
+    STACK,
+    Array,
+    Floats,
+    Labels,
+    all_whole,
+    checked_latents,
+    real,
+    tensor_of,
+    whole,
+)
 from ray_gen.pipeline.model import Model
+from ray_gen.pipeline.pretrained import Weights
 
 
 class Pipeline(Model):
@@ -25,37 +35,63 @@ class Pipeline(Model):
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_repository: str | os.PathLike[str], **options: Any
+        cls,
+        folder_or_repository: str | os.PathLike[str],
+        *,
+        weights: Weights = "ema",
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        custom_classes: bool = False,
     ) -> Pipeline:
-        """An exported folder, or a repository of the Hugging Face hub, of which `options` say more
-        (`ray_gen.exporting.from_pretrained`)."""
-        return _exporting().from_pretrained(folder_or_repository, **options)
+        """An exported folder, or a repository OWNER/NAME of the Hugging Face hub; see
+        `ray_gen.exporting.from_pretrained`."""
+        return exporter().from_pretrained(
+            folder_or_repository,
+            weights=weights,
+            device=device,
+            revision=revision,
+            custom_classes=custom_classes,
+        )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """`config.json`, `model.safetensors` and a model card in a new or empty folder."""
-        return _exporting().save_pretrained(self, folder)
+        return exporter().save_pretrained(self, folder)
 
-    def push_to_hub(self, repository: str, **options: Any) -> str:
-        """The same in a repository OWNER/NAME of the Hugging Face hub
-        (`ray_gen.exporting.push_to_hub`); the address of the commit."""
-        return _exporting().push_to_hub(self, repository, **options)
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        formats: Sequence[str] | None = ("safetensors",),
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """The same in a repository OWNER/NAME of the Hugging Face hub; the address of the commit.
+        See `ray_gen.exporting.push_to_hub`."""
+        return exporter().push_to_hub(
+            self, repository, formats=formats, private=private, token=token
+        )
 
     def read(self, *paths: str | os.PathLike[str]) -> Tensor:
         """Images from files, or all below folders, as this run's data settings bring them in."""
         return read_images(image_files(paths), self.experiment)
 
     def fit_mixture(
-        self, images: Tensor, labels: Labels | None = None, components: int = 10, seed: int = 0
+        self,
+        images: Floats,
+        labels: Labels | None = None,
+        components: SupportsIndex = 10,
+        seed: SupportsIndex = 0,
     ) -> Mixture:
-        """A prior for `sample`, fitted to the posterior means of images with scikit-learn. Keep it
-        with `Mixture.save`."""
-        return Mixture.fit(self.encode(images, labels), components, seed)
+        """A prior for `sample` of this model, fitted to the posterior means of images with
+        scikit-learn. Keep it with `Mixture.save`."""
+        count, start = whole(components, "components"), whole(seed, "seed")
+        return Mixture.fit(self.encode(images, labels), count, start, self.origin)
 
     def interpolate(
         self,
-        first: Tensor,
-        last: Tensor,
-        steps: int = 9,
+        first: Floats,
+        last: Floats,
+        steps: SupportsIndex = 9,
         labels: Labels | None = None,
         spherical: bool = True,
     ) -> Tensor:
@@ -70,31 +106,30 @@ class Pipeline(Model):
             raise Refused(f"first, last: {len(a)} and {len(b)} ends; give as many of both")
         prior = self.objective.latent
         normal = prior is not None and prior.distribution == "normal"
-        ways = latent.interpolated(a, b, steps, spherical=spherical and normal)
+        ways = latent.interpolated(a, b, whole(steps, "steps"), spherical=spherical and normal)
         return self._decoded_rows(ways, self._labels(labels, len(a), in_turn=True))
 
     def arithmetic(
         self,
-        plus: Sequence[Tensor],
-        minus: Sequence[Tensor] = (),
-        labels: int | str | None = None,
+        plus: Iterable[Floats],
+        minus: Iterable[Floats] = (),
+        labels: Labels | None = None,
     ) -> Tensor:
         """The image of a sum: of each group of latents the mean is added or subtracted
         (`latent.combined`). (1, C, H, W).
 
         To go on with the latent itself, take `latent.combined`.
         """
-        added = [self._latents_of(group, f"plus[{i}]") for i, group in enumerate(plus)]
-        taken = [self._latents_of(group, f"minus[{i}]") for i, group in enumerate(minus)]
+        added, taken = self._groups(plus, "plus"), self._groups(minus, "minus")
         return self.decode(latent.combined(added, taken), labels)
 
     def traverse(
         self,
-        dimensions: int | Sequence[int],
-        base: Tensor | None = None,
-        extent: float | None = None,
-        steps: int = 9,
-        labels: int | str | None = None,
+        dimensions: SupportsIndex | Sequence[int] | Array,
+        base: Floats | None = None,
+        extent: SupportsFloat | None = None,
+        steps: SupportsIndex = 9,
+        labels: Labels | None = None,
     ) -> Tensor:
         """Images of one latent with one number of it moved by -extent to extent, a row for each
         dimension: (dimensions, steps, C, H, W).
@@ -102,27 +137,34 @@ class Pipeline(Model):
         base: None is the prior's mean (zeros without a prior). extent: None is 3, or for a uniform
         prior half its width. An odd number of steps has the base itself in the middle.
         """
-        rows = [dimensions] if isinstance(dimensions, int) else list(dimensions)
+        rows = all_whole(dimensions, "dimensions")
         mean, half_width = 0.0, 3.0
         prior = self.objective.latent
         if prior is not None and prior.distribution == "uniform":
             mean, half_width = (prior.low + prior.high) / 2, (prior.high - prior.low) / 2
-        extent = half_width if extent is None else extent
+        reach = half_width if extent is None else real(extent, "extent")
         base = torch.full(self.latent_shape, mean) if base is None else base
         start = self._latents_of(base, "base")
         if len(start) != 1:
             raise Refused(f"base: {len(start)} were given; take one of them, e.g. base[:1]")
         if not rows:
             raise Refused("dimensions: none is given; name at least one")
-        ways = latent.traversed(start, rows, extent, steps)
+        ways = latent.traversed(start, rows, reach, whole(steps, "steps"))
         label = self._labels(labels, 1, in_turn=True)
         return self._decoded_rows(ways, None if label is None else label.repeat(len(rows)))
 
-    def _latents_of(self, given: Tensor, argument: str) -> Tensor:
+    def _groups(self, given: Iterable[Floats], argument: str) -> list[Tensor]:
+        """The latents of each group."""
+        if not isinstance(given, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise Refused(f"{argument}: give a list of groups, not {type(given).__name__}")
+        return [self._latents_of(group, f"{argument}[{i}]") for i, group in enumerate(given)]
+
+    def _latents_of(self, of: Floats, argument: str) -> Tensor:
         """Latents as they are, images encoded."""
+        given = tensor_of(of, argument, STACK)
         shape = self.experiment.image_shape
         if given.shape[-3:] == shape and given.shape[1:] != self.latent_shape:
-            self._encoder()
+            self.encoder()
             if self.experiment.label_count is not None:
                 raise Refused(
                     f"{argument}: this run is conditional, so images do not say enough; encode "
@@ -136,8 +178,3 @@ class Pipeline(Model):
         steps = ways.shape[1]
         each = None if labels is None else labels.repeat_interleave(steps)
         return self._mapped(self._decode, ways.flatten(0, 1), each).unflatten(0, (-1, steps))
-
-
-def _exporting() -> ModuleType:
-    """By name: its room lies above this one, whose pipelines it writes."""
-    return importlib.import_module("ray_gen.exporting")

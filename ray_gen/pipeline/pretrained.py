@@ -26,6 +26,7 @@ from torch import nn
 from ray_gen import __version__
 from ray_gen.build import build_networks, build_objective
 from ray_gen.core import Networks, Objective
+from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
 from ray_gen.experiment.data import FolderData, ParquetData, TorchvisionData
 from ray_gen.experiment.networks import CustomNetwork
@@ -37,6 +38,39 @@ CONFIG = "config.json"
 MODEL = "model.safetensors"
 
 Weights = Literal["ema", "raw"]
+
+
+def checked_weights(weights: str) -> Weights:
+    """One of the two."""
+    if weights == "ema":
+        return "ema"
+    if weights == "raw":
+        return "raw"
+    raise Refused(
+        f"weights: {weights!r} is neither 'ema', the averages over training, nor 'raw', the last "
+        "ones"
+    )
+
+
+def checked_device(device: str | torch.device | None) -> torch.device:
+    """None: a GPU if there is one."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise Refused(
+            f"device: {device!r} is none that torch knows; 'cpu', 'cuda' or 'cuda:1' are usual"
+        ) from error
+
+
+def placed(networks: Networks, device: torch.device) -> Networks:
+    """To be used and no more trained, on a device."""
+    try:
+        return networks.to(device).eval().requires_grad_(False)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it
+        why = str(error).partition("\n")[0]
+        raise Refused(f"device: {device} cannot be used: {why}") from error
 
 
 @dataclass(frozen=True)
@@ -151,8 +185,9 @@ def read(
 
     weights "ema" takes what the folder holds, "raw" refuses averages. device None: a GPU if there
     is one. Imports the classes of a `kind: custom` model and calls them with their options, as
-    loading a run does. Raises CheckpointError, ExperimentError.
+    loading a run does. Raises Refused, CheckpointError, ExperimentError.
     """
+    weights, device = checked_weights(weights), checked_device(device)
     experiment, facts = read_config(folder)
     if weights == "raw" and facts.weights == "ema":
         raise CheckpointError(
@@ -173,7 +208,4 @@ def read(
     except RuntimeError as error:
         problem = " ".join(str(error).splitlines()[1].split()) if "\n" in str(error) else error
         raise CheckpointError(f"{path}: does not belong to its {CONFIG}: {problem}") from None
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    networks.to(device).eval().requires_grad_(False)
-    return experiment, objective, networks
+    return experiment, objective, placed(networks, device)
