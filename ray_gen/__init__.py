@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ray_gen.experiment import Experiment, ExperimentError
     from ray_gen.exporting import export
     from ray_gen.launch import train
+    from ray_gen.launch.search import search
     from ray_gen.mixture import Mixture
     from ray_gen.pipeline import Pipeline, load
     from ray_gen.recipes import recipe
@@ -32,6 +33,7 @@ __all__ = [
     "export",
     "load",
     "recipe",
+    "search",
     "train",
 ]
 
@@ -43,6 +45,7 @@ _HOMES = {
     "Pipeline": "ray_gen.pipeline",
     "load": "ray_gen.pipeline",
     "recipe": "ray_gen.recipes",
+    "search": "ray_gen.launch.search",
     "train": "ray_gen.launch",
     "Scores": "ray_gen.evaluation",
     "evaluate": "ray_gen.scoring",

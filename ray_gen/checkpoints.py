@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +12,10 @@ from ray_gen.storage import Folder, StorageError
 
 BEST = "best"
 """The copy of the best checkpoint in a run folder."""
+DUE = ".due"
+"""In a run folder, the checkpoint that comes with the evaluation that is going on."""
+AWAITED = "evaluation_awaited"
+"""In a checkpoint, that an evaluation beside the training has still to read it."""
 _NAME = re.compile(r"checkpoint_\d+")
 _CUT_OFF = re.compile(r"\.checkpoint_\d+\.(partial|old)")
 
@@ -76,8 +81,20 @@ def commit(source: Path, run: Folder, name: str) -> None:
 
 
 def prune(run: Folder, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what cut-off copies left."""
+    """Delete all but the newest `keep` checkpoints and those that an evaluation awaits, and what
+    cut-off copies left."""
     kept = {folder.name for folder in checkpoints(run)[:keep]}
     for name in run.names():
-        if (_NAME.fullmatch(name) and name not in kept) or _CUT_OFF.fullmatch(name):
+        old = _NAME.fullmatch(name) and name not in kept and not (run / name).exists(AWAITED)
+        if old or _CUT_OFF.fullmatch(name):
             run.remove(name)
+
+
+def take_up_due(run: Folder) -> None:
+    """Give the checkpoint of an evaluation that a run failed in its name. Nobody may write it."""
+    due = run / DUE
+    if due.exists(MANIFEST):
+        name = checkpoint_name(json.loads(due.read_text(MANIFEST))["images"])
+        if not any(known.name >= name for known in checkpoints(run)):
+            commit(due.fetch(), run, name)
+    run.remove(DUE)

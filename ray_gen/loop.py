@@ -15,7 +15,7 @@ from enum import IntEnum
 
 import torch
 
-from ray_gen.build import DTYPES
+from ray_gen.build import DTYPES, build_objective
 from ray_gen.core import Batch, Evaluates, Objective
 from ray_gen.data import Split, Store
 from ray_gen.data.feed import Feed, FeedSettings, fits_device, to_range
@@ -29,6 +29,8 @@ from ray_gen.step import Step, images_per_rank
 
 CONTROL_SECONDS = 0.25
 """Aimed at between two control steps; one costs some 0.3 ms with gloo."""
+ALL_SEEN = "all images seen"
+SETTLED = "D(x) and D(G(z)) have settled at their equilibrium"
 
 
 class Control(IntEnum):
@@ -71,16 +73,23 @@ def train(
     NonFiniteError, on every rank alike, within one report of a loss or weight that is not a finite
     number; nothing of it is ever yielded.
     """
+    if finished(experiment, state.step, state.settled):
+        return
     training = experiment.training
     batch = training.global_batch_size
     every = experiment.evaluation.every_images
     meter = Meter(batch, world)
-    step = Step(experiment, objective, state, world, meter)
+    stages = dict(experiment.stages())  # of a run whose settings change, each from a step on
+    start = max(first for first in stages if first <= state.step)
+    step = _step_of(stages[start], objective if start == 0 else None, state, world, meter)
     feed = build_feed(experiment, objective, store.train, world)
     clock = _Clock(world.device, state.step * batch)
     next_control = state.step + 1
     reported = state.step  # a checkpoint comes with a report
     for images, labels in feed.steps(state.step, experiment.steps):
+        if state.step in stages and state.step != start:
+            start = state.step
+            step = _step_of(stages[start], None, state, world, meter)
         step(images, labels)
         done = state.step
         asked = Control.GO_ON
@@ -90,7 +99,7 @@ def train(
             )
             asked, next_control = Control(wanted), done + interval
         last = done == experiment.steps
-        measured = every is not None and (last or _due(done, batch, every))
+        measured = every is not None and _due(done, batch, every)
         save = (
             last
             or measured
@@ -105,9 +114,10 @@ def train(
         if training.stop_at_equilibrium is not None:
             _watch(state.settled, metrics, done - reported)
             if due and _settled(experiment, state):
-                stop = "D(x) and D(G(z)) have settled at their equilibrium"
+                stop = SETTLED
         if last:
-            stop = "all images seen"
+            stop = ALL_SEEN
+        measured |= every is not None and stop in (SETTLED, ALL_SEEN)
         save = save or stop is not None
         if save:
             _check_weights(state, world)
@@ -123,6 +133,21 @@ def train(
         if stop is not None:
             return
         clock.resume(done * batch)
+
+
+def _step_of(
+    experiment: Experiment, objective: Objective | None, state: State, world: World, meter: Meter
+) -> Step:
+    """The step of a stage, whose objective is built unless it is there."""
+    return Step(experiment, objective or build_objective(experiment), state, world, meter)
+
+
+def finished(experiment: Experiment, step: int, settled: Mapping[str, float]) -> str | None:
+    """Why a run at this step, that remembers this of its equilibrium, has come to its end; None if
+    it has not. Step and memory are a state's, or a manifest's."""
+    if step >= experiment.steps:
+        return ALL_SEEN
+    return SETTLED if "stopped" in settled else None
 
 
 def _due(step: int, batch: int, every_images: int) -> bool:
@@ -239,7 +264,10 @@ def _settled(experiment: Experiment, state: State) -> bool:
         memory.pop("since", None)
         return False
     images = state.step * experiment.training.global_batch_size
-    return images - memory.setdefault("since", images) >= settings.window_images
+    if images - memory.setdefault("since", images) < settings.window_images:
+        return False
+    memory["stopped"] = images
+    return True
 
 
 class _Clock:

@@ -8,7 +8,10 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from ray_gen import pictures
 from ray_gen.build import DTYPES
-from ray_gen.checkpoints import BEST, commit
+from ray_gen.checkpoints import BEST, DUE, commit
 from ray_gen.core import Objective, Reconstructs
 from ray_gen.data import Store
 from ray_gen.data.feed import to_range
@@ -34,8 +37,45 @@ PROGRESS = "progress.json"
 STOP = "stop"
 SAMPLES = "samples"
 EVALUATIONS = "evaluations"
+SPREAD = "samples/spread"
+"""How much samples differ from each other, of how much real images do: near 0, all are alike."""
 PICTURED = 64
 """Images in a grid."""
+PACE_SECONDS = 30.0
+"""Of training, over which its pace is told."""
+
+
+class Pace:
+    """Images a second, of training alone: what reports and evaluations take is left out."""
+
+    def __init__(self) -> None:
+        self._parts: deque[tuple[float, int]] = deque()  # seconds, images
+        self._seconds, self._images = 0.0, 0
+        self._last: tuple[float, int] | None = None
+
+    def trained(self, images: int) -> None:
+        """So many images are done, and nothing but training was since the last call."""
+        now = time.monotonic()
+        if self._last is not None:
+            part = now - self._last[0], images - self._last[1]
+            self._parts.append(part)
+            self._add(*part)
+        self._last = now, images
+        while self._parts and self._seconds - self._parts[0][0] >= PACE_SECONDS:
+            seconds, count = self._parts.popleft()
+            self._add(-seconds, -count)
+
+    def interrupted(self) -> None:
+        """Something else was, or is, since the last call."""
+        self._last = None
+
+    def _add(self, seconds: float, images: int) -> None:
+        self._seconds, self._images = self._seconds + seconds, self._images + images
+
+    @property
+    def rate(self) -> float | None:
+        """Images a second of the last half minute of training; None where nothing is known."""
+        return self._images / self._seconds if self._parts and self._seconds > 0 else None
 
 
 class RunWriter:
@@ -54,11 +94,17 @@ class RunWriter:
         self._store = store
         self._folder = run.path if run.is_local else Path(tempfile.mkdtemp(prefix="ray_gen-run-"))
         self._events: Any = None
+        self._pace = Pace()
+        self._latest: Mapping[str, float] = {}
         self._progress_at = 0.0
         self._asked_at = 0.0
         self._pushed: dict[Path, tuple[int, int]] = {}
         self._start = state.step * experiment.training.global_batch_size
         self._cut(self._start)
+        stored = store.train.images_NHWC
+        apart = stored[:: max(1, len(stored) // PICTURED)][:PICTURED]  # files lie by class
+        self._real = to_range(apart, (0.0, 1.0))
+        self._real_spread = _spread(self._real).clamp(min=1e-6)
 
     def _cut(self, images: int) -> None:
         """Drop what an earlier attempt wrote beyond the checkpoint that this one starts from.
@@ -77,12 +123,30 @@ class RunWriter:
                     (self._run / part).remove(name)
 
     def progress(self, images: int, metrics: Mapping[str, float]) -> None:
-        """Tell how far the run is; at most once a second, and only into a local folder."""
-        now = time.time()
-        if not self._run.is_local or now - self._progress_at < 1.0:
-            return
-        self._progress_at = now
-        self._run.write_text(PROGRESS, json.dumps({"images": images, "metrics": dict(metrics)}))
+        """Tell how far the run is, in the midst of training; at most once a second."""
+        self._pace.trained(images)
+        self._latest = metrics
+        if time.time() - self._progress_at >= 1.0:
+            self._tell(images)
+
+    def _tell(self, images: int, doing: str = "training") -> None:
+        """Only into a local folder."""
+        self._progress_at = time.time()
+        if self._run.is_local:
+            told = {"doing": doing, "images": images, "rate": self._pace.rate}
+            self._run.write_text(PROGRESS, json.dumps({**told, "metrics": dict(self._latest)}))
+
+    @contextmanager
+    def evaluating(self, images: int) -> Generator[None]:
+        """Tell of an evaluation while it goes on, and hold the checkpoint ready that is due with
+        it, for `take_up_due` if the run ends here."""
+        self._pace.interrupted()
+        self._tell(images, "evaluating")
+        with tempfile.TemporaryDirectory(prefix="ray_gen-due-") as folder:
+            self._state.save(Path(folder), self._experiment)
+            commit(Path(folder), self._run, DUE)
+        yield
+        self._run.remove(DUE)
 
     def stop_is_asked(self) -> bool:
         """Whether somebody asked this run to save and stop."""
@@ -91,8 +155,13 @@ class RunWriter:
         self._asked_at = time.time()
         return self._run.exists(STOP)
 
-    def report(self, report: Report) -> None:
-        """Write one report: a line of metrics, scalars and grids."""
+    def report(self, report: Report) -> Report:
+        """Write one report: a line of metrics, scalars and grids. Returns it with what the
+        pictures add."""
+        samples = self._samples()
+        if samples is not None:
+            spread = float(_spread(samples) / self._real_spread)
+            report = replace(report, metrics={**report.metrics, SPREAD: spread})
         line = {"step": report.step, "images": report.images, "time": time.time(), **report.metrics}
         with (self._folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -100,19 +169,21 @@ class RunWriter:
         events = self._tensorboard(report.metrics)
         for tag, value in report.metrics.items():
             events.add_scalar(tag, value, report.images)
-        grids = self._grids()
+        grids = self._grids(samples)
         if first:
-            stored = self._store.train.images_NHWC
-            apart = stored[:: max(1, len(stored) // PICTURED)][:PICTURED]  # files lie by class
-            grids["real"] = pictures.grid(to_range(apart, (0.0, 1.0)))
+            grids["real"] = pictures.grid(self._real)
         for name, picture in grids.items():
             events.add_image(f"images/{name}", picture, report.images, dataformats="HWC")
             file_name = "real.png" if name == "real" else f"{name}_{report.images:012d}.png"
             pictures.save_png(picture, self._folder / SAMPLES / file_name)
         events.flush()
-        self._progress_at = 0.0
-        self.progress(report.images, report.metrics)
+        self._pace.interrupted()
+        self._latest = report.metrics
+        beside = self._experiment.evaluation.placement == "beside"
+        ends_evaluating = report.evaluate and report.stop is not None and beside
+        self._tell(report.images, "evaluating" if ends_evaluating else "training")
         self._push()
+        return report
 
     def evaluated(self, images: int, scores: Mapping[str, Any]) -> None:
         """Write scores with their protocols."""
@@ -156,28 +227,41 @@ class RunWriter:
             folder = self._folder / "tensorboard"
             self._events = SummaryWriter(str(folder), purge_step=self._start + 1)
             values = _flat(self._experiment.model_dump(mode="json"))
-            for summary in hparams(values, dict.fromkeys(metrics)):
+            later = self._experiment.objective.evaluated or ()  # come with checkpoints
+            tags = [*metrics, *(f"held_out/{name}" for name in later)]
+            if self._experiment.evaluation.every_images is not None:
+                tags += [f"evaluation/{n}" for n in self._experiment.evaluation.score_names]
+            for summary in hparams(values, dict.fromkeys(tags)):
                 self._events.file_writer.add_summary(summary)
         return self._events
 
     @torch.no_grad()
-    def _grids(self) -> dict[str, Any]:
-        """Samples from a fixed noise, and reconstructions of held-out images, by the EMA."""
+    def _samples(self) -> Tensor | None:
+        """Samples from a fixed noise by the EMA, (64, C, H, W) in [0, 1]."""
+        experiment, objective, networks = self._experiment, self._objective, self._state.ema
+        if objective.latent is None:
+            return None
+        device = next(iter(networks.parameters())).device
+        step = torch.zeros(1, dtype=torch.int64, device=device)
+        indices = torch.arange(PICTURED, device=device)
+        z = draw(objective.latent, key_of(experiment.seed, "fixed"), step, indices)[0]
+        labels = None if experiment.label_count is None else indices % experiment.label_count
+        dtype = DTYPES[experiment.training.precision]
+        return objective.sample(networks, z.to(dtype), labels)
+
+    @torch.no_grad()
+    def _grids(self, samples: Tensor | None) -> dict[str, Any]:
+        """Samples, and reconstructions of held-out images by the EMA."""
         grids: dict[str, Any] = {}
-        experiment, networks = self._experiment, self._state.ema
-        objective = self._objective
+        experiment, objective, networks = self._experiment, self._objective, self._state.ema
         device = next(iter(networks.parameters())).device
         dtype = DTYPES[experiment.training.precision]
-        if objective.latent is not None:
-            step = torch.zeros(1, dtype=torch.int64, device=device)
-            indices = torch.arange(PICTURED, device=device)
-            z = draw(objective.latent, key_of(experiment.seed, "fixed"), step, indices)[0]
+        if samples is not None:
             classes = experiment.label_count
-            labels = None if classes is None else indices % classes
-            images = objective.sample(networks, z.to(dtype), labels)
             # A column a class, where there are few enough.
-            columns = classes if classes and classes <= 16 else None
-            grids["samples"] = pictures.grid(images, columns)
+            grids["samples"] = pictures.grid(
+                samples, classes if classes and classes <= 16 else None
+            )
         held_out = self._store.held_out
         if isinstance(objective, Reconstructs) and len(held_out.images_NHWC):
             stored = held_out.images_NHWC[: PICTURED // 2].to(device)
@@ -186,7 +270,7 @@ class RunWriter:
                 labels = held_out.labels[: PICTURED // 2].to(device)
             images = to_range(stored, objective.image_range, dtype)
             reconstructed = objective.reconstruct(networks, images, labels)
-            pairs = _in_turn_rows(to_range(stored, (0.0, 1.0)), reconstructed.float(), 8)
+            pairs = pictures.in_turn_rows(to_range(stored, (0.0, 1.0)), reconstructed.float(), 8)
             grids["reconstructions"] = pictures.grid(pairs, 8)
         return grids
 
@@ -200,6 +284,11 @@ class RunWriter:
             if file.is_file() and self._pushed.get(file) != stamp:
                 self._run.put(file, file.relative_to(self._folder).as_posix())
                 self._pushed[file] = stamp
+
+
+def _spread(images: Tensor) -> Tensor:
+    """How much images (N, C, H, W) differ: a pixel's standard deviation over them, on average."""
+    return images.float().std(0, correction=0).mean().cpu()
 
 
 def _of_group(metrics: Mapping[str, float], name: str) -> float | None:
@@ -223,12 +312,6 @@ def write_scalars(run: Folder, images: int, metrics: Mapping[str, float]) -> Non
         events.close()
         for file in Path(folder).iterdir():
             run.put(file, f"tensorboard/{file.name}")
-
-
-def _in_turn_rows(first: Tensor, second: Tensor, columns: int) -> Tensor:
-    """A row of the first, the same row of the second, and so on."""
-    rows = zip(first.split(columns), second.split(columns), strict=True)
-    return torch.cat([image for pair in rows for image in pair])
 
 
 def _images_of(line: str) -> float:

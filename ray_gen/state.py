@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -100,8 +101,7 @@ class State:
             "settled": self.settled,
             "metrics": dict(metrics or {}),
             "files": {
-                name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)}
-                for name in (NETWORKS, EMA, OPTIMIZERS, EXPERIMENT)
+                name: _facts(folder / name) for name in (NETWORKS, EMA, OPTIMIZERS, EXPERIMENT)
             },
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
@@ -148,6 +148,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def copy_of(checkpoint: Path, folder: Path, experiment: Experiment) -> None:
+    """A checkpoint's tensors as a checkpoint of another experiment, in an empty folder."""
+    manifest = read_manifest(checkpoint)
+    for name in (NETWORKS, EMA, OPTIMIZERS):
+        shutil.copyfile(checkpoint / name, folder / name)
+    (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
+    manifest["files"][EXPERIMENT] = _facts(folder / EXPERIMENT)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+
+
 def load_tensors(folder: Path, name: str, tensors: nn.Module) -> None:
     """Fill a module from one file of a checkpoint; entries of other networks are passed over."""
     wanted = _tensors(tensors)
@@ -192,6 +202,10 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
 
 
 def _digest(path: Path) -> str:

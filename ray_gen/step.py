@@ -52,7 +52,7 @@ class _PhaseRunner:
     ) -> None:
         self.phase = phase
         self.optimizer = state.optimizers[phase.name]
-        self.settings = self.optimizer.settings
+        self.settings = self.optimizer.settings = experiment.optimizers[phase.name]
         self.parameters = self.optimizer.parameters
         self.modules: list[PhaseModule] = [
             module for name in phase.updates for module in phase_modules(state.networks[name])

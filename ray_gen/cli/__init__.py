@@ -11,8 +11,9 @@ from ray_gen import __version__
 from ray_gen.cli.evaluate import evaluate
 from ray_gen.cli.export import export
 from ray_gen.cli.latent import arithmetic, interpolate, traverse
+from ray_gen.cli.search import search
 from ray_gen.cli.train import recipes, train
-from ray_gen.cli.use import mixture, reconstruct, sample
+from ray_gen.cli.use import discriminate, mixture, reconstruct, sample
 from ray_gen.errors import Failed, Refused
 
 
@@ -38,12 +39,14 @@ def main() -> None:
 
 for _command in (
     train,
+    search,
     recipes,
     sample,
     interpolate,
     arithmetic,
     traverse,
     reconstruct,
+    discriminate,
     mixture,
     evaluate,
     export,

@@ -3,11 +3,52 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from ray_gen.errors import Failed, Refused
+
+if TYPE_CHECKING:
+    from ray_gen.evaluation import Scores
+
+OPTIONS = {
+    "evaluation.features.weights": "--features-weights",
+    "evaluation.importance_samples": "--samples",
+    "evaluation.reference": "--split",
+    **{
+        f"evaluation.{name}": f"--{name.replace('_', '-')}"
+        for name in (
+            "metrics",
+            "count",
+            "features",
+            "weights",
+            "seed",
+            "batch_size",
+            "kid_subset_size",
+        )
+    },
+}
+"""What a field of the settings is called here."""
+OF_PICTURES = {
+    "data.image_size": "--image-size",
+    "data.channels": "--channels",
+    "data.on_corrupt": "--on-corrupt",
+}
+"""The same of fields that pictures and a reference have here, and a run's own data has not."""
+
+
+def _size(context: object, option: object, text: str | None) -> int | tuple[int, int] | None:
+    """The setting `data.image_size`."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if match is None:
+        raise click.BadParameter(f"{text!r} is neither a number of pixels nor HEIGHTxWIDTH")
+    return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
 
 
 @click.command()
@@ -18,10 +59,24 @@ import click
 )
 @click.option("--split", type=click.Choice(["train", "held_out"]), help="Of the reference.")
 @click.option(
+    "--image-size",
+    callback=_size,
+    metavar="N|HxW",
+    help="Pixels that pictures and their reference are scaled and cropped to.",
+)
+@click.option("--channels", type=click.Choice(["1", "3"]), help="Of both: grey or RGB.")
+@click.option(
+    "--on-corrupt",
+    type=click.Choice(["stop", "skip"]),
+    help="At a picture that cannot be decoded [stop].",
+)
+@click.option(
     "--metrics", help="fid,kid,…; else those that need no weights, and all if they are there."
 )
 @click.option(
-    "--count", type=click.IntRange(min=2), help="Images [the reference's, at most 50,000]."
+    "--count",
+    type=click.IntRange(min=2),
+    help="Images of each set [the reference's, at most 50,000].",
 )
 @click.option("--features", help="inception, torchvision:resnet50 or custom:package.module:Name.")
 @click.option("--features-weights", help="File with the weights of the features [fetched].")
@@ -38,67 +93,122 @@ def evaluate(
     runs: tuple[str, ...],
     generated: str | None,
     reference: str | None,
-    split: str | None,
+    channels: str | None,
     metrics: str | None,
     features: str | None,
     features_weights: str | None,
     samples: int | None,
-    workers: int,
     output: Path | None,
     **given: Any,
 ) -> None:
-    """Measure run folders or checkpoints, one row of a table each.
+    """Measure run folders, checkpoints or exported models, one row of a table each.
 
     Every value comes with its protocol: how many images, which split, which features.
     """
     sys.path.insert(0, str(Path.cwd()))  # where a class of the user's may lie
-    from ray_gen.cli.options import check_output, writing
-    from ray_gen.cli.progress import measuring
-    from ray_gen.pipeline import experiment_of
-    from ray_gen.scoring import evaluate as measure
-    from ray_gen.scoring import table
+    from ray_gen.cli.options import check_output
+    from ray_gen.scoring import experiment_of
 
-    settings = {name: value for name, value in given.items() if value is not None}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    arguments |= {"generated": generated, "reference": reference}
+    if channels is not None:
+        arguments["channels"] = int(channels)
     if metrics is not None:
-        settings["metrics"] = [name.strip() for name in metrics.split(",")]
+        arguments["metrics"] = [name.strip() for name in metrics.split(",")]
     if samples is not None:
-        settings["importance_samples"] = samples
+        arguments["importance_samples"] = samples
     if features is not None or features_weights is not None:
-        settings["features"] = _features(features or "inception", features_weights)
+        arguments["features"] = _features(features or "inception", features_weights)
     if output is not None:
         check_output(output, ".json", folder=False)
     for run in runs:
         experiment_of(run)  # a wrong path is told before the first run is measured
-    rows: list[tuple[str, Any]] = []
-    named: list[str] = []
-    for run in runs or (None,):
+    of_pictures = reference is not None or {"image_size", "channels", "on_corrupt"} & {*arguments}
+    options = {**OPTIONS, **(OF_PICTURES if of_pictures else {})}
+    if len(runs) < 2:
+        found = _measured(next(iter(runs), None), arguments, options)
+        _tell([(next(iter(runs), str(generated)), found)], {}, output, options)
+        return
+    rows: list[tuple[str, Scores]] = []
+    failed: dict[str, str] = {}
+    try:
+        for run in runs:
+            try:
+                rows.append((run, _measured(run, arguments, options)))
+            except (Refused, Failed) as error:
+                failed[run] = str(error)
+                told = f"{click.style('failed:', fg='red', bold=True)} {run}: {error}"
+                click.echo(told, err=True)
+    finally:  # what was measured before Ctrl-C, too
+        _tell(rows, failed, output, options)
+    if failed:
+        raise Failed(f"{len(failed)} of {len(runs)} runs could not be measured")
+
+
+def _measured(run: str | None, arguments: dict[str, Any], options: dict[str, str]) -> Scores:
+    """The scores of a run, or of the pictures that the arguments name."""
+    from ray_gen.cli.progress import measuring
+    from ray_gen.scoring import evaluate as measure
+
+    try:
         with measuring() as progress:
-            scores = measure(
-                run,
-                generated=generated,
-                reference=reference,
-                split=split,
-                workers=workers,
-                progress=progress,
-                **settings,
-            )
-        rows.append((Path(run or str(generated)).name, scores))
-        named.append(run or str(generated))
-    click.echo(table(rows))
-    if output is not None:
-        found = [
-            {"of": of, **scores.as_json()} for of, (_, scores) in zip(named, rows, strict=True)
-        ]
+            return measure(run, progress=progress, **arguments)
+    except (Refused, Failed) as error:
+        kind = Refused if isinstance(error, Refused) else Failed
+        raise kind(_with_options(str(error), options)) from error
+
+
+def _tell(
+    rows: list[tuple[str, Scores]],
+    failed: dict[str, str],
+    output: Path | None,
+    options: dict[str, str],
+) -> None:
+    """The table, and the file with every protocol."""
+    from ray_gen.cli.options import writing
+    from ray_gen.scoring import table
+
+    if rows:
+        named = [(Path(of).name, scores) for of, scores in rows]
+        click.echo(_with_options(table(named), options))
+    if output is not None and (rows or failed):
+        found = [{"of": of, **scores.as_json()} for of, scores in rows]
+        found += [{"of": of, "failed": why} for of, why in failed.items()]
         with writing(output):
             output.write_text(json.dumps(found, indent=2), encoding="utf-8")
         click.echo(f"{output}: every value with its protocol", err=True)
 
 
+def _with_options(text: str, options: dict[str, str]) -> str:
+    """A message of the settings in the words of the command line: `--count` for the field
+    `evaluation.count`, and `--features` for all below `evaluation.features`."""
+
+    def named(match: re.Match[str]) -> str:
+        field = match[0]
+        while "." in field:
+            if field in options:
+                return options[field]
+            field = field.rpartition(".")[0]
+        return match[0]
+
+    return re.sub(r"(?<![\w./-])(?:evaluation|data)(?:\.\w+)+", named, text)
+
+
 def _features(text: str, weights: str | None) -> dict[str, Any]:
+    """The setting `evaluation.features`."""
     kind, _, rest = text.partition(":")
+    of = {"inception": None, "torchvision": "backbone", "custom": "target"}
+    if kind not in of:
+        raise Refused(f"--features: {kind!r} is not one of {', '.join(of)}")
+    field = of[kind]
+    if (field is None) == bool(rest):
+        examples = "inception, torchvision:resnet50 or custom:package.module:Name"
+        raise Refused(f"--features: {text!r} is not whole, or has too much; write {examples}")
     fields: dict[str, Any] = {"kind": kind}
-    if rest:
-        fields["target" if kind == "custom" else "backbone"] = rest
+    if field is not None:
+        fields[field] = rest
     if weights is not None:
+        if kind == "custom":
+            raise Refused("--features-weights: a class of your own reads its own; leave it out")
         fields["weights"] = str(Path(weights).expanduser().absolute())
     return fields

@@ -48,6 +48,26 @@ def free(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"free": True}, **constraints)
 
 
+def live(default: Any, **constraints: Any) -> Any:
+    """An identity field that may change at a recorded image count: see `Experiment.lineage`."""
+    return Field(default, json_schema_extra={"live": True}, **constraints)
+
+
+def is_marked(settings: Settings, path: str, mark: str) -> bool:
+    """Whether the field at a dotted path, or one that it lies in, was made by `free` or `live`."""
+    here: Any = settings
+    for part in path.split("."):
+        if isinstance(here, Settings):
+            info = type(here).model_fields.get(part)
+            extra = info.json_schema_extra if info is not None else None
+            if isinstance(extra, dict) and extra.get(mark):
+                return True
+            here = getattr(here, part, None)
+        else:
+            here = here.get(part) if isinstance(here, dict) else None
+    return False
+
+
 def differences(ours: Settings, theirs: Settings, path: str = "") -> Iterator[str]:
     """Identity fields in which two settings differ, as "path: ours, theirs there"."""
     if type(ours) is not type(theirs):

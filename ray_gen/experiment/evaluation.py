@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -43,10 +44,20 @@ class CustomFeatures(Component):
         "extractor": "ray_gen.evaluators.extractors.custom:Custom"
     }
     kind: Literal["custom"] = "custom"
-    target: str = Field(pattern=r"^[\w.]+:\w+$")
+    target: str
     """package.module:Name, importable on every node."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments."""
+
+    @field_validator("target")
+    @classmethod
+    def _names_a_class(cls, target: str) -> str:
+        if re.fullmatch(r"\w+(\.\w+)*:\w+", target) is None:
+            raise ValueError(
+                f"{target!r} names no class; write its module, a colon and its name, e.g. "
+                "my_package.features:MyFeatures"
+            )
+        return target
 
 
 def _inception_unless_named(given: Any) -> Any:
@@ -71,8 +82,9 @@ class Evaluation(Settings):
     metrics: tuple[str, ...] | Literal["auto"] = free("auto")
     """auto: those that need no weights, and with weights at hand all of them."""
     count: PositiveInt | None = free(None)
-    """Images to generate, and of the reference to compare them with. None: all of the reference,
-    at most 50,000."""
+    """Images to generate, and of the reference to compare them with; of the held-out images, if
+    there are more, so many are chosen for the likelihood. None: as many as the reference has, at
+    most 50,000, and all held-out images."""
     reference: Literal["train", "held_out"] = free("train")
     """The split that samples are compared with."""
     features: Features = free(InceptionFeatures())

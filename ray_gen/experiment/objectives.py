@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from ray_gen.experiment.base import Component
+from ray_gen.experiment.base import Component, live
 
 
 class ObjectiveSettings(Component):
@@ -58,7 +58,7 @@ class VaeObjective(ObjectiveSettings):
     sigma: PositiveFloat | Literal["learned"] = "learned"
     """Standard deviation of the Gaussian, pixels in [0, 1]: a number, or one learned for all pixels
     (Rybkin et al. 2021). The Bernoulli has none."""
-    beta: float = Field(1.0, ge=0.0)
+    beta: float = live(1.0, ge=0.0)
     """Weight of the KL term (Higgins et al. 2017); 1 is the ELBO."""
     beta_warmup_images: NonNegativeInt = 0
     """Images over which the weight grows linearly from 0 to beta."""
@@ -90,14 +90,14 @@ class GanObjective(ObjectiveSettings):
     """N(0, I), or uniform on [-1, 1] as in the DCGAN paper."""
     loss: Literal["non_saturating", "minimax", "hinge"] = "non_saturating"
     """The generator's: -log D(G(z)), log(1 - D(G(z))), or hinge for both networks."""
-    discriminator_steps: PositiveInt = 1
+    discriminator_steps: PositiveInt = live(1)
     """k: discriminator updates, each on fresh images, to one update of the generator."""
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    label_smoothing: float = live(0.0, ge=0.0, lt=1.0)
     """One-sided (Salimans et al. 2016): the target of real images is 1 minus this."""
-    r1_weight: float = Field(0.0, ge=0.0)
+    r1_weight: float = live(0.0, ge=0.0)
     """γ of R1 = γ/2 · E‖∇D(x)‖² (Mescheder et al. 2018). Its right size depends on the data: the
     first knob to search."""
-    r1_every: PositiveInt = 1
+    r1_every: PositiveInt = live(1)
     """Discriminator updates between two R1 terms, each then weighted by as many (StyleGAN2: 16)."""
     augment: tuple[Literal["color", "translation", "cutout"], ...] = ()
     """DiffAugment (Zhao et al. 2020) on what the discriminator sees; for a few thousand images."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ray_gen.experiment.base import Settings
+from ray_gen.experiment.base import Settings, live
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -28,9 +28,9 @@ class Schedule(Settings):
 class OptimizerSettings(Settings):
     """What every optimiser shares."""
 
-    learning_rate: PositiveFloat
+    learning_rate: PositiveFloat = live(...)
     """Step size, before the schedule."""
-    clip_norm: PositiveFloat | None = None
+    clip_norm: PositiveFloat | None = live(None)
     """Largest norm of a phase's gradient, over all its networks."""
     schedule: Schedule = Schedule()
 
@@ -51,7 +51,7 @@ class AdamW(OptimizerSettings):
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the first and second moments."""
     eps: PositiveFloat = 1e-8
-    weight_decay: float = Field(0.01, ge=0.0)
+    weight_decay: float = live(0.01, ge=0.0)
 
 
 class Sgd(OptimizerSettings):
@@ -60,7 +60,7 @@ class Sgd(OptimizerSettings):
     kind: Literal["sgd"] = "sgd"
     momentum: float = Field(0.0, ge=0.0, lt=1.0)
     nesterov: bool = False
-    weight_decay: float = Field(0.0, ge=0.0)
+    weight_decay: float = live(0.0, ge=0.0)
 
 
 Optimizer = Annotated[Adam | AdamW | Sgd, Field(discriminator="kind")]

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
 from ray_gen.evaluators.names import METRICS
-from ray_gen.experiment.base import ExperimentError, Settings, free, kinds_at, problems_of
+from ray_gen.experiment.base import (
+    ExperimentError,
+    Settings,
+    differences,
+    free,
+    is_marked,
+    kinds_at,
+    problems_of,
+)
 from ray_gen.experiment.data import (
     Data,
     FolderData,
@@ -23,9 +32,21 @@ from ray_gen.experiment.evaluation import Evaluation
 from ray_gen.experiment.networks import Network, NetworkSettings
 from ray_gen.experiment.objectives import GanObjective, Objective
 from ray_gen.experiment.optimizers import Optimizer
+from ray_gen.experiment.search import OFFLINE, Search, better
 from ray_gen.experiment.training import Checkpoints, Training, Workers
 
 AUTO_GROUP_SIZE = 16
+
+
+class Change(Settings):
+    """Fields that have other values from an image count on."""
+
+    images: PositiveInt
+    """Before the first step that begins at so many images or more."""
+    values: dict[str, Any]
+    """By dotted path; only what the maths allows to change while a run goes on."""
+    source: str | None = None
+    """The trial that population based training took the weights from."""
 
 
 class Experiment(Settings):
@@ -47,6 +68,11 @@ class Experiment(Settings):
     evaluation: Evaluation = free(Evaluation())
     storage: str | None = free(None)
     """Folder or URI that holds the run folder. None: $RAY_GEN_STORAGE, else ~/ray_gen_runs."""
+    lineage: tuple[Change, ...] = ()
+    """What changed while the run went on, in the order of images: population based training
+    writes it, and training the experiment anew repeats it."""
+    search: Search | None = free(None)
+    """What `ray-gen search` varies; `ray-gen train` passes it over."""
 
     @classmethod
     def of(cls, given: Any) -> Self:
@@ -77,14 +103,30 @@ class Experiment(Settings):
 
     def with_fields(self, **changes: Any) -> Self:
         """A copy with fields replaced by dotted path (`__` for a dot), checked anew."""
+        return self.with_values({name.replace("__", "."): value for name, value in changes.items()})
+
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        """A copy with the fields at these dotted paths replaced, checked anew."""
         given = self.model_dump(mode="json")
-        for name, value in changes.items():
-            *parents, last = name.split("__")
-            here = given
-            for part in parents:
-                here = here[part]
-            here[last] = value
+        for path, value in values.items():
+            set_field(given, path, value)
         return self.of(given)
+
+    def value_at(self, path: str) -> Any:
+        """The plain value of the field at a dotted path."""
+        here: Any = self.model_dump(mode="json")
+        for part in path.split("."):
+            here = here[part]
+        return here
+
+    def stages(self) -> list[tuple[int, Self]]:
+        """Steps before which settings change, each with the experiment from there on; the first is
+        step 0. Without `lineage` there is only that one."""
+        found = [(0, self)]
+        for change in self.lineage:
+            step = -(-change.images // self.training.global_batch_size)
+            found.append((step, found[-1][1].with_values(change.values)))
+        return found
 
     @property
     def group_size(self) -> int:
@@ -167,6 +209,9 @@ class Experiment(Settings):
         yield from self._batch_problems()
         yield from self._schedule_problems()
         yield from self._best_problems()
+        yield from self._lineage_problems()
+        if self.search is not None:
+            yield from self._search_problems(self.search)
         if self.training.stop_at_equilibrium is not None and (
             not isinstance(self.objective, GanObjective) or self.objective.loss == "hinge"
         ):
@@ -192,9 +237,77 @@ class Experiment(Settings):
                 f"checkpoints.best.metric: a {self.objective.kind} objective has no held-out score "
                 f"{best.metric!r}; it has {has}{more}"
             )
-        better = METRICS[best.metric].better if best.metric in METRICS else None
-        if better is not None and best.mode != {"lower": "min", "higher": "max"}[better]:
-            yield f"checkpoints.best.mode: a {better} {best.metric} is better, not {best.mode}"
+        if better(best.metric) not in (None, best.mode):
+            word = {"min": "lower", "max": "higher"}[better(best.metric) or best.mode]
+            yield f"checkpoints.best.mode: a {word} {best.metric} is better, not {best.mode}"
+
+    def _lineage_problems(self) -> Iterator[str]:
+        bare = self.model_copy(update={"lineage": (), "search": None})
+        images = 0
+        for number, change in enumerate(self.lineage):
+            where = f"lineage.{number}"
+            if change.images <= images:
+                yield f"{where}.images: {change.images} does not come after {images}"
+            images = change.images
+            for path in change.values:
+                if not is_marked(self, path, "live"):
+                    yield f"{where}.values.{path}: cannot change while a run goes on"
+            try:
+                bare = bare.with_values(change.values)
+            except ExperimentError as error:
+                yield from (f"{where}.values: {problem}" for problem in error.problems)
+
+    def _search_problems(self, search: Search) -> Iterator[str]:
+        bare = self.model_copy(update={"search": None})
+        for path, values in search.space.items():
+            where = f"search.space.{path}"
+            found: list[Experiment] = []
+            try:
+                found = [bare.with_values({path: value}) for value in values.examples()]
+            except ExperimentError as error:
+                yield from (f"{where}: {values.kind}: {problem}" for problem in error.problems)
+                continue
+            if search.scheduler == "pbt" and not is_marked(self, path, "live"):
+                yield (
+                    f"{where}: pbt copies the weights of one trial into another, and under another "
+                    f"{path} they would not be its weights; search it with asha, or leave it out"
+                )
+            elif path.startswith("data.") and path != "data.flip":
+                yield f"{where}: the trials of a search train on the same data; leave it out"
+            elif all(not any(differences(bare, other)) for other in found):
+                yield f"{where}: changes nothing of what is trained, so there is nothing to search"
+        yield from self._metric_problems(search)
+
+    def _metric_problems(self, search: Search) -> Iterator[str]:
+        metric, scores = self.search_metric, (*self.evaluation.score_names,)
+        known = (*(self.objective.evaluated or ()), *METRICS, *scores)
+        if self.objective.evaluated is not None and "/" not in metric and metric not in known:
+            near = difflib.get_close_matches(metric, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+            yield f"search.metric: no evaluator of this experiment yields {metric!r}{hint}"
+        elif search.mode is None and better(metric) is None:
+            yield f"search.mode: {metric} does not say which is better; set it to min or max"
+        elif search.mode is not None and better(metric) not in (None, search.mode):
+            yield f"search.mode: of {metric} the {better(metric)} is better, not the {search.mode}"
+        if self.evaluation.placement == "beside":
+            yield "evaluation.placement: a search judges trials as they train; set it to inline"
+        if self.search_every_images * 2 > self.training.images and search.scheduler != "none":
+            yield (
+                f"search.every_images: {self.search_every_images} judges a trial of "
+                f"{self.training.images} images once; set it smaller, or search.scheduler to none"
+            )
+
+    @property
+    def search_metric(self) -> str:
+        """`search.metric`, or what stands for it."""
+        assert self.search is not None
+        return self.search.metric or next(iter(self.objective.evaluated or ()), OFFLINE)
+
+    @property
+    def search_every_images(self) -> int:
+        """`search.every_images`, or what stands for it."""
+        assert self.search is not None
+        return self.search.every_images or -(-self.training.images // 9)
 
     def _data_problems(self) -> Iterator[str]:
         size = self.data.height_and_width()
@@ -318,7 +431,12 @@ def apply_override(given: Any, assignment: str) -> None:
         raise ExperimentError(
             [f"{assignment!r} is not of the form path=value, e.g. training.images=100000"]
         )
-    *parents, last = path.split(".")
+    set_field(given, path, parse_yaml(text))
+
+
+def set_field(given: Any, path: str, value: Any) -> None:
+    """Set one field of a plain tree by its dotted path."""
+    *parents, last = _keys(path)
     here = given
     for position, part in enumerate(parents):
         if isinstance(here, dict) and isinstance(here.get(part), str) and part == "data":
@@ -330,10 +448,15 @@ def apply_override(given: Any, assignment: str) -> None:
             before = ".".join(parents[: position + 1])
             raise ExperimentError([f"{path}: {before} is {child!r} and has no fields"])
         here = child
-    value = parse_yaml(text)
     if last == "kind":
         _drop_fields_of_another_kind(here, parents, value)
     here[last] = value
+
+
+def _keys(path: str) -> list[str]:
+    """The keys of a dotted path; those of `search.space` are dotted paths themselves."""
+    prefix = "search.space."
+    return ["search", "space", path[len(prefix) :]] if path.startswith(prefix) else path.split(".")
 
 
 def _drop_fields_of_another_kind(here: dict[str, Any], path: list[str], kind: Any) -> None:

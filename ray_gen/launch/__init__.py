@@ -9,6 +9,10 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else below `uv run` the working directory is uploaded
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no FutureWarning on machines without GPUs
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a trial's run folder has all of it
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has no score
+    "TUNE_GLOBAL_CHECKPOINT_S": "100000000",  # a search goes on from its own records
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }.items():
     os.environ.setdefault(_name, _value)
 

@@ -25,7 +25,8 @@ class Share:
     """Workers and what each has."""
 
     workers: int
-    gpu: bool
+    gpu: float
+    """GPUs: 0, 1, or a part of one that several share."""
     cpus: int
 
 
@@ -130,7 +131,7 @@ def share_of(experiment: Experiment) -> Share:
                 f"{' + '.join(map(str, cores))}; use fewer workers or cores"
             ]
         )
-    return Share(count, gpu, each)
+    return Share(count, float(gpu), each)
 
 
 def evaluates_beside(experiment: Experiment) -> bool:

@@ -8,8 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from ray_gen.build import build_networks, build_objective
-from ray_gen.checkpoints import checkpoints
+from ray_gen.checkpoints import DUE, checkpoints, prune, take_up_due
 from ray_gen.errors import Failed, Refused
 from ray_gen.evaluators.names import METRICS
 from ray_gen.experiment import Experiment, ExperimentError, absolute_path, differences
@@ -35,12 +35,18 @@ from ray_gen.launch.evaluate import evaluate_checkpoint, failures_beside
 from ray_gen.launch.failures import EndOnError, in_words
 from ray_gen.launch.progress import ProgressLine, read_progress
 from ray_gen.launch.worker import train_worker
+from ray_gen.loop import ALL_SEEN, SETTLED, finished
 from ray_gen.run import PROGRESS, STOP
 from ray_gen.sources import class_names, open_data
 from ray_gen.state import EXPERIMENT, MANIFEST, CheckpointError, read_manifest
-from ray_gen.storage import Folder, default_storage
+from ray_gen.storage import Folder, StorageError, default_storage
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
+BEFORE = {
+    ALL_SEEN: "had seen all images before",
+    SETTLED: "had settled at its equilibrium before",
+}
+"""What is said of a run that had come to such an end when it was started again."""
 CONTROLLER_RESTARTS = 3
 """How often a dead Ray Train controller is started again by the driver."""
 
@@ -99,7 +105,8 @@ def train(
 
 def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
     """`train` in a run folder that can be written."""
-    with ProgressLine(experiment.training.images, show=show) as line, Claim(run):
+    images = experiment.steps * experiment.training.global_batch_size
+    with ProgressLine(images, show=show) as line, Claim(run):
         line.stage("reading data")
         store = open_data(experiment, line.decoded)
         experiment = experiment.resolved(store.image_shape, class_names(store), store.digest)
@@ -114,13 +121,13 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
                     "or data.held_out_fraction to 0.1"
                 ]
             )
-        if manifest is not None and manifest["step"] >= experiment.steps:
-            stop = "had seen all images before"
-            return Run(run.location, manifest["images"], stop, manifest["metrics"])
-        run.remove(STOP)
-        run.remove(PROGRESS)
+        if manifest is not None:
+            ended = finished(experiment, manifest["step"], manifest["settled"])
+            if ended is not None:
+                return Run(run.location, manifest["images"], BEFORE[ended], manifest["metrics"])
         # Ray's own record of an earlier fit would be restored, and raises if a checkpoint is gone.
-        run.remove(SNAPSHOT)
+        for file in (STOP, PROGRESS, DUE, SNAPSHOT):
+            run.remove(file)
         if store.skipped:
             line.say(f"{store.skipped:,} corrupt images were skipped")
         line.stage("starting Ray")
@@ -129,16 +136,19 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
             check_shared(run)
             run.write_text(EXPERIMENT, experiment.to_yaml())
             line.stage(f"starting {share.workers} worker{'s' if share.workers > 1 else ''}")
-            config = {
-                "experiment": experiment.to_yaml(),
-                "run": run.location,
-                "threads": share.cpus,
-                "python_path": [path for path in sys.path if path],
-            }
-            with _interruptible(run, line):
-                ended = _fit(experiment, run, share, config, line)
-    for failure in failures_beside(run) if evaluates_beside(experiment) else ():
-        line.say(failure)
+            try:
+                with interruptible(lambda: run.write_text(STOP, ""), line.say, run.location):
+                    ended = _fit(experiment, run, share, line)
+            except Exception:
+                with suppress(OSError, StorageError):  # of a full disk what is raised is told
+                    take_up_due(run)
+                raise
+            finally:
+                run.remove(STOP)
+        if evaluates_beside(experiment):
+            for failure in failures_beside(run):
+                line.say(failure)
+            prune(run, experiment.checkpoints.keep)
     if "failed" in ended:
         raise Failed(f"{ended['failed']}; the run up to its last checkpoint is in {run.location}")
     return Run(run.location, ended["images"], ended["stop"], ended.get("metrics", {}))
@@ -201,18 +211,21 @@ def _check_same(run: Folder, experiment: Experiment, before: Experiment) -> None
         )
 
 
-def _fit(
-    experiment: Experiment, run: Folder, share: Share, config: dict[str, Any], line: ProgressLine
-) -> dict[str, Any]:
-    """Run Ray Train to the end, and start it again if its controller dies."""
-    trainer = TorchTrainer(
+def trainer_of(experiment: Experiment, run: Folder, share: Share) -> TorchTrainer:
+    """Ray Train's trainer of a run: its `fit()` returns what `train_worker` does."""
+    return TorchTrainer(
         train_worker,
         validation_config=_beside(experiment, run, share),
-        train_loop_config=config,
+        train_loop_config={
+            "experiment": experiment.to_yaml(),
+            "run": run.location,
+            "threads": share.cpus,
+            "python_path": [path for path in sys.path if path],
+        },
         scaling_config=ScalingConfig(
             num_workers=share.workers,
-            use_gpu=share.gpu,
-            resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if share.gpu else {})},
+            use_gpu=bool(share.gpu),
+            resources_per_worker={"CPU": share.cpus, **({"GPU": share.gpu} if share.gpu else {})},
         ),
         run_config=RunConfig(
             name=run.name,
@@ -225,6 +238,11 @@ def _fit(
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.cpus)}},
         ),
     )
+
+
+def _fit(experiment: Experiment, run: Folder, share: Share, line: ProgressLine) -> dict[str, Any]:
+    """Run Ray Train to the end, and start it again if its controller dies."""
+    trainer = trainer_of(experiment, run, share)
     for _ in range(CONTROLLER_RESTARTS):
         ended = _fit_in_thread(trainer, run, line)
         if not isinstance(ended, RayActorError):
@@ -277,8 +295,11 @@ def _fit_in_thread(
 
 
 @contextmanager
-def _interruptible(run: Folder, line: ProgressLine) -> Generator[None]:
-    """The first Ctrl-C asks the workers to save and stop, the second leaves at once."""
+def interruptible(
+    ask: Callable[[], None], say: Callable[[str], None], location: str
+) -> Generator[None]:
+    """The first Ctrl-C (or SIGTERM) calls `ask`, for what runs to save and stop; the second leaves
+    at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -288,10 +309,10 @@ def _interruptible(run: Folder, line: ProgressLine) -> Generator[None]:
         nonlocal presses
         presses += 1
         if presses == 1:
-            run.write_text(STOP, "")
-            line.say("saving and stopping; once more to leave at once")
+            ask()
+            say("saving and stopping; once more to leave at once")
         else:
-            line.say(f"left; what was saved is in {run.location}")
+            say(f"left; what was saved is in {location}")
             os._exit(130)
 
     before = {
@@ -302,7 +323,6 @@ def _interruptible(run: Folder, line: ProgressLine) -> Generator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        run.remove(STOP)
 
 
 def _tell(run: Run) -> None:

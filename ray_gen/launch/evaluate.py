@@ -6,38 +6,50 @@ import json
 import logging
 import sys
 import tempfile
+import threading
+import time
 from typing import Any
 
+import ray
 import ray.train.torch
 import torch
 from ray.train import Checkpoint, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_gen.checkpoints import AWAITED, checkpoint_name, checkpoints
 from ray_gen.distributed import World, use_cores
 from ray_gen.errors import Failed
 from ray_gen.evaluation import Request, Scores, measure
-from ray_gen.evaluators.base import Progress
+from ray_gen.evaluators.base import Progress, silent
 from ray_gen.experiment.evaluation import Evaluation
 from ray_gen.launch.cluster import check_seen, connected, equal_share
 from ray_gen.launch.failures import EndOnError, in_words
 from ray_gen.run import EVALUATIONS, evaluation_file, write_scalars
 from ray_gen.storage import Folder
 
+POLL_SECONDS = 0.5
+"""Between two looks at how far the workers are."""
+
 
 def evaluate_on_workers(request: Request, workers: int, progress: Progress) -> Scores:
     """The scores of a request, measured by so many workers. Raises Refused or Failed."""
-    with connected(), tempfile.TemporaryDirectory(prefix="ray_gen-evaluate-") as folder:
+    starting = (0, 1, f"starting {workers} workers")
+    progress(*starting)
+    temporary = tempfile.TemporaryDirectory(prefix="ray_gen-evaluate-", ignore_cleanup_errors=True)
+    with temporary as folder, connected():
         gpu, cpus = equal_share(workers)
         if request.run is not None:
             check_seen(Folder(request.run))
         each = {"CPU": cpus, **({"GPU": 1} if gpu else {})}
-        progress(0, 1, f"starting {workers} workers")
+        board = _board(*starting)
         trainer = TorchTrainer(
             evaluate_worker,
             train_loop_config={
                 "request": request.to_json(),
                 "threads": cpus,
                 "python_path": [path for path in sys.path if path],
+                "board": board,
             },
             scaling_config=ScalingConfig(
                 num_workers=workers, use_gpu=gpu, resources_per_worker=each
@@ -52,19 +64,78 @@ def evaluate_on_workers(request: Request, workers: int, progress: Progress) -> S
         )
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         try:
-            found = trainer.fit().return_value
-        except Exception as error:
-            raise in_words(error) from error
+            found = _fit(trainer, board, progress)
+        finally:
+            ray.kill(board)  # the workers of a cluster that goes on hear of Ctrl-C by this
+    if isinstance(found, Exception):
+        raise in_words(found) from found
     if found is None:
         raise Failed("the workers ended without an answer")
     return Scores.from_json(found)
+
+
+def _board(*told: Any) -> Any:
+    """An actor beside the driver that keeps what the first worker last told of its progress."""
+
+    @ray.remote(num_cpus=0)
+    class Board:  # within a function it goes by its text, and its process imports nothing of ours
+        def __init__(self, *told: Any) -> None:
+            self._told = told
+
+        def tell(self, *told: Any) -> None:
+            self._told = told
+
+        def told(self) -> Any:
+            return self._told
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Board.options(scheduling_strategy=here).remote(*told)
+
+
+def _fit(trainer: TorchTrainer, board: Any, progress: Progress) -> Any:
+    """What the workers return, or the exception that ended them.
+
+    In a thread of its own: on the main one Ray Train answers Ctrl-C by waiting for its workers to
+    end, which took up to 65 s.
+    """
+    outcomes: list[Any] = []
+
+    def fit() -> None:
+        try:
+            outcomes.append(trainer.fit().return_value)
+        except Exception as error:
+            outcomes.append(error)
+
+    thread = threading.Thread(target=fit, name="fit", daemon=True)
+    thread.start()
+    asked = board.told.remote()
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        if ray.wait([asked], timeout=0)[0]:
+            progress(*ray.get(asked))
+            asked = board.told.remote()
+    return outcomes[0]
+
+
+def _told_to(board: Any) -> Progress:
+    """Tells the driver of the progress, now and then. Raises where the driver is gone."""
+    stage, at = "", 0.0
+
+    def progress(done: int, total: int, what: str) -> None:
+        nonlocal stage, at
+        now = time.monotonic()
+        if what != stage or now - at >= POLL_SECONDS:
+            stage, at = what, now
+            ray.get(board.tell.remote(done, total, what))
+
+    return progress
 
 
 def evaluate_checkpoint(checkpoint: Checkpoint, **config: Any) -> dict[str, Any]:
     """Evaluates a checkpoint in a Ray task beside the training, and writes what it found to the run
     folder: scores with their protocols, and TensorBoard scalars of its own.
 
-    A failure is written in their place; the training goes on.
+    A failure is written in their place; the training goes on. The checkpoint is kept until then.
     """
     sys.path += [path for path in config["python_path"] if path not in sys.path]
     use_cores(1)
@@ -80,6 +151,8 @@ def evaluate_checkpoint(checkpoint: Checkpoint, **config: Any) -> dict[str, Any]
         told = {"failed": f"{type(error).__name__}: {error}"}
         (run / EVALUATIONS).write_text(evaluation_file(images), json.dumps(told, indent=2))
         return {}
+    finally:
+        (run / checkpoint_name(images)).remove(AWAITED)
     (run / EVALUATIONS).write_text(evaluation_file(images), json.dumps(scores.as_json(), indent=2))
     metrics = scores.as_metrics()
     write_scalars(run, images, metrics)
@@ -87,13 +160,17 @@ def evaluate_checkpoint(checkpoint: Checkpoint, **config: Any) -> dict[str, Any]
 
 
 def failures_beside(run: Folder) -> list[str]:
-    """Evaluations of a run that failed, and why."""
+    """Evaluations of a run that failed or never ended, and why. Nothing is awaited after it."""
     told: list[str] = []
     for name in (run / EVALUATIONS).names():
         if name.endswith(".json"):
             found = json.loads((run / EVALUATIONS).read_text(name))
             if "failed" in found:
                 told.append(f"evaluations/{name}: {found['failed']}")
+    for checkpoint in checkpoints(run):
+        if checkpoint.exists(AWAITED):
+            told.append(f"{checkpoint.name} was not evaluated: the task of it was lost")
+            checkpoint.remove(AWAITED)
     return told
 
 
@@ -102,4 +179,5 @@ def evaluate_worker(config: dict[str, Any]) -> dict[str, Any]:
     sys.path += [path for path in config["python_path"] if path not in sys.path]
     use_cores(config["threads"])
     world = World.joined(ray.train.torch.get_device())
-    return measure(Request.from_json(config["request"]), world).as_json()
+    progress = _told_to(config["board"]) if world.rank == 0 else silent
+    return measure(Request.from_json(config["request"]), world, progress).as_json()

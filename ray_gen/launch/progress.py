@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
 from ray_gen.storage import Folder
@@ -26,20 +27,19 @@ class ProgressLine:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=12),
-            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[left]}", style="progress.remaining"),
             TextColumn("{task.fields[detail]}", table_column=Column(overflow="ellipsis")),
             console=self._console,
             transient=True,
             disable=not (show and self._console.is_terminal),
         )
         self._task: TaskID | None = None
-        self._logged_at = 0.0
-        self._started: tuple[float, int] | None = None
-        self._shown: dict[str, Any] = {}
+        self._logged_at: float | None = None
+        self._logged: dict[str, Any] = {}
 
     def __enter__(self) -> ProgressLine:
         self._bar.start()
-        self._task = self._bar.add_task("starting", total=None, detail="")
+        self._task = self._bar.add_task("starting", total=None, left="", detail="")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,7 +52,7 @@ class ProgressLine:
     def stage(self, description: str) -> None:
         """What is going on before the first image is trained on."""
         assert self._task is not None
-        self._bar.update(self._task, description=description, total=None, detail="")
+        self._bar.update(self._task, description=description, total=None, left="", detail="")
         if not self._console.is_terminal:
             self.say(description)
 
@@ -64,28 +64,42 @@ class ProgressLine:
             description="decoding images",
             completed=done,
             total=total,
+            left=_clock(self._bar.tasks[0].time_remaining),
             detail=f"{done:,}/{total:,}",
         )
 
     def trained(self, progress: Mapping[str, Any]) -> None:
-        """How far the run is: `images` and the `metrics` of the last report."""
+        """How far the run is: `images`, what it is `doing`, the `rate` of training in images a
+        second (None where it is not known yet), and the `metrics` of the last report."""
         assert self._task is not None
-        if progress == self._shown:
-            return
-        self._shown = dict(progress)
-        images = int(progress["images"])
+        images, metrics = int(progress["images"]), progress["metrics"]
+        rate = progress["rate"] or metrics.get("speed/images_per_second")
+        left = max(0, self._total - images) / rate if rate else None
+        detail = f"{images:,}/{self._total:,} images  {rate or 0:,.0f}/s  {losses(metrics)}"
+        self._bar.update(
+            self._task,
+            description=progress["doing"],
+            completed=images,
+            total=self._total,
+            left=_clock(left),
+            detail=detail,
+        )
         now = time.monotonic()
-        if self._started is None or images < self._started[1]:
-            self._started, self._logged_at = (now, images), now
-            self._bar.reset(self._task, total=self._total, description="training", detail="")
-        since, first = self._started
-        speed = (images - first) / (now - since) if now > since else 0.0
-        detail = f"{images:,}/{self._total:,} images  {speed:,.0f}/s  {losses(progress['metrics'])}"
-        self._bar.update(self._task, completed=images, detail=detail)
-        if not self._console.is_terminal and now - self._logged_at >= LOG_SECONDS:
+        if self._logged_at is None:
             self._logged_at = now
-            left = f"{(self._total - images) / speed:,.0f} s left" if speed else "waiting"
-            self.say(f"{left}  {detail}")
+        if self._console.is_terminal or progress == self._logged:
+            return
+        if now - self._logged_at >= LOG_SECONDS:
+            self._logged_at, self._logged = now, dict(progress)
+            if progress["doing"] != "training":
+                self.say(f"{progress['doing']}  {detail}")
+            else:
+                self.say(f"{'waiting' if left is None else f'{left:,.0f} s left'}  {detail}")
+
+
+def _clock(seconds: float | None) -> str:
+    """1:23:45, or nothing where it is not known."""
+    return "" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def losses(metrics: Mapping[str, float]) -> str:

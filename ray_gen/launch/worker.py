@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +21,69 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.v2._internal.exceptions import RayTrainError
 
 from ray_gen.build import build_objective
-from ray_gen.checkpoints import checkpoint_name, checkpoints, commit, prune
+from ray_gen.checkpoints import AWAITED, checkpoint_name, checkpoints, commit, prune
 from ray_gen.core import Objective
 from ray_gen.data import Store
 from ray_gen.distributed import WorkerLostError, World, use_cores
 from ray_gen.errors import Failed, Refused
 from ray_gen.evaluation import Evaluator, Model, name_of
 from ray_gen.experiment import Experiment
-from ray_gen.loop import Control, train
+from ray_gen.loop import Control, Report, finished, train
 from ray_gen.meter import NonFiniteError
 from ray_gen.run import RunWriter, write_environment
 from ray_gen.sources import open_data
-from ray_gen.state import State
+from ray_gen.state import MANIFEST, State
 from ray_gen.storage import Folder, StorageError
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Trains one run. Returns how it ended: the same on every rank.
+    """Trains one run as a worker of Ray Train. Returns how it ended: the same on every rank.
 
     config: `experiment` (YAML, resolved), `run` (location of its folder), `threads` (CPU cores of
     this worker), `python_path` (where users' own classes may lie).
     """
-    sys.path += [path for path in config["python_path"] if path not in sys.path]
-    use_cores(config["threads"])
     run = Folder(config["run"])
+    prepare(config["python_path"], config["threads"])
+    experiment = Experiment.from_yaml(config["experiment"])
+    beside = experiment.evaluation.placement == "beside"
+    upload = functools.partial(_upload, run=run, keep=experiment.checkpoints.keep)
+    ended: dict[str, Any] | None = None
     try:
-        return _trained(config, run)
+        with explained(run):
+            for report, saved in reports(experiment, run, ray.train.torch.get_device()):
+                awaited = beside and report.evaluate and saved is not None
+                if saved is not None and awaited:
+                    (saved / AWAITED).touch()
+                ray.train.report(
+                    {"images": report.images, **report.metrics},
+                    None if saved is None else Checkpoint.from_directory(str(saved)),
+                    checkpoint_dir_name=checkpoint_name(report.images) if report.save else None,
+                    checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+                    checkpoint_upload_fn=upload,
+                    delete_local_checkpoint_after_upload=True,
+                    validation=awaited,
+                )
+                ended = {"stop": report.stop, "images": report.images, "metrics": report.metrics}
     except NonFiniteError as error:
         # Every rank is here: a return ends the run, where an exception would be tried again.
         return {"failed": str(error)}
+    return ended or ended_before(experiment, run)
+
+
+def prepare(python_path: Sequence[str], threads: int) -> None:
+    """A process that is about to train: where users' own classes may lie, and its CPU cores."""
+    sys.path += [path for path in python_path if path not in sys.path]
+    use_cores(threads)
+
+
+@contextmanager
+def explained(run: Folder) -> Generator[None]:
+    """What goes wrong while a run is trained, as what a user can read. NonFiniteError passes."""
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         raise Failed(
-            "a GPU ran out of memory: lower training.micro_batch_size, or evaluation.batch_size "
+            "a GPU ran out of memory: lower training.micro_batch_size "
             f"({str(error).splitlines()[0]})"
         ) from error
     except OSError as error:
@@ -60,15 +93,25 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             f"{run.location}: {error.strerror or error}; what was saved before is intact: mend the "
             "storage and start again with the same --name"
         ) from error
-    except (Refused, Failed, WorkerLostError, RayError, RayTrainError):
+    except (Refused, Failed, NonFiniteError, WorkerLostError, RayError, RayTrainError):
         raise
     except Exception as error:
+        if "can't allocate memory" in str(error):  # torch has no class of its own for it
+            raise Failed(
+                "this machine has not the memory for it: lower training.micro_batch_size or "
+                f"training.global_batch_size ({str(error).splitlines()[0]})"
+            ) from error
         raise Failed(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from error
 
 
-def _trained(config: dict[str, Any], run: Folder) -> dict[str, Any]:
-    experiment = Experiment.from_yaml(config["experiment"])
-    world = World.joined(ray.train.torch.get_device())
+def reports(
+    experiment: Experiment, run: Folder, device: torch.device
+) -> Iterator[tuple[Report, Path | None]]:
+    """Trains a run from its newest checkpoint; all that is written of it is written here, but for
+    checkpoints, which are yielded on the first rank where one is due: a folder of the caller's own,
+    to be committed and deleted. Collective: every rank of a process group, or a process alone.
+    """
+    world = World.joined(device)
     store = open_data(experiment)
     objective = build_objective(experiment)
     state = State.build(experiment, objective, world)
@@ -79,26 +122,24 @@ def _trained(config: dict[str, Any], run: Folder) -> dict[str, Any]:
         writer = RunWriter(run, experiment, objective, store, state)
         write_environment(run, world)
     try:
-        return _train(experiment, objective, state, store, world, run, writer)
+        yield from _written(experiment, objective, state, store, world, writer)
     finally:
         if writer is not None:
             writer.close()
 
 
-def _train(
+def _written(
     experiment: Experiment,
     objective: Objective,
     state: State,
     store: Store,
     world: World,
-    run: Folder,
     writer: RunWriter | None,
-) -> dict[str, Any]:
-    ended: dict[str, Any] = {"stop": "all images seen", "images": _images(experiment, state)}
-    upload = functools.partial(_upload, run=run, keep=experiment.checkpoints.keep)
+) -> Iterator[tuple[Report, Path | None]]:
+    """The reports of the loop, each written before it is yielded."""
     evaluate = None
-    beside = experiment.evaluation.placement == "beside"
-    if experiment.evaluation.every_images is not None and not beside:
+    evaluation = experiment.evaluation
+    if evaluation.every_images is not None and evaluation.placement == "inline":
         evaluate = _evaluation(experiment, objective, state, store, world, writer)
     latest: dict[str, float] = {}
 
@@ -111,26 +152,14 @@ def _train(
 
     for report in train(experiment, objective, state, store, world, control, evaluate):
         latest = report.metrics
-        checkpoint = None
+        saved = None
         if writer is not None:
-            writer.report(report)
+            report = writer.report(report)
             if report.save:
-                # Ray deletes it after the upload.
-                folder = Path(tempfile.mkdtemp(prefix="ray_gen-checkpoint-"))
-                state.save(folder, experiment, report.metrics)
-                writer.keep_best(report, folder)
-                checkpoint = Checkpoint.from_directory(str(folder))
-        ray.train.report(
-            {"images": report.images, **report.metrics},
-            checkpoint,
-            checkpoint_dir_name=checkpoint_name(report.images) if report.save else None,
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=upload,
-            delete_local_checkpoint_after_upload=True,
-            validation=beside and report.evaluate and checkpoint is not None,
-        )
-        ended = {"stop": report.stop, "images": report.images, "metrics": report.metrics}
-    return ended
+                saved = Path(tempfile.mkdtemp(prefix="ray_gen-checkpoint-"))
+                state.save(saved, experiment, report.metrics)
+                writer.keep_best(report, saved)
+        yield report, saved
 
 
 def _evaluation(
@@ -150,7 +179,16 @@ def _evaluation(
     def evaluate() -> dict[str, float]:
         images = _images(experiment, state)
         description = {"images seen": images, "weights": "ema"}
-        scores = evaluator.scores(Model(experiment, objective, state.ema, description))
+        model = Model(experiment, objective, state.ema, description)
+        with writer.evaluating(images) if writer is not None else nullcontext():
+            try:
+                scores = evaluator.scores(model)
+            except torch.OutOfMemoryError as error:
+                raise Failed(
+                    "a GPU ran out of memory in an evaluation: lower evaluation.batch_size and "
+                    "start again with the same --name; the training up to here is kept "
+                    f"({str(error).splitlines()[0]})"
+                ) from error
         if writer is not None:
             writer.evaluated(images, scores.as_json())
         return scores.as_metrics()
@@ -160,6 +198,13 @@ def _evaluation(
 
 def _images(experiment: Experiment, state: State) -> int:
     return state.step * experiment.training.global_batch_size
+
+
+def ended_before(experiment: Experiment, run: Folder) -> dict[str, Any]:
+    """How a run ended whose newest checkpoint is its last: a worker died between the two."""
+    manifest = json.loads(checkpoints(run)[0].read_text(MANIFEST))
+    stop = finished(experiment, manifest["step"], manifest["settled"])
+    return {"stop": stop, "images": manifest["images"], "metrics": manifest["metrics"]}
 
 
 def _restore(state: State, run: Folder) -> None:

@@ -1,7 +1,8 @@
-"""A network of a user that has a bug."""
+"""A network of a user that has a bug, and an extractor that is too large."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ray_gen.core import ImageToVector
@@ -22,3 +23,10 @@ class BreaksAtStep(nn.Module):
             if self._left == 0:
                 raise ZeroDivisionError("this network breaks at step 100")
         return self.layer(images.flatten(1))
+
+
+class RunsOutOfMemory(nn.Module):
+    """As a GPU does when too many images are looked at at once."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")

@@ -208,7 +208,7 @@ def test_the_same_name_trains_longer(undisturbed: Path, storage: Path) -> None:
         "workers.count=2", "workers.cpus=1", "training.images=25000", *evaluating("inline")
     )
     ray_gen.train(shorter, storage=str(storage), name="longer")
-    whole = recipe("workers.count=2", "workers.cpus=1", *evaluating("beside"))
+    whole = recipe("workers.count=2", "workers.cpus=1", "checkpoints.keep=2", *evaluating("beside"))
     run = ray_gen.train(whole, storage=str(storage), name="longer")
     assert same(final(Path(run.location)), final(undisturbed))
     found = {
@@ -222,6 +222,9 @@ def test_the_same_name_trains_longer(undisturbed: Path, storage: Path) -> None:
         assert "log_likelihood_bound" in names
     lines = [json.loads(line) for line in (storage / "longer" / "metrics.jsonl").open()]
     assert [line["images"] for line in lines if "evaluation/elbo" in line] == [20096, 25088]
+    # Trained in a second or two: a task that comes later finds a checkpoint that was kept for it.
+    assert any(25088 < images < 60032 for images in found)
+    assert len(list((storage / "longer").glob("checkpoint_0*"))) == 2
     written = list((storage / "longer" / "tensorboard").glob("events*beside*"))
     assert len(written) == sum(images > 25088 for images in found)
     begun = time.monotonic()
@@ -258,6 +261,24 @@ def test_an_exception_in_a_users_class_ends_the_run_at_once(cluster, storage: Pa
         ray_gen.train(broken, storage=str(storage), name="broken")
     assert time.monotonic() - begun < 90
     assert not (storage / "broken" / "writer.json").exists()
+
+
+def test_an_evaluation_that_runs_out_of_memory_costs_no_training(cluster, storage: Path) -> None:
+    import ray_gen
+    from ray_gen.errors import Failed
+
+    greedy = recipe(
+        "evaluation.every_images=10000",
+        "evaluation.metrics=[fid]",
+        "evaluation.features={kind: custom, target: 'tests.integration.broken:RunsOutOfMemory'}",
+        "training.checkpoint_every_images=50000",
+        "workers.count=2",
+        "workers.cpus=1",
+    )
+    with pytest.raises(Failed, match=r"in an evaluation: lower evaluation\.batch_size"):
+        ray_gen.train(greedy, storage=str(storage), name="greedy")
+    assert final(storage / "greedy")["step"] == 79  # when the first one was due
+    assert not (storage / "greedy" / ".due").exists()
 
 
 def test_more_than_the_cluster_has_is_refused(cluster, storage: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ray_gen.launch.worker import _check_agreement
 from ray_gen.sources import class_names, open_data
 from ray_gen.state import CheckpointError, State
 from tests.data.pictures import noise, write, write_classes
-from tests.helpers import vae
+from tests.helpers import gan, vae
 
 
 @pytest.fixture
@@ -51,6 +52,20 @@ def test_a_finished_run_is_answered_at_once(images: Path, tmp_path: Path) -> Non
     finished(given(images), tmp_path)
     again = train(given(images), storage=str(tmp_path), name="a")
     assert again.stop == "had seen all images before"
+
+
+def test_a_run_that_settled_at_its_equilibrium_is_answered_at_once(
+    images: Path, tmp_path: Path
+) -> None:
+    stop = "training.stop_at_equilibrium={tolerance: 0.49, window_images: 48}"
+    experiment = Experiment.from_yaml(gan().to_yaml(), [f"data=folder:{images}", stop])
+    run = finished(experiment, tmp_path, 240)
+    shutil.rmtree(run / checkpoint_name(480))
+    manifest = run / checkpoint_name(240) / "manifest.json"
+    told = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(told | {"settled": {"stopped": 240.0}}))
+    again = train(experiment, storage=str(tmp_path), name="a")
+    assert (again.images, again.stop) == (240, "had settled at its equilibrium before")
 
 
 def test_a_run_goes_on_by_what_its_newest_checkpoint_says(images: Path, tmp_path: Path) -> None:

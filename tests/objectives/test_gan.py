@@ -342,15 +342,32 @@ def test_a_run_in_which_nothing_is_learnt_sees_all_its_images(store_8) -> None:
     assert [report.stop for report in reports[-2:]] == [None, "all images seen"]
 
 
-def test_a_run_at_equilibrium_stops_and_saves(store_8) -> None:
+def test_a_run_at_equilibrium_stops_saves_evaluates_and_is_finished(store_8, tmp_path) -> None:
     experiment = gan(
         "training.stop_at_equilibrium={tolerance: 0.49, window_images: 48}",
         "training.report_every_images=24",
+        "evaluation.every_images=10000",
     )
     objective = build_objective(experiment)
     state = State.build(experiment, objective, World())
     state.settled |= {"real_left": 1, "fake_left": 1}
-    _, reports = trained(experiment, store_8, state=state)
+
+    def run(state: State) -> list[loop.Report]:
+        return list(
+            loop.train(
+                *(experiment, objective, state, store_8, World()), evaluate=lambda: {"score": 1.0}
+            )
+        )
+
+    reports = run(state)
     assert reports[-1].step == 3
-    assert "settled" in reports[-1].stop
+    assert reports[-1].stop == loop.SETTLED
     assert reports[-1].save
+    assert [report.evaluate for report in reports] == [False, False, True]
+    assert ["score" in report.metrics for report in reports] == [False, False, True]
+    state.save(tmp_path, experiment)
+    again = State.build(experiment, objective, World())
+    again.load(tmp_path)
+    assert loop.finished(experiment, again.step, again.settled) == loop.SETTLED
+    assert not run(again)
+    assert again.step == 3

@@ -1,0 +1,16 @@
+"""`ray-gen search` as a job: `ray job submit --working-dir . -- python jobs/search.py RECIPE ...`.
+
+Takes the arguments of `ray-gen search`. Exits with 0 when all trials have ended and one was judged,
+1 when none was, 2 when the search could not start, 130 when it was interrupted and saved.
+"""
+
+import sys
+from pathlib import Path
+
+# The uploaded working directory holds the package; a script sees only its own folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ray_gen.cli import main
+
+if __name__ == "__main__":
+    main(["search", *sys.argv[1:]], prog_name="jobs/search.py")

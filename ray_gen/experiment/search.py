@@ -1,0 +1,215 @@
+"""`search`: what Ray Tune varies of an experiment, by what it judges, and when it gives up."""
+
+from __future__ import annotations
+
+import itertools
+from random import Random
+from typing import Any, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_serializer,
+    model_validator,
+)
+
+from ray_gen.evaluators.names import METRICS
+from ray_gen.experiment.base import Settings, free
+
+OFFLINE = "sliced_wasserstein"
+"""The metric that judges where nothing else is asked for: it needs no weights."""
+_OF_A_LIKELIHOOD: dict[str, Literal["min", "max"]] = {
+    "elbo": "max",
+    "reconstruction": "min",
+    "log_likelihood_bound": "max",
+    "bits_per_dimension": "min",
+    "reconstruction_mse": "min",
+    "reconstruction_ssim": "max",
+}
+
+
+def better(metric: str) -> Literal["min", "max"] | None:
+    """Which of two values of a metric is the better one; None where it does not say."""
+    if metric in METRICS:
+        word = METRICS[metric].better
+        return None if word is None else "min" if word == "lower" else "max"
+    return _OF_A_LIKELIHOOD.get(metric)
+
+
+class Range(Settings):
+    """The values of one field: exactly one of these is given."""
+
+    uniform: tuple[float, float] | None = None
+    """Real numbers from the first to the second."""
+    loguniform: tuple[float, float] | None = None
+    """The same, uniform in their logarithm: for learning rates and weights of penalties."""
+    randint: tuple[int, int] | None = None
+    """Whole numbers from the first to below the second."""
+    lograndint: tuple[int, int] | None = None
+    """The same, uniform in their logarithm."""
+    choice: tuple[Any, ...] | None = None
+    """One of these, as an experiment would have them."""
+
+    @model_validator(mode="after")
+    def _one_that_is_not_empty(self) -> Self:
+        if len(self._given()) != 1:
+            known = ", ".join(type(self).model_fields)
+            raise ValueError(f"a range is one of {known}, e.g. {{loguniform: [1e-5, 1e-3]}}")
+        if self.choice is not None:
+            if not self.choice:
+                raise ValueError("choice: there is nothing to choose from")
+            return self
+        assert self.bounds is not None
+        low, high = self.bounds
+        if low >= high:
+            raise ValueError(f"{self.kind}: is empty, {low} does not lie below {high}")
+        if self.kind.startswith("log") and low <= 0:
+            raise ValueError(f"{self.kind}: {low} has no logarithm; begin above 0")
+        return self
+
+    @model_serializer
+    def _given(self) -> dict[str, Any]:
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in fields.items()
+            if value is not None
+        }
+
+    @property
+    def kind(self) -> str:
+        """The name of the one that is given."""
+        return next(iter(self._given()))
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Lowest and highest (of integers: one above), or None of a choice."""
+        return self.uniform or self.loguniform or self.randint or self.lograndint
+
+    def examples(self) -> tuple[Any, ...]:
+        """Values whose refusal is the range's: the ends and one between; every choice."""
+        if self.choice is not None:
+            return self.choice
+        assert self.bounds is not None
+        low, high = self.bounds
+        if self.randint or self.lograndint:
+            return tuple(sorted({int(low), int(low + high) // 2, int(high) - 1}))
+        return (low, low + 0.37 * (high - low), high)
+
+    def draw(self, random: Random) -> Any:
+        """A value by chance."""
+        if self.choice is not None:
+            return self.choice[random.randrange(len(self.choice))]
+        assert self.bounds is not None
+        low, high = self.bounds
+        drawn = random.random()
+        if self.loguniform or self.lograndint:
+            value = low * (high / low) ** drawn
+        else:
+            value = low + (high - low) * drawn
+        return int(value) if self.randint or self.lograndint else value
+
+    def nearest(self, value: Any) -> Any:
+        """A perturbed value, back in the range."""
+        if self.bounds is None:
+            return value
+        low, high = self.bounds
+        if self.randint or self.lograndint:
+            return min(max(round(value), int(low)), int(high) - 1)
+        return min(max(float(value), low), high)
+
+
+class SearchWorkers(Settings):
+    """What trains one trial."""
+
+    count: PositiveInt = free(1)
+    """Workers of a trial, which train data-parallel."""
+    gpu: float | Literal["auto"] = free("auto")
+    """GPUs of each worker: a fraction packs several trials on one, 0 trains on the CPU. auto: one
+    where the cluster has any."""
+    cpus: PositiveInt = free(1)
+    """CPU cores of each worker."""
+
+    @model_validator(mode="after")
+    def _a_part_or_whole_gpus(self) -> Self:
+        if self.gpu != "auto" and (self.gpu < 0 or self.gpu > 1):
+            raise ValueError("gpu is a share of one GPU for each worker, from 0 to 1")
+        return self
+
+
+class Search(Settings):
+    """What is searched, and how."""
+
+    space: dict[str, Range] = Field(min_length=1)
+    """Ranges by the dotted path of the field."""
+    metric: str | None = None
+    """A held-out score of the objective, a metric of `evaluation`, or what a term reports
+    (loss/generator). None: the objective's first held-out score, else sliced_wasserstein."""
+    mode: Literal["min", "max"] | None = None
+    """Which is better. None: what the metric itself says."""
+    trials: PositiveInt = free(16)
+    """How many. A grid has as many as there are combinations."""
+    concurrent: PositiveInt | Literal["auto"] = free("auto")
+    """How many at a time. auto: as many as the cluster has room for."""
+    algorithm: Literal["auto", "random", "grid", "optuna"] = "auto"
+    """What chooses values. random and grid are functions of `seed` and the trial's number; optuna
+    (a tree-structured Parzen estimator, Bergstra et al. 2011) learns from finished trials. auto:
+    optuna, but random under pbt, which learns by itself."""
+    scheduler: Literal["none", "asha", "median", "pbt"] = "asha"
+    """asha: of the trials that reached a rung (every_images times a power of reduction_factor) only
+    the best 1/reduction_factor go on (Li et al. 2020). median: trials that are worse than the
+    median of the others' means stop (Golovin et al. 2017). pbt: all train on, the worst with
+    weights and perturbed values of the best (Jaderberg et al. 2017)."""
+    every_images: PositiveInt | None = None
+    """Images between two judgements of a trial. None: a ninth of training.images."""
+    grace_images: PositiveInt | None = None
+    """No trial is stopped before. None: every_images."""
+    reduction_factor: int = Field(3, ge=2)
+    """η of asha."""
+    quantile: float = Field(0.25, gt=0.0, le=0.5)
+    """pbt: this share, the worst, take over from this share, the best."""
+    seed: NonNegativeInt = 0
+    """Of the values that are chosen; weights and data follow the experiment's seed."""
+    perturbation: PositiveFloat = 1.25
+    """pbt: a number is multiplied or divided by this."""
+    workers: SearchWorkers = free(SearchWorkers())
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.algorithm == "grid":
+            for path, values in self.space.items():
+                if values.choice is None and values.randint is None:
+                    raise ValueError(
+                        f"space.{path}: a grid needs choice or randint, not {values.kind}"
+                    )
+        if self.scheduler == "pbt" and self.algorithm == "optuna":
+            raise ValueError("algorithm: pbt begins with all its trials; use random or grid")
+        if self.scheduler == "pbt" and self.trials < 2 and self.algorithm != "grid":
+            raise ValueError("trials: pbt copies from one trial to another and needs at least two")
+        return self
+
+    @property
+    def total(self) -> int:
+        """Trials in all: `trials`, or the combinations of a grid."""
+        return len(self.grid()) if self.algorithm == "grid" else self.trials
+
+    @property
+    def learns(self) -> bool:
+        """Whether later values depend on earlier trials."""
+        return self.algorithm == "optuna" or (self.algorithm == "auto" and self.scheduler != "pbt")
+
+    def values_of(self, number: int) -> dict[str, Any]:
+        """The values of a trial by its number, where they depend on nothing else."""
+        if self.algorithm == "grid":
+            return self.grid()[number]
+        random = Random(f"{self.seed} {number}")
+        return {path: values.draw(random) for path, values in self.space.items()}
+
+    def grid(self) -> list[dict[str, Any]]:
+        """All combinations, the last path changing fastest."""
+        sides = [
+            values.choice or range(*(values.randint or (0, 0))) for values in self.space.values()
+        ]
+        return [dict(zip(self.space, point, strict=True)) for point in itertools.product(*sides)]

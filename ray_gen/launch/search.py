@@ -1,0 +1,598 @@
+"""`search`: trials of one experiment through Ray Tune, from the process that the user started.
+
+A search goes on from its own files: what ended is told to the algorithm and the scheduler anew,
+what was cut off is tried first and goes on from its run folder. What Tune writes of itself is never
+read.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Self
+
+import ray
+import ray.exceptions
+import ray.tune
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.stopper import FunctionStopper
+
+from ray_gen.build import build_networks, build_objective
+from ray_gen.data import Store
+from ray_gen.distributed import World
+from ray_gen.errors import Failed, Refused
+from ray_gen.evaluators.names import LIKELIHOOD, LIKELIHOOD_SCORES, METRICS
+from ray_gen.experiment import Experiment, ExperimentError, absolute_path, differences
+from ray_gen.experiment.search import Range, better
+from ray_gen.launch.board import Board
+from ray_gen.launch.claim import Claim
+from ray_gen.launch.cluster import Share, check_shared, connected
+from ray_gen.launch.driver import interruptible
+from ray_gen.launch.progress import read_progress
+from ray_gen.launch.proposals import Proposer, config_of
+from ray_gen.launch.trial import Search, TrialProcess
+from ray_gen.loop import ALL_SEEN, train
+from ray_gen.run import PROGRESS, STOP
+from ray_gen.sources import class_names, open_data
+from ray_gen.state import EXPERIMENT, State
+from ray_gen.storage import Folder, default_storage
+from ray_gen.trials import (
+    BEST,
+    REPORT,
+    SEARCH,
+    TABLE,
+    TRIALS,
+    Mode,
+    Trial,
+    as_csv,
+    best_trial,
+    read_trials,
+    score_of,
+    write_trials,
+)
+
+TUNE = ".tune"
+"""What Ray Tune writes while it runs, in the search folder; deleted at the end, never read."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A search that has ended."""
+
+    location: str
+    metric: str
+    mode: Mode
+    trials: list[Trial] = field(repr=False)
+    interrupted: bool = False
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial whose last score is the best."""
+        return best_trial(self.trials, self.mode)
+
+    @property
+    def best_run(self) -> str:
+        """Its run folder: `ray_gen.load(searched.best_run)`. Raises Failed."""
+        if self.best is None:
+            raise Failed(f"{self.location}: no trial was judged")
+        return (Folder(self.location) / TRIALS / self.best.name).location
+
+    @property
+    def exit_code(self) -> int:
+        """Of a command: 130 after an interruption, as shells have it."""
+        return 130 if self.interrupted else 0
+
+
+def search(
+    experiment: Experiment,
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    fresh: bool = False,
+    show: bool = False,
+) -> Searched:
+    """Search what `experiment.search` says, on Ray, and return all trials.
+
+    storage: folder or URI of search folders; None: the experiment's, $RAY_GEN_STORAGE, or
+    ~/ray_gen_runs. name: a known one goes on; None: the experiment's name and the time. fresh:
+    refuse a name that exists. show: a table and a few words on stderr. Raises Refused for what
+    cannot start, Failed where no trial came to a score.
+    """
+    if experiment.search is None:
+        raise Refused(
+            "search: the experiment does not say what to search; add e.g.\n"
+            "  search: {space: {optimizers.generator.learning_rate: {loguniform: [1e-5, 1e-3]}}}"
+        )
+    experiment = experiment.absolute()
+    place = storage or experiment.storage or default_storage()
+    name = name or f"{experiment.name}-search-{time.strftime('%Y%m%d-%H%M%S')}"
+    if "/" in name or name.startswith("."):
+        raise Refused(f"--name: {name!r} is not the name of a folder")
+    folder = Folder(absolute_path(place)) / name
+    folder.check_writable()
+    if fresh and folder.exists(SEARCH):
+        raise Refused(f"{folder.location}: there is such a search; leave out --fresh to go on")
+    if folder.exists(EXPERIMENT):
+        raise Refused(f"{folder.location}: is a run and no search; choose another --name")
+    try:
+        found = _search(experiment, folder, show)
+    finally:
+        folder.remove_if_empty()
+    if show:
+        _tell(found)
+    if found.best is None and not found.interrupted:
+        reasons = [f"{trial.name}: {trial.reason}" for trial in found.trials if trial.reason]
+        raise Failed("\n".join(["no trial came to a score", *reasons[:5]]))
+    return found
+
+
+def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
+    settings = experiment.search
+    assert settings is not None
+    metric = experiment.search_metric
+    mode = settings.mode or better(metric)
+    assert mode is not None
+    board = Board(settings.total, experiment.training.images, metric, mode, show=show)
+    with board, Claim(folder):
+        board.say("reading data")
+        store = open_data(experiment)
+        experiment = experiment.resolved(store.image_shape, class_names(store), store.digest)
+        trials = _trials_before(folder, experiment)
+        _check(experiment, store)
+        searched = Searched(folder.location, metric, mode, trials)
+        if len(trials) >= settings.total and all(trial.ended for trial in trials):
+            return searched
+        board.say("starting Ray")
+        with connected():
+            share, room = _room(experiment)
+            check_shared(folder)
+            folder.write_text(SEARCH, experiment.to_yaml())
+            folder.remove(TUNE)
+            shared = Search(
+                folder.location,
+                _of_a_trial(experiment, share).to_yaml(),
+                metric,
+                experiment.search_every_images,
+                share,
+                tuple(path for path in sys.path if path),
+            )
+            study = _Study(experiment, folder, trials, mode)
+            with interruptible(study.stop, board.say, folder.location):
+                _run(study, shared, room, board)
+            folder.remove(TUNE)
+        _write_results(folder, experiment, searched)
+    return Searched(folder.location, metric, mode, trials, study.stopping.is_set())
+
+
+def _trials_before(folder: Folder, experiment: Experiment) -> list[Trial]:
+    """What an earlier search of the same name left. Refuses one of another experiment."""
+    try:
+        before = Experiment.from_yaml(folder.read_text(SEARCH))
+    except FileNotFoundError:
+        return []
+    different = list(differences(experiment, before))
+    ours, theirs = experiment.search, before.search
+    if ours is not None and theirs is not None:
+        different += [f"search.{d}" for d in differences(ours, theirs)]
+    if experiment.training.images != before.training.images:
+        different.append(
+            f"training.images: {experiment.training.images} here, {before.training.images} there"
+        )
+    if different:
+        raise ExperimentError(
+            [
+                f"{folder.location} is the search of another experiment; choose another --name, or "
+                "undo:",
+                *(f"  {difference}" for difference in different),
+            ]
+        )
+    trials = read_trials(folder)
+    for trial in trials:
+        trial.state = trial.state if trial.ended else "waiting"
+    return trials
+
+
+def _check(experiment: Experiment, store: Store) -> None:
+    """What only the data and the classes of networks and objective know: each value of the space
+    can be built, and there is the metric."""
+    settings = experiment.search
+    assert settings is not None
+    bare = experiment.model_copy(update={"search": None})
+    problems: list[str] = []
+    for path, values in settings.space.items():
+        for value in values.examples():
+            try:
+                tried = bare.with_values({path: value})
+                build_networks(tried, build_objective(tried))
+            except (Refused, ValueError, TypeError) as error:
+                problems.append(f"search.space.{path}: {value}: {error}")
+    if problems:
+        raise ExperimentError(problems)
+    metric = experiment.search_metric
+    if _is_evaluated(experiment):
+        return  # the evaluator tells what it lacks before it trains
+    one = bare.with_fields(training__images=experiment.training.global_batch_size)
+    one = one.with_fields(evaluation__every_images=None)
+    objective = build_objective(one)
+    state = State.build(one, objective, World())
+    (report,) = train(one, objective, state, store, World())
+    if score_of(report.metrics, metric) is None:
+        found = sorted(tag for tag in report.metrics if not tag.startswith(("speed/", "memory/")))
+        raise ExperimentError(
+            [
+                f"search.metric: nothing of this experiment yields {metric!r}; there are "
+                + ", ".join(found)
+            ]
+        )
+
+
+def _is_evaluated(experiment: Experiment) -> bool:
+    """Whether the metric is measured by `evaluation`, and not by the objective itself."""
+    metric, own = experiment.search_metric, experiment.objective.evaluated or ()
+    return metric in (*METRICS, *LIKELIHOOD_SCORES) and metric not in own
+
+
+def _of_a_trial(experiment: Experiment, share: Share) -> Experiment:
+    """The experiment of every trial, before it gets its values: judged as often as the search
+    asks, on the workers that it has."""
+    every = experiment.search_every_images
+    metric = experiment.search_metric
+    changes: dict[str, Any] = {
+        "search": None,
+        "workers.count": share.workers,
+        "workers.gpu": share.gpu > 0,
+        "workers.cpus": share.cpus,
+        "training.checkpoint_every_images": every,
+        "training.report_every_images": min(every, experiment.training.report_every_images),
+    }
+    if _is_evaluated(experiment):
+        if experiment.evaluation.every_images is None:
+            asked = metric if metric in METRICS else LIKELIHOOD
+            changes["evaluation.metrics"] = [asked]
+        changes["evaluation.every_images"] = every
+    return experiment.with_values(changes)
+
+
+def _room(experiment: Experiment) -> tuple[Share, int]:
+    """What a trial gets, and how many trials there is room for. Raises ExperimentError."""
+    settings = experiment.search
+    assert settings is not None
+    asked = settings.workers
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    gpu = (1.0 if gpus else 0.0) if asked.gpu == "auto" else asked.gpu
+    slots = 0
+    for node in nodes:
+        fitting = int(node.get("CPU", 0)) // asked.cpus
+        if gpu:
+            fitting = min(fitting, int(node.get("GPU", 0)) * math.floor(1 / gpu + 1e-9))
+        slots += fitting
+    room = slots // asked.count
+    if room < 1:
+        has = f"{sum(node.get('CPU', 0) for node in nodes):g} CPU cores and {gpus:g} GPUs"
+        raise ExperimentError(
+            [
+                f"search.workers: a trial takes {asked.count} x ({asked.cpus} CPU cores and "
+                f"{gpu:g} GPUs), and the cluster has {has}; ask for less"
+            ]
+        )
+    if settings.concurrent != "auto":
+        room = min(room, settings.concurrent)
+    return Share(asked.count, gpu, asked.cpus), room
+
+
+class _Study(Callback):
+    """The records of a search, kept while Tune runs it. Called on Tune's thread."""
+
+    def __init__(
+        self, experiment: Experiment, folder: Folder, trials: list[Trial], mode: Mode
+    ) -> None:
+        assert experiment.search is not None
+        self.experiment = experiment
+        self.settings = experiment.search
+        self.folder = folder
+        self.trials = trials
+        self.mode: Mode = mode
+        self.stopping = threading.Event()
+        self._spent: dict[str, float] = {}
+        self._died_at: dict[str, int] = {}
+        self._ended: dict[str, dict[str, Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles what it is given, for a restore that never comes
+
+    def begin(self, values: Mapping[str, Any]) -> Trial:
+        """A new trial."""
+        trial = Trial(f"trial_{len(self.trials):03d}", dict(values))
+        self.trials.append(trial)
+        return trial
+
+    def stop(self) -> None:
+        """Ask the trials that run to save and stop; the search ends with them."""
+        self.stopping.set()
+        for trial in self.trials:
+            if trial.state == "running":
+                (self.folder / TRIALS / trial.name).write_text(STOP, "")
+
+    def reached(self) -> dict[str, int]:
+        """Images of the trials that run, as they last said."""
+        found: dict[str, int] = {}
+        for trial in list(self.trials):
+            run = self.folder / TRIALS / trial.name
+            if trial.state == "running" and run.is_local:
+                progress = read_progress(run, PROGRESS)
+                found[trial.name] = 0 if progress is None else int(progress["images"])
+        return found
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        record = self._of(trial)
+        if record.state != "running":
+            self._spent[record.name] = record.seconds
+            (self.folder / TRIALS / record.name).remove(STOP)
+        record.state = "running"
+        self._write()
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        record = self._of(trial)
+        self._ended[record.name] = result
+        record.values = dict(trial.config["trial"]["values"])
+        record.images = max(record.images, int(result["images"]))
+        record.seconds = self._spent.get(record.name, 0.0) + float(result.get("seconds", 0.0))
+        known = {images for images, _ in record.history}
+        if "score" in result and result["images"] not in known:
+            record.images = int(result["images"])
+            record.score = float(result["score"])
+            record.history.append((record.images, record.score))
+        self._write()
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        record = self._of(trial)
+        result = self._ended.get(record.name, {})
+        stop = result.get("stop")
+        if "failed" in result:
+            record.state, record.reason = "failed", result["failed"]
+        elif stop is not None and stop != "asked to stop":
+            record.state = "done"
+            record.reason = None if stop == ALL_SEEN else stop
+        elif self.stopping.is_set():
+            record.state = "waiting"
+        else:
+            record.state, record.reason = "stopped", f"by {self.settings.scheduler}"
+        self._write()
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """A process that dies twice in a row without having come further dies again: Tune gives up
+        the third time. Ray kills what takes too much memory."""
+        record = self._of(trial)
+        if self._died_at.get(record.name) == record.images:
+            trial.max_failures = 0
+        self._died_at[record.name] = record.images
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        record = self._of(trial)
+        error = trial.get_error()
+        memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+        why = "this machine ran out of memory" if memory else str(error).strip().partition("\n")[0]
+        record.state, record.reason = "failed", f"its process died: {why}"
+        self._write()
+
+    def _of(self, trial: Any) -> Trial:
+        name = str(trial.custom_trial_name)
+        return next(record for record in self.trials if record.name == name)
+
+    def _write(self) -> None:
+        write_trials(self.folder, self.trials)
+
+
+def _run(study: _Study, shared: Search, room: int, board: Board) -> None:
+    """Tune in a thread beside this one, which draws the table and hears signals."""
+    tuner = _tuner(study, shared, room)
+    failures: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            tuner.fit()
+        except BaseException as error:
+            failures.append(error)
+
+    board.begin(study.trials)
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # the table tells what failed
+    thread = threading.Thread(target=fit, name="tune", daemon=True)
+    # Tune prints a banner whatever its verbosity; the table is drawn on stderr.
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.5)
+            board.show(list(study.trials), study.reached())
+    if failures:
+        raise Failed(f"Ray Tune: {failures[0]}") from failures[0]
+
+
+def _tuner(study: _Study, shared: Search, room: int) -> Tuner:
+    settings, share = study.settings, shared.share
+    space: dict[str, Any] | None = None
+    proposer = None
+    known = list(study.trials)
+    if settings.learns:
+        proposer = Proposer(settings, study.mode, study.trials, study.begin)
+    else:
+        for number in range(len(known), settings.total):
+            study.begin(settings.values_of(number))
+        open_trials = [trial for trial in study.trials if not trial.ended]
+        space = {"trial": ray.tune.grid_search([config_of(trial) for trial in open_trials])}
+    scheduler = _scheduler(study)
+    # A trial of several workers follows a Ray Train, which takes its own CPU cores and GPUs; Tune
+    # wants to hear something.
+    alone = share.workers == 1
+    resources = {"cpu": float(share.cpus), "gpu": share.gpu} if alone else {"memory": 1e6}
+    return Tuner(
+        ray.tune.with_resources(ray.tune.with_parameters(TrialProcess, search=shared), resources),
+        param_space=space,
+        tune_config=TuneConfig(
+            search_alg=proposer,
+            scheduler=scheduler,
+            num_samples=1 if proposer is None else settings.trials - sum(t.ended for t in known),
+            max_concurrent_trials=room,
+            reuse_actors=True,
+            trial_name_creator=_name_of,
+            trial_dirname_creator=_name_of,
+        ),
+        run_config=RunConfig(
+            name=TUNE,
+            storage_path=study.folder.location,
+            failure_config=FailureConfig(max_failures=study.experiment.workers.max_restarts),
+            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[study],
+            stop=FunctionStopper(lambda trial_id, result: study.stopping.is_set()),
+            verbose=0,
+        ),
+    )
+
+
+def _name_of(trial: Any) -> str:
+    return str(trial.config["trial"]["name"])
+
+
+def _scheduler(study: _Study) -> TrialScheduler:
+    settings, experiment = study.settings, study.experiment
+    every = experiment.search_every_images
+    judged: dict[str, Any] = {"time_attr": "images", "metric": "score", "mode": study.mode}
+    grace = settings.grace_images or every
+    if settings.scheduler == "asha":
+        asha = _Asha(
+            **judged,
+            grace_period=grace,
+            max_t=max(grace, experiment.training.images),
+            reduction_factor=settings.reduction_factor,
+            stop_last_trials=False,
+        )
+        return asha.remember(study.trials)
+    if settings.scheduler == "median":
+        return _Median(**judged, grace_period=grace).remember(study.trials)
+    if settings.scheduler == "pbt":
+        space = settings.space
+        mutations = {path: _mutation(values) for path, values in space.items()}
+
+        def within(config: dict[str, Any]) -> dict[str, Any]:
+            values = config["trial"]["values"]
+            config["trial"]["values"] = {p: space[p].nearest(v) for p, v in values.items()}
+            return config
+
+        return PopulationBasedTraining(
+            **judged,
+            perturbation_interval=every,
+            burn_in_period=settings.grace_images or 0,
+            hyperparam_mutations={"trial": {"values": mutations}},
+            quantile_fraction=settings.quantile,
+            perturbation_factors=(settings.perturbation, 1 / settings.perturbation),
+            custom_explore_fn=within,
+            log_config=False,
+        )
+    return FIFOScheduler()
+
+
+def _mutation(values: Range) -> Any:
+    """A range as population based training takes it."""
+    if values.choice is not None:
+        return list(values.choice)
+    return getattr(ray.tune, values.kind)(*(values.bounds or ()))
+
+
+class _Remembers(TrialScheduler):
+    """A scheduler that knows what trials were worth before it was made; decisions about that were
+    taken then."""
+
+    earlier: Mapping[str, Sequence[tuple[int, float]]] = {}
+
+    def remember(self, trials: Iterable[Trial]) -> Self:
+        """Those that ended now, those that go on when Tune adds them."""
+        judged = [trial for trial in trials if trial.state != "failed"]
+        self.earlier = {trial.name: trial.history for trial in judged}
+        for trial in judged:
+            if trial.ended:
+                self.on_trial_add(_NOBODY, _Known(trial.name, trial.name))  # pyright: ignore
+        return self
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A trial that is new to this scheduler, but not always to the search."""
+        super().on_trial_add(tune_controller, trial)
+        for images, score in self.earlier.get(trial.custom_trial_name, ()):
+            self.on_trial_result(tune_controller, trial, {"images": images, "score": score})
+
+
+class _Asha(_Remembers, ASHAScheduler):
+    pass
+
+
+class _Median(_Remembers, MedianStoppingRule):
+    pass
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A trial of an earlier search, as far as a scheduler looks at it."""
+
+    trial_id: str
+    custom_trial_name: str
+    status: str = "TERMINATED"
+
+
+_NOBODY: Any = SimpleNamespace(get_trials=list, get_live_trials=set)
+"""In the place of Tune's controller, which these schedulers ask only for trials that wait."""
+
+
+def _write_results(folder: Folder, experiment: Experiment, searched: Searched) -> None:
+    """search.csv, best.yaml and report.html."""
+    folder.write_text(TABLE, as_csv(searched.trials, searched.metric))
+    best = searched.best
+    if best is not None:
+        run = folder / TRIALS / best.name
+        trained = Experiment.from_yaml(run.read_text(EXPERIMENT))
+        trained = trained.with_fields(training__images=best.images)
+        text = f"# {best.name} of {folder.name}: {searched.metric} {best.score:.6g}\n"
+        folder.write_text(BEST, text + trained.to_yaml())
+    from ray_gen.report import write_report  # its figures take a second to import
+
+    write_report(folder, experiment, searched.trials, searched.mode)
+
+
+def _tell(searched: Searched) -> None:
+    """Where the search is, what it found, and how to look at it."""
+    at = searched.location
+    states = [trial.state for trial in searched.trials]
+    counts = ", ".join(
+        f"{states.count(state)} {word}"
+        for state, word in (
+            ("done", "done"),
+            ("stopped", "stopped early"),
+            ("failed", "failed"),
+            ("waiting", "to go on with: the same --name again"),
+        )
+        if state in states
+    )
+    print(f"{at}: {len(states)} trials ({counts})")
+    best = searched.best
+    if best is None:
+        return
+    values = "  ".join(f"{path}={value}" for path, value in best.values.items())
+    print(f"  best:   {best.name}, {searched.metric} {best.score:.5g}  {values}")
+    print(f"  look:   {at}/{REPORT}, tensorboard --logdir {at}/{TRIALS}")
+    print(f"  sample: ray-gen sample {searched.best_run} --count 64 --seed 0 --output grid.png")
+    print(f"  train:  ray-gen train {at}/{BEST}")

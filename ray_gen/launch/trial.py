@@ -1,0 +1,265 @@
+"""What a trial of a search runs in: a process of Ray Tune that trains one trial after the other.
+
+A trial of one worker trains right here, so only the first pays for imports. One of several workers
+starts a Ray Train of its own and follows its reports.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+import torch
+
+from ray_gen.checkpoints import (
+    checkpoint_name,
+    checkpoints,
+    commit,
+    newest_checkpoint,
+    prune,
+    take_up_due,
+)
+from ray_gen.errors import Failed, Refused
+from ray_gen.experiment import Change, Experiment
+from ray_gen.launch.cluster import Share
+from ray_gen.launch.driver import trainer_of
+from ray_gen.launch.failures import in_words
+from ray_gen.launch.worker import ended_before, explained, prepare, reports
+from ray_gen.meter import NonFiniteError
+from ray_gen.run import METRICS, SPREAD, STOP
+from ray_gen.state import EXPERIMENT, MANIFEST, copy_of, read_manifest
+from ray_gen.storage import Folder
+from ray_gen.trials import TRIALS, score_of
+
+DONOR = "trial.json"
+"""Beside a checkpoint that Tune holds: whose it is."""
+ERROR = "error.txt"
+"""In a run folder: the traceback of what a user's class raised."""
+COLLAPSED = 0.02
+"""Spread of samples, of the real images' spread, below which they are one image."""
+STOP_SECONDS = 60.0
+"""That several workers get to save and stop."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What all trials of a search have in common."""
+
+    location: str
+    """Of the search folder."""
+    experiment: str
+    """YAML of a trial before it gets values of its own."""
+    metric: str
+    every_images: int
+    """Between two judgements."""
+    share: Share
+    python_path: tuple[str, ...]
+
+    @property
+    def trials(self) -> Folder:
+        """The folder of the trials' runs."""
+        return Folder(self.location) / TRIALS
+
+
+class TrialProcess(ray.tune.Trainable):
+    """Trains one trial after the other; a step ends where a trial is judged.
+
+    config: `trial`, with its `name` (which population based training overwrites, so `trial_name`
+    counts) and its `values` by dotted path. A result has `images` and `score`, or `failed`: why it
+    ended. What a trial's own settings do to it never raises here: Tune
+    would try it again.
+    """
+
+    def setup(self, config: dict[str, Any], search: Search | None = None) -> None:
+        """Called once a process, with its first trial."""
+        assert search is not None
+        prepare(search.python_path, search.share.cpus)
+        self._search = search
+        self._results: Iterator[dict[str, Any]] | None = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """The next trial."""
+        self._close()
+        return True
+
+    def cleanup(self) -> None:
+        """The last one has ended."""
+        self._close()
+
+    def step(self) -> dict[str, Any]:
+        """Train until the trial is judged next."""
+        if self._results is None:
+            self._results = self._judged()
+        return next(self._results)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """A copy of the newest checkpoint, for another trial to go on from."""
+        newest = newest_checkpoint(self._run)
+        shutil.copytree(newest.fetch(), Path(checkpoint_dir) / "checkpoint")
+        (Path(checkpoint_dir) / DONOR).write_text(json.dumps({"trial": self.trial_name}))
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Take over another trial's weights; of one's own the run folder knows the newest."""
+        donor = json.loads((Path(checkpoint) / DONOR).read_text())["trial"]
+        if donor != self.trial_name:
+            adopt(self._run, Path(checkpoint) / "checkpoint", donor, self._values)
+
+    @property
+    def _run(self) -> Folder:
+        return self._search.trials / str(self.trial_name)
+
+    @property
+    def _values(self) -> Mapping[str, Any]:
+        return self.config["trial"]["values"]
+
+    def _close(self) -> None:
+        if isinstance(self._results, Generator):
+            self._results.close()
+        self._results = None
+
+    def _judged(self) -> Iterator[dict[str, Any]]:
+        """The results of the trial from where it stands; the last one is `done`."""
+        began = time.monotonic()
+        result: dict[str, Any] = {"images": 0}
+        alike = 0
+        try:
+            experiment = self._experiment()
+            train = _in_this_process if self._search.share.workers == 1 else _on_workers
+            for metrics, stop in train(experiment, self._run, self._search):
+                score = score_of(metrics, self._search.metric)
+                every, images = self._search.every_images, int(metrics["images"])
+                if stop is None and (score is None or images // every == result["images"] // every):
+                    continue
+                result = {"images": images, "seconds": time.monotonic() - began}
+                result |= {} if score is None else {"score": score}
+                alike = alike + 1 if metrics.get(SPREAD, 1.0) < COLLAPSED else 0
+                if alike == 2:
+                    raise Failed(f"its samples are all alike after {result['images']:,} images")
+                yield result | ({} if stop is None else {"done": True, "stop": stop})
+        except (NonFiniteError, Refused, Failed) as error:
+            take_up_due(self._run)
+            first, _, more = str(error).partition("\n")
+            if more:
+                self._run.write_text(ERROR, str(error))
+                first += f" ({self.trial_name}/{ERROR})"
+            yield {**result, "failed": first, "done": True}
+
+    def _experiment(self) -> Experiment:
+        """Its own one from the run folder, which knows what it took over; else a new one."""
+        try:
+            experiment = Experiment.from_yaml(self._run.read_text(EXPERIMENT))
+        except FileNotFoundError:
+            shared = Experiment.from_yaml(self._search.experiment)
+            experiment = shared.with_values(self._values)
+            self._run.write_text(EXPERIMENT, experiment.to_yaml())
+        return experiment
+
+
+def adopt(run: Folder, checkpoint: Path, donor: str, values: Mapping[str, Any]) -> None:
+    """Let a run go on from another's checkpoint with these values, and write down that it did."""
+    images = int(read_manifest(checkpoint)["images"])
+    theirs = Experiment.from_yaml((checkpoint / EXPERIMENT).read_text(encoding="utf-8"))
+    ours = Experiment.from_yaml(run.read_text(EXPERIMENT))
+    found = checkpoints(run)
+    if _has_adopted(ours, donor, images) and found and found[0].name > checkpoint_name(images):
+        return  # a process that died after it had begun to go on
+    before = theirs.stages()[-1][1]
+    changed = {path: new for path, new in values.items() if before.value_at(path) != new}
+    change = Change(images=images, values=changed, source=donor)
+    lineage = theirs.lineage
+    if lineage and lineage[-1].images == images:  # taken over itself, and not trained on since
+        change = change.model_copy(update={"values": {**lineage[-1].values, **changed}})
+        lineage = lineage[:-1]
+    experiment = Experiment.of({**theirs.model_dump(mode="json"), "lineage": []})
+    experiment = experiment.with_fields(
+        lineage=[c.model_dump(mode="json") for c in (*lineage, change)]
+    )
+    with tempfile.TemporaryDirectory(prefix="ray_gen-adopted-") as folder:
+        copy_of(checkpoint, Path(folder), experiment)
+        commit(Path(folder), run, checkpoint_name(images))
+    for other in found:
+        if other.name > checkpoint_name(images):
+            run.remove(other.name)
+    run.write_text(EXPERIMENT, experiment.to_yaml())
+
+
+def _has_adopted(experiment: Experiment, donor: str, images: int) -> bool:
+    last = experiment.lineage[-1] if experiment.lineage else None
+    return last is not None and (last.source, last.images) == (donor, images)
+
+
+Judged = Iterator[tuple[Mapping[str, Any], str | None]]
+"""Metrics of a report, and why the run ends there."""
+
+
+def _in_this_process(experiment: Experiment, run: Folder, search: Search) -> Judged:
+    device = torch.device("cuda" if search.share.gpu else "cpu")
+    ended = None
+    with explained(run):
+        for report, saved in reports(experiment, run, device):
+            if saved is not None:
+                commit(saved, run, checkpoint_name(report.images))
+                prune(run, experiment.checkpoints.keep)
+                shutil.rmtree(saved)
+            ended = report.stop
+            yield {"images": report.images, **report.metrics}, report.stop
+    if ended is None:
+        before = ended_before(experiment, run)
+        yield {"images": before["images"], **before["metrics"]}, before["stop"]
+
+
+def _on_workers(experiment: Experiment, run: Folder, search: Search) -> Judged:
+    """The reports of a Ray Train, from what its first worker writes into the run folder."""
+    trainer = trainer_of(experiment, run, search.share)
+    outcomes: list[Any] = []
+
+    def fit() -> None:
+        try:
+            outcomes.append(trainer.fit().return_value)
+        except Exception as error:
+            outcomes.append(in_words(error))
+
+    thread = threading.Thread(target=fit, name="fit", daemon=True)
+    reached = int(_of_newest(run)["images"]) if checkpoints(run) else 0
+    thread.start()
+    try:
+        alive = True
+        while alive:
+            alive = thread.is_alive()
+            for line in _lines(run):
+                if line["images"] > reached:
+                    reached = line["images"]
+                    yield line, None
+            time.sleep(0.5 if alive else 0.0)
+    finally:
+        if thread.is_alive():
+            run.write_text(STOP, "")
+            thread.join(STOP_SECONDS)
+            run.remove(STOP)
+    (ended,) = outcomes
+    if isinstance(ended, Exception):
+        raise ended
+    if "failed" in ended:
+        raise Failed(ended["failed"])
+    yield _of_newest(run), ended["stop"]
+
+
+def _of_newest(run: Folder) -> dict[str, Any]:
+    manifest = json.loads(checkpoints(run)[0].read_text(MANIFEST))
+    return {"images": manifest["images"], **manifest["metrics"]}
+
+
+def _lines(run: Folder) -> list[dict[str, Any]]:
+    """The reports that a run folder holds."""
+    try:
+        return [json.loads(line) for line in run.read_text(METRICS).splitlines()]
+    except (FileNotFoundError, ValueError):
+        return []

@@ -1,0 +1,32 @@
+"""A network of a user that fails in the way that it is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import torch
+from torch import Tensor, nn
+
+from ray_gen.core import ImageToVector
+
+
+class Fragile(nn.Module):
+    """Linear; in its 20th training step it raises, gives NaN, or takes its process with it; or it
+    does so in its second, which no checkpoint comes before."""
+
+    def __init__(self, signature: ImageToVector, *, end: str) -> None:
+        super().__init__()
+        channels, height, width = signature.image_shape
+        self.layer = nn.Linear(channels * height * width, signature.vector_size)
+        self._end = end
+        self._left = 2 if end == "kill at once" else 20
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        self._left -= self.training
+        if self._left == 0 and self._end == "raise":
+            raise ZeroDivisionError("this network breaks at step 20")
+        if self._left == 0 and self._end.startswith("kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        values = self.layer(images.flatten(1))
+        return values * torch.nan if self._left == 0 and self._end == "nan" else values
