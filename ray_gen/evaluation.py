@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,10 +27,12 @@ from ray_gen.evaluators.names import LIKELIHOOD, METRICS, NEED_NO_WEIGHTS
 from ray_gen.evaluators.samples import sample_scores
 from ray_gen.experiment import Experiment
 from ray_gen.experiment.data import Data
-from ray_gen.experiment.evaluation import Evaluation, InceptionFeatures
+from ray_gen.experiment.evaluation import CustomFeatures, Evaluation, InceptionFeatures
 from ray_gen.noise import draw, key_of
-from ray_gen.pipeline import load
+from ray_gen.pipeline import Pipeline, load
+from ray_gen.pipeline.pretrained import is_pretrained, read_config
 from ray_gen.sources import cache_folder, open_source
+from ray_gen.storage import Folder
 
 COUNT = 50_000
 """Images to generate where the settings do not say, or as many as the reference has."""
@@ -126,11 +131,10 @@ class Evaluator:
         found: list[Score] = []
         asked = [name for name in self.metrics if name in METRICS]
         if model.objective.latent is None:
+            why = f"the objective {model.experiment.objective.kind} has no prior to sample from"
             if asked and not self._auto:
-                raise Refused(
-                    f"evaluation.metrics: a {model.experiment.objective.kind} objective has no "
-                    f"prior to sample from, which {asked[0]} needs"
-                )
+                raise Refused(f"evaluation.metrics: {asked[0]}: {why}")
+            self._leave_out(asked, why)
         elif asked:
             found += self._sample_scores(model, asked, check_only)
         if LIKELIHOOD in self.metrics:
@@ -149,7 +153,11 @@ class Evaluator:
         refusal: Refused | None = None
         try:
             build = import_target(features.targets["extractor"], "evaluation.features.kind")
-            self._extractor = build(**features.arguments(), device=self._world.device)
+            arguments = features.arguments()
+            if isinstance(features, CustomFeatures):
+                target = import_target(features.target, "evaluation.features.target")
+                arguments["factory"] = target
+            self._extractor = build(**arguments, device=self._world.device)
         except Refused as refused:
             refusal = refused
         if not self._world.maxima([int(refusal is not None)])[0]:
@@ -249,16 +257,23 @@ class Evaluator:
                 )
 
     def _likelihood_scores(self, model: Model, check_only: bool) -> list[Score]:
-        held_out = self._store.held_out
-        if not isinstance(model.objective, Bounds) or not len(held_out):
+        held_out, count = self._store.held_out, self.settings.count
+        if not isinstance(model.objective, Bounds):
             if self._auto:
                 return []
-            why = (
-                f"{self._name} has no held-out images; set data.held_out_fraction to 0.1"
-                if isinstance(model.objective, Bounds)
-                else f"a {model.experiment.objective.kind} objective has none"
+            raise Refused(
+                f"evaluation.metrics: {LIKELIHOOD}: the objective "
+                f"{model.experiment.objective.kind} has none"
             )
-            raise Refused(f"evaluation.metrics: {LIKELIHOOD}: {why}")
+        if not len(held_out):
+            why = f"it is measured on held-out images, and {self._name} has none"
+            if self._auto:
+                self._leave_out([LIKELIHOOD], why)
+                return []
+            remedy = "name other images"
+            if self._trained_on:
+                remedy = "set data.held_out_fraction to 0.1"
+            raise Refused(f"evaluation.metrics: {LIKELIHOOD}: {why}; {remedy}")
         if check_only:
             return []
         return likelihood_scores(
@@ -271,6 +286,7 @@ class Evaluator:
             world=self._world,
             conditional=model.experiment.needs_labels,
             dtype=DTYPES[model.experiment.training.precision],
+            count=None if count is None else min(count, len(held_out)),
             description={**model.description, "data": self._name, "split": "held_out"},
             progress=self._progress,
         )
@@ -324,11 +340,12 @@ class Request:
     """One evaluation, as it is told to workers."""
 
     run: str | None
-    """A run folder or checkpoint, by its absolute path or URI; None to compare pictures."""
+    """A run folder, a checkpoint or what `export` wrote, by its absolute path or URI; None to
+    compare pictures."""
     generated: Data | None
     """Pictures in the place of a run's samples."""
     reference: Data | None
-    """None: the run's own data."""
+    """None: the run's own data. With a digest it must be the data of that digest."""
     settings: Evaluation
 
     def to_json(self) -> str:
@@ -358,32 +375,61 @@ def measure(request: Request, world: World, progress: Progress = silent) -> Scor
     decoded = partial(_decoded, progress)
     if request.run is None:
         assert request.generated is not None and request.reference is not None
-        pictures = open_source(request.generated, decoded)
-        store = open_source(request.reference, decoded)
+        with _named_by("--generated"):
+            pictures = open_source(request.generated, decoded)
+        with _named_by("--reference"):
+            store = open_source(request.reference, decoded)
         evaluator = Evaluator(request.settings, store, name_of(request.reference), world, progress)
         reference = evaluator.reference(request.settings.reference)
         generated = Stored(pictures, "train", name_of(request.generated), world.device)
         return evaluator.compared(generated, reference)
-    weights = request.settings.weights
-    pipeline = load(request.run, weights=weights, device=world.device)
+    pipeline = load(request.run, weights=request.settings.weights, device=world.device)
     data = request.reference or pipeline.experiment.data
-    store = open_source(data, decoded)
+    with nullcontext() if request.reference is None else _named_by("--reference"):
+        store = open_source(data, decoded)
     if store.image_shape != pipeline.experiment.image_shape:
         raise Refused(
             f"--reference: its images are {store.image_shape} (channels, height, width) and the "
             f"run's {pipeline.experiment.image_shape}"
         )
-    known = pipeline.experiment.data.digest
-    if request.reference is None and None not in (known, store.digest) and store.digest != known:
+    if None not in (data.digest, store.digest) and store.digest != data.digest:
         raise Refused(
             f"data: {name_of(data)} is not what {request.run} was trained on: its images have "
             "changed since; put the old ones back, or name what to compare with by --reference"
         )
-    own = request.reference is None or store.digest == known
+    own = request.reference is None or store.digest == pipeline.experiment.data.digest
     evaluator = Evaluator(request.settings, store, name_of(data), world, progress, trained_on=own)
-    described = {"run": request.run, "images seen": pipeline.images_seen, "weights": weights}
+    described = _described(request, pipeline)
     model = Model(pipeline.experiment, pipeline.objective, pipeline.networks, described)
     return evaluator.scores(model)
+
+
+def exported(run: str) -> Path | None:
+    """The folder of a model that `export` wrote; None of a run or checkpoint."""
+    folder = Folder(run)
+    return folder.path if folder.is_local and is_pretrained(folder.path) else None
+
+
+def _described(request: Request, pipeline: Pipeline) -> dict[str, Any]:
+    """What a protocol says of the model of a request."""
+    assert request.run is not None
+    images, weights = pipeline.images_seen, request.settings.weights
+    folder = exported(request.run)
+    if folder is not None:
+        _, facts = read_config(folder)
+        images, weights = facts.images, facts.weights
+    return {"run": request.run, "images seen": images, "weights": weights}
+
+
+@contextmanager
+def _named_by(option: str) -> Generator[None]:
+    """What is wrong with a source, by the option that named it in the place of its own fields."""
+    try:
+        yield
+    except Refused as refused:
+        told = re.sub(r"\bdata\.(path|dataset)\b", option, str(refused))
+        told = re.sub(r"\bset data\.kind=(\w+)", r"write \1:PATH", told)
+        raise Refused(told) from refused
 
 
 def _decoded(progress: Progress, done: int, total: int) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
+import ray_gen
 from ray_gen.cli import main
 from ray_gen.recipes import names
 from tests.helpers import gan, vae
@@ -72,6 +76,11 @@ def test_recipes_are_listed_with_their_claims_and_printed_to_copy() -> None:
         (["sample", "/no/such/run", "--output", "a.jpg"], "--output: a.jpg is neither a .png, a"),
         (["arithmetic", "run", "--output", "a.gif"], "--output: a.gif is not a .png"),
         (["mixture", "run", "--output", "a.pt"], "--output: a.pt is not a .safetensors"),
+        (["mixture", "run", "--output", "a"], "--output: a is not a .safetensors"),
+        (["mixture", "run", "--output", "/proc/1/status/a.safetensors"], "Not a directory"),
+        (["discriminate", "run", "a.png", "--output", "a.txt"], "--output: a.txt is not a .csv"),
+        (["discriminate", "run"], "IMAGES: name image files or folders of them"),
+        (["discriminate", "/no/such/run", "a.png"], "/no/such/run: there is no such run"),
         (["arithmetic", "run"], "--plus: name at least one group"),
         (["arithmetic", "run", "--plus", "0,x"], "--plus: 'x' is neither the number of a sample"),
         (["interpolate", "run", "--to", "3"], "--from, --to: give both or neither"),
@@ -98,10 +107,19 @@ def runs(store_8, tmp_path_factory) -> dict[str, Path]:
         for name, this in (
             ("vae", vae(SHORT)),
             ("gan", gan(SHORT)),
+            ("hinge", gan(SHORT, "objective.loss=hinge")),
             ("cvae", vae(SHORT, conditional)),
             ("cgan", gan(SHORT, conditional)),
         )
     }
+
+
+@pytest.fixture(scope="module")
+def images(runs, tmp_path_factory) -> str:
+    """A folder of images."""
+    folder = tmp_path_factory.mktemp("images")
+    use(folder, "sample", runs["vae"], "--count", "4", output="images")
+    return str(folder / "images")
 
 
 def use(folder: Path, command: str, run: Path, *arguments: str, output: str) -> str:
@@ -199,7 +217,11 @@ def test_image_files_stand_beside_numbers_where_there_is_an_encoder(runs, tmp_pa
     use(tmp_path, "reconstruct", runs["cvae"], first, "--labels", "3", output="r")
 
     assert "has no encoder" in refused("reconstruct", runs["gan"], first)
-    assert "has no encoder" in refused("interpolate", runs["gan"], "--from", first, "--to", "1")
+    for name in ("gan", "cgan"):  # whose class nobody has given, which would not help
+        assert "has no encoder" in refused("interpolate", runs[name], "--from", first, "--to", "1")
+        assert "has no encoder" in refused("arithmetic", runs[name], "--plus", first)
+        assert "has no encoder" in refused("traverse", runs[name], "--base", first)
+        assert "has no encoder" in refused("mixture", runs[name], folder)
     assert "labels: this run is conditional; give" in refused("reconstruct", runs["cvae"], first)
     said = refused("reconstruct", runs["cvae"], folder, "--labels", "1,2")
     assert "labels: 2 given for 4 images" in said
@@ -221,8 +243,79 @@ def test_the_runs_own_data_is_reconstructed_and_fitted(runs, tmp_path: Path, mon
     assert "no.safetensors: there is no such file" in refused(
         "sample", runs["vae"], "--mixture", "no.safetensors"
     )
+    said = use(tmp_path, "mixture", runs["vae"], *fit, "--weights", "raw", output="r.safetensors")
+    assert said.endswith(f"--mixture {tmp_path / 'r.safetensors'} --weights raw\n")
+    said = refused("sample", runs["vae"], "--mixture", str(tmp_path / "r.safetensors"))
+    assert "prior: the mixture was fitted to other weights of vae than these" in said
 
 
-def test_a_place_that_cannot_be_written_ends_in_a_sentence(runs) -> None:
-    said = refused("interpolate", runs["gan"], "--output", "/proc/x/a.png")
-    assert re.search(r"error: --output: /proc/x/a.png cannot be written", said)
+@pytest.mark.parametrize("name", ["gan", "cgan", "hinge"])
+def test_the_discriminators_view_of_each_image_is_printed(runs, tmp_path: Path, name: str) -> None:
+    labels = ["--labels", "3"] if name == "cgan" else []
+    use(tmp_path, "sample", runs[name], "--count", "3", output="images")
+    other = tmp_path / "z.png"
+    shutil.copy(tmp_path / "images" / "000001.png", other)
+    given = [str(tmp_path / "images"), str(other), *labels]
+    printed = use(tmp_path, "discriminate", runs[name], *given, output="new/d.csv").splitlines()
+    pipeline = ray_gen.load(runs[name])
+    images = pipeline.read(tmp_path / "images", other)
+    logits = pipeline.discriminate(images, 3 if labels else None)
+    scores = logits if name == "hinge" else logits.sigmoid()
+    files = [*(str(tmp_path / "images" / f"00000{index}.png") for index in range(3)), str(other)]
+    form = "+.4f" if name == "hinge" else ".4f"
+    rows = zip(files, scores.tolist(), strict=True)
+    assert printed == [f"{file:<{len(files[0])}}  {score:{form}}" for file, score in rows]
+    with (tmp_path / "new" / "d.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [row["path"] for row in written] == files
+    assert list(written[0]) == ["path", *([] if name == "hinge" else ["D(x)"]), "logit"]
+    for column, expected in (("D(x)", scores), ("logit", logits)):
+        if column in written[0]:
+            found = torch.tensor([float(row[column]) for row in written])
+            torch.testing.assert_close(found, expected)
+
+
+def test_what_cannot_be_discriminated_is_refused(runs, tmp_path: Path) -> None:
+    use(tmp_path, "sample", runs["gan"], "--count", "2", output="images")
+    folder = str(tmp_path / "images")
+    assert "has no discriminator; train a gan" in refused("discriminate", runs["vae"], "no.png")
+    assert "no.png: there is no such image" in refused("discriminate", runs["gan"], "no.png")
+    assert "give the class" in refused("discriminate", runs["cgan"], folder)
+    assert "not conditional" in refused("discriminate", runs["gan"], folder, "--labels", "3")
+    exported = ray_gen.load(runs["gan"]).save_pretrained(tmp_path / "out")
+    assert "not loaded from a run" in refused("discriminate", exported, folder)
+
+
+WRITES = {
+    "sample": ["a.png", "a.npz", "folder"],
+    "interpolate": ["a.png", "a.gif", "a.npz", "folder"],
+    "arithmetic": ["a.png"],
+    "traverse": ["a.png", "a.gif", "a.npz", "folder"],
+    "reconstruct": ["a.png", "a.npz", "folder"],
+    "mixture": ["a.safetensors"],
+    "discriminate": ["a.csv"],
+}
+
+
+@pytest.mark.parametrize(("command", "name"), [(c, name) for c in WRITES for name in WRITES[c]])
+def test_a_place_that_cannot_be_written_ends_in_a_sentence(
+    runs, images: str, tmp_path: Path, command: str, name: str
+) -> None:
+    run = runs["vae" if command in ("reconstruct", "mixture") else "gan"]
+    given = [images] if command in ("reconstruct", "mixture", "discriminate") else []
+    given += {"arithmetic": ["--plus", "0,1"], "mixture": ["--components", "2"]}.get(command, [])
+    (tmp_path / "file").write_text("mine")
+    if name != "folder":
+        (tmp_path / name).mkdir()
+    for place in (
+        f"/proc/{name}",  # there, and nobody may write in it
+        f"/proc/x/{name}",
+        tmp_path / "file" / name,
+        tmp_path / ("file" if name == "folder" else name),  # a file for a folder, or the reverse
+        tmp_path / ("a" * 300 + name),
+    ):
+        said = refused(command, run, *given, "--output", str(place))
+        assert said.splitlines()[-1].startswith(f"error: --output: {place} cannot be written: ")
+    here = ["file"] if name == "folder" else [name, "file"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == here
+    assert (tmp_path / "file").read_text() == "mine"

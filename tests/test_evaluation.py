@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,11 @@ def test_without_weights_what_needs_none_is_measured_and_the_reason_is_told(stor
 
 
 REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
-    (gan, {"metrics": ["likelihood"]}, "evaluation.metrics: likelihood: a gan objective has none"),
+    (
+        gan,
+        {"metrics": ["likelihood"]},
+        "evaluation.metrics: likelihood: the objective gan has none",
+    ),
     (gan, {"metrics": ["fid"], "count": 73}, "evaluation.count: 73 .* there are 72 .*at most 72"),
     (gan, {"metrics": ["kid"], "kid_subset_size": 1000}, "evaluation.kid_subset_size"),
     (
@@ -132,7 +137,17 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     (
         lambda: vae("objective.kind=autoencoder"),
         {"metrics": ["fid"]},
-        "evaluation.metrics: a autoencoder objective has no prior",
+        "evaluation.metrics: fid: the objective autoencoder has no prior",
+    ),
+    (
+        gan,
+        {"metrics": ["fid"], "features": {"kind": "custom", "target": "no.such.module:Name"}},
+        r"evaluation\.features\.target: no\.such\.module:Name cannot be imported",
+    ),
+    (
+        gan,
+        {"metrics": ["fid"], "features": {"kind": "custom", "target": "tests.helpers:Nothing"}},
+        r"evaluation\.features\.target: the module tests\.helpers has no Nothing",
     ),
 ]
 
@@ -164,6 +179,13 @@ def test_a_reference_without_images_is_refused(store_8) -> None:
     [
         ("evaluation.metrics=[fidd]", r"evaluation\.metrics: .*'fidd'; did you mean fid\?"),
         ("evaluation.every_images=0", r"evaluation\.every_images"),
+        *(
+            (
+                f"evaluation.features={{kind: custom, target: '{target}'}}",
+                rf"evaluation\.features\.target: '{target}' names no class; write its module",
+            )
+            for target in ("my_features", "my-module:Name", "a..b:Name", ":Name", "a:b:c")
+        ),
         ("checkpoints.best={metric: fid, mode: min}", r"checkpoints\.best\.metric: .*every_images"),
     ],
 )
@@ -288,12 +310,26 @@ BAD: list[tuple[list[str], str]] = [
     (["/no/such/run"], "/no/such/run"),
     ([], "name either a run, or pictures"),
     (["--generated", "/tmp"], "--reference: pictures need real ones"),
-    (["RUN", "--metrics", "fdi"], "evaluation.metrics: there is no metric 'fdi'; did you mean fid"),
-    (["RUN", "--count", "5000"], "evaluation.count: 5000 images were asked for"),
-    (["RUN", "--reference", "/no/such/folder"], "/no/such/folder"),
-    (["RUN", "--features", "torchvision:resnet"], "evaluation.features.backbone"),
+    (["RUN", "--metrics", "fdi"], " --metrics: there is no metric 'fdi'; did you mean fid"),
+    (["RUN", "--count", "5000"], " --count: 5000 images were asked for"),
+    (["RUN", "--split", "held_out", "--count", "1001"], " --count: 1001 images were asked for"),
+    (["RUN", "--reference", "/no/such/folder"], " --reference: /no/such/folder does not exist"),
+    (["--generated", "/no/such/folder", "--reference", "mnist5k"],
+     " --generated: /no/such/folder does not exist"),
+    (["RUN", "--features", "torchvision:resnet"], " --features: torchvision has no"),
+    (["RUN", "--features", "torchvision"], " --features: 'torchvision' is not whole"),
+    (["RUN", "--features", "inception:v3"], " --features: 'inception:v3' is not whole, or has too"),
+    (["RUN", "--features", "vgg"], " --features: 'vgg' is not one of inception, torchvision, cus"),
+    (["RUN", "--features", "custom:Name"], " --features: 'Name' names no class; write its module"),
+    (["RUN", "--features", "custom:a:B", "--features-weights", "w"], " --features-weights: a"),
     (["RUN", "--features", "inception", "--features-weights", "/no/w.pth", "--metrics", "fid"],
-     "there is no file /no/w.pth"),
+     " --features-weights: there is no file /no/w.pth"),
+    (["RUN", "--metrics", "kid", "--kid-subset-size", "3000", "--count", "50"],
+     " --kid-subset-size: 3000 images cannot be drawn"),
+    (["RUN", "--image-size", "32"], " --image-size: a run has its own, and a ref"),
+    (["RUN", "--reference", "mnist5k", "--channels", "3"], " --channels: a run has its own,"),
+    (["RUN", "--on-corrupt", "skip"], " --on-corrupt: a run's own data is read as it was"),
+    (["RUN", "--image-size", "0"], "--image-size': '0' is neither a number of pixels nor"),
 ]  # fmt: skip
 
 
@@ -322,15 +358,20 @@ def test_a_check_measures_nothing(store_8) -> None:
     assert not len(evaluator.scores(model_of(this, state), check_only=True))
 
 
-def test_data_that_changed_since_is_refused(tmp_path: Path) -> None:
+def _of_a_folder(folder: Path) -> Path:
+    """A run on twelve by twelve pictures in `data`, which are made as eight by eight."""
     from ray_gen.sources import class_names, open_data
 
-    _pictures(tmp_path / "data", 40, 1)
-    changes = [f"data=folder:{tmp_path}/data", "data.channels=3", "data.image_size=8"]
+    _pictures(folder / "data", 40, 1)
+    changes = [f"data=folder:{folder}/data", "data.channels=3", "data.image_size=8"]
     given = Experiment.from_yaml(gan().to_yaml(), changes)
     store = open_data(given)
     this = given.resolved(store.image_shape, class_names(store), store.digest)
-    made = saved(this, store, tmp_path / "run" / "checkpoint_000000000480")
+    return saved(this, store, folder / "run" / "checkpoint_000000000480")
+
+
+def test_data_that_changed_since_is_refused(tmp_path: Path) -> None:
+    made = _of_a_folder(tmp_path)
     asked = {"metrics": ["sliced_wasserstein"], "count": 10}
     assert len(ray_gen.evaluate(made, **asked)) == 1
     (tmp_path / "data" / "0.png").unlink()
@@ -363,3 +404,192 @@ def test_the_best_checkpoint_cannot_follow_what_is_measured_beside() -> None:
 
 def test_every_metric_can_be_asked_for() -> None:
     assert settings(metrics=(*METRICS, LIKELIHOOD)).metrics
+
+
+def test_a_likelihood_is_of_so_many_held_out_images_or_of_all(store_8) -> None:
+    this = vae()
+    model = model_of(this, trained(this, store_8)[0])
+
+    def seen(count: int | None) -> dict[str, Any]:
+        given = settings(metrics=[LIKELIHOOD], count=count, importance_samples=2)
+        return dict(Evaluator(given, store_8, "random", World()).scores(model)["elbo"].protocol)
+
+    assert (seen(10)["images"], seen(10)["of"]) == (10, 24)
+    assert seen(None)["images"] == seen(50)["images"] == 24  # 50 are there to compare samples with
+
+
+@pytest.mark.usefixtures("offline")
+def test_auto_says_why_a_vae_has_no_likelihood_and_a_gan_needs_no_reason(store_8) -> None:
+    store = replace(store_8, held_out=Split(store_8.held_out.images_NHWC[:0], None))
+    for this, told in ((vae(), ["likelihood: it is measured on held-out images"]), (gan(), [])):
+        model = model_of(this, trained(this, store_8)[0])
+        evaluator = Evaluator(Evaluation(count=20), store, "photos", World(), trained_on=False)
+        for _ in range(2):  # in a run it is asked again and again, and says so once
+            without = evaluator.scores(model).without
+        assert [why[: len(told[0])] for why in without if "likelihood" in why] == told
+    with pytest.raises(Refused, match=r"held-out images, and photos has none; name other"):
+        Evaluator(
+            settings(metrics=[LIKELIHOOD]), store, "photos", World(), trained_on=False
+        ).scores(model_of(vae(), trained(vae(), store_8)[0]))
+
+
+def test_auto_says_why_an_autoencoder_has_no_samples(store_8) -> None:
+    this = vae("objective.kind=autoencoder")
+    model = model_of(this, trained(this, store_8)[0])
+    scores = Evaluator(settings(), store_8, "random", World()).scores(model)
+    assert not len(scores)
+    assert "the objective autoencoder has no prior to sample from" in scores.without[0]
+
+
+def test_an_exported_model_is_worth_what_its_run_is(run: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {
+        "metrics": ["fid", "nearest_neighbour"],
+        "count": 100,
+        "features": TINY,
+    }
+    for weights_of in ("ema", "raw"):
+        folder = tmp_path / weights_of
+        ray_gen.export(run, folder, weights=weights_of, formats=["safetensors"])
+        ours = ray_gen.evaluate(folder, **asked)
+        theirs = ray_gen.evaluate(run, **asked, weights=weights_of)
+        assert [score.value for score in ours] == [score.value for score in theirs]
+        described = ours["fid"].protocol["generated"]
+        assert (described["weights"], described["images seen"]) == (weights_of, 48)
+    arguments = ["--metrics", "sliced_wasserstein", "--count", "50"]
+    ended = CliRunner().invoke(main, ["evaluate", str(run), str(tmp_path / "ema"), *arguments])
+    assert ended.exit_code == 0, ended.output
+    assert "| ema |" in ended.output
+
+
+def test_an_export_knows_its_data_where_it_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds no path but the name of the folder."""
+    run, folder = _of_a_folder(tmp_path), tmp_path / "exported"
+    ray_gen.export(run, folder, formats=["safetensors"])
+    asked: dict[str, Any] = {"metrics": ["sliced_wasserstein", "nearest_neighbour"], "count": 10}
+    monkeypatch.chdir("/")
+    with pytest.raises(
+        Refused, match=r"--reference: .* trained on folder:data, and an export does"
+    ):
+        ray_gen.evaluate(folder, **asked)
+    named = ray_gen.evaluate(folder, reference=str(tmp_path / "data"), count=10)
+    assert named["sliced_wasserstein"].value > 0
+    monkeypatch.chdir(tmp_path)
+    found = ray_gen.evaluate(folder, **asked)
+    assert [s.value for s in found] == [s.value for s in ray_gen.evaluate(run, **asked)]
+    (tmp_path / "data" / "0.png").unlink()
+    with pytest.raises(Refused, match=r"data: folder:.* is not what .* was trained on"):
+        ray_gen.evaluate(folder, **asked)
+
+
+def test_pictures_of_all_sizes_and_modes_are_brought_to_one(tmp_path: Path) -> None:
+    _pictures(tmp_path / "made", 12, 1)
+    _pictures(tmp_path / "real", 12, 2)
+    Image.new("L", (20, 14)).save(tmp_path / "real" / "0.png")
+    arguments = [
+        "evaluate",
+        "--metrics",
+        "sliced_wasserstein",
+        "--generated",
+        str(tmp_path / "made"),
+    ]
+    arguments += ["--reference", str(tmp_path / "real")]
+
+    def ended(*more: str) -> str:
+        done = CliRunner().invoke(main, [*arguments, *more])
+        assert done.exit_code == (0 if "|" in done.stdout else 2), done.output
+        return done.output
+
+    assert "--image-size: images differ in size" in ended()
+    assert "have 3 and the reference images 1 channels; set --channels to 3" in ended(
+        "--image-size", "10"
+    )
+    assert "| made |" in ended("--image-size", "10x9", "--channels", "3")
+    (tmp_path / "real" / "b.png").write_bytes(b"no picture")
+    brought = ("--image-size", "10", "--channels", "1")
+    assert "b.png cannot be decoded" in (said := ended(*brought))
+    assert "set --on-corrupt=skip" in said
+    assert "| made |" in ended(*brought, "--on-corrupt", "skip")
+    scores = ray_gen.evaluate(
+        generated=str(tmp_path / "made"),
+        reference=str(tmp_path / "real"),
+        image_size=(10, 9),
+        channels=1,
+        on_corrupt="skip",
+        metrics=["sliced_wasserstein"],
+    )
+    assert scores["sliced_wasserstein"].protocol["reference"]["images"] == 12
+    for wrong in ({"image_size": 0}, {"channels": 2}, {"on_corrupt": "ignore"}):
+        with pytest.raises(Refused, match=rf"data\.{next(iter(wrong))}: "):
+            ray_gen.evaluate(generated=str(tmp_path / "made"), reference="mnist5k", **wrong)
+
+
+def test_other_sizes_than_the_references_are_refused_by_the_option(tmp_path: Path) -> None:
+    _pictures(tmp_path / "made", 5, 1)
+    (tmp_path / "real").mkdir()
+    for number in range(5):
+        Image.new("RGB", (20, 14)).save(tmp_path / "real" / f"{number}.png")
+    arguments = ["--generated", str(tmp_path / "made"), "--reference", str(tmp_path / "real")]
+    ended = CliRunner().invoke(main, ["evaluate", *arguments])
+    assert ended.exit_code == 2, ended.output
+    assert (
+        "12x12, the reference images 14x20 (height x width); set --image-size to 12" in ended.output
+    )
+
+
+@pytest.fixture
+def halfway(run: Path, tmp_path: Path) -> tuple[list[str], Path]:
+    """Three runs of which the second cannot be read any more, and a file for the scores."""
+    runs = [tmp_path / name for name in "abc"]
+    for path in runs:
+        shutil.copytree(run, path)
+    (runs[1] / "ema.safetensors").write_bytes(b"")
+    few = ["--metrics", "sliced_wasserstein", "--count", "20"]
+    output = tmp_path / "found.json"
+    return ["evaluate", *map(str, runs), *few, "--output", str(output)], output
+
+
+def test_a_run_that_fails_costs_the_others_nothing(halfway: tuple[list[str], Path]) -> None:
+    arguments, output = halfway
+    ended = CliRunner().invoke(main, arguments)
+    assert ended.exit_code == 1
+    assert "| a |" in ended.stdout and "| c |" in ended.stdout and "| b |" not in ended.stdout
+    assert f"failed: {arguments[2]}: " in ended.stderr and "has 0 bytes" in ended.stderr
+    assert "1 of 3 runs could not be measured" in ended.stderr
+    told = {Path(entry["of"]).name: entry for entry in json.loads(output.read_text())}
+    assert "has 0 bytes" in told["b"]["failed"]
+    assert [score["name"] for score in told["c"]["scores"]] == ["sliced_wasserstein"]
+
+
+def test_an_interruption_costs_what_was_measured_nothing(
+    halfway: tuple[list[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray_gen import scoring
+
+    measure = scoring.measure
+
+    def interrupted(request: Request, *more: Any) -> Scores:
+        if str(request.run).endswith("c"):
+            raise KeyboardInterrupt
+        return measure(request, *more)
+
+    monkeypatch.setattr(scoring, "measure", interrupted)
+    arguments, output = halfway
+    ended = CliRunner().invoke(main, arguments)
+    assert ended.exit_code == 1 and "Aborted" in ended.output
+    assert "| a |" in ended.stdout
+    assert len(json.loads(output.read_text())) == 2
+
+
+def test_what_is_left_out_is_told_in_the_options_words(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(url: str) -> Path:
+        raise Refused(f"evaluation.features.weights: {url}; ask evaluation.metrics for others")
+
+    monkeypatch.setattr("ray_gen.evaluators.extractors.inception.fetched", fetched)
+    arguments = ["evaluate", str(run), "--features", "inception", "--count", "20"]
+    ended = CliRunner().invoke(main, arguments)
+    assert ended.exit_code == 0, ended.output
+    assert "--features-weights: http" in ended.stdout and "ask --metrics for" in ended.stdout

@@ -98,16 +98,15 @@ class Plan:
             if shape[0] != generated[0]:
                 raise Refused(
                     f"evaluation: the generated images have {generated[0]} and the {what} images "
-                    f"{shape[0]} channels; compare with the data that the run was trained on, or "
-                    f"set its data.channels to {generated[0]}"
+                    f"{shape[0]} channels; set data.channels to {generated[0]}"
                 )
             if "pixels" in self.needs and shape != generated:
                 names = [name for name in self.metrics if "pixels" in METRICS[name].needs]
                 ours, theirs = (f"{height}x{width}" for _, height, width in (generated, shape))
                 raise Refused(
                     f"evaluation: {' and '.join(names)} compare pixels, and the generated images "
-                    f"are {ours}, the {what} images {theirs}; set its data.image_size to "
-                    f"{list(generated[1:])}"
+                    f"are {ours}, the {what} images {theirs} (height x width); set data.image_size "
+                    f"to {generated[1] if generated[1] == generated[2] else ours}"
                 )
 
     def check_logits(self, size: int | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 import ray.train.torch
 import torch
+from ray.exceptions import RayError
 from ray.train import Checkpoint, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -65,10 +66,10 @@ def evaluate_on_workers(request: Request, workers: int, progress: Progress) -> S
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         try:
             found = _fit(trainer, board, progress)
+        except RayError as error:
+            raise Failed(f"Ray ended the evaluation: {str(error).splitlines()[0]}") from error
         finally:
             ray.kill(board)  # the workers of a cluster that goes on hear of Ctrl-C by this
-    if isinstance(found, Exception):
-        raise in_words(found) from found
     if found is None:
         raise Failed("the workers ended without an answer")
     return Scores.from_json(found)
@@ -89,22 +90,25 @@ def _board(*told: Any) -> Any:
             return self._told
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Board.options(scheduling_strategy=here).remote(*told)
+    # Where memory is short Ray kills the youngest processes first.
+    lasting = Board.options(scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)
+    return lasting.remote(*told)
 
 
 def _fit(trainer: TorchTrainer, board: Any, progress: Progress) -> Any:
-    """What the workers return, or the exception that ended them.
+    """What the workers return.
 
     In a thread of its own: on the main one Ray Train answers Ctrl-C by waiting for its workers to
     end, which took up to 65 s.
     """
-    outcomes: list[Any] = []
+    found: list[Any] = []
+    errors: list[BaseException] = []
 
     def fit() -> None:
         try:
-            outcomes.append(trainer.fit().return_value)
-        except Exception as error:
-            outcomes.append(error)
+            found.append(trainer.fit().return_value)
+        except BaseException as error:  # SystemExit, too: Ray raises it here when it is shut down
+            errors.append(error)
 
     thread = threading.Thread(target=fit, name="fit", daemon=True)
     thread.start()
@@ -114,7 +118,9 @@ def _fit(trainer: TorchTrainer, board: Any, progress: Progress) -> Any:
         if ray.wait([asked], timeout=0)[0]:
             progress(*ray.get(asked))
             asked = board.told.remote()
-    return outcomes[0]
+    for error in errors:
+        raise in_words(error) if isinstance(error, Exception) else error
+    return found[0]
 
 
 def _told_to(board: Any) -> Progress:

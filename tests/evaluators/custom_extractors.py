@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor, nn
 
@@ -57,3 +59,11 @@ class Wrong:
 
 class NotCallable:
     """An object and no more."""
+
+
+class Slow(Unknown):
+    """Takes a second for a batch."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        time.sleep(1.0)
+        return super().__call__(images)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,8 +15,6 @@ from ray_gen.errors import Refused
 from ray_gen.evaluators.base import Features
 from ray_gen.evaluators.weights import digest_of
 
-_FIELD = "evaluation.features.target"
-
 
 class Custom:
     """A class whose objects map uint8 (N, 3, H, W) to float32 (N, D), or to Features.
@@ -29,15 +26,23 @@ class Custom:
     """
 
     def __init__(
-        self, *, target: str, options: Mapping[str, Any] | None = None, device: torch.device
+        self,
+        *,
+        target: str,
+        factory: Callable[..., Any],
+        options: Mapping[str, Any] | None = None,
+        device: torch.device,
     ) -> None:
-        made = _class(target)
+        """factory: what `target` names."""
         try:
-            self._extract: Callable[[Tensor], Any] = made(**(options or {}))
+            self._extract: Callable[[Tensor], Any] = factory(**(options or {}))
         except TypeError as error:
             raise Refused(f"evaluation.features.options: {target}: {error}") from error
         if not callable(self._extract):
-            raise Refused(f"{_FIELD}: {target} cannot be called with images; give it __call__")
+            raise Refused(
+                f"evaluation.features.target: {target} cannot be called with images; give it "
+                "__call__"
+            )
         if isinstance(self._extract, nn.Module):
             self._extract.to(device).eval().requires_grad_(False)
         self.name = f"{target} {dict(options)}" if options else target
@@ -48,17 +53,6 @@ class Custom:
         """uint8 (N, 3, H, W) to what the class sees in them."""
         found = self._extract(images)
         return found if isinstance(found, Features) else Features(found)
-
-
-def _class(target: str) -> Any:
-    module_name, _, name = target.partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise Refused(
-            f"{_FIELD}: {target} cannot be imported ({error}); write package.module:Name and put "
-            "it on PYTHONPATH of every node"
-        ) from error
 
 
 def _digest(extract: object) -> str | None:
