@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -20,7 +21,6 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 import ray
-import ray.exceptions
 import ray.tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import (
@@ -66,6 +66,8 @@ from ray_gen.trials import (
     write_trials,
 )
 
+DEATHS = 3
+"""Of a trial's process without a judgement between them, after which it is given up."""
 TUNE = ".tune"
 """What Ray Tune writes while it runs, in the search folder; deleted at the end, never read."""
 
@@ -162,7 +164,6 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
             share, room = _room(experiment)
             check_shared(folder)
             folder.write_text(SEARCH, experiment.to_yaml())
-            folder.remove(TUNE)
             shared = Search(
                 folder.location,
                 _of_a_trial(experiment, share).to_yaml(),
@@ -310,7 +311,7 @@ class _Study(Callback):
         self.mode: Mode = mode
         self.stopping = threading.Event()
         self._spent: dict[str, float] = {}
-        self._died_at: dict[str, int] = {}
+        self._deaths: dict[str, list[int]] = {}
         self._ended: dict[str, dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -322,12 +323,38 @@ class _Study(Callback):
         self.trials.append(trial)
         return trial
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is a trial that has not ended."""
+        ended = sum(trial.ended for trial in self.trials)
+        return ended < max(self.settings.total, len(self.trials))
+
     def stop(self) -> None:
         """Ask the trials that run to save and stop; the search ends with them."""
         self.stopping.set()
+        self._ask_to_stop()
+
+    def _ask_to_stop(self) -> None:
         for trial in self.trials:
             if trial.state == "running":
                 (self.folder / TRIALS / trial.name).write_text(STOP, "")
+
+    def lost(self, reason: str) -> None:
+        """Tune itself has ended: what ran goes on when it is started again, but for what died too
+        often without having come further."""
+        self._ask_to_stop()
+        for trial in self.trials:
+            if trial.state == "running":
+                trial.state, trial.reason = (
+                    ("failed", reason) if self._died(trial) else ("waiting", None)
+                )
+        self._write()
+
+    def _died(self, trial: Trial) -> bool:
+        """Note a death; whether there were as many without a new judgement as are tolerated."""
+        deaths = self._deaths.setdefault(trial.name, [])
+        deaths.append(trial.images)
+        return deaths.count(trial.images) >= DEATHS
 
     def reached(self) -> dict[str, int]:
         """Images of the trials that run, as they last said."""
@@ -343,7 +370,6 @@ class _Study(Callback):
         record = self._of(trial)
         if record.state != "running":
             self._spent[record.name] = record.seconds
-            (self.folder / TRIALS / record.name).remove(STOP)
         record.state = "running"
         self._write()
 
@@ -378,19 +404,16 @@ class _Study(Callback):
         self._write()
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A process that dies twice in a row without having come further dies again: Tune gives up
-        the third time. Ray kills what takes too much memory."""
+        """A process that died is replaced, but for the last time if it does not come further."""
         record = self._of(trial)
-        if self._died_at.get(record.name) == record.images:
+        self._died(record)
+        if self._deaths[record.name].count(record.images) >= DEATHS - 1:
             trial.max_failures = 0
-        self._died_at[record.name] = record.images
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         record = self._of(trial)
-        error = trial.get_error()
-        memory = isinstance(error, ray.exceptions.OutOfMemoryError)
-        why = "this machine ran out of memory" if memory else str(error).strip().partition("\n")[0]
-        record.state, record.reason = "failed", f"its process died: {why}"
+        lines = str(trial.get_error()).strip().splitlines()
+        record.state, record.reason = "failed", f"its process died: {lines[0] if lines else '?'}"
         self._write()
 
     def _of(self, trial: Any) -> Trial:
@@ -402,18 +425,32 @@ class _Study(Callback):
 
 
 def _run(study: _Study, shared: Search, room: int, board: Board) -> None:
-    """Tune in a thread beside this one, which draws the table and hears signals."""
-    tuner = _tuner(study, shared, room)
-    failures: list[BaseException] = []
+    """Tune, started again where a lack of memory ends it."""
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # the table tells what failed
+    board.begin(study.trials)
+    while study.goes_on and not study.stopping.is_set():
+        failure = _run_once(study, shared, room, board)
+        if failure is None:
+            return
+        if "OutOfMemoryError" not in failure:
+            raise Failed(f"Ray Tune: {failure}")
+        # Ray kills what takes too much memory, and Tune ends with it, without a word which it was.
+        study.lost("its process died: this machine ran out of memory")
+        board.say("the machine ran out of memory; going on from what was saved")
+
+
+def _run_once(study: _Study, shared: Search, room: int, board: Board) -> str | None:
+    """Tune in a thread beside this one, which draws the table and hears signals. Returns why Tune
+    itself failed."""
+    failures: list[str] = []
 
     def fit() -> None:
         try:
-            tuner.fit()
-        except BaseException as error:
-            failures.append(error)
+            _tuner(study, shared, room).fit()
+        except Exception:
+            # As text: the frames of an exception would keep the trials' processes alive.
+            failures.append(traceback.format_exc())
 
-    board.begin(study.trials)
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # the table tells what failed
     thread = threading.Thread(target=fit, name="tune", daemon=True)
     # Tune prints a banner whatever its verbosity; the table is drawn on stderr.
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
@@ -421,22 +458,22 @@ def _run(study: _Study, shared: Search, room: int, board: Board) -> None:
         while thread.is_alive():
             thread.join(0.5)
             board.show(list(study.trials), study.reached())
-    if failures:
-        raise Failed(f"Ray Tune: {failures[0]}") from failures[0]
+    return failures[0] if failures else None
 
 
 def _tuner(study: _Study, shared: Search, room: int) -> Tuner:
     settings, share = study.settings, shared.share
     space: dict[str, Any] | None = None
     proposer = None
-    known = list(study.trials)
+    open_trials = settings.trials - sum(trial.ended for trial in study.trials)
+    study.folder.remove(TUNE)
     if settings.learns:
         proposer = Proposer(settings, study.mode, study.trials, study.begin)
     else:
-        for number in range(len(known), settings.total):
+        for number in range(len(study.trials), settings.total):
             study.begin(settings.values_of(number))
-        open_trials = [trial for trial in study.trials if not trial.ended]
-        space = {"trial": ray.tune.grid_search([config_of(trial) for trial in open_trials])}
+        waiting = [config_of(trial) for trial in study.trials if not trial.ended]
+        space = {"trial": ray.tune.grid_search(waiting)}
     scheduler = _scheduler(study)
     # A trial of several workers follows a Ray Train, which takes its own CPU cores and GPUs; Tune
     # wants to hear something.
@@ -448,7 +485,7 @@ def _tuner(study: _Study, shared: Search, room: int) -> Tuner:
         tune_config=TuneConfig(
             search_alg=proposer,
             scheduler=scheduler,
-            num_samples=1 if proposer is None else settings.trials - sum(t.ended for t in known),
+            num_samples=1 if proposer is None else open_trials,
             max_concurrent_trials=room,
             reuse_actors=True,
             trial_name_creator=_name_of,

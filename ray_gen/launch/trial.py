@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from ray_gen.checkpoints import (
 )
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Change, Experiment
+from ray_gen.launch.claim import Claim
 from ray_gen.launch.cluster import Share
 from ray_gen.launch.driver import trainer_of
 from ray_gen.launch.failures import in_words
@@ -127,23 +129,11 @@ class TrialProcess(ray.tune.Trainable):
 
     def _judged(self) -> Iterator[dict[str, Any]]:
         """The results of the trial from where it stands; the last one is `done`."""
-        began = time.monotonic()
         result: dict[str, Any] = {"images": 0}
-        alike = 0
         try:
-            experiment = self._experiment()
-            train = _in_this_process if self._search.share.workers == 1 else _on_workers
-            for metrics, stop in train(experiment, self._run, self._search):
-                score = score_of(metrics, self._search.metric)
-                every, images = self._search.every_images, int(metrics["images"])
-                if stop is None and (score is None or images // every == result["images"] // every):
-                    continue
-                result = {"images": images, "seconds": time.monotonic() - began}
-                result |= {} if score is None else {"score": score}
-                alike = alike + 1 if metrics.get(SPREAD, 1.0) < COLLAPSED else 0
-                if alike == 2:
-                    raise Failed(f"its samples are all alike after {result['images']:,} images")
-                yield result | ({} if stop is None else {"done": True, "stop": stop})
+            with _claimed(self._run):
+                for result in self._judgements():
+                    yield result
         except (NonFiniteError, Refused, Failed) as error:
             take_up_due(self._run)
             first, _, more = str(error).partition("\n")
@@ -151,6 +141,22 @@ class TrialProcess(ray.tune.Trainable):
                 self._run.write_text(ERROR, str(error))
                 first += f" ({self.trial_name}/{ERROR})"
             yield {**result, "failed": first, "done": True}
+
+    def _judgements(self) -> Iterator[dict[str, Any]]:
+        began = time.monotonic()
+        every, before, alike = self._search.every_images, 0, 0
+        train = _in_this_process if self._search.share.workers == 1 else _on_workers
+        for metrics, stop in train(self._experiment(), self._run, self._search):
+            score, images = score_of(metrics, self._search.metric), int(metrics["images"])
+            if stop is None and (score is None or images // every == before // every):
+                continue
+            before = images
+            alike = alike + 1 if metrics.get(SPREAD, 1.0) < COLLAPSED else 0
+            if alike == 2:
+                raise Failed(f"its samples are all alike after {images:,} images")
+            result = {"images": images, "seconds": time.monotonic() - began}
+            result |= {} if score is None else {"score": score}
+            yield result | ({} if stop is None else {"done": True, "stop": stop})
 
     def _experiment(self) -> Experiment:
         """Its own one from the run folder, which knows what it took over; else a new one."""
@@ -161,6 +167,25 @@ class TrialProcess(ray.tune.Trainable):
             experiment = shared.with_values(self._values)
             self._run.write_text(EXPERIMENT, experiment.to_yaml())
         return experiment
+
+
+@contextmanager
+def _claimed(run: Folder) -> Generator[None]:
+    """A run for this process alone, once one that another has lost has stopped writing."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while True:
+        try:
+            claim = Claim(run).__enter__()
+            break
+        except Refused:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
+    try:
+        run.remove(STOP)  # it was meant for the other
+        yield
+    finally:
+        claim.__exit__()
 
 
 def adopt(run: Folder, checkpoint: Path, donor: str, values: Mapping[str, Any]) -> None:

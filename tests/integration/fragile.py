@@ -30,3 +30,19 @@ class Fragile(nn.Module):
             os.kill(os.getpid(), signal.SIGKILL)
         values = self.layer(images.flatten(1))
         return values * torch.nan if self._left == 0 and self._end == "nan" else values
+
+
+class Greedy(nn.Module):
+    """Linear; takes memory until it is stopped."""
+
+    def __init__(self, signature: ImageToVector, *, gigabytes: int) -> None:
+        super().__init__()
+        channels, height, width = signature.image_shape
+        self.layer = nn.Linear(channels * height * width, signature.vector_size)
+        self._wanted = gigabytes
+        self._held: list[Tensor] = []
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        if len(self._held) < self._wanted:
+            self._held.append(torch.ones(2**28))
+        return self.layer(images.flatten(1))
