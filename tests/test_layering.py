@@ -59,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "state": {"torch", "safetensors"},
     "step": {"torch"},
     "loop": {"torch"},
+    "report": {"plotly", "optuna"},
     "exporting": {"torch", "safetensors", "onnx", "onnxruntime", "huggingface_hub"},
     "evaluation": {"torch", "pydantic"},
     "scoring": {"torch", "pydantic"},
