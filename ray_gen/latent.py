@@ -29,7 +29,7 @@ def truncated(z: Tensor, prior: Noise, truncation: float | None) -> Tensor:
         return z
     if not truncation > 0:
         raise Refused(
-            f"truncation: {truncation} is not positive; 0.5 to 2 are usual for a normal prior, "
+            f"truncation: {truncation:g} is not positive; 0.5 to 2 are usual for a normal prior, "
             "below 1 for a uniform one on [-1, 1], and None truncates nothing"
         )
     if prior.distribution == "uniform":

@@ -113,7 +113,7 @@ def train(
         stop = "asked to stop" if asked == Control.SAVE_AND_STOP else None
         if training.stop_at_equilibrium is not None:
             _watch(state.settled, metrics, done - reported)
-            if due and _settled(experiment, state):
+            if due and _settled(stages[start], state):
                 stop = SETTLED
         if last:
             stop = ALL_SEEN

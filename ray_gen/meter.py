@@ -21,10 +21,9 @@ class NonFiniteError(RuntimeError):
 class _Table:
     """Rows of sums over a rank's images: one a step, one column a name."""
 
-    def __init__(self, names: list[str], device: torch.device) -> None:
-        self.names = names
+    def __init__(self, columns: int, device: torch.device) -> None:
         self.steps: list[int] = []
-        self._rows = torch.zeros(64, len(names), device=device)
+        self._rows = torch.zeros(64, columns, device=device)
 
     def add(self, step: int, sums: Tensor) -> None:
         if self.steps and self.steps[-1] == step:  # another micro-batch of the same step
@@ -46,37 +45,39 @@ class Meter:
     def __init__(self, global_batch_size: int, world: World) -> None:
         self._global_batch_size = global_batch_size
         self._world = world
-        self._tables: dict[str, _Table] = {}
+        # By term and its tags: where settings change in mid-run a term may come to report others.
+        self._tables: dict[tuple[str, tuple[str, ...]], _Table] = {}
 
     def record(self, term: str, step: int, tags: Sequence[str], sums: Tensor) -> None:
         """Sums (tags,) over a part of this rank's images at one step.
 
         term: one of its own for each term of each phase. Raises ValueError for a tag of two terms.
         """
-        table = self._tables.get(term)
+        key = (term, tuple(tags))
+        table = self._tables.get(key)
         if table is None:
-            for other, known in self._tables.items():
-                for tag in set(tags) & set(known.names):
+            for other, known in self._tables:
+                for tag in set(tags) & set(known) if other != term else ():
                     raise ValueError(f"the terms {other} and {term} both report {tag}; rename one")
-            table = self._tables[term] = _Table(list(tags), sums.device)
+            table = self._tables[key] = _Table(len(tags), sums.device)
         table.add(step, sums)
 
     def report(self) -> dict[str, float]:
         """Means since the last report. Raises NonFiniteError for the first value that is not a
         number. Collective: every rank, same order."""
-        blocks = {term: table.take() for term, table in self._tables.items() if table.steps}
+        blocks = {key: table.take() for key, table in self._tables.items() if table.steps}
         if not blocks:
             return {}
         flat = torch.cat([block.flatten() for block in blocks.values()]).to(torch.float64)
         self._world.sum_(flat)
         sums = flat.cpu()
-        means: dict[str, float] = {}
+        columns: dict[str, list[Tensor]] = {}
         offending: list[tuple[int, str]] = []
-        for term, block in blocks.items():
-            table = self._tables[term]
+        for key, block in blocks.items():
+            table = self._tables[key]
             rows, sums = sums[: block.numel()].view(block.shape), sums[block.numel() :]
-            for name, column in zip(table.names, rows.unbind(1), strict=True):
-                means[name] = float(column.mean()) / self._global_batch_size
+            for name, column in zip(key[1], rows.unbind(1), strict=True):
+                columns.setdefault(name, []).append(column)
                 if not column.isfinite().all():
                     first = int((~column.isfinite()).nonzero()[0])
                     offending.append((table.steps[first], name))
@@ -84,4 +85,7 @@ class Meter:
         if offending:
             step, name = min(offending, key=lambda found: found[0])
             raise NonFiniteError(f"{name} is not a finite number since step {step}")
-        return means
+        return {
+            name: float(torch.cat(parts).mean()) / self._global_batch_size
+            for name, parts in columns.items()
+        }

@@ -59,19 +59,24 @@ def read_trials(search: Folder) -> list[Trial]:
     """The trials of a search folder; none at its beginning. Raises Refused."""
     try:
         found = json.loads(search.read_text(RECORDS))
-    except FileNotFoundError:
-        return []
-    except ValueError:
+    except (FileNotFoundError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        if missing and not (search / TRIALS).names():
+            return []
+        # Runs without records would be taken for those of new trials.
         raise Refused(
-            f"{search.location}/{RECORDS}: is damaged; choose another --name, or delete it to "
-            "begin the search anew"
+            f"{search.location}/{RECORDS}: is {'missing' if missing else 'damaged'}; choose "
+            "another --name, or delete the folder to begin the search anew"
         ) from None
     names = {known.name for known in dataclasses.fields(Trial)}
     try:
-        return [
+        trials = [
             Trial(**{key: value for key, value in given.items() if key in names}) for given in found
         ]
-    except (TypeError, AttributeError):
+        for trial in trials:
+            trial.history = [(images, score) for images, score in trial.history]
+        return trials
+    except (TypeError, AttributeError, ValueError):
         raise Refused(f"{search.location}/{RECORDS}: is of another version of ray_gen") from None
 
 
@@ -83,22 +88,26 @@ def write_trials(search: Folder, trials: Sequence[Trial]) -> None:
 
 def best_trial(trials: Iterable[Trial], mode: Mode) -> Trial | None:
     """The trial whose last score is the best; of those that failed none."""
-    judged = [t for t in trials if t.score is not None and t.state != "failed"]
-    sign = 1.0 if mode == "max" else -1.0
-    return max(judged, key=lambda trial: sign * _number(trial.score), default=None)
+    first = next(iter(ranked(trials, mode)), None)
+    return None if first is None or _worth(first) is None else first
 
 
 def ranked(trials: Iterable[Trial], mode: Mode) -> list[Trial]:
     """The judged trials, the best first, then the others in their order."""
     sign = -1.0 if mode == "max" else 1.0
-    return sorted(
-        trials,
-        key=lambda t: (t.score is None or t.state == "failed", sign * _number(t.score)),
-    )
+
+    def key(trial: Trial) -> tuple[bool, float]:
+        worth = _worth(trial)
+        return worth is None, 0.0 if worth is None else sign * worth
+
+    return sorted(trials, key=key)
 
 
-def _number(score: float | None) -> float:
-    return 0.0 if score is None or not math.isfinite(score) else score
+def _worth(trial: Trial) -> float | None:
+    score = trial.score
+    if score is None or trial.state == "failed" or not math.isfinite(score):
+        return None
+    return score
 
 
 def score_of(metrics: Mapping[str, float], name: str) -> float | None:

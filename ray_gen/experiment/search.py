@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+import math
+from collections.abc import Sequence
 from random import Random
 from typing import Any, Literal, Self
 
@@ -60,6 +61,9 @@ class Range(Settings):
         if self.choice is not None:
             if not self.choice:
                 raise ValueError("choice: there is nothing to choose from")
+            for number, value in enumerate(self.choice):
+                if value in self.choice[:number]:
+                    raise ValueError(f"choice: {value!r} is named twice")
             return self
         assert self.bounds is not None
         low, high = self.bounds
@@ -104,12 +108,12 @@ class Range(Settings):
             return self.choice[random.randrange(len(self.choice))]
         assert self.bounds is not None
         low, high = self.bounds
-        drawn = random.random()
-        if self.loguniform or self.lograndint:
-            value = low * (high / low) ** drawn
+        if self.kind.startswith("log"):
+            value = math.exp(random.uniform(math.log(low), math.log(high)))
         else:
-            value = low + (high - low) * drawn
-        return int(value) if self.randint or self.lograndint else value
+            value = random.uniform(low, high)
+        whole = self.randint or self.lograndint
+        return self.nearest(math.floor(value) if whole else value)  # rounding may leave the range
 
     def nearest(self, value: Any) -> Any:
         """A perturbed value, back in the range."""
@@ -186,14 +190,16 @@ class Search(Settings):
                     )
         if self.scheduler == "pbt" and self.algorithm == "optuna":
             raise ValueError("algorithm: pbt begins with all its trials; use random or grid")
-        if self.scheduler == "pbt" and self.trials < 2 and self.algorithm != "grid":
+        if self.scheduler == "pbt" and self.total < 2:
             raise ValueError("trials: pbt copies from one trial to another and needs at least two")
         return self
 
     @property
     def total(self) -> int:
         """Trials in all: `trials`, or the combinations of a grid."""
-        return len(self.grid()) if self.algorithm == "grid" else self.trials
+        if self.algorithm == "grid":
+            return math.prod(len(side) for side in self._sides().values())
+        return self.trials
 
     @property
     def learns(self) -> bool:
@@ -201,15 +207,20 @@ class Search(Settings):
         return self.algorithm == "optuna" or (self.algorithm == "auto" and self.scheduler != "pbt")
 
     def values_of(self, number: int) -> dict[str, Any]:
-        """The values of a trial by its number, where they depend on nothing else."""
-        if self.algorithm == "grid":
-            return self.grid()[number]
-        random = Random(f"{self.seed} {number}")
-        return {path: values.draw(random) for path, values in self.space.items()}
+        """The values of a trial by its number, where they depend on nothing else. A grid's last
+        path changes fastest."""
+        if self.algorithm != "grid":
+            random = Random(f"{self.seed} {number}")
+            return {path: values.draw(random) for path, values in self.space.items()}
+        point: dict[str, Any] = {}
+        for path, side in reversed(self._sides().items()):
+            number, place = divmod(number, len(side))
+            point[path] = side[place]
+        return {path: point[path] for path in self.space}
 
-    def grid(self) -> list[dict[str, Any]]:
-        """All combinations, the last path changing fastest."""
-        sides = [
-            values.choice or range(*(values.randint or (0, 0))) for values in self.space.values()
-        ]
-        return [dict(zip(self.space, point, strict=True)) for point in itertools.product(*sides)]
+    def _sides(self) -> dict[str, Sequence[Any]]:
+        """All values of each path of a grid."""
+        return {
+            path: values.choice or range(*(values.randint or (0, 0)))
+            for path, values in self.space.items()
+        }

@@ -11,7 +11,7 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, PositiveInt, ValidationError
 
-from ray_gen.evaluators.names import METRICS
+from ray_gen.evaluators.names import LIKELIHOOD_SCORES, METRICS
 from ray_gen.experiment.base import (
     ExperimentError,
     Settings,
@@ -30,7 +30,7 @@ from ray_gen.experiment.data import (
 )
 from ray_gen.experiment.evaluation import Evaluation
 from ray_gen.experiment.networks import Network, NetworkSettings
-from ray_gen.experiment.objectives import GanObjective, Objective
+from ray_gen.experiment.objectives import GanObjective, Objective, VaeObjective
 from ray_gen.experiment.optimizers import Optimizer
 from ray_gen.experiment.search import OFFLINE, Search, better
 from ray_gen.experiment.training import Checkpoints, Training, Workers
@@ -258,29 +258,34 @@ class Experiment(Settings):
                 yield from (f"{where}.values: {problem}" for problem in error.problems)
 
     def _search_problems(self, search: Search) -> Iterator[str]:
-        bare = self.model_copy(update={"search": None})
+        workers = Workers(count=search.workers.count)  # the experiment's own are of a plain run
+        bare = self.model_copy(update={"search": None, "workers": workers})
         for path, values in search.space.items():
             where = f"search.space.{path}"
+            if path.partition(".")[0] == "data" and path != "data.flip":
+                yield f"{where}: the trials of a search train on the same data; leave it out"
+                continue
             found: list[Experiment] = []
             try:
                 found = [bare.with_values({path: value}) for value in values.examples()]
             except ExperimentError as error:
-                yield from (f"{where}: {values.kind}: {problem}" for problem in error.problems)
+                unknown = _no_such_field(bare.model_dump(mode="json"), path)
+                problems = [unknown] if unknown else error.problems
+                yield from (f"{where}: {values.kind}: {problem}" for problem in problems)
                 continue
-            if search.scheduler == "pbt" and not is_marked(self, path, "live"):
+            if all(not any(differences(bare, other)) for other in found):
+                yield f"{where}: changes nothing of what is trained, so there is nothing to search"
+            elif search.scheduler == "pbt" and not is_marked(self, path, "live"):
                 yield (
                     f"{where}: pbt copies the weights of one trial into another, and under another "
                     f"{path} they would not be its weights; search it with asha, or leave it out"
                 )
-            elif path.startswith("data.") and path != "data.flip":
-                yield f"{where}: the trials of a search train on the same data; leave it out"
-            elif all(not any(differences(bare, other)) for other in found):
-                yield f"{where}: changes nothing of what is trained, so there is nothing to search"
         yield from self._metric_problems(search)
 
     def _metric_problems(self, search: Search) -> Iterator[str]:
-        metric, scores = self.search_metric, (*self.evaluation.score_names,)
-        known = (*(self.objective.evaluated or ()), *METRICS, *scores)
+        metric = self.search_metric
+        scores = LIKELIHOOD_SCORES if isinstance(self.objective, VaeObjective) else ()
+        known = tuple(dict.fromkeys((*(self.objective.evaluated or ()), *METRICS, *scores)))
         if self.objective.evaluated is not None and "/" not in metric and metric not in known:
             near = difflib.get_close_matches(metric, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
@@ -457,6 +462,19 @@ def _keys(path: str) -> list[str]:
     """The keys of a dotted path; those of `search.space` are dotted paths themselves."""
     prefix = "search.space."
     return ["search", "space", path[len(prefix) :]] if path.startswith(prefix) else path.split(".")
+
+
+def _no_such_field(given: dict[str, Any], path: str) -> str | None:
+    """The sentence for a dotted path that leads nowhere; None if it leads somewhere."""
+    parts = path.split(".")
+    here: Any = given
+    for position, part in enumerate(parts):
+        if not isinstance(here, dict) or part not in here:
+            near = difflib.get_close_matches(part, here if isinstance(here, dict) else (), n=1)
+            meant = ".".join((*parts[:position], *near, *parts[position + 1 :]))
+            return "there is no such field" + (f"; did you mean {meant}?" if near else "")
+        here = here[part]
+    return None
 
 
 def _drop_fields_of_another_kind(here: dict[str, Any], path: list[str], kind: Any) -> None:

@@ -23,12 +23,12 @@ from ray_gen.trials import Trial
 class Proposer(Searcher):
     """Trials that were cut off first, then new ones until there are enough.
 
-    begin: makes a trial of its values and gives it a name. It knows what ended before, from the
-    records of the search; nothing is unpickled.
+    begin: makes a trial of its values and gives it a name; None where the search is to end. It
+    knows what ended before, from the records of the search; nothing is unpickled.
     """
 
     def __init__(
-        self, search: Search, mode: str, trials: list[Trial], begin: Callable[[Any], Trial]
+        self, search: Search, mode: str, trials: list[Trial], begin: Callable[[Any], Trial | None]
     ) -> None:
         super().__init__(metric="score", mode=mode)
         optuna.logging.set_verbosity(logging.ERROR)
@@ -52,7 +52,7 @@ class Proposer(Searcher):
             return Searcher.FINISHED
         else:
             trial = self._begin(self._values(self._optuna.suggest(trial_id) or {}))
-        return {"trial": config_of(trial)}
+        return Searcher.FINISHED if trial is None else {"trial": config_of(trial)}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -14,10 +14,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any, Self
 
 import ray
@@ -36,6 +36,7 @@ from ray_gen.build import build_networks, build_objective
 from ray_gen.data import Store
 from ray_gen.distributed import World
 from ray_gen.errors import Failed, Refused
+from ray_gen.evaluation import Evaluator, Model, name_of
 from ray_gen.evaluators.names import LIKELIHOOD, LIKELIHOOD_SCORES, METRICS
 from ray_gen.experiment import Experiment, ExperimentError, absolute_path, differences
 from ray_gen.experiment.search import Range, better
@@ -153,11 +154,13 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
     with board, Claim(folder):
         board.say("reading data")
         store = open_data(experiment)
-        experiment = experiment.resolved(store.image_shape, class_names(store), store.digest)
+        experiment = _resolved(experiment, store)
         trials = _trials_before(folder, experiment)
         _check(experiment, store)
         searched = Searched(folder.location, metric, mode, trials)
-        if len(trials) >= settings.total and all(trial.ended for trial in trials):
+        study = _Study(experiment, folder, trials, mode)
+        if not study.goes_on:
+            _write_results(folder, experiment, searched)
             return searched
         board.say("starting Ray")
         with connected():
@@ -172,12 +175,23 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
                 share,
                 tuple(path for path in sys.path if path),
             )
-            study = _Study(experiment, folder, trials, mode)
+            folder.remove(STOP)
             with interruptible(study.stop, board.say, folder.location):
                 _run(study, shared, room, board)
+            folder.remove(STOP)
             folder.remove(TUNE)
         _write_results(folder, experiment, searched)
     return Searched(folder.location, metric, mode, trials, study.stopping.is_set())
+
+
+def _resolved(experiment: Experiment, store: Store) -> Experiment:
+    """With what the data knows. A group size of auto stays: it is each trial's, by its batch."""
+    given = experiment.model_dump(mode="json")
+    bare = experiment.model_copy(update={"search": None})
+    resolved = bare.resolved(store.image_shape, class_names(store), store.digest)
+    return resolved.with_values(
+        {"training.group_size": given["training"]["group_size"], "search": given["search"]}
+    )
 
 
 def _trials_before(folder: Folder, experiment: Experiment) -> list[Trial]:
@@ -226,10 +240,14 @@ def _check(experiment: Experiment, store: Store) -> None:
         raise ExperimentError(problems)
     metric = experiment.search_metric
     if _is_evaluated(experiment):
-        return  # the evaluator tells what it lacks before it trains
-    one = bare.with_fields(training__images=experiment.training.global_batch_size)
+        _check_evaluation(bare.with_values(_evaluation_of(experiment)), metric, store)
+        return
+    objective = build_objective(bare)
+    every = max(phase.every * term.every for phase in objective.phases() for term in phase.terms)
+    images = experiment.training.global_batch_size * every  # all terms are due once
+    short = ("images", "report_every_images", "checkpoint_every_images")
+    one = bare.with_values({f"training.{name}": images for name in short})
     one = one.with_fields(evaluation__every_images=None)
-    objective = build_objective(one)
     state = State.build(one, objective, World())
     (report,) = train(one, objective, state, store, World())
     if score_of(report.metrics, metric) is None:
@@ -242,6 +260,17 @@ def _check(experiment: Experiment, store: Store) -> None:
         )
 
 
+def _check_evaluation(experiment: Experiment, metric: str, store: Store) -> None:
+    """Whether an evaluation of this experiment measures the metric."""
+    objective = build_objective(experiment)
+    state = State.build(experiment, objective, World())
+    evaluator = Evaluator(experiment.evaluation, store, name_of(experiment.data), World())
+    evaluator.scores(Model(experiment, objective, state.ema, {"weights": "ema"}), check_only=True)
+    if (metric if metric in METRICS else LIKELIHOOD) not in evaluator.metrics:
+        without = "; ".join(evaluator.without)
+        raise ExperimentError([f"search.metric: {metric} cannot be measured here ({without})"])
+
+
 def _is_evaluated(experiment: Experiment) -> bool:
     """Whether the metric is measured by `evaluation`, and not by the objective itself."""
     metric, own = experiment.search_metric, experiment.objective.evaluated or ()
@@ -252,7 +281,6 @@ def _of_a_trial(experiment: Experiment, share: Share) -> Experiment:
     """The experiment of every trial, before it gets its values: judged as often as the search
     asks, on the workers that it has."""
     every = experiment.search_every_images
-    metric = experiment.search_metric
     changes: dict[str, Any] = {
         "search": None,
         "workers.count": share.workers,
@@ -262,11 +290,21 @@ def _of_a_trial(experiment: Experiment, share: Share) -> Experiment:
         "training.report_every_images": min(every, experiment.training.report_every_images),
     }
     if _is_evaluated(experiment):
-        if experiment.evaluation.every_images is None:
-            asked = metric if metric in METRICS else LIKELIHOOD
-            changes["evaluation.metrics"] = [asked]
-        changes["evaluation.every_images"] = every
+        changes |= _evaluation_of(experiment)
     return experiment.with_values(changes)
+
+
+def _evaluation_of(experiment: Experiment) -> dict[str, Any]:
+    """The changes after which `evaluation` measures the metric, beside what it did before."""
+    metric, before = experiment.search_metric, experiment.evaluation
+    asked = metric if metric in METRICS else LIKELIHOOD
+    metrics: Any = before.metrics if before.every_images is not None else ()
+    if metrics != "auto" and asked not in metrics:
+        metrics = [*metrics, asked]
+    return {
+        "evaluation.metrics": metrics,
+        "evaluation.every_images": experiment.search_every_images,
+    }
 
 
 def _room(experiment: Experiment) -> tuple[Share, int]:
@@ -317,8 +355,10 @@ class _Study(Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles what it is given, for a restore that never comes
 
-    def begin(self, values: Mapping[str, Any]) -> Trial:
-        """A new trial."""
+    def begin(self, values: Mapping[str, Any]) -> Trial | None:
+        """A new trial; None where the search is to end."""
+        if self.stopping.is_set():
+            return None
         trial = Trial(f"trial_{len(self.trials):03d}", dict(values))
         self.trials.append(trial)
         return trial
@@ -330,8 +370,9 @@ class _Study(Callback):
         return ended < max(self.settings.total, len(self.trials))
 
     def stop(self) -> None:
-        """Ask the trials that run to save and stop; the search ends with them."""
+        """Ask the trials that run to save and stop, and those that wait not to begin."""
         self.stopping.set()
+        self.folder.write_text(STOP, "")
         self._ask_to_stop()
 
     def _ask_to_stop(self) -> None:
@@ -368,8 +409,7 @@ class _Study(Callback):
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         record = self._of(trial)
-        if record.state != "running":
-            self._spent[record.name] = record.seconds
+        self._spent[record.name] = record.seconds  # a result tells of this attempt alone
         record.state = "running"
         self._write()
 
@@ -379,13 +419,15 @@ class _Study(Callback):
         record = self._of(trial)
         self._ended[record.name] = result
         record.values = dict(trial.config["trial"]["values"])
-        record.images = max(record.images, int(result["images"]))
+        images = int(result["images"])
         record.seconds = self._spent.get(record.name, 0.0) + float(result.get("seconds", 0.0))
-        known = {images for images, _ in record.history}
-        if "score" in result and result["images"] not in known:
-            record.images = int(result["images"])
-            record.score = float(result["score"])
+        if "score" in result:
+            # What was judged from here on was of other weights, before it took over another's.
+            record.history = [point for point in record.history if point[0] < images]
+            record.images, record.score = images, float(result["score"])
             record.history.append((record.images, record.score))
+        else:
+            record.images = max(record.images, images)
         self._write()
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -412,8 +454,7 @@ class _Study(Callback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         record = self._of(trial)
-        lines = str(trial.get_error()).strip().splitlines()
-        record.state, record.reason = "failed", f"its process died: {lines[0] if lines else '?'}"
+        record.state, record.reason = "failed", f"its process died: {_error_of(trial)}"
         self._write()
 
     def _of(self, trial: Any) -> Trial:
@@ -422,6 +463,16 @@ class _Study(Callback):
 
     def _write(self) -> None:
         write_trials(self.folder, self.trials)
+
+
+def _error_of(trial: Any) -> str:
+    """A line of what Tune wrote down when a trial's process died for the last time."""
+    file = trial.error_file
+    text = Path(file).read_text(errors="replace") if file and Path(file).exists() else ""
+    lines = [line for line in text.rpartition("Failure # ")[2].splitlines()[1:] if line.strip()]
+    if not lines:
+        return "it did not say why"
+    return lines[-1].strip() if "ray::" in lines[0] else lines[0].strip()  # of a traceback the end
 
 
 def _run(study: _Study, shared: Search, room: int, board: Board) -> None:
@@ -465,15 +516,16 @@ def _tuner(study: _Study, shared: Search, room: int) -> Tuner:
     settings, share = study.settings, shared.share
     space: dict[str, Any] | None = None
     proposer = None
-    open_trials = settings.trials - sum(trial.ended for trial in study.trials)
+    waiting = [trial for trial in study.trials if not trial.ended]
+    new = max(0, settings.total - len(study.trials))
     study.folder.remove(TUNE)
     if settings.learns:
         proposer = Proposer(settings, study.mode, study.trials, study.begin)
     else:
         for number in range(len(study.trials), settings.total):
             study.begin(settings.values_of(number))
-        waiting = [config_of(trial) for trial in study.trials if not trial.ended]
-        space = {"trial": ray.tune.grid_search(waiting)}
+        waiting = [trial for trial in study.trials if not trial.ended]
+        space = {"trial": ray.tune.grid_search([config_of(trial) for trial in waiting])}
     scheduler = _scheduler(study)
     # A trial of several workers follows a Ray Train, which takes its own CPU cores and GPUs; Tune
     # wants to hear something.
@@ -485,8 +537,9 @@ def _tuner(study: _Study, shared: Search, room: int) -> Tuner:
         tune_config=TuneConfig(
             search_alg=proposer,
             scheduler=scheduler,
-            num_samples=1 if proposer is None else open_trials,
-            max_concurrent_trials=room,
+            num_samples=1 if proposer is None else len(waiting) + new,
+            # A population lives at once: trials that wait for room are begun and take turns.
+            max_concurrent_trials=None if settings.scheduler == "pbt" and alone else room,
             reuse_actors=True,
             trial_name_creator=_name_of,
             trial_dirname_creator=_name_of,
@@ -558,20 +611,23 @@ class _Remembers(TrialScheduler):
 
     earlier: Mapping[str, Sequence[tuple[int, float]]] = {}
 
-    def remember(self, trials: Iterable[Trial]) -> Self:
+    def remember(self, trials: Sequence[Trial]) -> Self:
         """Those that ended now, those that go on when Tune adds them."""
-        judged = [trial for trial in trials if trial.state != "failed"]
-        self.earlier = {trial.name: trial.history for trial in judged}
-        for trial in judged:
+        self.earlier = {trial.name: trial.history for trial in trials}
+        for trial in trials:
             if trial.ended:
-                self.on_trial_add(_NOBODY, _Known(trial.name, trial.name))  # pyright: ignore
+                self.on_trial_add(None, _Known(trial.name, trial.name))  # pyright: ignore
         return self
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A trial that is new to this scheduler, but not always to the search."""
         super().on_trial_add(tune_controller, trial)
         for images, score in self.earlier.get(trial.custom_trial_name, ()):
-            self.on_trial_result(tune_controller, trial, {"images": images, "score": score})
+            self.recall(trial, {"images": images, "score": score})
+
+    def recall(self, trial: Any, result: dict[str, Any]) -> None:
+        """An earlier judgement."""
+        self.on_trial_result(None, trial, result)  # pyright: ignore
 
 
 class _Asha(_Remembers, ASHAScheduler):
@@ -579,7 +635,15 @@ class _Asha(_Remembers, ASHAScheduler):
 
 
 class _Median(_Remembers, MedianStoppingRule):
-    pass
+    def recall(self, trial: Any, result: dict[str, Any]) -> None:
+        """An earlier judgement, which is not decided about again: others may be better by now."""
+        self._results[trial].append(result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Tune tells of the judgement that stopped a trial twice, and a failure may have none."""
+        known = self._results.get(trial)
+        if "score" in result and not (known and known[-1]["images"] == result["images"]):
+            super().on_trial_complete(tune_controller, trial, result)
 
 
 @dataclass(frozen=True)
@@ -589,10 +653,6 @@ class _Known:
     trial_id: str
     custom_trial_name: str
     status: str = "TERMINATED"
-
-
-_NOBODY: Any = SimpleNamespace(get_trials=list, get_live_trials=set)
-"""In the place of Tune's controller, which these schedulers ask only for trials that wait."""
 
 
 def _write_results(folder: Folder, experiment: Experiment, searched: Searched) -> None:

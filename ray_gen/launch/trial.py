@@ -7,12 +7,13 @@ starts a Ray Train of its own and follows its reports.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,13 @@ class TrialProcess(ray.tune.Trainable):
     def _judged(self) -> Iterator[dict[str, Any]]:
         """The results of the trial from where it stands; the last one is `done`."""
         result: dict[str, Any] = {"images": 0}
+        if Folder(self._search.location).exists(STOP):
+            yield {**result, "done": True, "stop": "asked to stop"}
+            return
+        judgements = self._judgements()
         try:
-            with _claimed(self._run):
-                for result in self._judgements():
+            with _claimed(self._run), closing(judgements):
+                for result in judgements:
                     yield result
         except (NonFiniteError, Refused, Failed) as error:
             take_up_due(self._run)
@@ -142,9 +147,9 @@ class TrialProcess(ray.tune.Trainable):
                 first += f" ({self.trial_name}/{ERROR})"
             yield {**result, "failed": first, "done": True}
 
-    def _judgements(self) -> Iterator[dict[str, Any]]:
+    def _judgements(self) -> Generator[dict[str, Any]]:
         began = time.monotonic()
-        every, before, alike = self._search.every_images, 0, 0
+        every, before, alike = self._search.every_images, _saved(self._run), 0
         train = _in_this_process if self._search.share.workers == 1 else _on_workers
         for metrics, stop in train(self._experiment(), self._run, self._search):
             score, images = score_of(metrics, self._search.metric), int(metrics["images"])
@@ -154,18 +159,22 @@ class TrialProcess(ray.tune.Trainable):
             alike = alike + 1 if metrics.get(SPREAD, 1.0) < COLLAPSED else 0
             if alike == 2:
                 raise Failed(f"its samples are all alike after {images:,} images")
+            if score is not None and not math.isfinite(score):
+                raise Failed(f"{self._search.metric} is not a finite number at {images:,} images")
             result = {"images": images, "seconds": time.monotonic() - began}
             result |= {} if score is None else {"score": score}
             yield result | ({} if stop is None else {"done": True, "stop": stop})
 
     def _experiment(self) -> Experiment:
-        """Its own one from the run folder, which knows what it took over; else a new one."""
-        try:
-            experiment = Experiment.from_yaml(self._run.read_text(EXPERIMENT))
-        except FileNotFoundError:
+        """Its newest checkpoint's, which knows what it took over; else a new one."""
+        found = checkpoints(self._run)
+        if found:
+            experiment = Experiment.from_yaml(found[0].read_text(EXPERIMENT))
+        else:
             shared = Experiment.from_yaml(self._search.experiment)
             experiment = shared.with_values(self._values)
-            self._run.write_text(EXPERIMENT, experiment.to_yaml())
+            experiment = experiment.with_fields(training__group_size=experiment.group_size)
+        self._run.write_text(EXPERIMENT, experiment.to_yaml())
         return experiment
 
 
@@ -192,21 +201,18 @@ def adopt(run: Folder, checkpoint: Path, donor: str, values: Mapping[str, Any]) 
     """Let a run go on from another's checkpoint with these values, and write down that it did."""
     images = int(read_manifest(checkpoint)["images"])
     theirs = Experiment.from_yaml((checkpoint / EXPERIMENT).read_text(encoding="utf-8"))
-    ours = Experiment.from_yaml(run.read_text(EXPERIMENT))
     found = checkpoints(run)
-    if _has_adopted(ours, donor, images) and found and found[0].name > checkpoint_name(images):
-        return  # a process that died after it had begun to go on
+    if found and found[0].name > checkpoint_name(images):
+        ours = Experiment.from_yaml(found[0].read_text(EXPERIMENT))
+        if _has_adopted(ours, donor, images, values):
+            return  # a process that died after it had begun to go on
     before = theirs.stages()[-1][1]
     changed = {path: new for path, new in values.items() if before.value_at(path) != new}
-    change = Change(images=images, values=changed, source=donor)
-    lineage = theirs.lineage
+    lineage = list(theirs.lineage)
     if lineage and lineage[-1].images == images:  # taken over itself, and not trained on since
-        change = change.model_copy(update={"values": {**lineage[-1].values, **changed}})
-        lineage = lineage[:-1]
-    experiment = Experiment.of({**theirs.model_dump(mode="json"), "lineage": []})
-    experiment = experiment.with_fields(
-        lineage=[c.model_dump(mode="json") for c in (*lineage, change)]
-    )
+        changed = {**lineage.pop().values, **changed}
+    lineage.append(Change(images=images, values=changed, source=donor))
+    experiment = theirs.with_fields(lineage=[c.model_dump(mode="json") for c in lineage])
     with tempfile.TemporaryDirectory(prefix="ray_gen-adopted-") as folder:
         copy_of(checkpoint, Path(folder), experiment)
         commit(Path(folder), run, checkpoint_name(images))
@@ -216,9 +222,14 @@ def adopt(run: Folder, checkpoint: Path, donor: str, values: Mapping[str, Any]) 
     run.write_text(EXPERIMENT, experiment.to_yaml())
 
 
-def _has_adopted(experiment: Experiment, donor: str, images: int) -> bool:
+def _has_adopted(
+    experiment: Experiment, donor: str, images: int, values: Mapping[str, Any]
+) -> bool:
     last = experiment.lineage[-1] if experiment.lineage else None
-    return last is not None and (last.source, last.images) == (donor, images)
+    if last is None or (last.source, last.images) != (donor, images):
+        return False
+    now = experiment.stages()[-1][1]  # once more from the same checkpoint, it has other values
+    return all(now.value_at(path) == value for path, value in values.items())
 
 
 Judged = Iterator[tuple[Mapping[str, Any], str | None]]
@@ -253,14 +264,16 @@ def _on_workers(experiment: Experiment, run: Folder, search: Search) -> Judged:
             outcomes.append(in_words(error))
 
     thread = threading.Thread(target=fit, name="fit", daemon=True)
-    reached = int(_of_newest(run)["images"]) if checkpoints(run) else 0
+    reached = _saved(run)
+    end = experiment.steps * experiment.training.global_batch_size
     thread.start()
     try:
         alive = True
         while alive:
             alive = thread.is_alive()
+            saved = _saved(run)  # a worker writes its line before its checkpoint
             for line in _lines(run):
-                if line["images"] > reached:
+                if reached < line["images"] <= saved and line["images"] < end:
                     reached = line["images"]
                     yield line, None
             time.sleep(0.5 if alive else 0.0)
@@ -275,6 +288,12 @@ def _on_workers(experiment: Experiment, run: Folder, search: Search) -> Judged:
     if "failed" in ended:
         raise Failed(ended["failed"])
     yield _of_newest(run), ended["stop"]
+
+
+def _saved(run: Folder) -> int:
+    """Images of the newest checkpoint; 0 without one."""
+    found = checkpoints(run)
+    return int(json.loads(found[0].read_text(MANIFEST))["images"]) if found else 0
 
 
 def _of_newest(run: Folder) -> dict[str, Any]:
