@@ -140,6 +140,8 @@ class SearchWorkers(Settings):
     def _a_part_or_whole_gpus(self) -> Self:
         if self.gpu != "auto" and (self.gpu < 0 or self.gpu > 1):
             raise ValueError("gpu is a share of one GPU for each worker, from 0 to 1")
+        if self.count > 1 and self.gpu not in ("auto", 0, 1):
+            raise ValueError("gpu: two workers of a trial cannot share a GPU; use 1 or count 1")
         return self
 
 
@@ -156,7 +158,8 @@ class Search(Settings):
     trials: PositiveInt = free(16)
     """How many. A grid has as many as there are combinations."""
     concurrent: PositiveInt | Literal["auto"] = free("auto")
-    """How many at a time. auto: as many as the cluster has room for."""
+    """How many at a time. auto: as many as the cluster has room for. Under pbt trials of one worker
+    take turns in all the room there is; of several workers, so many are the population."""
     algorithm: Literal["auto", "random", "grid", "optuna"] = "auto"
     """What chooses values. random and grid are functions of `seed` and the trial's number; optuna
     (a tree-structured Parzen estimator, Bergstra et al. 2011) learns from finished trials. auto:

@@ -277,8 +277,8 @@ class Experiment(Settings):
                 yield f"{where}: changes nothing of what is trained, so there is nothing to search"
             elif search.scheduler == "pbt" and not is_marked(self, path, "live"):
                 yield (
-                    f"{where}: pbt copies the weights of one trial into another, and under another "
-                    f"{path} they would not be its weights; search it with asha, or leave it out"
+                    f"{where}: pbt copies the weights of one trial into another that goes on, and "
+                    f"{path} cannot change in mid-run; search it with asha, or leave it out"
                 )
         yield from self._metric_problems(search)
 

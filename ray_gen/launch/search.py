@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -51,7 +51,7 @@ from ray_gen.loop import ALL_SEEN, train
 from ray_gen.run import PROGRESS, STOP
 from ray_gen.sources import class_names, open_data
 from ray_gen.state import EXPERIMENT, State
-from ray_gen.storage import Folder, default_storage
+from ray_gen.storage import Folder, StorageError, default_storage
 from ray_gen.trials import (
     BEST,
     REPORT,
@@ -176,10 +176,16 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
                 tuple(path for path in sys.path if path),
             )
             folder.remove(STOP)
-            with interruptible(study.stop, board.say, folder.location):
-                _run(study, shared, room, board)
-            folder.remove(STOP)
-            folder.remove(TUNE)
+            try:
+                with interruptible(study.stop, board.say, folder.location):
+                    _run(study, shared, room, board)
+            except Failed:
+                with suppress(OSError, StorageError):  # what is raised is told
+                    _write_results(folder, experiment, searched)
+                raise
+            finally:
+                folder.remove(STOP)
+                folder.remove(TUNE)
         _write_results(folder, experiment, searched)
     return Searched(folder.location, metric, mode, trials, study.stopping.is_set())
 
@@ -204,6 +210,13 @@ def _trials_before(folder: Folder, experiment: Experiment) -> list[Trial]:
     ours, theirs = experiment.search, before.search
     if ours is not None and theirs is not None:
         different += [f"search.{d}" for d in differences(ours, theirs)]
+    if _is_evaluated(experiment):
+        now, then = experiment.evaluation, before.evaluation
+        different += [
+            f"evaluation.{name}: {getattr(now, name)!r} here, {getattr(then, name)!r} there"
+            for name in type(now).model_fields
+            if name != "batch_size" and getattr(now, name) != getattr(then, name)
+        ]
     if experiment.training.images != before.training.images:
         different.append(
             f"training.images: {experiment.training.images} here, {before.training.images} there"
@@ -246,7 +259,8 @@ def _check(experiment: Experiment, store: Store) -> None:
     every = max(phase.every * term.every for phase in objective.phases() for term in phase.terms)
     images = experiment.training.global_batch_size * every  # all terms are due once
     short = ("images", "report_every_images", "checkpoint_every_images")
-    one = bare.with_values({f"training.{name}": images for name in short})
+    changes: dict[str, Any] = {f"training.{name}": images for name in short}
+    one = bare.with_values({**changes, "training.compile": False})
     one = one.with_fields(evaluation__every_images=None)
     state = State.build(one, objective, World())
     (report,) = train(one, objective, state, store, World())
@@ -330,6 +344,14 @@ def _room(experiment: Experiment) -> tuple[Share, int]:
                 f"{gpu:g} GPUs), and the cluster has {has}; ask for less"
             ]
         )
+    if settings.scheduler == "pbt" and asked.count > 1 and room < settings.total:
+        raise ExperimentError(
+            [
+                f"search.trials: in population based training {settings.total} trials of several "
+                f"workers train at once, and the cluster has room for {room}; use fewer trials, "
+                "or search.workers.count=1"
+            ]
+        )
     if settings.concurrent != "auto":
         room = min(room, settings.concurrent)
     return Share(asked.count, gpu, asked.cpus), room
@@ -350,6 +372,8 @@ class _Study(Callback):
         self.stopping = threading.Event()
         self._spent: dict[str, float] = {}
         self._deaths: dict[str, list[int]] = {}
+        self.ends: str | None = None
+        """Why no trial can go on."""
         self._ended: dict[str, dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -380,15 +404,13 @@ class _Study(Callback):
             if trial.state == "running":
                 (self.folder / TRIALS / trial.name).write_text(STOP, "")
 
-    def lost(self, reason: str) -> None:
-        """Tune itself has ended: what ran goes on when it is started again, but for what died too
-        often without having come further."""
-        self._ask_to_stop()
+    def lost(self, reason: str, *, blame: bool) -> None:
+        """Tune itself has ended: what ran goes on when it is started again; where it ran alone,
+        unless it died too often without having come further."""
         for trial in self.trials:
             if trial.state == "running":
-                trial.state, trial.reason = (
-                    ("failed", reason) if self._died(trial) else ("waiting", None)
-                )
+                given_up = blame and self._died(trial)
+                trial.state, trial.reason = ("failed", reason) if given_up else ("waiting", None)
         self._write()
 
     def _died(self, trial: Trial) -> bool:
@@ -409,6 +431,8 @@ class _Study(Callback):
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         record = self._of(trial)
+        # Not where it is judged: there it may have been given the values that it goes on with.
+        record.values = dict(trial.config["trial"]["values"])
         self._spent[record.name] = record.seconds  # a result tells of this attempt alone
         record.state = "running"
         self._write()
@@ -418,7 +442,6 @@ class _Study(Callback):
     ) -> None:
         record = self._of(trial)
         self._ended[record.name] = result
-        record.values = dict(trial.config["trial"]["values"])
         images = int(result["images"])
         record.seconds = self._spent.get(record.name, 0.0) + float(result.get("seconds", 0.0))
         if "score" in result:
@@ -426,15 +449,18 @@ class _Study(Callback):
             record.history = [point for point in record.history if point[0] < images]
             record.images, record.score = images, float(result["score"])
             record.history.append((record.images, record.score))
-        else:
-            record.images = max(record.images, images)
+            trial.max_failures = self.experiment.workers.max_restarts  # it came further
         self._write()
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         record = self._of(trial)
         result = self._ended.get(record.name, {})
         stop = result.get("stop")
-        if "failed" in result:
+        if "ends" in result:
+            self.ends = result["ends"]
+            self.stopping.set()
+            record.state = "waiting"
+        elif "failed" in result:
             record.state, record.reason = "failed", result["failed"]
         elif stop is not None and stop != "asked to stop":
             record.state = "done"
@@ -479,15 +505,26 @@ def _run(study: _Study, shared: Search, room: int, board: Board) -> None:
     """Tune, started again where a lack of memory ends it."""
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # the table tells what failed
     board.begin(study.trials)
+    crashes, before = 0, -1
     while study.goes_on and not study.stopping.is_set():
         failure = _run_once(study, shared, room, board)
         if failure is None:
-            return
-        if "OutOfMemoryError" not in failure:
-            raise Failed(f"Ray Tune: {failure}")
-        # Ray kills what takes too much memory, and Tune ends with it, without a word which it was.
-        study.lost("its process died: this machine ran out of memory")
-        board.say("the machine ran out of memory; going on from what was saved")
+            break
+        images = sum(trial.images for trial in study.trials)
+        crashes = crashes + 1 if images == before else 1
+        before = images
+        if "OutOfMemoryError" not in failure or crashes > DEATHS:
+            raise Failed(
+                f"Ray Tune: {failure.strip().splitlines()[-1]}; the same --name goes on from what "
+                "was saved"
+            )
+        # Ray kills what takes too much memory, and Tune ends with it, without a word which it was:
+        # from here on there is one at a time.
+        study.lost("its process died: this machine ran out of memory", blame=room == 1)
+        room = 1
+        board.say("the machine ran out of memory; going on, with one trial at a time")
+    if study.ends is not None:
+        raise Failed(study.ends)
 
 
 def _run_once(study: _Study, shared: Search, room: int, board: Board) -> str | None:
@@ -587,7 +624,7 @@ def _scheduler(study: _Study) -> TrialScheduler:
 
         return PopulationBasedTraining(
             **judged,
-            perturbation_interval=every,
+            perturbation_interval=1,  # at each judgement
             burn_in_period=settings.grace_images or 0,
             hyperparam_mutations={"trial": {"values": mutations}},
             quantile_fraction=settings.quantile,
@@ -609,7 +646,9 @@ class _Remembers(TrialScheduler):
     """A scheduler that knows what trials were worth before it was made; decisions about that were
     taken then."""
 
-    earlier: Mapping[str, Sequence[tuple[int, float]]] = {}
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)  # pyright: ignore
+        self.earlier: dict[str, Sequence[tuple[int, float]]] = {}
 
     def remember(self, trials: Sequence[Trial]) -> Self:
         """Those that ended now, those that go on when Tune adds them."""
@@ -622,7 +661,7 @@ class _Remembers(TrialScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A trial that is new to this scheduler, but not always to the search."""
         super().on_trial_add(tune_controller, trial)
-        for images, score in self.earlier.get(trial.custom_trial_name, ()):
+        for images, score in self.earlier.pop(trial.custom_trial_name, ()):
             self.recall(trial, {"images": images, "score": score})
 
     def recall(self, trial: Any, result: dict[str, Any]) -> None:

@@ -22,6 +22,8 @@ import ray.tune
 import torch
 
 from ray_gen.checkpoints import (
+    BEST,
+    DUE,
     checkpoint_name,
     checkpoints,
     commit,
@@ -33,13 +35,13 @@ from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Change, Experiment
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.cluster import Share
-from ray_gen.launch.driver import trainer_of
+from ray_gen.launch.driver import SNAPSHOT, trainer_of
 from ray_gen.launch.failures import in_words
 from ray_gen.launch.worker import ended_before, explained, prepare, reports
 from ray_gen.meter import NonFiniteError
-from ray_gen.run import METRICS, SPREAD, STOP
+from ray_gen.run import METRICS, PROGRESS, SPREAD, STOP
 from ray_gen.state import EXPERIMENT, MANIFEST, copy_of, read_manifest
-from ray_gen.storage import Folder
+from ray_gen.storage import Folder, StorageError
 from ray_gen.trials import TRIALS, score_of
 
 DONOR = "trial.json"
@@ -113,7 +115,8 @@ class TrialProcess(ray.tune.Trainable):
         """Take over another trial's weights; of one's own the run folder knows the newest."""
         donor = json.loads((Path(checkpoint) / DONOR).read_text())["trial"]
         if donor != self.trial_name:
-            adopt(self._run, Path(checkpoint) / "checkpoint", donor, self._values)
+            with _claimed(self._run):
+                adopt(self._run, Path(checkpoint) / "checkpoint", donor, self._values)
 
     @property
     def _run(self) -> Folder:
@@ -131,14 +134,16 @@ class TrialProcess(ray.tune.Trainable):
     def _judged(self) -> Iterator[dict[str, Any]]:
         """The results of the trial from where it stands; the last one is `done`."""
         result: dict[str, Any] = {"images": 0}
-        if Folder(self._search.location).exists(STOP):
-            yield {**result, "done": True, "stop": "asked to stop"}
-            return
         judgements = self._judgements()
         try:
             with _claimed(self._run), closing(judgements):
+                if Folder(self._search.location).exists(STOP):
+                    yield {**result, "done": True, "stop": "asked to stop"}
+                    return
                 for result in judgements:
                     yield result
+        except StorageError as error:  # not the trial's fault, and the next one's, too
+            yield {**result, "ends": str(error), "done": True}
         except (NonFiniteError, Refused, Failed) as error:
             take_up_due(self._run)
             first, _, more = str(error).partition("\n")
@@ -186,9 +191,9 @@ def _claimed(run: Folder) -> Generator[None]:
         try:
             claim = Claim(run).__enter__()
             break
-        except Refused:
+        except Refused as refused:
             if time.monotonic() > deadline:
-                raise
+                raise StorageError(str(refused)) from None
             time.sleep(1.0)
     try:
         run.remove(STOP)  # it was meant for the other
@@ -219,6 +224,8 @@ def adopt(run: Folder, checkpoint: Path, donor: str, values: Mapping[str, Any]) 
     for other in found:
         if other.name > checkpoint_name(images):
             run.remove(other.name)
+    for file in (BEST, DUE):  # of weights that are given up
+        run.remove(file)
     run.write_text(EXPERIMENT, experiment.to_yaml())
 
 
@@ -254,6 +261,8 @@ def _in_this_process(experiment: Experiment, run: Folder, search: Search) -> Jud
 
 def _on_workers(experiment: Experiment, run: Folder, search: Search) -> Judged:
     """The reports of a Ray Train, from what its first worker writes into the run folder."""
+    for file in (PROGRESS, DUE, SNAPSHOT):  # as a plain run that goes on does
+        run.remove(file)
     trainer = trainer_of(experiment, run, search.share)
     outcomes: list[Any] = []
 
@@ -281,7 +290,6 @@ def _on_workers(experiment: Experiment, run: Folder, search: Search) -> Judged:
         if thread.is_alive():
             run.write_text(STOP, "")
             thread.join(STOP_SECONDS)
-            run.remove(STOP)
     (ended,) = outcomes
     if isinstance(ended, Exception):
         raise ended

@@ -158,7 +158,7 @@ def test_a_range_that_is_none_is_refused(given: dict[str, Any], said: str) -> No
         vae(RATE, SIZE),
         vae(SIZE, "search.metric=sliced_wasserstein", "search.algorithm=grid", "search.seed=3"),
         vae("search.space.networks.encoder.hidden_sizes={choice: [[32], [64, 32]]}"),
-        vae(SIZE, "search.workers={count: 4, gpu: 0.25, cpus: 2}", "search.concurrent=3"),
+        vae(SIZE, "search.workers={count: 1, gpu: 0.25, cpus: 2}", "search.concurrent=3"),
         gan(RATES, "search.scheduler=pbt", "search.metric=loss/generator", "search.mode=min"),
         vae("search.space={training.precision: {choice: [fp32, bf16]}}", "search.trials=3"),
         vae(RATE, "lineage=[{images: 48, values: {objective.beta: 2.0}, source: trial_001}]"),
@@ -501,3 +501,9 @@ def test_a_search_is_checked_without_ray_or_torch() -> None:
         "assert not {'ray', 'torch', 'optuna'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+def test_two_workers_of_a_trial_share_no_gpu() -> None:
+    assert vae(SIZE, "search.workers={count: 2, gpu: 1}").search is not None
+    with pytest.raises(ExperimentError, match=r"search\.workers: gpu: two workers"):
+        vae(SIZE, "search.workers={count: 2, gpu: 0.5}")

@@ -95,7 +95,7 @@ def test_trials_are_packed_on_nodes(
         ([{"CPU": 2.0}], "{gpu: 1}"),
         ([{"CPU": 2.0}, {"CPU": 2.0}], "{cpus: 3}"),  # no node has them
         ([ONE], "{count: 3}"),
-        ([ONE], "{count: 2, gpu: 0.6, cpus: 8}"),
+        ([ONE], "{count: 2, gpu: 1, cpus: 8}"),
     ],
 )
 def test_a_trial_that_fits_nowhere_is_refused(monkeypatch, nodes, asked: str) -> None:
@@ -309,9 +309,9 @@ def test_an_end_without_a_score_keeps_the_last_one(tmp_path: Path) -> None:
     this = study(tmp_path)
     record, trial = started(this)
     judged(this, trial, {"images": 48, "score": 1.0}, {"images": 72, "stop": "asked to stop"})
-    assert (record.images, record.score, record.history) == (72, 1.0, [(48, 1.0)])
+    assert (record.images, record.score, record.history) == (48, 1.0, [(48, 1.0)])
     judged(this, trial, {"images": 0, "failed": "its network cannot be built"})
-    assert (record.images, record.score) == (72, 1.0)
+    assert (record.images, record.score) == (48, 1.0)
 
 
 def test_what_was_judged_of_weights_that_were_given_up_is_forgotten(tmp_path: Path) -> None:
@@ -320,6 +320,9 @@ def test_what_was_judged_of_weights_that_were_given_up_is_forgotten(tmp_path: Pa
     record, trial = started(this)
     judged(this, trial, *({"images": n * 48, "score": float(n)} for n in (1, 2, 3)))
     trial.config["trial"]["values"]["objective.beta"] = 2.0
+    judged(this, trial, {"images": 144, "score": 3.0})
+    assert record.values == {"objective.beta": 1.0}  # of what was judged
+    this.on_trial_start(0, [], trial)
     judged(this, trial, {"images": 96, "score": 7.0})
     assert record.values == {"objective.beta": 2.0}
     assert (record.images, record.score) == (96, 7.0)
@@ -388,13 +391,25 @@ def test_what_ran_when_tune_itself_ended_goes_on(tmp_path: Path) -> None:
     this = study(tmp_path, Trial("trial_000", {}, "done", score=1.0))
     record, _ = started(this)
     for _ in range(DEATHS - 1):
-        this.lost("out of memory")
+        this.lost("out of memory", blame=True)
         assert (record.state, record.reason) == ("waiting", None)
         record.state = "running"
-    this.lost("out of memory")
+    this.lost("out of memory", blame=False)  # it did not run alone
+    assert (record.state, record.reason) == ("waiting", None)
+    record.state = "running"
+    this.lost("out of memory", blame=True)
     assert (record.state, record.reason) == ("failed", "out of memory")
     assert this.trials[0].state == "done"
     assert written(this) == this.trials
+
+
+def test_a_storage_that_fails_ends_the_search_and_no_trial(tmp_path: Path) -> None:
+    this = study(tmp_path)
+    record, trial = started(this)
+    judged(this, trial, {"images": 48, "score": 1.0}, {"images": 48, "ends": "the disk is full"})
+    this.on_trial_complete(0, [], trial)
+    assert (record.state, this.ends) == ("waiting", "the disk is full")
+    assert this.stopping.is_set()
 
 
 def test_a_search_that_is_to_end_asks_what_runs_and_begins_nothing(tmp_path: Path) -> None:

@@ -321,7 +321,7 @@ def test_where_the_search_is_to_end_no_trial_begins(
     (tmp_path / STOP).touch()
     assert results(process(search)) == [{"images": 0, "done": True, "stop": "asked to stop"}]
     assert not seen
-    assert not (tmp_path / "trials").exists()
+    assert not list((tmp_path / "trials").rglob(EXPERIMENT))
 
 
 def test_a_process_trains_one_trial_after_the_other(search: Search, monkeypatch) -> None:
