@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise Refused(f"{FIELD}: there is no file {path}") from None
+    except pickle.UnpicklingError:  # torch's words say how to run it all the same: not repeated
+        raise Refused(
+            f"{FIELD}: {path} is not a file of tensors only: it holds something that reading would "
+            "run, or is damaged; give a state dict, as .safetensors or by "
+            "torch.save"
+        ) from None
     except Exception as error:  # bytes that are no file of tensors raise nearly anything
         why = str(error).partition("\n")[0] or type(error).__name__
         raise Refused(

@@ -38,9 +38,11 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, wrapped: bool) -> None:
         torch.save({**TENSORS, "extra": Runs(trace)}, path)
     else:
         path.write_bytes(pickle.dumps(Runs(trace)))
-    with pytest.raises(Refused, match="not a file of tensors only"):
+    with pytest.raises(Refused, match="not a file of tensors only") as refused:
         read_weights(path)
     assert not trace.exists()
+    for advice in ("weights_only", "load failed", "trust"):  # torch's, on how to run it
+        assert advice not in str(refused.value)
 
 
 @pytest.mark.parametrize(
