@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from ray_gen.state import EXPERIMENT, MANIFEST, CheckpointError
 from ray_gen.storage import Folder, StorageError
@@ -29,6 +30,12 @@ def checkpoints(run: Folder) -> list[Folder]:
     """The checkpoints of a run folder that have a manifest, newest first."""
     names = [name for name in reversed(run.names()) if _NAME.fullmatch(name)]
     return [run / name for name in names if (run / name).exists(MANIFEST)]
+
+
+def newest_manifest(run: Folder) -> dict[str, Any] | None:
+    """The manifest of a run's newest checkpoint; None without one. Sizes and digests unchecked."""
+    found = checkpoints(run)
+    return json.loads(found[0].read_text(MANIFEST)) if found else None
 
 
 def newest_checkpoint(run: Folder) -> Folder:

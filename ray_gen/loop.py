@@ -30,6 +30,7 @@ from ray_gen.step import Step, images_per_rank
 CONTROL_SECONDS = 0.25
 """Aimed at between two control steps; one costs some 0.3 ms with gloo."""
 ALL_SEEN = "all images seen"
+ASKED = "asked to stop"
 SETTLED = "D(x) and D(G(z)) have settled at their equilibrium"
 
 
@@ -110,7 +111,7 @@ def train(
         if not (save or due):
             continue
         metrics = {**meter.report(), **clock.report(done * batch)}
-        stop = "asked to stop" if asked == Control.SAVE_AND_STOP else None
+        stop = ASKED if asked == Control.SAVE_AND_STOP else None
         if training.stop_at_equilibrium is not None:
             _watch(state.settled, metrics, done - reported)
             if due and _settled(stages[start], state):

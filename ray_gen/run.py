@@ -9,7 +9,7 @@ import platform
 import tempfile
 import time
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
@@ -26,6 +26,7 @@ from ray_gen.core import Objective, Reconstructs
 from ray_gen.data import Store
 from ray_gen.data.feed import to_range
 from ray_gen.distributed import World
+from ray_gen.evaluators.names import measured
 from ray_gen.experiment import Experiment
 from ray_gen.loop import Report
 from ray_gen.noise import draw, key_of
@@ -85,13 +86,21 @@ class RunWriter:
     """
 
     def __init__(
-        self, run: Folder, experiment: Experiment, objective: Objective, store: Store, state: State
+        self,
+        run: Folder,
+        experiment: Experiment,
+        objective: Objective,
+        store: Store,
+        state: State,
+        compared: Sequence[str] = (),
     ) -> None:
+        """compared: paths of the fields in TensorBoard's HParams; none: all of the experiment."""
         self._run = run
         self._experiment = experiment
         self._objective = objective
         self._state = state
         self._store = store
+        self._compared = compared
         self._folder = run.path if run.is_local else Path(tempfile.mkdtemp(prefix="ray_gen-run-"))
         self._events: Any = None
         self._pace = Pace()
@@ -201,7 +210,7 @@ class RunWriter:
         settings = self._experiment.checkpoints.best
         if settings is None:
             return
-        value = _of_group(report.metrics, settings.metric)
+        value = measured(report.metrics, settings.metric)
         if value is None or not math.isfinite(value):
             return
         best = self._best_value(settings.metric)
@@ -215,7 +224,7 @@ class RunWriter:
             manifest = json.loads((self._run / BEST).read_text(MANIFEST))
         except (OSError, ValueError):
             return None
-        return _of_group(manifest["metrics"], metric)
+        return measured(manifest["metrics"], metric)
 
     def _tensorboard(self, metrics: Mapping[str, float]) -> Any:
         """The event writer. Made at the first report: its import takes 3 s, which nobody should
@@ -227,6 +236,7 @@ class RunWriter:
             folder = self._folder / "tensorboard"
             self._events = SummaryWriter(str(folder), purge_step=self._start + 1)
             values = _flat(self._experiment.model_dump(mode="json"))
+            values = {path: values[path] for path in self._compared} or values
             later = self._experiment.objective.evaluated or ()  # come with checkpoints
             tags = [*metrics, *(f"held_out/{name}" for name in later)]
             if self._experiment.evaluation.every_images is not None:
@@ -289,11 +299,6 @@ class RunWriter:
 def _spread(images: Tensor) -> Tensor:
     """How much images (N, C, H, W) differ: a pixel's standard deviation over them, on average."""
     return images.float().std(0, correction=0).mean().cpu()
-
-
-def _of_group(metrics: Mapping[str, float], name: str) -> float | None:
-    """The objective's own score of this name, or an evaluation's."""
-    return metrics.get(f"held_out/{name}", metrics.get(f"evaluation/{name}"))
 
 
 def evaluation_file(images: int) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ray_gen.errors import Refused
+from ray_gen.evaluators.names import measured
 from ray_gen.storage import Folder
 
 SEARCH = "search.yaml"
@@ -113,10 +114,7 @@ def _worth(trial: Trial) -> float | None:
 def score_of(metrics: Mapping[str, float], name: str) -> float | None:
     """A metric of a report: the objective's own held-out score of this name, an evaluation's, or
     what a term reports."""
-    for tag in (f"held_out/{name}", f"evaluation/{name}", name):
-        if tag in metrics:
-            return metrics[tag]
-    return None
+    return measured(metrics, name, metrics.get(name))
 
 
 def as_csv(trials: Sequence[Trial], metric: str) -> str:
@@ -130,3 +128,15 @@ def as_csv(trials: Sequence[Trial], metric: str) -> str:
         row = [t.name, t.state, t.score, t.images, round(t.seconds, 1), *values, t.reason]
         writer.writerow(["" if cell is None else cell for cell in row])
     return text.getvalue()
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """The shortest ends of dotted paths that tell them apart."""
+    names: dict[str, str] = {}
+    for path in paths:
+        parts = path.split(".")
+        ends = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
+        others = [f".{other}" for other in paths if other != path]
+        alone = [end for end in ends if not any(other.endswith(f".{end}") for other in others)]
+        names[path] = alone[0] if alone else path
+    return names

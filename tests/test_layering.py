@@ -18,10 +18,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"errors", "core"},
     {"noise", "losses", "distributed", "storage", "pictures"},
-    {"augment", "meter", "latent", "trials"},
+    {"augment", "meter", "latent"},
     {"objectives", "networks", "data", "evaluators", "mixture"},
     {"experiment"},
-    {"schedule", "recipes", "optimizers"},
+    {"schedule", "recipes", "optimizers", "trials"},
     {"build"},
     {"state", "sources"},
     {"step", "checkpoints"},

@@ -5,7 +5,7 @@ The names are those of the scores: "precision" and "recall" are computed once wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,3 +62,10 @@ NEED_NO_WEIGHTS = tuple(name for name, metric in METRICS.items() if not metric.n
 def needs_of(metrics: Iterable[str]) -> frozenset[Need]:
     """All that these metrics need."""
     return frozenset[Need]().union(*(METRICS[name].needs for name in metrics))
+
+
+def measured(
+    metrics: Mapping[str, float], name: str, otherwise: float | None = None
+) -> float | None:
+    """The objective's own held-out score of this name in a report, else an evaluation's."""
+    return metrics.get(f"held_out/{name}", metrics.get(f"evaluation/{name}", otherwise))

@@ -1,7 +1,8 @@
 """The experiment: the whole of a run as one typed tree. Settings only; imports no torch."""
 
 from ray_gen.experiment.base import Component, ExperimentError, Settings, differences
-from ray_gen.experiment.tree import Change, Experiment, absolute_path, parse_yaml, too_many_workers
+from ray_gen.experiment.plain import parse_yaml
+from ray_gen.experiment.tree import Change, Experiment, absolute_path, too_many_workers
 
 __all__ = [
     "Change",

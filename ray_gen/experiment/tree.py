@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,14 +9,11 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, PositiveInt, ValidationError
 
-from ray_gen.evaluators.names import LIKELIHOOD_SCORES, METRICS
 from ray_gen.experiment.base import (
     ExperimentError,
     Settings,
-    differences,
     free,
     is_marked,
-    kinds_at,
     problems_of,
 )
 from ray_gen.experiment.data import (
@@ -26,13 +21,14 @@ from ray_gen.experiment.data import (
     FolderData,
     ParquetData,
     TorchvisionData,
-    from_short_form,
 )
 from ray_gen.experiment.evaluation import Evaluation
 from ray_gen.experiment.networks import Network, NetworkSettings
-from ray_gen.experiment.objectives import GanObjective, Objective, VaeObjective
+from ray_gen.experiment.objectives import GanObjective, Objective
 from ray_gen.experiment.optimizers import Optimizer
+from ray_gen.experiment.plain import Dumper, apply_override, parse_yaml, set_field, unshared
 from ray_gen.experiment.search import OFFLINE, Search, better
+from ray_gen.experiment.search_problems import search_problems
 from ray_gen.experiment.training import Checkpoints, Training, Workers
 
 AUTO_GROUP_SIZE = 16
@@ -91,15 +87,15 @@ class Experiment(Settings):
     @classmethod
     def from_yaml(cls, text: str, overrides: Sequence[str] = ()) -> Self:
         """From YAML and `path=value` assignments, in their order."""
-        given = _unshared(parse_yaml(text))
+        given = unshared(parse_yaml(text))
         for assignment in overrides if isinstance(given, dict) else ():
-            apply_override(given, assignment)
+            apply_override(given, assignment, cls)
         return cls.of(given)
 
     def to_yaml(self) -> str:
         """Complete YAML, defaults included."""
         given = self.model_dump(mode="json")
-        return yaml.dump(given, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return yaml.dump(given, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
     def with_fields(self, **changes: Any) -> Self:
         """A copy with fields replaced by dotted path (`__` for a dot), checked anew."""
@@ -109,7 +105,7 @@ class Experiment(Settings):
         """A copy with the fields at these dotted paths replaced, checked anew."""
         given = self.model_dump(mode="json")
         for path, value in values.items():
-            set_field(given, path, value)
+            set_field(given, path, value, type(self))
         return self.of(given)
 
     def value_at(self, path: str) -> Any:
@@ -211,7 +207,7 @@ class Experiment(Settings):
         yield from self._best_problems()
         yield from self._lineage_problems()
         if self.search is not None:
-            yield from self._search_problems(self.search)
+            yield from search_problems(self, self.search)
         if self.training.stop_at_equilibrium is not None and (
             not isinstance(self.objective, GanObjective) or self.objective.loss == "hinge"
         ):
@@ -256,51 +252,6 @@ class Experiment(Settings):
                 bare = bare.with_values(change.values)
             except ExperimentError as error:
                 yield from (f"{where}.values: {problem}" for problem in error.problems)
-
-    def _search_problems(self, search: Search) -> Iterator[str]:
-        workers = Workers(count=search.workers.count)  # the experiment's own are of a plain run
-        bare = self.model_copy(update={"search": None, "workers": workers})
-        for path, values in search.space.items():
-            where = f"search.space.{path}"
-            if path.partition(".")[0] == "data" and path != "data.flip":
-                yield f"{where}: the trials of a search train on the same data; leave it out"
-                continue
-            found: list[Experiment] = []
-            try:
-                found = [bare.with_values({path: value}) for value in values.examples()]
-            except ExperimentError as error:
-                unknown = _no_such_field(bare.model_dump(mode="json"), path)
-                problems = [unknown] if unknown else error.problems
-                yield from (f"{where}: {values.kind}: {problem}" for problem in problems)
-                continue
-            if all(not any(differences(bare, other)) for other in found):
-                yield f"{where}: changes nothing of what is trained, so there is nothing to search"
-            elif search.scheduler == "pbt" and not is_marked(self, path, "live"):
-                yield (
-                    f"{where}: pbt copies the weights of one trial into another that goes on, and "
-                    f"{path} cannot change in mid-run; search it with asha, or leave it out"
-                )
-        yield from self._metric_problems(search)
-
-    def _metric_problems(self, search: Search) -> Iterator[str]:
-        metric = self.search_metric
-        scores = LIKELIHOOD_SCORES if isinstance(self.objective, VaeObjective) else ()
-        known = tuple(dict.fromkeys((*(self.objective.evaluated or ()), *METRICS, *scores)))
-        if self.objective.evaluated is not None and "/" not in metric and metric not in known:
-            near = difflib.get_close_matches(metric, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
-            yield f"search.metric: no evaluator of this experiment yields {metric!r}{hint}"
-        elif search.mode is None and better(metric) is None:
-            yield f"search.mode: {metric} does not say which is better; set it to min or max"
-        elif search.mode is not None and better(metric) not in (None, search.mode):
-            yield f"search.mode: of {metric} the {better(metric)} is better, not the {search.mode}"
-        if self.evaluation.placement == "beside":
-            yield "evaluation.placement: a search judges trials as they train; set it to inline"
-        if self.search_every_images * 2 > self.training.images and search.scheduler != "none":
-            yield (
-                f"search.every_images: {self.search_every_images} judges a trial of "
-                f"{self.training.images} images once; set it smaller, or search.scheduler to none"
-            )
 
     @property
     def search_metric(self) -> str:
@@ -393,94 +344,3 @@ def _missing_or_extra(
 def absolute_path(path: str) -> str:
     """A local path made absolute, `~` included; a URI as it is."""
     return path if "://" in path else str(Path(path).expanduser().absolute())
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: 1e-4 is a number, where YAML 1.1 reads a string."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes a string that `_Loader` would read as a number."""
-
-
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-        list("-+.0123456789"),
-    )
-
-
-def parse_yaml(text: str) -> Any:
-    """YAML to plain Python; raises ExperimentError with the line of a mistake."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be read"
-        raise ExperimentError([f"the experiment is not YAML: {problem}{where}"]) from None
-
-
-def _unshared(tree: Any) -> Any:
-    """A copy in which what YAML aliases share stands apart: an assignment to one is to no other."""
-    if isinstance(tree, dict):
-        return {key: _unshared(value) for key, value in tree.items()}
-    return [_unshared(value) for value in tree] if isinstance(tree, list) else tree
-
-
-def apply_override(given: Any, assignment: str) -> None:
-    """Set one field of a plain tree from `path=value`; the value is YAML."""
-    path, equals, text = assignment.partition("=")
-    if not equals or not path:
-        raise ExperimentError(
-            [f"{assignment!r} is not of the form path=value, e.g. training.images=100000"]
-        )
-    set_field(given, path, parse_yaml(text))
-
-
-def set_field(given: Any, path: str, value: Any) -> None:
-    """Set one field of a plain tree by its dotted path."""
-    *parents, last = _keys(path)
-    here = given
-    for position, part in enumerate(parents):
-        if isinstance(here, dict) and isinstance(here.get(part), str) and part == "data":
-            here[part] = from_short_form(here[part])
-        child = here.get(part) if isinstance(here, dict) else None
-        if child is None and isinstance(here, dict):
-            child = here[part] = {}
-        if not isinstance(child, dict):
-            before = ".".join(parents[: position + 1])
-            raise ExperimentError([f"{path}: {before} is {child!r} and has no fields"])
-        here = child
-    if last == "kind":
-        _drop_fields_of_another_kind(here, parents, value)
-    here[last] = value
-
-
-def _keys(path: str) -> list[str]:
-    """The keys of a dotted path; those of `search.space` are dotted paths themselves."""
-    prefix = "search.space."
-    return ["search", "space", path[len(prefix) :]] if path.startswith(prefix) else path.split(".")
-
-
-def _no_such_field(given: dict[str, Any], path: str) -> str | None:
-    """The sentence for a dotted path that leads nowhere; None if it leads somewhere."""
-    parts = path.split(".")
-    here: Any = given
-    for position, part in enumerate(parts):
-        if not isinstance(here, dict) or part not in here:
-            near = difflib.get_close_matches(part, here if isinstance(here, dict) else (), n=1)
-            meant = ".".join((*parts[:position], *near, *parts[position + 1 :]))
-            return "there is no such field" + (f"; did you mean {meant}?" if near else "")
-        here = here[part]
-    return None
-
-
-def _drop_fields_of_another_kind(here: dict[str, Any], path: list[str], kind: Any) -> None:
-    """Drop what the kind that is here has and `kind` has not; what neither knows is refused."""
-    kinds = kinds_at(path, Experiment)
-    old, new = kinds.get(str(here.get("kind"))), kinds.get(str(kind))
-    if old is not None and new is not None:
-        for name in old.model_fields.keys() - new.model_fields.keys():
-            here.pop(name, None)

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ray_gen.launch.progress import LOG_SECONDS
-from ray_gen.trials import Mode, Trial, ranked
+from ray_gen.trials import Mode, Trial, ranked, short_names
 
 ROWS = 14
 """Trials shown: those that run, then the best."""
@@ -104,18 +104,6 @@ class Board:
             row = (trial.name, trial.state, f"{images:,}", score, *values)
             table.add_row(*row, style=style or ("dim" if trial.state == "failed" else None))
         return table
-
-
-def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """The shortest ends of dotted paths that tell them apart."""
-    names: dict[str, str] = {}
-    for path in paths:
-        parts = path.split(".")
-        ends = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
-        others = [f".{other}" for other in paths if other != path]
-        alone = [end for end in ends if not any(other.endswith(f".{end}") for other in others)]
-        names[path] = alone[0] if alone else path
-    return names
 
 
 def _short(value: Any) -> str:

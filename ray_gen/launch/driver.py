@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +35,7 @@ from ray_gen.launch.evaluate import evaluate_checkpoint, failures_beside
 from ray_gen.launch.failures import EndOnError, in_words
 from ray_gen.launch.progress import ProgressLine, read_progress
 from ray_gen.launch.worker import train_worker
-from ray_gen.loop import ALL_SEEN, SETTLED, finished
+from ray_gen.loop import ALL_SEEN, ASKED, SETTLED, finished
 from ray_gen.run import PROGRESS, STOP
 from ray_gen.sources import class_names, open_data
 from ray_gen.state import EXPERIMENT, MANIFEST, CheckpointError, read_manifest
@@ -67,7 +67,7 @@ class Run:
     @property
     def exit_code(self) -> int:
         """Of a command: 130 after an interruption, as shells have it."""
-        return 130 if self.stop == "asked to stop" else 0
+        return 130 if self.stop == ASKED else 0
 
 
 def train(
@@ -86,12 +86,7 @@ def train(
     Raises Refused for what cannot start, Failed for what did not end well.
     """
     experiment = experiment.absolute()
-    place = storage or experiment.storage or default_storage()
-    name = name or f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if "/" in name or name.startswith("."):
-        raise Refused(f"--name: {name!r} is not the name of a folder")
-    run = Folder(absolute_path(place)) / name
-    run.check_writable()
+    run = folder_of(experiment, storage, name or timed(experiment.name))
     if fresh and (run.exists(EXPERIMENT) or checkpoints(run)):
         raise Refused(f"{run.location}: there is such a run; leave out --fresh to resume it")
     try:
@@ -101,6 +96,20 @@ def train(
     if show:
         _tell(result)
     return result
+
+
+def timed(name: str) -> str:
+    """A name that nothing has yet."""
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def folder_of(experiment: Experiment, storage: str | None, name: str) -> Folder:
+    """The folder of a run or search, which can be written. Raises Refused."""
+    if "/" in name or name.startswith("."):
+        raise Refused(f"--name: {name!r} is not the name of a folder")
+    folder = Folder(absolute_path(storage or experiment.storage or default_storage())) / name
+    folder.check_writable()
+    return folder
 
 
 def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
@@ -211,8 +220,13 @@ def _check_same(run: Folder, experiment: Experiment, before: Experiment) -> None
         )
 
 
-def trainer_of(experiment: Experiment, run: Folder, share: Share) -> TorchTrainer:
-    """Ray Train's trainer of a run: its `fit()` returns what `train_worker` does."""
+def trainer_of(
+    experiment: Experiment, run: Folder, share: Share, compared: Sequence[str] = ()
+) -> TorchTrainer:
+    """Ray Train's trainer of a run: its `fit()` returns what `train_worker` does.
+
+    compared: fields by which TensorBoard compares this run with others; none: all.
+    """
     return TorchTrainer(
         train_worker,
         validation_config=_beside(experiment, run, share),
@@ -221,6 +235,7 @@ def trainer_of(experiment: Experiment, run: Folder, share: Share) -> TorchTraine
             "run": run.location,
             "threads": share.cpus,
             "python_path": [path for path in sys.path if path],
+            "compared": list(compared),
         },
         scaling_config=ScalingConfig(
             num_workers=share.workers,

@@ -28,6 +28,7 @@ from ray_gen.checkpoints import (
     checkpoints,
     commit,
     newest_checkpoint,
+    newest_manifest,
     prune,
     take_up_due,
 )
@@ -38,9 +39,10 @@ from ray_gen.launch.cluster import Share
 from ray_gen.launch.driver import SNAPSHOT, trainer_of
 from ray_gen.launch.failures import in_words
 from ray_gen.launch.worker import ended_before, explained, prepare, reports
+from ray_gen.loop import ASKED
 from ray_gen.meter import NonFiniteError
 from ray_gen.run import METRICS, PROGRESS, SPREAD, STOP
-from ray_gen.state import EXPERIMENT, MANIFEST, copy_of, read_manifest
+from ray_gen.state import EXPERIMENT, copy_of, read_manifest
 from ray_gen.storage import Folder, StorageError
 from ray_gen.trials import TRIALS, score_of
 
@@ -55,7 +57,7 @@ STOP_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Search:
+class Shared:
     """What all trials of a search have in common."""
 
     location: str
@@ -67,6 +69,8 @@ class Search:
     """Between two judgements."""
     share: Share
     python_path: tuple[str, ...]
+    compared: tuple[str, ...] = ()
+    """Fields that the trials differ in, which TensorBoard's HParams shows."""
 
     @property
     def trials(self) -> Folder:
@@ -83,11 +87,11 @@ class TrialProcess(ray.tune.Trainable):
     would try it again.
     """
 
-    def setup(self, config: dict[str, Any], search: Search | None = None) -> None:
+    def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
         """Called once a process, with its first trial."""
-        assert search is not None
-        prepare(search.python_path, search.share.cpus)
-        self._search = search
+        assert shared is not None
+        prepare(shared.python_path, shared.share.cpus)
+        self._shared = shared
         self._results: Iterator[dict[str, Any]] | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -120,7 +124,7 @@ class TrialProcess(ray.tune.Trainable):
 
     @property
     def _run(self) -> Folder:
-        return self._search.trials / str(self.trial_name)
+        return self._shared.trials / str(self.trial_name)
 
     @property
     def _values(self) -> Mapping[str, Any]:
@@ -137,8 +141,8 @@ class TrialProcess(ray.tune.Trainable):
         judgements = self._judgements()
         try:
             with _claimed(self._run), closing(judgements):
-                if Folder(self._search.location).exists(STOP):
-                    yield {**result, "done": True, "stop": "asked to stop"}
+                if Folder(self._shared.location).exists(STOP):
+                    yield {**result, "done": True, "stop": ASKED}
                     return
                 for result in judgements:
                     yield result
@@ -154,10 +158,10 @@ class TrialProcess(ray.tune.Trainable):
 
     def _judgements(self) -> Generator[dict[str, Any]]:
         began = time.monotonic()
-        every, before, alike = self._search.every_images, _saved(self._run), 0
-        train = _in_this_process if self._search.share.workers == 1 else _on_workers
-        for metrics, stop in train(self._experiment(), self._run, self._search):
-            score, images = score_of(metrics, self._search.metric), int(metrics["images"])
+        every, before, alike = self._shared.every_images, _saved(self._run), 0
+        train = _in_this_process if self._shared.share.workers == 1 else _on_workers
+        for metrics, stop in train(self._experiment(), self._run, self._shared):
+            score, images = score_of(metrics, self._shared.metric), int(metrics["images"])
             if stop is None and (score is None or images // every == before // every):
                 continue
             before = images
@@ -165,7 +169,7 @@ class TrialProcess(ray.tune.Trainable):
             if alike == 2:
                 raise Failed(f"its samples are all alike after {images:,} images")
             if score is not None and not math.isfinite(score):
-                raise Failed(f"{self._search.metric} is not a finite number at {images:,} images")
+                raise Failed(f"{self._shared.metric} is not a finite number at {images:,} images")
             result = {"images": images, "seconds": time.monotonic() - began}
             result |= {} if score is None else {"score": score}
             yield result | ({} if stop is None else {"done": True, "stop": stop})
@@ -176,8 +180,8 @@ class TrialProcess(ray.tune.Trainable):
         if found:
             experiment = Experiment.from_yaml(found[0].read_text(EXPERIMENT))
         else:
-            shared = Experiment.from_yaml(self._search.experiment)
-            experiment = shared.with_values(self._values)
+            common = Experiment.from_yaml(self._shared.experiment)
+            experiment = common.with_values(self._values)
             experiment = experiment.with_fields(training__group_size=experiment.group_size)
         self._run.write_text(EXPERIMENT, experiment.to_yaml())
         return experiment
@@ -243,11 +247,11 @@ Judged = Iterator[tuple[Mapping[str, Any], str | None]]
 """Metrics of a report, and why the run ends there."""
 
 
-def _in_this_process(experiment: Experiment, run: Folder, search: Search) -> Judged:
-    device = torch.device("cuda" if search.share.gpu else "cpu")
+def _in_this_process(experiment: Experiment, run: Folder, shared: Shared) -> Judged:
+    device = torch.device("cuda" if shared.share.gpu else "cpu")
     ended = None
     with explained(run):
-        for report, saved in reports(experiment, run, device):
+        for report, saved in reports(experiment, run, device, shared.compared):
             if saved is not None:
                 commit(saved, run, checkpoint_name(report.images))
                 prune(run, experiment.checkpoints.keep)
@@ -259,11 +263,11 @@ def _in_this_process(experiment: Experiment, run: Folder, search: Search) -> Jud
         yield {"images": before["images"], **before["metrics"]}, before["stop"]
 
 
-def _on_workers(experiment: Experiment, run: Folder, search: Search) -> Judged:
+def _on_workers(experiment: Experiment, run: Folder, shared: Shared) -> Judged:
     """The reports of a Ray Train, from what its first worker writes into the run folder."""
     for file in (PROGRESS, DUE, SNAPSHOT):  # as a plain run that goes on does
         run.remove(file)
-    trainer = trainer_of(experiment, run, search.share)
+    trainer = trainer_of(experiment, run, shared.share, shared.compared)
     outcomes: list[Any] = []
 
     def fit() -> None:
@@ -300,12 +304,13 @@ def _on_workers(experiment: Experiment, run: Folder, search: Search) -> Judged:
 
 def _saved(run: Folder) -> int:
     """Images of the newest checkpoint; 0 without one."""
-    found = checkpoints(run)
-    return int(json.loads(found[0].read_text(MANIFEST))["images"]) if found else 0
+    manifest = newest_manifest(run)
+    return 0 if manifest is None else int(manifest["images"])
 
 
 def _of_newest(run: Folder) -> dict[str, Any]:
-    manifest = json.loads(checkpoints(run)[0].read_text(MANIFEST))
+    manifest = newest_manifest(run)
+    assert manifest is not None
     return {"images": manifest["images"], **manifest["metrics"]}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import sys
 import tempfile
 import traceback
@@ -21,7 +20,14 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.v2._internal.exceptions import RayTrainError
 
 from ray_gen.build import build_objective
-from ray_gen.checkpoints import AWAITED, checkpoint_name, checkpoints, commit, prune
+from ray_gen.checkpoints import (
+    AWAITED,
+    checkpoint_name,
+    checkpoints,
+    commit,
+    newest_manifest,
+    prune,
+)
 from ray_gen.core import Objective
 from ray_gen.data import Store
 from ray_gen.distributed import WorkerLostError, World, use_cores
@@ -32,7 +38,7 @@ from ray_gen.loop import Control, Report, finished, train
 from ray_gen.meter import NonFiniteError
 from ray_gen.run import RunWriter, write_environment
 from ray_gen.sources import open_data
-from ray_gen.state import MANIFEST, State
+from ray_gen.state import State
 from ray_gen.storage import Folder, StorageError
 
 
@@ -40,7 +46,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Trains one run as a worker of Ray Train. Returns how it ended: the same on every rank.
 
     config: `experiment` (YAML, resolved), `run` (location of its folder), `threads` (CPU cores of
-    this worker), `python_path` (where users' own classes may lie).
+    this worker), `python_path` (where users' own classes may lie), `compared` (see `reports`).
     """
     run = Folder(config["run"])
     prepare(config["python_path"], config["threads"])
@@ -50,7 +56,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     ended: dict[str, Any] | None = None
     try:
         with explained(run):
-            for report, saved in reports(experiment, run, ray.train.torch.get_device()):
+            device = ray.train.torch.get_device()
+            for report, saved in reports(experiment, run, device, config["compared"]):
                 awaited = beside and report.evaluate and saved is not None
                 if saved is not None and awaited:
                     (saved / AWAITED).touch()
@@ -105,11 +112,13 @@ def explained(run: Folder) -> Generator[None]:
 
 
 def reports(
-    experiment: Experiment, run: Folder, device: torch.device
+    experiment: Experiment, run: Folder, device: torch.device, compared: Sequence[str] = ()
 ) -> Iterator[tuple[Report, Path | None]]:
     """Trains a run from its newest checkpoint; all that is written of it is written here, but for
     checkpoints, which are yielded on the first rank where one is due: a folder of the caller's own,
     to be committed and deleted. Collective: every rank of a process group, or a process alone.
+
+    compared: fields by which TensorBoard compares this run with others; none: all.
     """
     world = World.joined(device)
     store = open_data(experiment)
@@ -119,7 +128,7 @@ def reports(
     _check_agreement(experiment, state, store, world)
     writer = None
     if world.rank == 0:
-        writer = RunWriter(run, experiment, objective, store, state)
+        writer = RunWriter(run, experiment, objective, store, state, compared)
         write_environment(run, world)
     try:
         yield from _written(experiment, objective, state, store, world, writer)
@@ -202,7 +211,8 @@ def _images(experiment: Experiment, state: State) -> int:
 
 def ended_before(experiment: Experiment, run: Folder) -> dict[str, Any]:
     """How a run ended whose newest checkpoint is its last: a worker died between the two."""
-    manifest = json.loads(checkpoints(run)[0].read_text(MANIFEST))
+    manifest = newest_manifest(run)
+    assert manifest is not None
     stop = finished(experiment, manifest["step"], manifest["settled"])
     return {"stop": stop, "images": manifest["images"], "metrics": manifest["metrics"]}
 

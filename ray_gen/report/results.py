@@ -11,7 +11,7 @@ from typing import Any
 
 from ray_gen.experiment.search import Range, Search
 from ray_gen.report.words import number_of, plain, shown
-from ray_gen.trials import Mode, Trial, ranked
+from ray_gen.trials import Mode, Trial, ranked, short_names
 
 
 class Results:
@@ -24,8 +24,8 @@ class Results:
         self.trials = [*self.judged, *itertools.filterfalse(_is_judged, trials)]
         self.scores = [trial.score or 0.0 for trial in self.judged]
         self.score = score_axis(metric, self.scores, mode)
-        labels = zip(search.space, _labels(list(search.space)), strict=True)
-        self.axes = {path: _axis_of(label, search.space[path]) for path, label in labels}
+        labels = short_names(list(search.space))
+        self.axes = {path: _axis_of(labels[path], values) for path, values in search.space.items()}
 
     def told(self, trial: Trial) -> str:
         """What a trial says where the pointer meets it."""
@@ -121,18 +121,6 @@ def _without_outliers(scores: Sequence[float], mode: Mode) -> tuple[float, float
     fence = 3 * (third - first) or math.inf
     low, high = min(scores), max(scores)
     return (low, min(high, third + fence)) if mode == "min" else (max(low, first - fence), high)
-
-
-def _labels(paths: Sequence[str]) -> list[str]:
-    """The shortest ends of dotted paths that tell them apart."""
-    parts = [path.split(".") for path in paths]
-
-    def label(path: list[str]) -> str:
-        ends = (path[-n:] for n in range(1, len(path)))
-        alone = (end for end in ends if sum(other[-len(end) :] == end for other in parts) == 1)
-        return ".".join(next(alone, path))
-
-    return [label(path) for path in parts]
 
 
 def _is_judged(trial: Trial) -> bool:

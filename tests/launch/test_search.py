@@ -18,25 +18,13 @@ from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.search import Range
 from ray_gen.launch import search as module
+from ray_gen.launch import search_checks
 from ray_gen.launch.cluster import Share
-from ray_gen.launch.search import (
-    DEATHS,
-    TUNE,
-    Searched,
-    _Asha,
-    _check,
-    _Known,
-    _Median,
-    _mutation,
-    _of_a_trial,
-    _resolved,
-    _room,
-    _scheduler,
-    _Study,
-    _tuner,
-    search,
-)
-from ray_gen.launch.trial import Search
+from ray_gen.launch.schedulers import Asha, Known, Median, _mutation, scheduler_of
+from ray_gen.launch.search import TUNE, Searched, _tuner, search
+from ray_gen.launch.search_checks import check, of_a_trial, resolved, room_for
+from ray_gen.launch.study import DEATHS, Study
+from ray_gen.launch.trial import Shared
 from ray_gen.run import STOP
 from ray_gen.state import EXPERIMENT
 from ray_gen.storage import Folder
@@ -82,10 +70,10 @@ ONE = {"CPU": 8.0, "GPU": 2.0}
 def test_trials_are_packed_on_nodes(
     monkeypatch, nodes, asked: str, share: Share, room: int
 ) -> None:
-    monkeypatch.setattr(module.ray, "nodes", cluster(*nodes))
-    assert _room(vae(RATE, f"search.workers={asked}")) == (share, room)
-    assert _room(vae(RATE, f"search.workers={asked}", "search.concurrent=1")) == (share, 1)
-    assert _room(vae(RATE, f"search.workers={asked}", "search.concurrent=99")) == (share, room)
+    monkeypatch.setattr(search_checks.ray, "nodes", cluster(*nodes))
+    assert room_for(vae(RATE, f"search.workers={asked}")) == (share, room)
+    assert room_for(vae(RATE, f"search.workers={asked}", "search.concurrent=1")) == (share, 1)
+    assert room_for(vae(RATE, f"search.workers={asked}", "search.concurrent=99")) == (share, room)
 
 
 @pytest.mark.parametrize(
@@ -99,22 +87,22 @@ def test_trials_are_packed_on_nodes(
     ],
 )
 def test_a_trial_that_fits_nowhere_is_refused(monkeypatch, nodes, asked: str) -> None:
-    monkeypatch.setattr(module.ray, "nodes", cluster(*nodes))
+    monkeypatch.setattr(search_checks.ray, "nodes", cluster(*nodes))
     with pytest.raises(ExperimentError, match=r"search\.workers: a trial takes .* ask for less"):
-        _room(vae(RATE, f"search.workers={asked}"))
+        room_for(vae(RATE, f"search.workers={asked}"))
 
 
 def test_dead_nodes_have_no_room(monkeypatch) -> None:
     nodes = [*cluster({"CPU": 2.0})(), {"Alive": False, "Resources": {}}]
-    monkeypatch.setattr(module.ray, "nodes", lambda: nodes)
-    assert _room(vae(RATE))[1] == 2
+    monkeypatch.setattr(search_checks.ray, "nodes", lambda: nodes)
+    assert room_for(vae(RATE))[1] == 2
 
 
 ALONE = Share(1, 0.0, 1)
 
 
 def test_a_trial_is_an_experiment_of_its_own(monkeypatch) -> None:
-    found = _of_a_trial(vae(RATE, "workers.count=4"), Share(2, 0.5, 3))
+    found = of_a_trial(vae(RATE, "workers.count=4"), Share(2, 0.5, 3))
     assert found.search is None
     assert (found.workers.count, found.workers.gpu, found.workers.cpus) == (2, True, 3)
     assert found.training.checkpoint_every_images == 54  # a ninth of 480 images
@@ -122,7 +110,7 @@ def test_a_trial_is_an_experiment_of_its_own(monkeypatch) -> None:
     assert found.evaluation.every_images is None  # the ELBO is the objective's own
     assert Experiment.from_yaml(found.to_yaml()) == found
     often = vae(RATE, "search.every_images=100", "training.report_every_images=24")
-    found = _of_a_trial(often, ALONE)
+    found = of_a_trial(often, ALONE)
     assert found.training.checkpoint_every_images == 100
     assert found.training.report_every_images == 24
 
@@ -145,13 +133,13 @@ def test_a_trial_is_an_experiment_of_its_own(monkeypatch) -> None:
     ],
 )
 def test_a_metric_of_the_evaluation_is_measured_whatever_else_is(before, metrics) -> None:
-    found = _of_a_trial(gan(RATES, *before), ALONE).evaluation
+    found = of_a_trial(gan(RATES, *before), ALONE).evaluation
     assert found.metrics == metrics
     assert found.every_images == 54
 
 
 def test_a_likelihood_that_the_objective_does_not_give_is_evaluated() -> None:
-    found = _of_a_trial(vae(RATE, "search.metric=log_likelihood_bound"), ALONE).evaluation
+    found = of_a_trial(vae(RATE, "search.metric=log_likelihood_bound"), ALONE).evaluation
     assert (found.metrics, found.every_images) == (("likelihood",), 54)
 
 
@@ -160,10 +148,10 @@ def test_a_group_size_of_auto_stays_each_trials_own(store_8) -> None:
     given = given.with_values(
         {"search": {"space": {"training.global_batch_size": {"choice": [24, 32, 20]}}}}
     )
-    found = _resolved(given, store_8)
+    found = resolved(given, store_8)
     assert found.training.group_size == "auto"
     assert found.search == given.search
-    trial = _of_a_trial(found, ALONE)
+    trial = of_a_trial(found, ALONE)
     assert [
         trial.with_values({"training.global_batch_size": size}).group_size for size in (24, 32, 20)
     ] == [12, 16, 10]
@@ -181,13 +169,13 @@ def test_a_metric_that_is_there_is_taken(store_8) -> None:
         gan(RATES),
         gan(RATES, "search.metric=discriminator/real", "search.mode=min"),
     ):
-        _check(this, store_8)
+        check(this, store_8)
 
 
 def test_a_term_that_is_not_due_at_the_first_step_is_found(store_8) -> None:
     rare = ("objective.r1_weight=1", "objective.r1_every=4", "objective.discriminator_steps=3")
-    _check(gan(RATES, *rare, "search.metric=loss/generator", "search.mode=min"), store_8)
-    _check(gan(RATES, *rare, "search.metric=loss/r1", "search.mode=min"), store_8)
+    check(gan(RATES, *rare, "search.metric=loss/generator", "search.mode=min"), store_8)
+    check(gan(RATES, *rare, "search.metric=loss/r1", "search.mode=min"), store_8)
 
 
 @pytest.mark.parametrize(
@@ -208,28 +196,28 @@ def test_a_metric_that_is_not_there_is_refused_before_anything_starts(
     store_8, given, said: str
 ) -> None:
     with pytest.raises(Refused) as refused:
-        _check(given(), store_8)
+        check(given(), store_8)
     assert said in str(refused.value)
 
 
 def test_a_held_out_score_needs_held_out_images() -> None:
     store = random_store(8, held_out=0)
     with pytest.raises(Refused, match="nothing of this experiment yields 'elbo'; there are loss"):
-        _check(vae(RATE), store)
+        check(vae(RATE), store)
     with pytest.raises(Refused, match="it is measured on held-out images"):
-        _check(vae(RATE, "search.metric=log_likelihood_bound"), store)
+        check(vae(RATE, "search.metric=log_likelihood_bound"), store)
 
 
 def test_a_metric_that_an_evaluation_of_all_leaves_out_is_refused(store_8, monkeypatch) -> None:
     def unbuilt(evaluator: Any) -> None:
         evaluator._leave_out(["fid"], "there are no weights")
 
-    monkeypatch.setattr(module.Evaluator, "_build_extractor", unbuilt)
+    monkeypatch.setattr(search_checks.Evaluator, "_build_extractor", unbuilt)
     asked = gan(RATES, "search.metric=fid", "evaluation.every_images=48")
-    monkeypatch.setattr(module.Evaluator, "scores", lambda *_, check_only: None)
+    monkeypatch.setattr(search_checks.Evaluator, "scores", lambda *_, check_only: None)
     with pytest.raises(Refused, match=r"search\.metric: fid cannot be measured here \(fid: there "):
-        _check(asked, store_8)
-    _check(gan(RATES, "search.metric=kid", "evaluation.every_images=48"), store_8)
+        check(asked, store_8)
+    check(gan(RATES, "search.metric=kid", "evaluation.every_images=48"), store_8)
 
 
 def test_a_value_that_a_users_class_refuses_is_refused_with_its_path(store_8) -> None:
@@ -237,7 +225,7 @@ def test_a_value_that_a_users_class_refuses_is_refused_with_its_path(store_8) ->
     path = "networks.discriminator.options.width"
     given = gan(f"networks.discriminator={mine}", f"search.space.{path}={{choice: [4, wide]}}")
     with pytest.raises(ExperimentError) as refused:
-        _check(given, store_8)
+        check(given, store_8)
     assert [
         problem.startswith(f"search.space.{path}: wide: ") for problem in refused.value.problems
     ]
@@ -247,8 +235,8 @@ def test_a_value_that_a_users_class_refuses_is_refused_with_its_path(store_8) ->
 # The records.
 
 
-def study(folder: Path, *trials: Trial, given: Experiment | None = None) -> _Study:
-    return _Study(given or vae(RATE), Folder(str(folder)), list(trials), "max")
+def study(folder: Path, *trials: Trial, given: Experiment | None = None) -> Study:
+    return Study(given or vae(RATE), Folder(str(folder)), list(trials), "max")
 
 
 def tunes(trial: Trial, **facts: Any) -> Any:
@@ -258,7 +246,7 @@ def tunes(trial: Trial, **facts: Any) -> Any:
     return SimpleNamespace(**{**given, "max_failures": 8, **facts})
 
 
-def started(this: _Study, values: Mapping[str, Any] | None = None) -> tuple[Trial, Any]:
+def started(this: Study, values: Mapping[str, Any] | None = None) -> tuple[Trial, Any]:
     """A new trial that runs, and Tune's one."""
     record = this.begin(values or {"objective.beta": 1.0})
     assert record is not None
@@ -267,12 +255,12 @@ def started(this: _Study, values: Mapping[str, Any] | None = None) -> tuple[Tria
     return record, trial
 
 
-def judged(this: _Study, trial: Any, *results: dict[str, Any]) -> None:
+def judged(this: Study, trial: Any, *results: dict[str, Any]) -> None:
     for result in results:
         this.on_trial_result(0, [], trial, result)
 
 
-def written(this: _Study) -> list[Trial]:
+def written(this: Study) -> list[Trial]:
     return read_trials(this.folder)
 
 
@@ -453,7 +441,7 @@ def asked(tmp_path: Path, monkeypatch) -> Callable[..., dict[str, Any]]:
 
     def settings_of(given: Experiment, *trials: Trial, share: Share = ALONE) -> dict[str, Any]:
         this = study(tmp_path, *trials, given=given)
-        shared = Search(str(tmp_path), "", "elbo", 54, share, ())
+        shared = Shared(str(tmp_path), "", "elbo", 54, share, ())
         return {**_tuner(this, shared, 3), "study": this}
 
     return settings_of
@@ -524,7 +512,7 @@ def test_a_population_draws_from_the_same_ranges(values: Range) -> None:
 
 def test_perturbed_values_stay_in_their_ranges(tmp_path: Path) -> None:
     given = gan(RATES, STEPS, "search.scheduler=pbt", "search.perturbation=3.0")
-    scheduler: Any = _scheduler(study(tmp_path, given=given))
+    scheduler: Any = scheduler_of(given, "max", [])
     low, high = 1e-5, 1e-2
     for rate, steps in ((low, 1), (high, 5), (1e-3, 3)):
         values = {
@@ -557,7 +545,7 @@ class Tune:
 
     def add(self, name: str) -> None:
         """A trial that is new to the scheduler."""
-        self._known[name] = _Known(f"id {name} of {id(self)}", name)
+        self._known[name] = Known(f"id {name} of {id(self)}", name)
         self.scheduler.on_trial_add(self._controller, self._known[name])
 
     def judge(self, name: str, score: float) -> None:
@@ -581,9 +569,9 @@ class Tune:
             self.scheduler.on_trial_complete(self._controller, self._known[name], result)
 
 
-def scheduler_of(kind: type) -> Any:
+def bare(kind: type) -> Any:
     judged: dict[str, Any] = {"time_attr": "images", "metric": "score", "mode": "max"}
-    if kind is not _Median:
+    if kind is not Median:
         judged |= {"max_t": 9, "reduction_factor": 3, "stop_last_trials": False}
     return kind(**judged, grace_period=1)
 
@@ -596,18 +584,18 @@ judgements = st.lists(
 
 @settings(max_examples=200)
 @given(judgements, judgements)
-@pytest.mark.parametrize(("kind", "plain"), [(_Asha, ASHAScheduler), (_Median, _Median)])
+@pytest.mark.parametrize(("kind", "plain"), [(Asha, ASHAScheduler), (Median, Median)])
 def test_a_scheduler_that_remembers_decides_as_one_that_saw_everything(
     kind: type, plain: type, first: list[tuple[str, float]], then: list[tuple[str, float]]
 ) -> None:
-    whole = Tune(scheduler_of(plain), 9)
+    whole = Tune(bare(plain), 9)
     for name, score in first:
         whole.judge(name, score)
     records = {
         name: Trial(name, {}, r.state if r.ended else "waiting", history=list(r.history))
         for name, r in whole.records.items()
     }
-    resumed = Tune(scheduler_of(kind).remember(list(records.values())), 9)
+    resumed = Tune(bare(kind).remember(list(records.values())), 9)
     resumed.records = records
     for name, record in records.items():
         if record.state == "waiting":  # what was cut off begins before anything new
@@ -622,14 +610,14 @@ def test_a_scheduler_that_remembers_decides_as_one_that_saw_everything(
 def test_the_scores_of_a_failed_trial_count_as_before() -> None:
     """A rung keeps what it was told, whatever becomes of the trial."""
     failed = Trial("a", {}, "failed", history=[(1, 9.0)])
-    tune = Tune(scheduler_of(_Asha).remember([failed]), 9)
+    tune = Tune(bare(Asha).remember([failed]), 9)
     tune.judge("b", 1.0)
     assert tune.decisions == [("b", 1, TrialScheduler.STOP)]
 
 
 def test_a_failure_without_a_score_is_no_sample_of_the_median() -> None:
-    scheduler = scheduler_of(_Median)
-    trial = _Known("id", "a")
+    scheduler = bare(Median)
+    trial = Known("id", "a")
     scheduler.on_trial_add(None, trial)
     scheduler.on_trial_complete(None, trial, {"images": 5, "failed": "it diverged"})
     tune = Tune(scheduler, 9)
@@ -647,9 +635,9 @@ class FakeTune:
     def __init__(self, monkeypatch, most: int = 99) -> None:
         self.most = most
         self.ran: list[str] = []
-        self.shared: Search | None = None
+        self.shared: Shared | None = None
         monkeypatch.setattr(module, "connected", self._connected)
-        monkeypatch.setattr(module, "_room", lambda experiment: (ALONE, 2))
+        monkeypatch.setattr(module, "room_for", lambda experiment: (ALONE, 2))
         monkeypatch.setattr(module, "check_shared", lambda folder: None)
         monkeypatch.setattr(module, "_run", self._run)
         monkeypatch.setattr("ray_gen.report.write_report", self._report)
@@ -661,7 +649,7 @@ class FakeTune:
     def _report(self, folder: Folder, *_: object) -> None:
         folder.write_text("report.html", "a report")
 
-    def _run(self, this: _Study, shared: Search, room: int, board: Any) -> None:
+    def _run(self, this: Study, shared: Shared, room: int, board: Any) -> None:
         self.shared = shared
         for number in range(len(this.trials), this.settings.total):
             this.begin(this.settings.values_of(number))
@@ -806,7 +794,7 @@ def test_what_cannot_be_a_search_is_refused_and_leaves_nothing(
 def test_a_search_of_which_all_failed_says_why(data: str, tmp_path: Path, monkeypatch) -> None:
     tune = FakeTune(monkeypatch)
 
-    def fails(this: _Study, *_: object) -> None:
+    def fails(this: Study, *_: object) -> None:
         _, trial = started(this)
         judged(this, trial, {"images": 0, "failed": "it diverged"})
         this.on_trial_complete(0, [], trial)

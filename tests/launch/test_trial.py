@@ -23,7 +23,7 @@ from ray_gen.errors import Failed
 from ray_gen.experiment import Experiment
 from ray_gen.launch import trial as module
 from ray_gen.launch.cluster import Share
-from ray_gen.launch.trial import DONOR, Search, TrialProcess, adopt
+from ray_gen.launch.trial import DONOR, Shared, TrialProcess, adopt
 from ray_gen.meter import NonFiniteError
 from ray_gen.run import SPREAD, STOP
 from ray_gen.state import EXPERIMENT, State
@@ -170,16 +170,16 @@ def test_of_a_donor_that_took_over_just_there_both_changes_are_one(store_8, tmp_
 
 
 @pytest.fixture
-def search(tmp_path: Path) -> Search:
+def search(tmp_path: Path) -> Shared:
     this = vae().with_fields(training__group_size="auto")
     share = Share(1, 0.0, 1)
-    return Search(str(tmp_path), this.to_yaml(), "elbo", 4 * BATCH, share, ())
+    return Shared(str(tmp_path), this.to_yaml(), "elbo", 4 * BATCH, share, ())
 
 
-def process(search: Search, name: str = "trial_000", **values: Any) -> TrialProcess:
+def process(search: Shared, name: str = "trial_000", **values: Any) -> TrialProcess:
     """A trial's process, in this one."""
     made = object.__new__(TrialProcess)
-    made._search, made._results = search, None
+    made._shared, made._results = search, None
     made._trial_info = SimpleNamespace(trial_name=name)  # type: ignore[assignment]
     given = {path.replace("__", "."): value for path, value in values.items()}
     made.config = {"trial": {"name": "of the donor", "values": given}}
@@ -198,7 +198,7 @@ def reporting(monkeypatch, *told: tuple[int, dict[str, float]] | Exception, stop
     """Trials train by saying these things: (steps, metrics), or by raising."""
     seen: list[Experiment] = []
 
-    def train(experiment: Experiment, run: Folder, search: Search) -> Iterator[Any]:
+    def train(experiment: Experiment, run: Folder, search: Shared) -> Iterator[Any]:
         seen.append(experiment)
         for number, what in enumerate(told):
             if isinstance(what, Exception):
@@ -215,7 +215,7 @@ def elbo(value: float) -> dict[str, float]:
     return {"held_out/elbo": value, SPREAD: 1.0}
 
 
-def test_a_trial_is_judged_where_it_is_time(search: Search, monkeypatch) -> None:
+def test_a_trial_is_judged_where_it_is_time(search: Shared, monkeypatch) -> None:
     reporting(
         monkeypatch,
         (2, elbo(1)),  # too early
@@ -236,7 +236,7 @@ def test_a_trial_is_judged_where_it_is_time(search: Search, monkeypatch) -> None
 
 
 def test_a_trial_that_goes_on_is_not_judged_sooner(
-    search: Search, store_8, tmp_path: Path, monkeypatch
+    search: Shared, store_8, tmp_path: Path, monkeypatch
 ) -> None:
     run = trial_run(tmp_path, "trial_000")
     train_to(run, store_8, 4)
@@ -244,7 +244,7 @@ def test_a_trial_that_goes_on_is_not_judged_sooner(
     assert [result["images"] for result in results(process(search))] == [8 * BATCH, 9 * BATCH]
 
 
-def test_an_end_without_a_score_is_an_end(search: Search, monkeypatch) -> None:
+def test_an_end_without_a_score_is_an_end(search: Shared, monkeypatch) -> None:
     reporting(monkeypatch, (3, {}), stop="asked to stop")
     assert results(process(search)) == [
         {"images": 3 * BATCH, "done": True, "stop": "asked to stop"}
@@ -261,7 +261,7 @@ def test_an_end_without_a_score_is_an_end(search: Search, monkeypatch) -> None:
     ],
 )
 def test_what_goes_wrong_is_the_last_result(
-    search: Search, tmp_path: Path, monkeypatch, told: Any, said: str
+    search: Shared, tmp_path: Path, monkeypatch, told: Any, said: str
 ) -> None:
     reporting(monkeypatch, (4, elbo(2)), told, (12, elbo(3)))
     first, last = results(process(search))
@@ -272,7 +272,7 @@ def test_what_goes_wrong_is_the_last_result(
     assert error.exists() == ("error.txt" in said)
 
 
-def test_samples_that_are_alike_twice_in_a_row_end_a_trial(search: Search, monkeypatch) -> None:
+def test_samples_that_are_alike_twice_in_a_row_end_a_trial(search: Shared, monkeypatch) -> None:
     alike = {"held_out/elbo": 1.0, SPREAD: 0.001}
     reporting(
         monkeypatch, (4, alike), (8, elbo(1)), (12, alike), (14, alike), (16, alike), (20, elbo(1))
@@ -282,14 +282,14 @@ def test_samples_that_are_alike_twice_in_a_row_end_a_trial(search: Search, monke
     assert "samples are all alike after 384 images" in found[-1]["failed"]
 
 
-def test_a_value_that_only_another_value_forbids_fails_its_trial(search: Search) -> None:
+def test_a_value_that_only_another_value_forbids_fails_its_trial(search: Shared) -> None:
     this = process(search, objective__latent_size="large")
     (last,) = results(this)
     assert "objective.latent_size" in last["failed"]
 
 
 def test_a_new_trial_has_its_values_and_a_group_size_of_its_own(
-    search: Search, tmp_path: Path, monkeypatch
+    search: Shared, tmp_path: Path, monkeypatch
 ) -> None:
     seen = reporting(monkeypatch, (4, elbo(2)))
     results(process(search, objective__beta=2.0, training__global_batch_size=28))
@@ -299,7 +299,7 @@ def test_a_new_trial_has_its_values_and_a_group_size_of_its_own(
 
 
 def test_a_trial_that_goes_on_is_what_its_newest_checkpoint_says(
-    search: Search, store_8, tmp_path: Path, monkeypatch
+    search: Shared, store_8, tmp_path: Path, monkeypatch
 ) -> None:
     """Its process may die between a take-over and the note of it in the run folder."""
     donor, run = trial_run(tmp_path, "a"), trial_run(tmp_path, "trial_000", objective__beta=3.0)
@@ -315,7 +315,7 @@ def test_a_trial_that_goes_on_is_what_its_newest_checkpoint_says(
 
 
 def test_where_the_search_is_to_end_no_trial_begins(
-    search: Search, tmp_path: Path, monkeypatch
+    search: Shared, tmp_path: Path, monkeypatch
 ) -> None:
     seen = reporting(monkeypatch, (4, elbo(2)))
     (tmp_path / STOP).touch()
@@ -324,10 +324,10 @@ def test_where_the_search_is_to_end_no_trial_begins(
     assert not list((tmp_path / "trials").rglob(EXPERIMENT))
 
 
-def test_a_process_trains_one_trial_after_the_other(search: Search, monkeypatch) -> None:
+def test_a_process_trains_one_trial_after_the_other(search: Shared, monkeypatch) -> None:
     ended: list[str] = []
 
-    def train(experiment: Experiment, run: Folder, search: Search) -> Iterator[Any]:
+    def train(experiment: Experiment, run: Folder, search: Shared) -> Iterator[Any]:
         try:
             for steps in (4, 8):
                 yield {"images": steps * BATCH, **elbo(1)}, None
@@ -348,7 +348,7 @@ def test_a_process_trains_one_trial_after_the_other(search: Search, monkeypatch)
 
 
 def test_a_checkpoint_says_whose_it_is_and_ones_own_is_left_alone(
-    search: Search, store_8, tmp_path: Path
+    search: Shared, store_8, tmp_path: Path
 ) -> None:
     ours, theirs = trial_run(tmp_path, "trial_000"), trial_run(tmp_path, "trial_001")
     train_to(ours, store_8, 4)
@@ -399,11 +399,11 @@ class Trainer:
     ],
 )
 def test_the_reports_of_several_workers_are_judged_once_each(
-    search: Search, tmp_path: Path, monkeypatch, ends: Any, last: dict[str, Any]
+    search: Shared, tmp_path: Path, monkeypatch, ends: Any, last: dict[str, Any]
 ) -> None:
     steps = (4, 8, 12, 20) if "stop" in last else (4, 8, 12)
-    two = Search(str(tmp_path), search.experiment, "elbo", 4 * BATCH, Share(2, 0.0, 1), ())
-    monkeypatch.setattr(module, "trainer_of", lambda e, run, share: Trainer(run, ends, steps))
+    two = Shared(str(tmp_path), search.experiment, "elbo", 4 * BATCH, Share(2, 0.0, 1), ())
+    monkeypatch.setattr(module, "trainer_of", lambda e, run, *_: Trainer(run, ends, steps))
     quick = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
     monkeypatch.setattr(module, "time", quick)
     *judged, end = results(process(two))
@@ -414,7 +414,7 @@ def test_the_reports_of_several_workers_are_judged_once_each(
 
 
 def test_a_line_counts_once_its_checkpoint_is_there(
-    search: Search, tmp_path: Path, monkeypatch
+    search: Shared, tmp_path: Path, monkeypatch
 ) -> None:
     """Population based training takes the checkpoint of what was judged."""
     told, looked = threading.Event(), threading.Event()
@@ -434,9 +434,9 @@ def test_a_line_counts_once_its_checkpoint_is_there(
         if len(looks) == 3:
             looked.set()
 
-    two = Search(str(tmp_path), search.experiment, "elbo", 4 * BATCH, Share(2, 0.0, 1), ())
+    two = Shared(str(tmp_path), search.experiment, "elbo", 4 * BATCH, Share(2, 0.0, 1), ())
     ends = {"stop": "all images seen"}
-    monkeypatch.setattr(module, "trainer_of", lambda e, run, share: Slow(run, ends, (4, 20)))
+    monkeypatch.setattr(module, "trainer_of", lambda e, run, *_: Slow(run, ends, (4, 20)))
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     assert [result["images"] // BATCH for result in results(process(two))] == [4, 20]
     assert len(looks) >= 3
