@@ -139,7 +139,7 @@ class _Ours:
         state = State.build(experiment, objective, self.world)
         self._meter = Meter(self.batch, self.world)
         self._step = Step(experiment, objective, state, self.world, self._meter)
-        feed = build_feed(experiment, objective, store.train, self.world)
+        feed = build_feed(experiment, objective, store, self.world)
         self._batches = iter(feed.steps(0, experiment.steps))
 
     def run(self, steps: int) -> int:

@@ -18,7 +18,8 @@ import torch
 from ray_gen.build import DTYPES, build_objective
 from ray_gen.core import Batch, Evaluates, Objective
 from ray_gen.data import Split, Store
-from ray_gen.data.feed import Feed, FeedSettings, fits_device, to_range
+from ray_gen.data.feed import Feed, FeedSettings, Reader, Stored, fits_device, to_range
+from ray_gen.data.stream import Streamed
 from ray_gen.distributed import World
 from ray_gen.errors import Failed
 from ray_gen.experiment import Experiment
@@ -83,7 +84,7 @@ def train(
     stages = dict(experiment.stages())  # of a run whose settings change, each from a step on
     start = max(first for first in stages if first <= state.step)
     step = _step_of(stages[start], objective if start == 0 else None, state, world, meter)
-    feed = build_feed(experiment, objective, store.train, world)
+    feed = build_feed(experiment, objective, store, world)
     clock = _Clock(world.device, state.step * batch)
     next_control = state.step + 1
     reported = state.step  # a checkpoint comes with a report
@@ -156,12 +157,8 @@ def _due(step: int, batch: int, every_images: int) -> bool:
     return step * batch // every_images > (step - 1) * batch // every_images
 
 
-def build_feed(experiment: Experiment, objective: Objective, split: Split, world: World) -> Feed:
+def build_feed(experiment: Experiment, objective: Objective, store: Store, world: World) -> Feed:
     """The images of this rank."""
-    placement = experiment.data.placement
-    on_device = placement == "device" or (
-        placement == "auto" and fits_device(split.images_NHWC, world.device)
-    )
     settings = FeedSettings(
         seed=experiment.seed,
         global_batch_size=experiment.training.global_batch_size,
@@ -170,8 +167,28 @@ def build_feed(experiment: Experiment, objective: Objective, split: Split, world
         flip=experiment.data.flip,
         dtype=DTYPES[experiment.training.precision],
     )
-    labels = split.labels if experiment.needs_labels else None
-    return Feed(split.images_NHWC, labels, settings, world.device, on_device=on_device)
+    return Feed(_reader(experiment, store, settings, world.device), settings, world.device)
+
+
+def _reader(
+    experiment: Experiment, store: Store, settings: FeedSettings, device: torch.device
+) -> Reader:
+    labelled = experiment.needs_labels
+    if store.stream is not None:
+        return Streamed(
+            store.stream,
+            seed=settings.seed,
+            streams=experiment.training.global_batch_size // experiment.group_size,
+            group_size=experiment.group_size,
+            part=settings.part,
+            labelled=labelled,
+            pinned=device.type == "cuda",
+        )
+    placement = experiment.data.placement
+    images = store.train.images_NHWC
+    on_device = placement == "device" or (placement == "auto" and fits_device(images, device))
+    labels = store.train.labels if labelled else None
+    return Stored(images, labels, settings, device, on_device=on_device)
 
 
 def _check_weights(state: State, world: World) -> None:

@@ -6,11 +6,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ray_gen.build import import_target
-from ray_gen.data import Store, open_store
+from ray_gen.data import Store, open_store, open_stream
 from ray_gen.experiment import Experiment, ExperimentError
-from ray_gen.experiment.data import Data
+from ray_gen.experiment.data import Data, ParquetData
 
 
 def cache_folder() -> Path:
@@ -19,18 +20,28 @@ def cache_folder() -> Path:
 
 
 def open_source(data: Data, progress: Callable[[int, int], None] | None = None) -> Store:
-    """The decoded images of a source, memory-mapped; decoded first if this node has not yet."""
+    """The decoded images of a source, memory-mapped; decoded first if this node has not yet. Of a
+    source that is streamed, a sample."""
     source = import_target(data.targets["source"], "data.kind")(**data.arguments())
-    return open_store(
-        source,
-        image_size=data.image_size,
-        center_crop=data.center_crop,
-        channels=data.channels,
-        held_out_fraction=data.held_out_fraction,
-        on_corrupt=data.on_corrupt,
-        cache_folder=cache_folder(),
-        progress=progress,
-    )
+    settings: dict[str, Any] = {
+        "image_size": data.image_size,
+        "center_crop": data.center_crop,
+        "channels": data.channels,
+        "held_out_fraction": data.held_out_fraction,
+        "on_corrupt": data.on_corrupt,
+        "cache_folder": cache_folder(),
+        "progress": progress,
+    }
+    if data.placement != "stream":
+        return open_store(source, **settings)
+    if not isinstance(data, ParquetData):
+        raise ExperimentError(
+            [
+                "data.placement: stream reads Parquet files; write them with "
+                "`ray-gen data convert`, or set it to auto"
+            ]
+        )
+    return open_stream(source, window=data.window_images, **settings)
 
 
 def open_data(experiment: Experiment, progress: Callable[[int, int], None] | None = None) -> Store:

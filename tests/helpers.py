@@ -130,7 +130,7 @@ def batches(
     this: Experiment, objective: Objective, store: Store, first: int, last: int
 ) -> list[tuple[Tensor, Tensor | None]]:
     """Images and labels of whole global batches, of the steps from `first` to `last` - 1."""
-    return list(build_feed(this, objective, store.train, World()).steps(first, last))
+    return list(build_feed(this, objective, store, World()).steps(first, last))
 
 
 def stepped(

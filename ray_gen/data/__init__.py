@@ -5,7 +5,7 @@ from ray_gen.data.sources.builtin import Mnist5k
 from ray_gen.data.sources.folder import Folder
 from ray_gen.data.sources.parquet import Parquet
 from ray_gen.data.sources.torchvision import Torchvision
-from ray_gen.data.store import Split, Store, open_store
+from ray_gen.data.store import Split, Store, open_store, open_stream
 
 __all__ = [
     "DataError",
@@ -16,4 +16,5 @@ __all__ = [
     "Store",
     "Torchvision",
     "open_store",
+    "open_stream",
 ]

@@ -80,7 +80,7 @@ def build(
                 elif skip_corrupt:
                     skipped += 1
                 else:
-                    raise _corrupt(item.name, result, source.field)
+                    raise corrupt(item.name, result, source.field)
                 done += 1
                 if done % _TASK_IMAGES == 0 or done == listing.count:
                     progress(done, listing.count)
@@ -207,7 +207,7 @@ def _resolved(
             wanted = replace(wanted, size_HW=size_HW, channels=channels, size_from=size_from)
             return wanted, chain(looked_at, items)
         if not skip_corrupt:
-            raise _corrupt(item.name, result, blamed)
+            raise corrupt(item.name, result, blamed)
     raise _nothing_to_train_on(blamed, len(looked_at), len(looked_at), 0)
 
 
@@ -246,7 +246,8 @@ def _threads() -> int:
     return os.cpu_count() or 1
 
 
-def _corrupt(name: str, error: CorruptImageError, blamed: str) -> DataError:
+def corrupt(name: str, error: CorruptImageError, blamed: str) -> DataError:
+    """The sentence for an image that cannot be decoded."""
     return DataError(
         f"{blamed}: {name} cannot be decoded: {error}; remove it, or set data.on_corrupt=skip to"
         " leave such images out"

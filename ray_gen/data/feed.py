@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -59,8 +60,48 @@ class FeedSettings:
     dtype: torch.dtype
 
 
+class Reader(Protocol):
+    """Where the bytes of each step come from."""
+
+    def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """uint8 (N, H, W, C), and labels (N,), of a rank's part of the steps from `first` to
+        `last` - 1."""
+        ...
+
+
 class Feed:
     """This rank's part of the images of each step: (N, C, H, W) in `image_range`, channels-last."""
+
+    def __init__(self, reader: Reader, settings: FeedSettings, device: torch.device) -> None:
+        self._reader = reader
+        self._settings = settings
+        self._device = device
+        part = torch.arange(settings.part.start, settings.part.stop, device=device)
+        flip = {"flip": Noise((1, 1, 1), "uniform")} if settings.flip else {}
+        self._flips = Tape(flip, settings.seed, "data", 1, part)
+
+    def steps(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """(images, labels) of the steps from `first` to `last` - 1."""
+        for step, (images, labels) in enumerate(self._reader.batches(first, last), first):
+            yield self._finished(step, images, labels)
+
+    def _finished(
+        self, step: int, images: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        images = self._moved(images)
+        labels = None if labels is None else self._moved(labels)
+        settings = self._settings
+        finished = to_range(images, settings.image_range, settings.dtype)
+        if settings.flip:
+            finished = torch.where(self._flips[step]["flip"] < 0.5, finished.flip(3), finished)
+        return finished, labels
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
+
+
+class Stored:
+    """Reads decoded images: on the device, where they are indexed, or memory-mapped."""
 
     def __init__(
         self,
@@ -73,24 +114,18 @@ class Feed:
     ) -> None:
         """images_NHWC: uint8, memory-mapped. `on_device`: move them to the device as a whole."""
         self._settings = settings
-        self._device = device
+        self._pins = device.type == "cuda" and not on_device
         self._on_device = on_device
         self._images = images_NHWC.to(device) if on_device else images_NHWC
         self._labels = labels.to(device) if labels is not None and on_device else labels
         self._order = Order(settings.seed, len(images_NHWC), self._images.device)
-        part = torch.arange(settings.part.start, settings.part.stop, device=device)
-        flip = {"flip": Noise((1, 1, 1), "uniform")} if settings.flip else {}
-        self._flips = Tape(flip, settings.seed, "data", 1, part)
 
-    def steps(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """(images, labels) of the steps from `first` to `last` - 1.
-
-        Images on the device are indexed there; others are gathered one step ahead by a thread,
-        which hides the disk and the copy.
-        """
+    def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """See `Reader`. What is not on the device is gathered one step ahead by a thread, which
+        hides the disk and the copy."""
         if self._on_device:
             for step in range(first, last):
-                yield self._finished(step, *self._gathered(step))
+                yield self._gathered(step)
             return
         with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
             ahead: Future[tuple[Tensor, Tensor | None]] = pool.submit(self._gathered, first)
@@ -98,7 +133,7 @@ class Feed:
                 gathered = ahead.result()
                 if step + 1 < last:
                     ahead = pool.submit(self._gathered, step + 1)
-                yield self._finished(step, *gathered)
+                yield gathered
 
     def _gathered(self, step: int) -> tuple[Tensor, Tensor | None]:
         """Bytes and labels of a step, where the data lies."""
@@ -107,22 +142,10 @@ class Feed:
         indices = self._order[range(start + part.start, start + part.stop)]
         images = self._images.index_select(0, indices)
         labels = None if self._labels is None else self._labels.index_select(0, indices)
-        if not self._on_device and self._device.type == "cuda":
+        if self._pins:
             images = images.pin_memory()
             labels = None if labels is None else labels.pin_memory()
         return images, labels
-
-    def _finished(
-        self, step: int, images: Tensor, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        images = images.to(self._device, non_blocking=True)
-        if labels is not None:
-            labels = labels.to(self._device, non_blocking=True)
-        settings = self._settings
-        finished = to_range(images, settings.image_range, settings.dtype)
-        if settings.flip:
-            finished = torch.where(self._flips[step]["flip"] < 0.5, finished.flip(3), finished)
-        return finished, labels
 
 
 def to_range(

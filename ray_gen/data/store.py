@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,10 @@ from ray_gen.data import arrow
 from ray_gen.data.build import FORMAT, MANIFEST, PARTIAL, build, cache_error, file_stamp
 from ray_gen.data.decode import Wanted
 from ray_gen.data.errors import DataError
+from ray_gen.data.sampled import Sampled
 from ray_gen.data.sources.base import Source
+from ray_gen.data.sources.parquet import Parquet
+from ray_gen.data.stream import Shards
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Store:
     digest: str | None = None
     """Of the shape, and of pixels and labels of both splits in their order: equal digests, equal
     data. None of a store that was not read from a cache."""
+    stream: Shards | None = None
+    """What is trained on instead of `train`, which is a sample of it; None: `train` is."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -125,6 +130,50 @@ def open_store(
             " start again when they are complete"
         )
     return store
+
+
+def open_stream(
+    source: Parquet,
+    *,
+    image_size: int | tuple[int, int] | None,
+    center_crop: int | None,
+    channels: int | None,
+    held_out_fraction: float,
+    on_corrupt: Literal["stop", "skip"],
+    cache_folder: Path,
+    window: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Store:
+    """A data set that stays where it is: see `open_store`. `train` is a sample of what is streamed,
+    and `held_out` what a node can decode: some 10,000 images each, in whole row groups.
+
+    window: images of a stream that are shuffled together.
+    """
+    sampled = Sampled(source, held_out_fraction)
+    store = open_store(
+        sampled,
+        image_size=image_size,
+        center_crop=center_crop,
+        channels=channels,
+        held_out_fraction=held_out_fraction,
+        on_corrupt=on_corrupt,
+        cache_folder=cache_folder,
+        progress=progress,
+    )
+    groups, columns = source.row_groups()
+    kept, _ = sampled.split(groups)
+    channels, height, width = store.image_shape
+    size_from = "the first" if image_size is None else None
+    shards = Shards(
+        source,
+        tuple(group for group in kept if group.rows),
+        columns,
+        Wanted((height, width), center_crop, channels, size_from),
+        on_corrupt == "skip",
+        window,
+    )
+    digest = hashlib.blake2b(f"{store.digest} {shards.digest}".encode(), digest_size=16)
+    return replace(store, digest=digest.hexdigest(), stream=shards)
 
 
 def _wanted(

@@ -43,9 +43,12 @@ class Component(Settings):
         return {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
 
 
-def free(default: Any, **constraints: Any) -> Any:
-    """A field that a resumed run may change; every other field is the identity of the run."""
-    return Field(default, json_schema_extra={"free": True}, **constraints)
+def free(default: Any, *, but: str | None = None, **constraints: Any) -> Any:
+    """A field that a resumed run may change; every other field is the identity of the run.
+
+    but: a value that it may not be changed to or from.
+    """
+    return Field(default, json_schema_extra={"free": True, "but": but}, **constraints)
 
 
 def live(default: Any, **constraints: Any) -> Any:
@@ -75,9 +78,11 @@ def differences(ours: Settings, theirs: Settings, path: str = "") -> Iterator[st
         return
     for name, info in type(ours).model_fields.items():
         extra = info.json_schema_extra
-        if isinstance(extra, dict) and extra.get("free"):
-            continue
         here, there = getattr(ours, name), getattr(theirs, name)
+        if isinstance(extra, dict) and extra.get("free"):
+            but = extra.get("but")
+            if but is None or but not in (here, there):
+                continue
         yield from _value_differences(here, there, f"{path}.{name}" if path else name)
 
 

@@ -23,6 +23,7 @@ _SHARED = (
     "placement",
     "classes",
     "digest",
+    "window_images",
 )
 
 
@@ -43,9 +44,10 @@ class DataSettings(Component):
     Sources with a held-out split of their own ignore it."""
     on_corrupt: Literal["stop", "skip"] = "stop"
     """An image that cannot be decoded stops the run with its path, or is skipped and counted."""
-    placement: Literal["auto", "device", "host"] = free("auto")
-    """Where decoded images lie: on the device, or memory-mapped on its node. auto: on the device
-    if they take at most a quarter of its free memory."""
+    placement: Literal["auto", "device", "host", "stream"] = free("auto", but="stream")
+    """Where images lie: decoded on the device, or memory-mapped on its node, or (stream) as Parquet
+    where they are, of any size, read and decoded as training goes on, in an order of its own. auto:
+    on the device if they take at most a quarter of its free memory, else on its node."""
     classes: tuple[str, ...] | None = None
     """Names of the classes in the order of their labels; filled in from the data at the start."""
     digest: str | None = None
@@ -116,6 +118,9 @@ class ParquetData(DataSettings):
     """None: the one column whose type can hold encoded images."""
     label_column: str | None = None
     """None: `label`, if there is such a column of integers."""
+    window_images: PositiveInt = 1024
+    """Of placement stream: images that are shuffled together, in each of the streams that the
+    groups of a global batch are read from. Twice as many are in memory, as they are stored."""
 
 
 _SHORT_FORMS = {"folder": "path", "parquet": "path", "torchvision": "dataset"}

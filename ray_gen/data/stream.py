@@ -1,0 +1,237 @@
+"""Data larger than a node: row groups of Parquet files, read while training goes on.
+
+The images of a global batch come from as many streams as it has groups, each group from one. An
+epoch deals all row groups out to the streams in a random order; a stream reads its own, a block of
+them at a time, and gives the rows of a block in a random order. So the order is a function of the
+seed alone, and each row group is read once an epoch by one worker, however many workers there are:
+a worker reads the streams of its groups.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ray_gen.data.build import corrupt
+from ray_gen.data.decode import CorruptImageError, Pixels, Wanted, decode
+from ray_gen.data.errors import DataError
+from ray_gen.data.sources.base import Item
+from ray_gen.data.sources.parquet import Columns, Parquet, RowGroup, Rows
+from ray_gen.noise import permutation
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_AHEAD = 4
+"""Steps whose images are decoded before they are asked for."""
+_READS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Block:
+    """Row groups of one stream whose rows are shuffled together."""
+
+    epoch: int
+    number: int
+    groups: tuple[int, ...]
+    """In the order in which they are read."""
+    rows: int
+
+
+class Streams:
+    """Which rows each of `streams` virtual streams gives, as a function of the seed."""
+
+    def __init__(self, seed: int, rows: Sequence[int], streams: int, window: int) -> None:
+        """rows: of each row group, at least 1. window: rows that a block has about."""
+        self._seed = seed
+        self._rows = np.asarray(rows, np.int64)
+        self._streams = streams
+        self._window = window
+        self._epoch = lru_cache(2)(self._dealt)
+
+    def _dealt(self, epoch: int) -> NDArray[np.int64]:
+        return permutation(self._seed, "row groups", epoch, len(self._rows)).numpy()
+
+    def blocks(self, stream: int, position: int) -> Iterator[tuple[Block, int]]:
+        """The blocks of a stream without end, from that which holds its row number `position`
+        since the start of the run; each with how many of its rows lie before that."""
+        for epoch in itertools.count():
+            # Dealing goes on where the last epoch ended, so that no stream always gets the more.
+            first = (stream - epoch * len(self._rows)) % self._streams
+            groups = self._epoch(epoch)[first :: self._streams]
+            rows = self._rows[groups]
+            if position >= (total := int(rows.sum())):
+                position -= total
+                continue
+            numbers = (np.cumsum(rows) - rows) // self._window
+            for number in np.unique(numbers):
+                chosen = numbers == number
+                size = int(rows[chosen].sum())
+                if position >= size:
+                    position -= size
+                    continue
+                yield Block(epoch, int(number), tuple(groups[chosen].tolist()), size), position
+                position = 0
+
+    def within(self, stream: int, block: Block) -> list[int]:
+        """The order of a block's rows, counted through its row groups."""
+        name = f"rows {stream} {block.number}"
+        return permutation(self._seed, name, block.epoch, block.rows).tolist()
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The row groups that a run streams, and how to read them."""
+
+    source: Parquet
+    groups: tuple[RowGroup, ...]
+    columns: Columns
+    wanted: Wanted
+    skip_corrupt: bool
+    window: int
+
+    @property
+    def rows(self) -> int:
+        """Images in all."""
+        return sum(group.rows for group in self.groups)
+
+    @property
+    def digest(self) -> str:
+        """Of what the footers tell: the row groups, their rows and the bytes of their columns."""
+        told = [(g.key, g.rows, g.bytes) for g in self.groups]
+        return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
+
+    def read(self, group: int) -> Rows:
+        """A row group, encoded."""
+        return self.source.read(self.groups[group], self.columns)
+
+
+class Streamed:
+    """The images of a part of the global batch, step by step, ahead of being asked for."""
+
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        seed: int,
+        streams: int,
+        group_size: int,
+        part: range,
+        labelled: bool,
+        pinned: bool,
+    ) -> None:
+        """streams: groups of the global batch. part: its images that are read: whole groups.
+        pinned: in memory that a GPU copies from."""
+        self._shards = shards
+        self._group_size = group_size
+        self._streams = range(part.start // group_size, part.stop // group_size)
+        rows = [group.rows for group in shards.groups]
+        self._order = Streams(seed, rows, streams, shards.window)
+        self._labelled = labelled
+        self._pinned = pinned
+
+    def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """uint8 (N, H, W, C) and labels (N,) of the steps from `first` to `last` - 1."""
+        threads = torch.get_num_threads()
+        with (
+            ThreadPoolExecutor(_READS_AT_ONCE, "row groups") as reads,
+            ThreadPoolExecutor(threads, "decode") as decodes,
+        ):
+            streams = [self._images(s, first * self._group_size, reads) for s in self._streams]
+            pending: deque[list[Future[tuple[Tensor, Tensor]]]] = deque()
+            try:
+                for _ in range(first, last):
+                    groups = [list(itertools.islice(s, self._group_size)) for s in streams]
+                    pending.append([decodes.submit(self._decoded, group) for group in groups])
+                    if len(pending) > _AHEAD:
+                        yield self._joined(pending.popleft())
+                while pending:
+                    yield self._joined(pending.popleft())
+            finally:
+                for stream in streams:
+                    stream.close()
+                for pool in (reads, decodes):
+                    pool.shutdown(wait=False, cancel_futures=True)
+
+    def _images(
+        self, stream: int, position: int, reads: ThreadPoolExecutor
+    ) -> Generator[tuple[_Loaded, int]]:
+        """The places of one stream's images in their blocks; the next block is read meanwhile."""
+
+        def ordered() -> Iterator[tuple[list[Future[Rows]], list[int], int]]:
+            for block, offset in self._order.blocks(stream, position):
+                read = [reads.submit(self._shards.read, group) for group in block.groups]
+                yield read, self._order.within(stream, block), offset
+
+        blocks = ordered()
+        following = next(blocks)
+        while True:
+            (read, order, offset), following = following, next(blocks)
+            groups = [future.result() for future in read]
+            loaded = _Loaded(groups, order, self._shards.wanted)
+            for place in range(offset, len(order)):
+                yield loaded, place
+
+    def _decoded(self, group: Iterable[tuple[_Loaded, int]]) -> tuple[Tensor, Tensor]:
+        pixels, labels = zip(*(self._image(*place) for place in group), strict=True)
+        given = [-1 if label is None else label for label in labels]
+        return torch.from_numpy(np.stack(pixels)), torch.tensor(given)
+
+    def _image(self, loaded: _Loaded, place: int) -> Pixels:
+        """An image of a block; where it is corrupt, and such are skipped, the next that is not."""
+        if loaded.pixels is not None:
+            return loaded.pixels[loaded.order[place]], loaded.labels[loaded.order[place]]
+        blamed = self._shards.source.field
+        for following in range(len(loaded)):
+            item = loaded[place + following]
+            result = decode(item, self._shards.wanted, blamed)
+            if not isinstance(result, CorruptImageError):
+                return result
+            if not self._shards.skip_corrupt:
+                raise corrupt(item.name, result, blamed)
+        raise DataError(
+            f"{blamed}: none of {len(loaded)} images around {loaded[place].name} can be decoded; "
+            "set data.on_corrupt=stop to see why"
+        )
+
+    def _joined(self, groups: list[Future[tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor | None]:
+        images, labels = map(torch.cat, zip(*(group.result() for group in groups), strict=True))
+        if self._pinned:
+            images, labels = images.pin_memory(), labels.pin_memory()
+        return images, labels if self._labelled else None
+
+
+class _Loaded:
+    """The rows of a block in their random order."""
+
+    def __init__(self, groups: Sequence[Rows], order: Sequence[int], wanted: Wanted) -> None:
+        self._groups = groups
+        self.order = order
+        self._starts = list(itertools.accumulate((len(group) for group in groups), initial=0))
+        stored = [group.pixels_NHWC for group in groups]
+        whole = wanted.center_crop is None
+        shape = (*(wanted.size_HW or ()), wanted.channels)
+        self.pixels: NDArray[np.uint8] | None = None
+        """Of all rows in the order of the groups, where they are stored as wanted."""
+        if whole and all(pixels is not None and pixels.shape[1:] == shape for pixels in stored):
+            self.pixels = np.concatenate([pixels for pixels in stored if pixels is not None])
+            self.labels = [label for group in groups for label in group.labels]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, place: int) -> Item:
+        row = self.order[place % len(self.order)]
+        number = bisect.bisect_right(self._starts, row) - 1
+        return self._groups[number][row - self._starts[number]]
