@@ -11,7 +11,7 @@ from typing import Any
 from ray_gen.build import import_target
 from ray_gen.data import Store, open_store, open_stream
 from ray_gen.experiment import Experiment, ExperimentError
-from ray_gen.experiment.data import Data, ParquetData
+from ray_gen.experiment.data import Data, DataSettings, ParquetData
 
 
 def cache_folder() -> Path:
@@ -19,10 +19,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RAY_GEN_CACHE") or "~/.cache/ray_gen").expanduser()
 
 
+def source_of(data: DataSettings) -> Any:
+    """The source that the settings name. Reads nothing yet."""
+    return import_target(data.targets["source"], "data.kind")(**data.arguments())
+
+
 def open_source(data: Data, progress: Callable[[int, int], None] | None = None) -> Store:
     """The decoded images of a source, memory-mapped; decoded first if this node has not yet. Of a
     source that is streamed, a sample."""
-    source = import_target(data.targets["source"], "data.kind")(**data.arguments())
+    source = source_of(data)
     settings: dict[str, Any] = {
         "image_size": data.image_size,
         "center_crop": data.center_crop,

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ray_gen import __version__
+from ray_gen.cli.data import data
 from ray_gen.cli.evaluate import evaluate
 from ray_gen.cli.export import export
 from ray_gen.cli.latent import arithmetic, interpolate, traverse
@@ -50,5 +51,6 @@ for _command in (
     mixture,
     evaluate,
     export,
+    data,
 ):
     main.add_command(_command)

@@ -55,7 +55,7 @@ def build(
     Everything is written to a folder beside it, the manifest last, flushed to disk, and renamed.
     """
     listing = source.listing()
-    wanted, items = _resolved(wanted, listing.items, source.field, skip_corrupt)
+    wanted, items = resolved(wanted, listing.items, source.field, skip_corrupt)
     room = listing.count * math.prod(_shape_of(wanted))
     folder = entry.with_name(entry.name + PARTIAL)
     try:
@@ -189,7 +189,7 @@ def _shape_of(wanted: Wanted) -> tuple[int, int, int]:
     return (*wanted.size_HW, wanted.channels)
 
 
-def _resolved(
+def resolved(
     wanted: Wanted, items: Iterator[Item], blamed: str, skip_corrupt: bool
 ) -> tuple[Wanted, Iterator[Item]]:
     """What is wanted, with what was left open taken from the first image that can be decoded.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from ray_gen.experiment.base import ExperimentError, Settings, kinds_at
-from ray_gen.experiment.data import from_short_form
+from ray_gen.experiment.base import ExperimentError, Settings, kinds_at, problems_of
+from ray_gen.experiment.data import Data, DataSettings, from_short_form
 
 
 class _Loader(yaml.SafeLoader):
@@ -43,6 +46,26 @@ def unshared(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: unshared(value) for key, value in tree.items()}
     return [unshared(value) for value in tree] if isinstance(tree, list) else tree
+
+
+class _DataAlone(Settings):
+    data: Data
+
+
+def data_settings(source: str, assignments: Sequence[str] = ()) -> DataSettings:
+    """`data` alone, from its short form (a folder by its path) and `data.path=value` assignments.
+
+    Raises ExperimentError.
+    """
+    if Path(source).expanduser().is_dir():
+        source = f"folder:{source}"
+    given: dict[str, Any] = {"data": source}
+    for assignment in assignments:
+        apply_override(given, assignment, _DataAlone)
+    try:
+        return _DataAlone.model_validate(given).data
+    except ValidationError as error:
+        raise ExperimentError(problems_of(error, _DataAlone, given)) from None
 
 
 def apply_override(given: Any, assignment: str, model: type[Settings]) -> None:

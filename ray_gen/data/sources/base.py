@@ -28,6 +28,8 @@ class Item:
     """The source's own split, or None: then a hash of the key decides."""
     load: Callable[[], tuple[Image, int | None]]
     """Reads and decompresses the image; gives it with its class. Called from several threads."""
+    encoded: Callable[[], bytes] | None = None
+    """The image as the file it was stored in; None where it is no file."""
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class Folder:
                     self.root / file.path,
                     None if file.class_name is None else index[file.class_name],
                 ),
+                encoded=(self.root / file.path).read_bytes,
             )
             for file in files
         )

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SPLIT_NAME = re.compile(rf"(train|{'|'.join(HELD_OUT_NAMES)})(?![A-Za-z0-9])")
+PLAN = "_plan.json"
+"""In a folder that is being written."""
+MANIFEST = "_manifest.json"
+"""In a folder that was written whole."""
 _RAW = b"ray_gen"
 _ROWS_AT_ONCE = 64
 _FOOTERS_AT_ONCE = 16
@@ -293,6 +297,11 @@ class Parquet:
             named = {entry.path[len(location) :].strip("/"): entry for entry in entries}
         else:
             named = {info.base_name: info}
+        if PLAN in named and MANIFEST not in named:
+            raise DataError(
+                f"{self.field}: {self.path} is not whole: its conversion did not come to its end;"
+                " give the same ray-gen data convert again, which goes on"
+            )
         # "_SUCCESS", "_metadata" and ".crc" files are what writers of Parquet leave beside shards.
         shards = {
             path: entry
@@ -343,6 +352,7 @@ def _item(
         name=f"{shard.location}, row {row}",
         split=shard.split,
         load=partial(_load, image, _class_of(label, columns), columns.shape_HWC),
+        encoded=None if columns.shape_HWC else partial(_bytes_of, image),
     )
 
 
@@ -503,8 +513,12 @@ def _load(
         height, width, channels = shape_HWC
         mode = "L" if channels == 1 else "RGB"
         return Image.frombytes(mode, (width, height), stored), label
+    return read_image(io.BytesIO(_bytes_of(stored))), label
+
+
+def _bytes_of(stored: bytes | dict[str, Any] | None) -> bytes:
     data: Any = stored.get("bytes") if isinstance(stored, dict) else stored
     if not data:
         path = stored.get("path") if isinstance(stored, dict) else None
         raise ValueError(f"it has no bytes, only the path {path}" if path else "it has no bytes")
-    return read_image(io.BytesIO(data)), label
+    return data

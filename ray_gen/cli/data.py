@@ -1,0 +1,63 @@
+"""`ray-gen data`: data sets as files."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group()
+def data() -> None:
+    """Write a data set so that training can stream it."""
+
+
+@data.command()
+@click.argument("source")
+@click.argument("destination")
+@click.argument("assignments", nargs=-1, metavar="[PATH=VALUE]...")
+@click.option(
+    "--shard-images", default=8192, show_default=True, type=click.IntRange(1), help="In one file."
+)
+@click.option(
+    "--group-images",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1),
+    help="In a row group, which is read at once.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of the order of the images.")
+def convert(
+    source: str,
+    destination: str,
+    assignments: tuple[str, ...],
+    shard_images: int,
+    group_images: int,
+    seed: int,
+) -> None:
+    """Write SOURCE as sharded Parquet into DESTINATION, a folder or URI, on all CPU cores.
+
+    SOURCE is folder:PATH, parquet:PATH_OR_URI, torchvision:CLASS or mnist5k; PATH=VALUE sets its
+    fields, e.g. data.image_size=64 data.channels=3 data.held_out_fraction=0.02. With an image size
+    the pixels are stored, which training reads many times faster than it decodes files; without,
+    the files as they are. The same command again goes on with what is missing.
+
+    Train on it: ray-gen train RECIPE data=parquet:DESTINATION data.placement=stream
+    """
+    from ray_gen.cli.progress import measuring
+    from ray_gen.experiment import data_settings
+
+    settings = data_settings(source, assignments)
+    from ray_gen.launch.convert import convert as launch
+
+    with measuring() as progress:
+        manifest = launch(
+            settings,
+            destination,
+            shard_images=shard_images,
+            group_images=group_images,
+            seed=seed,
+            progress=progress,
+        )
+    counts = ", ".join(f"{count:,} {split}" for split, count in sorted(manifest["images"].items()))
+    skipped = f", {manifest['skipped']:,} corrupt ones left out" if manifest["skipped"] else ""
+    click.echo(f"{destination}: {counts} in {len(manifest['shards'])} files{skipped}")
+    click.echo(f"  train: ray-gen train RECIPE data=parquet:{destination} data.placement=stream")

@@ -1,0 +1,260 @@
+"""Any source as sharded Parquet, which can be streamed: one part of it at a time, in any process.
+
+The images are dealt to parts in a random order (those of Parquet by row groups), so that a row
+group is a sample of the data set. A part is one shard of each split and a record, written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_gen.data.build import corrupt, split_of
+from ray_gen.data.decode import CorruptImageError, Wanted, decode
+from ray_gen.data.errors import DataError
+from ray_gen.data.sources.base import Item, Source, SplitName
+from ray_gen.data.sources.parquet import MANIFEST, Columns, Parquet, RowGroup, raw_metadata
+from ray_gen.noise import permutation
+from ray_gen.storage import Folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+PARTS = "_parts"
+_NAMES: dict[SplitName, str] = {"train": "train", "held_out": "validation"}
+_GROUP_BYTES = 16 << 20
+"""Of a row group at most, however few images that are: a stream holds several in memory."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the files look like."""
+
+    wanted: Wanted | None
+    """Pixels of one shape; None: each image as the bytes that it is stored in."""
+    held_out_fraction: float
+    skip_corrupt: bool
+    shard_images: int
+    group_images: int
+    seed: int
+
+
+class Conversion:
+    """One source on its way to one folder. Is sent to other processes and lists the source there,
+    once."""
+
+    def __init__(self, source: Source, layout: Layout, destination: Folder) -> None:
+        self.source = source
+        self.layout = layout
+        self.destination = destination
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("source", "layout", "destination")
+        return {name: getattr(self, name) for name in names}
+
+    @cached_property
+    def _listed(self) -> tuple[Sequence[RowGroup | Item], Columns | None, Any]:
+        if isinstance(self.source, Parquet):
+            groups, columns = self.source.row_groups()
+            return groups, columns, columns.class_names
+        listing = self.source.listing()
+        return list(listing.items), None, listing.class_names
+
+    @property
+    def count(self) -> int:
+        """Images in all."""
+        pieces, _, _ = self._listed
+        return sum(piece.rows if isinstance(piece, RowGroup) else 1 for piece in pieces)
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are."""
+        pieces, _, _ = self._listed
+        return max(1, min(len(pieces), math.ceil(self.count / self.layout.shard_images)))
+
+    def plan(self) -> str:
+        """What must be the same for parts to belong together, as JSON."""
+        told = {
+            "source": self.source.identity(),
+            "layout": repr(self.layout),
+            "images": self.count,
+            "parts": self.parts,
+        }
+        text = json.dumps(told, sort_keys=True, default=str)
+        return json.dumps({"plan": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()})
+
+    def missing(self) -> list[int]:
+        """The parts that are not yet there."""
+        there = set((self.destination / PARTS).names())
+        return [part for part in range(self.parts) if _record(part) not in there]
+
+    def write(self, part: int) -> dict[str, Any]:
+        """One part: its shards, then its record, which is returned. Raises DataError."""
+        with tempfile.TemporaryDirectory(prefix="ray_gen-convert-") as folder:
+            record = self._write(part, Path(folder))
+        (self.destination / PARTS).write_text(_record(part), json.dumps(record))
+        return record
+
+    def _write(self, part: int, folder: Path) -> dict[str, Any]:
+        shards: dict[SplitName, _Shard] = {}
+        skipped = 0
+        for item in self._items(part):
+            wanted = self.layout.wanted or Wanted(None, None, None)
+            decoded = decode(item, wanted, self.source.field)
+            if isinstance(decoded, CorruptImageError):
+                if not self.layout.skip_corrupt:
+                    raise corrupt(item.name, decoded, self.source.field)
+                skipped += 1
+                continue
+            pixels, label = decoded
+            split = item.split or split_of(item.key, self.layout.held_out_fraction)
+            if split not in shards:
+                name = f"{_NAMES[split]}-{part:05}-of-{self.parts:05}.parquet"
+                shards[split] = _Shard(self, folder / name, labelled=label is not None)
+            stored = pixels.tobytes() if self.layout.wanted else _file_of(item, pixels)
+            shards[split].add(stored, label)
+        told: dict[str, dict[str, Any]] = {}
+        for split, shard in sorted(shards.items()):
+            told[_NAMES[split]] = shard.close()
+            self.destination.put(shard.path, shard.path.name)
+        return {"skipped": skipped, "splits": told}
+
+    def finish(self) -> dict[str, Any]:
+        """The manifest, once all parts are there: counts, and a digest of all bytes."""
+        digest = hashlib.blake2b(digest_size=16)
+        images: dict[str, int] = {}
+        shards: dict[str, dict[str, Any]] = {}
+        skipped = 0
+        for part in range(self.parts):
+            record = json.loads((self.destination / PARTS).read_text(_record(part)))
+            skipped += record["skipped"]
+            for split, shard in record["splits"].items():
+                digest.update(shard["digest"].encode())
+                images[split] = images.get(split, 0) + shard["images"]
+                shards[shard.pop("name")] = shard
+        _, _, names = self._listed
+        manifest = {
+            "images": images,
+            "skipped": skipped,
+            "digest": digest.hexdigest(),
+            "class_names": names,
+            "shards": shards,
+        }
+        self.destination.write_text(MANIFEST, json.dumps(manifest, indent=1))
+        return manifest
+
+    def schema(self, labelled: bool) -> pa.Schema:
+        """Of every shard, in Hugging Face's layout where images are stored as files."""
+        import pyarrow as pa
+
+        wanted, (_, _, names) = self.layout.wanted, self._listed
+        metadata: dict[bytes, bytes] = {}
+        label: dict[str, Any] = {"_type": "ClassLabel", "names": names} if names else {}
+        features = {"label": label or {"_type": "Value", "dtype": "int64"}} if labelled else {}
+        kind: Any = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        if wanted is not None:
+            assert wanted.size_HW is not None and wanted.channels is not None
+            shape = (*wanted.size_HW, wanted.channels)
+            kind, metadata = pa.binary(math.prod(shape)), raw_metadata("image", shape)
+        else:
+            features["image"] = {"_type": "Image"}
+        metadata[b"huggingface"] = json.dumps({"info": {"features": features}}).encode()
+        columns = [("image", kind), *([("label", pa.int64())] if labelled else [])]
+        return pa.schema(columns, metadata)
+
+    def _items(self, part: int) -> Iterator[Item]:
+        pieces, columns, _ = self._listed
+        order = permutation(self.layout.seed, "convert", 0, len(pieces)).tolist()
+        chosen: Sequence[Any] = [pieces[index] for index in order[part :: self.parts]]
+        if columns is None:
+            yield from chosen
+            return
+        assert isinstance(self.source, Parquet)
+        for group in chosen:
+            rows = self.source.read(group, columns)
+            name = f"convert {group.key}"
+            for row in permutation(self.layout.seed, name, 0, len(rows)).tolist():
+                yield rows[row]
+
+
+def _record(part: int) -> str:
+    return f"{part:05}.json"
+
+
+def _file_of(item: Item, pixels: Any) -> bytes:
+    """An image as the file that it was read from; as PNG where there is none."""
+    if item.encoded is not None:
+        return item.encoded()
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+class _Shard:
+    """One Parquet file while it is written: a row group is in memory, and not more."""
+
+    def __init__(self, conversion: Conversion, path: Path, *, labelled: bool) -> None:
+        self.path = path
+        self._labelled = labelled
+        self._field = conversion.source.field
+        self._group_images = conversion.layout.group_images
+        self._raw = conversion.layout.wanted is not None
+        self._schema = conversion.schema(labelled)
+        self._stored: list[bytes] = []
+        self._labels: list[int] = []
+        self._bytes = self._images = 0
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._writer = _writer(path, self._schema)
+
+    def add(self, stored: bytes, label: int | None) -> None:
+        """One image more."""
+        if (label is not None) != self._labelled:
+            raise DataError(
+                f"{self._field}: some images have labels and some have none; label all, or none"
+            )
+        self._stored.append(stored)
+        self._labels.append(-1 if label is None else label)
+        self._digest.update(stored)
+        self._bytes += len(stored)
+        if len(self._stored) >= self._group_images or self._bytes >= _GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        stored: list[Any] = self._stored
+        if not self._raw:
+            stored = [{"bytes": file, "path": None} for file in stored]
+        columns = [pa.array(stored, self._schema.field("image").type)]
+        if self._labelled:
+            columns.append(pa.array(self._labels, pa.int64()))
+            self._digest.update(repr(self._labels).encode())
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+        self._images += len(stored)
+        self._stored, self._labels, self._bytes = [], [], 0
+
+    def close(self) -> dict[str, Any]:
+        """Ends the file and tells of it."""
+        if self._stored:
+            self._flush()
+        self._writer.close()
+        digest = self._digest.hexdigest()
+        return {"name": self.path.name, "images": self._images, "digest": digest}
+
+
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    import pyarrow.parquet as pq
+
+    # Pictures that are stored as files are compressed already, and pixels by half with zstd.
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False)
