@@ -148,6 +148,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint all of whose bytes are as they were written."""
+    manifest = read_manifest(folder)
+    for name, facts in manifest["files"].items():
+        _check_digest(folder / name, facts["sha256"])
+    return manifest
+
+
 def copy_of(checkpoint: Path, folder: Path, experiment: Experiment) -> None:
     """A checkpoint's tensors as a checkpoint of another experiment, in an empty folder."""
     manifest = read_manifest(checkpoint)
@@ -167,15 +175,19 @@ def load_tensors(folder: Path, name: str, tensors: nn.Module) -> None:
 
 def _read(folder: Path, name: str) -> dict[str, Tensor]:
     path = folder / name
-    expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"][name]["sha256"]
-    if _digest(path) != expected:
-        raise CheckpointError(
-            f"{path}: is damaged (its SHA-256 is not the manifest's); use another checkpoint"
-        )
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    _check_digest(path, manifest["files"][name]["sha256"])
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+
+def _check_digest(path: Path, expected: str) -> None:
+    if _digest(path) != expected:
+        raise CheckpointError(
+            f"{path}: is damaged (its SHA-256 is not the manifest's); use another checkpoint"
+        )
 
 
 @torch.no_grad()

@@ -216,7 +216,7 @@ class _Loaded:
     """The rows of a block in their random order."""
 
     def __init__(self, groups: Sequence[Rows], order: Sequence[int], wanted: Wanted) -> None:
-        self._groups = groups
+        self._groups: Sequence[Rows] = groups
         self.order = order
         self._starts = list(itertools.accumulate((len(group) for group in groups), initial=0))
         stored = [group.pixels_NHWC for group in groups]
@@ -227,6 +227,7 @@ class _Loaded:
         if whole and all(pixels is not None and pixels.shape[1:] == shape for pixels in stored):
             self.pixels = np.concatenate([pixels for pixels in stored if pixels is not None])
             self.labels = [label for group in groups for label in group.labels]
+            self._groups = ()  # what was read is not kept beside its copy
 
     def __len__(self) -> int:
         return len(self.order)

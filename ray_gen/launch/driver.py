@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -38,7 +39,7 @@ from ray_gen.launch.worker import train_worker
 from ray_gen.loop import ALL_SEEN, ASKED, SETTLED, finished
 from ray_gen.run import PROGRESS, STOP
 from ray_gen.sources import class_names, open_data
-from ray_gen.state import EXPERIMENT, MANIFEST, CheckpointError, read_manifest
+from ray_gen.state import EXPERIMENT, MANIFEST, CheckpointError, verify
 from ray_gen.storage import Folder, StorageError, default_storage
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -119,7 +120,7 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
         line.stage("reading data")
         store = open_data(experiment, line.decoded)
         experiment = experiment.resolved(store.image_shape, class_names(store), store.digest)
-        manifest = _goes_on_from(run, experiment)
+        manifest = _goes_on_from(run, experiment, line.say)
         objective = build_objective(experiment)
         build_networks(experiment, objective)  # a class of the user's fails here, not in a worker
         best = experiment.checkpoints.best
@@ -163,28 +164,31 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
     return Run(run.location, ended["images"], ended["stop"], ended.get("metrics", {}))
 
 
-def _goes_on_from(run: Folder, experiment: Experiment) -> dict[str, Any] | None:
-    """The manifest of the checkpoint that the run goes on from; None at its beginning.
+def _goes_on_from(
+    run: Folder, experiment: Experiment, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """The manifest of the checkpoint that the run goes on from: the newest that is whole, as the
+    workers choose it too. None at its beginning.
 
-    Refuses a checkpoint that is damaged or another experiment's, before anything is started. The
-    run folder's own experiment.yaml is not asked: it is there to be read, and may be gone.
+    Refuses another experiment's, or where none is whole, before anything is started. The run
+    folder's own experiment.yaml is not asked: it is there to be read, and may be gone.
     """
     found = checkpoints(run)
-    if not found:
+    for newest, earlier in zip_longest(found, found[1:]):
+        try:
+            manifest = (
+                verify(newest.path) if newest.is_local else json.loads(newest.read_text(MANIFEST))
+            )
+            text = newest.read_text(EXPERIMENT)
+            break
+        except (CheckpointError, FileNotFoundError, ValueError) as error:
+            if earlier is None:
+                raise CheckpointError(
+                    f"{error}; to go on from the beginning, delete {newest.location}"
+                ) from None
+            say(f"{error}; going on from {earlier.name}")
+    else:
         return None
-    newest = found[0]
-    try:
-        manifest = (
-            read_manifest(newest.path)
-            if newest.is_local
-            else json.loads(newest.read_text(MANIFEST))
-        )
-        text = newest.read_text(EXPERIMENT)
-    except (CheckpointError, FileNotFoundError, ValueError) as error:
-        earlier = found[1].name if len(found) > 1 else "the beginning"
-        raise CheckpointError(
-            f"{error}; to go on from {earlier}, delete {newest.location}"
-        ) from None
     try:
         before = Experiment.from_yaml(text)
     except ExperimentError as error:

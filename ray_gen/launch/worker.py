@@ -9,6 +9,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from ray_gen.loop import Control, Report, finished, train
 from ray_gen.meter import NonFiniteError
 from ray_gen.run import RunWriter, write_environment
 from ray_gen.sources import open_data
-from ray_gen.state import State
+from ray_gen.state import CheckpointError, State
 from ray_gen.storage import Folder, StorageError
 
 
@@ -218,14 +219,20 @@ def ended_before(experiment: Experiment, run: Folder) -> dict[str, Any]:
 
 
 def _restore(state: State, run: Folder) -> None:
-    """From the newest checkpoint of the run folder, at the start and after a death alike.
+    """From the newest whole checkpoint of the run folder, at the start and after a death alike.
 
     Ray's registry is not asked: it may know less than the folder (a worker can die between an
     upload and its registration), and the manifests say what is whole.
     """
     found = checkpoints(run)
-    if found:
-        state.load(found[0].fetch())
+    for newest, earlier in zip_longest(found, found[1:]):
+        try:
+            state.load(newest.fetch())
+            return
+        except CheckpointError as error:
+            if earlier is None:
+                raise
+            print(f"{error}; going on from {earlier.name}", file=sys.stderr)
 
 
 def _check_agreement(experiment: Experiment, state: State, store: Store, world: World) -> None:

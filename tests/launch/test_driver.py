@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,9 +15,11 @@ from ray_gen.distributed import World
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment
 from ray_gen.launch import train
-from ray_gen.launch.worker import _check_agreement
+from ray_gen.launch.driver import _goes_on_from
+from ray_gen.launch.worker import _check_agreement, _restore
 from ray_gen.sources import class_names, open_data
 from ray_gen.state import CheckpointError, State
+from ray_gen.storage import Folder
 from tests.data.pictures import noise, write, write_classes
 from tests.helpers import gan, vae
 
@@ -79,13 +82,46 @@ def test_a_run_goes_on_by_what_its_newest_checkpoint_says(images: Path, tmp_path
         train(given(images), storage=str(tmp_path), name="a", fresh=True)
 
 
-@pytest.mark.parametrize("lost", ["experiment.yaml", "networks.safetensors"])
-def test_a_damaged_checkpoint_is_refused_with_what_to_do(
-    images: Path, tmp_path: Path, lost: str
+def damage(file: Path, how: str) -> None:
+    """What happens to files of a checkpoint."""
+    data = file.read_bytes()
+    if how == "gone":
+        file.unlink()
+    elif how == "truncated":
+        file.write_bytes(data[: len(data) // 2])
+    else:
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("how", ["gone", "truncated", "one bit"])
+@pytest.mark.parametrize(
+    "file", ["experiment.yaml", "networks.safetensors", "optimizers.safetensors"]
+)
+def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(
+    images: Path, tmp_path: Path, file: str, how: str
 ) -> None:
     run = finished(given(images), tmp_path, 240)
-    (run / checkpoint_name(480) / lost).unlink()
-    told = rf"{lost}: is missing; .* go on from {checkpoint_name(240)}, delete .*_0*480"
+    damage(run / checkpoint_name(480) / file, how)
+    said: list[str] = []
+    experiment = Experiment.from_yaml((run / checkpoint_name(240) / "experiment.yaml").read_text())
+    manifest = _goes_on_from(Folder(str(run)), experiment, said.append)
+    assert manifest is not None
+    assert manifest["images"] == 240
+    assert said[0].startswith(str(run / checkpoint_name(480) / file))
+    assert said[0].endswith(f"going on from {checkpoint_name(240)}")
+    if file != "experiment.yaml":  # which workers have from the driver
+        state = State.build(experiment, build_objective(experiment), World())
+        _restore(state, Folder(str(run)))
+        assert state.step == 10
+
+
+def test_where_no_checkpoint_is_whole_a_run_does_not_begin_anew(
+    images: Path, tmp_path: Path
+) -> None:
+    run = finished(given(images), tmp_path, 240)
+    for images_seen in (240, 480):
+        damage(run / checkpoint_name(images_seen) / "networks.safetensors", "truncated")
+    told = r"has \d+ bytes instead of \d+; .* from the beginning, delete .*_0*240"
     with pytest.raises(CheckpointError, match=told):
         train(given(images), storage=str(tmp_path), name="a")
 
@@ -96,6 +132,11 @@ def test_a_checkpoint_of_another_version_is_not_blamed_on_the_user(
     experiment = finished(given(images), tmp_path) / checkpoint_name(480) / "experiment.yaml"
     text = experiment.read_text()
     experiment.write_text(text.replace("beta_warmup_images", "beta_warm_up_imges"))
+    manifest = experiment.with_name("manifest.json")
+    told = json.loads(manifest.read_text())
+    data = experiment.read_bytes()
+    facts = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest.write_text(json.dumps(told | {"files": told["files"] | {experiment.name: facts}}))
     told = r"480/experiment\.yaml is of another version .*\n.*beta_warm_up_imges: there is no"
     with pytest.raises(Refused, match=told):
         train(given(images), storage=str(tmp_path), name="a")
