@@ -39,7 +39,8 @@ class Control(IntEnum):
     """What a rank asks for at a control step; the ranks do the largest that any asks for."""
 
     GO_ON = 0
-    SAVE_AND_STOP = 1
+    SAVE = 1
+    SAVE_AND_STOP = 2
 
 
 @dataclass(frozen=True)

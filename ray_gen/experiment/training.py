@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ray_gen.experiment.base import Settings, free
 
@@ -56,17 +56,42 @@ class Training(Settings):
     """End a GAN's run when the discriminator has come to rest at ½."""
 
 
+class Span(Settings):
+    """As many workers as the cluster has room for, between two numbers: a node that leaves shrinks
+    the run, one that joins grows it, each from the last checkpoint."""
+
+    min: PositiveInt = 1
+    max: PositiveInt
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
+
+
 class Workers(Settings):
     """What trains."""
 
-    count: PositiveInt | Literal["auto"] = free("auto")
-    """auto: one for each GPU of the cluster, else one."""
+    count: PositiveInt | Span | Literal["auto"] = free("auto")
+    """auto: one for each GPU of the cluster, else one. {min: 1, max: 8}: as many as there is room
+    for, which may change as the run goes on."""
     gpu: bool | Literal["auto"] = free("auto")
     """Whether each has a GPU. auto: if the cluster has any."""
     cpus: PositiveInt | Literal["auto"] = free("auto")
     """CPU cores of each. auto: without GPUs, the cluster's cores shared out; with GPUs, 1."""
     max_restarts: int = free(8, ge=0)
-    """How often dead workers are replaced before the run gives up."""
+    """How often dead workers are replaced before the run gives up. Nodes that announce that they
+    leave are not counted."""
+    timeout_seconds: PositiveInt = free(1800)
+    """How long workers wait for one that does not answer before all are replaced. Longer than a
+    fresh node takes to decode the data."""
+
+    @property
+    def most(self) -> int | None:
+        """The largest number of workers; None where the cluster says it."""
+        count = self.count
+        return count.max if isinstance(count, Span) else None if count == "auto" else count
 
 
 class Best(Settings):

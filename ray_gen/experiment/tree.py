@@ -299,8 +299,8 @@ class Experiment(Settings):
                 f"training.micro_batch_size: {micro} is not a multiple of training.group_size "
                 f"{group}"
             )
-        count = self.workers.count
-        if count != "auto" and count > batch // group:
+        count = self.workers.most
+        if count is not None and count > batch // group:
             yield too_many_workers(count, batch, group)
 
     def _schedule_problems(self) -> Iterator[str]:

@@ -5,6 +5,8 @@ import os
 # Read by Ray when it is imported or when its processes start; a user's own settings win.
 for _name, _value in {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # reports are drained once an interval
+    # A worker answers from a thread of its own, also in a long step: silence is a hang.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else a worker's prints come twice
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else below `uv run` the working directory is uploaded

@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+import ray._private.state
 import ray._private.worker
 from ray._private.utils import read_ray_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, ExperimentError, too_many_workers
+from ray_gen.experiment.training import Span
 from ray_gen.storage import VARIABLE, Folder
 
 
@@ -28,6 +30,13 @@ class Share:
     gpu: float
     """GPUs: 0, 1, or a part of one that several share."""
     cpus: int
+    least: int | None = None
+    """Workers that a run which may shrink goes on with; None: all of them, always."""
+
+    def __str__(self) -> str:
+        if self.least is not None:
+            return f"{self.least} to {self.workers} workers"
+        return f"{self.workers} worker{'s' if self.workers > 1 else ''}"
 
 
 @contextmanager
@@ -91,16 +100,22 @@ def share_of(experiment: Experiment) -> Share:
     asked = experiment.workers
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    gpu = gpus > 0 if asked.gpu == "auto" else asked.gpu
+    grows = grown()
+    gpu = gpus > 0 or grows.get("GPU", 0) > 0 if asked.gpu == "auto" else asked.gpu
     groups = experiment.training.global_batch_size // experiment.group_size
-    count = asked.count
+    count, least = asked.count, None
+    if isinstance(count, Span):
+        count, least = count.max, count.min
     if count == "auto":
         count = max(1, min(gpus - evaluates_beside(experiment), groups)) if gpu else 1
     if count > groups:
         raise ExperimentError(
             [too_many_workers(count, experiment.training.global_batch_size, experiment.group_size)]
         )
-    if gpu and count > gpus:
+    if grows and (least or count) <= grows.get("GPU" if gpu else "CPU", 0):
+        # Nodes are started for what is asked, so what there is now says nothing.
+        return Share(count, float(gpu), 1 if asked.cpus == "auto" else asked.cpus, least)
+    if gpu and (least or count) > gpus:
         raise ExperimentError(
             [
                 f"workers.count: {count} workers with a GPU each, and the cluster has "
@@ -124,14 +139,19 @@ def share_of(experiment: Experiment) -> Share:
         fitting = [n for n in range(1, max(cores) + 1) if _fit(cores, n, count)]
         each = 1 if gpu or not fitting else fitting[-1]
     # A worker lives on one node, so cores are counted node by node.
-    if not _fit(cores, each, count):
+    if not _fit(cores, each, least or count):
         raise ExperimentError(
             [
                 f"workers.cpus: {count} workers with {each} CPU cores each, and the cluster has "
                 f"{' + '.join(map(str, cores))}; use fewer workers or cores"
             ]
         )
-    return Share(count, float(gpu), each)
+    return Share(count, float(gpu), each, least)
+
+
+def grown() -> Mapping[str, int]:
+    """What a cluster that starts nodes when they are asked for can come to; nothing of another."""
+    return ray._private.state.state.get_max_resources_from_cluster_config() or {}
 
 
 def evaluates_beside(experiment: Experiment) -> bool:

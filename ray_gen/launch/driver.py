@@ -23,7 +23,7 @@ from ray.train import (
     ValidationConfig,
     ValidationTaskConfig,
 )
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from ray_gen.build import build_networks, build_objective
 from ray_gen.checkpoints import DUE, checkpoints, prune, take_up_due
@@ -50,6 +50,12 @@ BEFORE = {
 """What is said of a run that had come to such an end when it was started again."""
 CONTROLLER_RESTARTS = 3
 """How often a dead Ray Train controller is started again by the driver."""
+STARTS = 40
+"""How often workers that do not come within a minute are asked for again: cloud nodes with GPUs
+take three to ten."""
+RESIZE_SECONDS = 30.0
+"""Between two looks at whether a run that may grow has room to. A resize costs a restart from the
+last checkpoint, some 20 s."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,15 @@ def train(
     return result
 
 
+def _bounded(experiment: Experiment, share: Share) -> Experiment:
+    """With the memory of a worker as it is with most workers, however few are left."""
+    if share.least is None or experiment.training.micro_batch_size is not None:
+        return experiment
+    groups = experiment.training.global_batch_size // experiment.group_size
+    each = -(-groups // share.workers) * experiment.group_size
+    return experiment.with_fields(training__micro_batch_size=each)
+
+
 def timed(name: str) -> str:
     """A name that nothing has yet."""
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -144,8 +159,9 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
         with connected():
             share = share_of(experiment)
             check_shared(run)
+            experiment = _bounded(experiment, share)
             run.write_text(EXPERIMENT, experiment.to_yaml())
-            line.stage(f"starting {share.workers} worker{'s' if share.workers > 1 else ''}")
+            line.stage(f"starting {share}")
             try:
                 with interruptible(lambda: run.write_text(STOP, ""), line.say, run.location):
                     ended = _fit(experiment, run, share, line)
@@ -241,8 +257,10 @@ def trainer_of(
             "python_path": [path for path in sys.path if path],
             "compared": list(compared),
         },
+        torch_config=TorchConfig(timeout_s=experiment.workers.timeout_seconds),
         scaling_config=ScalingConfig(
-            num_workers=share.workers,
+            num_workers=share.workers if share.least is None else (share.least, share.workers),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=bool(share.gpu),
             resources_per_worker={"CPU": share.cpus, **({"GPU": share.gpu} if share.gpu else {})},
         ),
@@ -250,7 +268,8 @@ def trainer_of(
             name=run.name,
             storage_path=run.parent.location,
             failure_config=FailureConfig(
-                max_failures=experiment.workers.max_restarts, controller_failure_limit=10
+                max_failures=experiment.workers.max_restarts,
+                controller_failure_limit=STARTS,
             ),
             callbacks=[EndOnError()],
             logging_config=LoggingConfig(log_level="ERROR"),

@@ -19,6 +19,7 @@ import torch
 from ray.exceptions import RayError
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.v2._internal.exceptions import RayTrainError
+from ray.train.v2._internal.execution.context import get_train_context
 
 from ray_gen.build import build_objective
 from ray_gen.checkpoints import (
@@ -58,7 +59,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     try:
         with explained(run):
             device = ray.train.torch.get_device()
-            for report, saved in reports(experiment, run, device, config["compared"]):
+            for report, saved in reports(experiment, run, device, config["compared"], _notice):
                 awaited = beside and report.evaluate and saved is not None
                 if saved is not None and awaited:
                     (saved / AWAITED).touch()
@@ -76,6 +77,16 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         # Every rank is here: a return ends the run, where an exception would be tried again.
         return {"failed": str(error)}
     return ended or ended_before(experiment, run)
+
+
+def _notice() -> object:
+    """What Ray has told this worker of nodes that are about to be taken away.
+
+    `ray.train.get_preemption_info` is a barrier of all workers through an actor; ours is the
+    control step, which asks often, so only what has arrived here is looked at.
+    """
+    info = get_train_context().preemption_context.preemption_info
+    return None if info is None else (info.deadline_ms, tuple(info.preempted_ranks))
 
 
 def prepare(python_path: Sequence[str], threads: int) -> None:
@@ -113,13 +124,18 @@ def explained(run: Folder) -> Generator[None]:
 
 
 def reports(
-    experiment: Experiment, run: Folder, device: torch.device, compared: Sequence[str] = ()
+    experiment: Experiment,
+    run: Folder,
+    device: torch.device,
+    compared: Sequence[str] = (),
+    notice: Callable[[], object] = lambda: None,
 ) -> Iterator[tuple[Report, Path | None]]:
     """Trains a run from its newest checkpoint; all that is written of it is written here, but for
     checkpoints, which are yielded on the first rank where one is due: a folder of the caller's own,
     to be committed and deleted. Collective: every rank of a process group, or a process alone.
 
-    compared: fields by which TensorBoard compares this run with others; none: all.
+    compared: fields by which TensorBoard compares this run with others; none: all. notice: what is
+    known of workers that are about to be taken away; a checkpoint is saved when that changes.
     """
     world = World.joined(device)
     store = open_data(experiment)
@@ -132,7 +148,7 @@ def reports(
         writer = RunWriter(run, experiment, objective, store, state, compared)
         write_environment(run, world)
     try:
-        yield from _written(experiment, objective, state, store, world, writer)
+        yield from _written(experiment, objective, state, store, world, writer, notice)
     finally:
         if writer is not None:
             writer.close()
@@ -145,6 +161,7 @@ def _written(
     store: Store,
     world: World,
     writer: RunWriter | None,
+    notice: Callable[[], object],
 ) -> Iterator[tuple[Report, Path | None]]:
     """The reports of the loop, each written before it is yielded."""
     evaluate = None
@@ -153,12 +170,16 @@ def _written(
         evaluate = _evaluation(experiment, objective, state, store, world, writer)
     latest: dict[str, float] = {}
 
+    known = None
+
     def control(images: int) -> Control:
+        nonlocal known
         if writer is not None:
             writer.progress(images, latest)
             if writer.stop_is_asked():
                 return Control.SAVE_AND_STOP
-        return Control.GO_ON
+        before, known = known, notice()
+        return Control.GO_ON if known == before else Control.SAVE
 
     for report in train(experiment, objective, state, store, world, control, evaluate):
         latest = report.metrics

@@ -1,0 +1,416 @@
+"""What a run loses to faults: kills, hangs, vanishing nodes and full disks, at random moments.
+
+    python jobs/chaos.py [--rounds 4] [--seed 0] [--only NAME,...]
+
+Starts a Ray of several nodes on this machine (a head without CPU cores and two nodes of one core
+each), trains the recipe once without a fault, and then again in every round while faults are
+injected one after the other, each between 3 and 8 seconds after the run has recovered from the one
+before. Prints a row for each: the seconds until a worker has taken a new step, the images that had
+to be trained again, and for each round whether the final weights are those of the undisturbed run,
+bit for bit. Exits with 1 if any differ, or if more than a checkpoint interval was lost (two where a
+checkpoint was damaged).
+
+The full disk needs root, for a small file system of its own; without it that fault is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+INTERVAL = 4096
+"""Images between two checkpoints: some three seconds."""
+GIVEN_UP_SECONDS = 300.0
+
+SETTINGS = {
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "6",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_worker_niceness": "0",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+}
+
+
+@dataclass
+class Injected:
+    """A fault and what it cost."""
+
+    fault: str
+    seconds: float
+    """Until a worker had taken a new step."""
+    lost: int
+    """Images that were trained again."""
+    allowed: int = INTERVAL
+    note: str = ""
+
+
+class Machines:
+    """A Ray of several nodes, on this machine."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        self.nodes = [self.add(), self.add()]
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def add(self) -> Any:
+        """A node of one CPU core."""
+        return self.cluster.add_node(num_cpus=1)
+
+    def replace(self, node: Any) -> None:
+        """A new node for one that is gone."""
+        with contextlib.suppress(Exception):
+            self.cluster.remove_node(node, allow_graceful=False)
+        self.nodes = [self.add() if known is node else known for known in self.nodes]
+
+    def processes(self, title: str) -> list[Any]:
+        """Ray's processes of such a title on all nodes."""
+        import psutil
+
+        found = []
+        for node in [self.cluster.head_node, *self.nodes]:
+            with contextlib.suppress(psutil.Error, KeyError, IndexError):
+                raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+                for child in raylet.children(recursive=True):
+                    with contextlib.suppress(psutil.Error):
+                        if title in " ".join(child.cmdline()):
+                            found.append(child)
+        return found
+
+    def shutdown(self) -> None:
+        """Ends all nodes."""
+        self.cluster.shutdown()
+
+
+@dataclass
+class Run:
+    """One training, whose driver is a process of its own."""
+
+    name: str
+    storage: Path
+    images: int
+    address: str
+    driver: subprocess.Popen[bytes] | None = None
+    log: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        return self.storage / self.name
+
+    def start(self) -> None:
+        """As a user would, and with the same command after a fault."""
+        overrides = [
+            f"training.images={self.images}",
+            f"training.checkpoint_every_images={INTERVAL}",
+            f"training.report_every_images={INTERVAL}",
+            "workers.count=2",
+            "workers.cpus=1",
+            "workers.max_restarts=1000",
+        ]
+        with (self.storage / f"{self.name}.log").open("ab") as log:
+            self.driver = subprocess.Popen(
+                [sys.executable, "-m", "ray_gen", "train", "dcgan-mnist5k", *overrides,
+                 "--storage", str(self.storage), "--name", self.name],
+                env={**os.environ, **SETTINGS, "RAY_ADDRESS": self.address},
+                stdout=log,
+                stderr=log,
+            )  # fmt: skip
+
+    @property
+    def at(self) -> int:
+        """Images that the run last told of."""
+        return int(_read(self.folder / "progress.json").get("images", 0))
+
+    @property
+    def saved(self) -> int:
+        """Images of the newest whole checkpoint."""
+        names = [path.parent.name for path in self.folder.glob("checkpoint_*/manifest.json")]
+        return max((int(name.rpartition("_")[2]) for name in names), default=0)
+
+    def started(self) -> float:
+        """When its workers last began."""
+        with contextlib.suppress(OSError):
+            return (self.folder / "environment.json").stat().st_mtime
+        return 0.0
+
+    def stepped(self) -> float:
+        """When they last told of a step."""
+        with contextlib.suppress(OSError):
+            return (self.folder / "progress.json").stat().st_mtime
+        return 0.0
+
+    @property
+    def ended(self) -> bool:
+        return self.driver is not None and self.driver.poll() is not None
+
+    def recovered(self, since: float) -> tuple[float, int]:
+        """Waits for the first step of workers that began after `since`: when it was, and how many
+        images the workers before them had seen that these see again."""
+        before = self.at
+        while time.time() - since < GIVEN_UP_SECONDS:
+            began = self.started()
+            if began > since:
+                restored = self.saved
+                while self.stepped() <= began and time.time() - since < GIVEN_UP_SECONDS:
+                    time.sleep(0.1)
+                return self.stepped(), max(0, before - restored)
+            before = max(before, self.at)
+            time.sleep(0.1)
+        raise SystemExit(f"no recovery; see {self.storage / self.name}.log")
+
+    def digest(self) -> str:
+        """Of all tensors of the last checkpoint."""
+        folder = self.folder / f"checkpoint_{self.saved:012}"
+        found = hashlib.sha256()
+        for name in ("networks", "ema", "optimizers"):
+            found.update((folder / f"{name}.safetensors").read_bytes())
+        return found.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _killed(processes: list[Any], number: int = signal.SIGKILL) -> None:
+    if not processes:
+        raise SystemExit("there is no process to end: is the run over?")
+    for process in processes:
+        process.send_signal(number)
+
+
+WORKER, CONTROLLER = "ray::RayTrainWorker", "TrainController"
+
+
+class Faults:
+    """One method a fault; each says what is known of it beyond the row."""
+
+    def __init__(self, machines: Machines, run: Run, chance: random.Random) -> None:
+        self.machines, self.run, self.chance = machines, run, chance
+
+    def worker(self) -> None:
+        """kill -9 of one worker."""
+        _killed([self.chance.choice(self.machines.processes(WORKER))])
+
+    def two_workers(self) -> None:
+        """kill -9 of both at once."""
+        _killed(self.machines.processes(WORKER))
+
+    def controller(self) -> None:
+        """kill -9 of Ray Train's controller."""
+        _killed(self.machines.processes(CONTROLLER))
+
+    def raylet(self) -> None:
+        """kill -9 of the raylet of a node with a worker; another node comes."""
+        node = self.chance.choice(self.machines.nodes)
+        node.kill_raylet()
+        time.sleep(2)
+        self.machines.replace(node)
+
+    def hang(self) -> None:
+        """SIGSTOP of a worker."""
+        _killed([self.chance.choice(self.machines.processes(WORKER))], signal.SIGSTOP)
+
+    def driver(self) -> None:
+        """kill -9 of the driver; the same command again."""
+        assert self.run.driver is not None
+        self.run.driver.kill()
+        self.run.driver.wait()
+        self.run.start()
+
+    def stop_and_resume(self) -> None:
+        """SIGTERM of the driver: it saves, leaves with 130, and is started again."""
+        assert self.run.driver is not None
+        self.run.driver.terminate()
+        if self.run.driver.wait(GIVEN_UP_SECONDS) != 130:
+            raise SystemExit(f"the driver left with {self.run.driver.returncode} instead of 130")
+        self.run.start()
+
+    def spot_notice(self) -> None:
+        """A node that will be gone in 15 seconds; another comes."""
+        node = self.chance.choice(self.machines.nodes)
+        subprocess.run(
+            [Path(sys.executable).with_name("ray"), "drain-node", "--node-id", node.node_id,
+             "--address", self.machines.address, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+             "--reason-message", "taken back", "--deadline-remaining-seconds", "15"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        gone = time.time() + 15
+        self.machines.nodes.append(self.machines.add())
+        while time.time() < gone:
+            time.sleep(0.1)
+        self.machines.nodes.remove(node)
+        with contextlib.suppress(Exception):
+            self.machines.cluster.remove_node(node, allow_graceful=False)
+
+    def damaged_checkpoint(self) -> None:
+        """The driver is killed, and the newest checkpoint cut in half."""
+        assert self.run.driver is not None
+        self.run.driver.kill()
+        self.run.driver.wait()
+        _wait_for_no(self.machines, WORKER)
+        newest = self.run.folder / f"checkpoint_{self.run.saved:012}" / "networks.safetensors"
+        os.truncate(newest, newest.stat().st_size // 2)
+        self.run.start()
+
+    def full_disk(self) -> None:
+        """The storage is full until the run has given up; then there is room, and it goes on."""
+        assert self.run.driver is not None
+        filler = self.run.storage / "filler"
+        with filler.open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 20))
+                file.flush()
+        code = self.run.driver.wait(GIVEN_UP_SECONDS)
+        filler.unlink()
+        if code not in (1, 2):
+            raise SystemExit(f"the driver left with {code} on a full disk")
+        self.run.start()
+
+
+ALL = [name for name in vars(Faults) if not name.startswith("_")]
+
+
+def _wait_for_no(machines: Machines, title: str) -> None:
+    for _ in range(300):
+        if not machines.processes(title):
+            return
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def storage(root: bool) -> Iterator[Path]:
+    """A folder for runs; on a small file system where there may be one."""
+    folder = Path(tempfile.mkdtemp(prefix="ray_gen-chaos-"))
+    if root:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        if root:
+            subprocess.run(["umount", "-l", folder], check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def disturbed(
+    run: Run, machines: Machines, faults: list[str], chance: random.Random, told: Callable[[Any], None]
+) -> list[Injected]:
+    """A run with these faults, to its end."""
+    injector = Faults(machines, run, chance)
+    rows: list[Injected] = []
+    run.start()
+    run.recovered(0.0)
+    for name in faults:
+        _wait_for_a_checkpoint(run)
+        time.sleep(chance.uniform(3, 8))
+        if run.ended:
+            raise SystemExit(f"{run.name} ended before all faults were injected: more images")
+        since = time.time()
+        before = run.at
+        getattr(injector, name)()
+        stepped, lost = run.recovered(since)
+        allowed = (2 if name == "damaged_checkpoint" else 1) * INTERVAL
+        rows.append(Injected(name, stepped - since, max(lost, 0), allowed, f"at {before:,} images"))
+        told(rows[-1])
+    assert run.driver is not None
+    if run.driver.wait(1200) != 0:
+        raise SystemExit(f"{run.name} ended with {run.driver.returncode}")
+    return rows
+
+
+def _wait_for_a_checkpoint(run: Run) -> None:
+    """A new one since the workers began: what is lost is then counted from this attempt."""
+    start = run.saved
+    since = time.time()
+    while run.saved <= start and not run.ended and time.time() - since < GIVEN_UP_SECONDS:
+        time.sleep(0.1)
+
+
+def main() -> None:
+    """Rounds of faults, a table, and whether all is as it would have been."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, default=200_000)
+    parser.add_argument("--only", help=f"of {', '.join(ALL)}")
+    given = parser.parse_args()
+    os.environ.update(SETTINGS)
+    root = os.geteuid() == 0
+    chance = random.Random(given.seed)
+    names = given.only.split(",") if given.only else [n for n in ALL if root or n != "full_disk"]
+    machines = Machines()
+    rows: list[Injected] = []
+    different = 0
+    try:
+        with storage(root) as folder:
+            undisturbed = Run("undisturbed", folder, given.images, machines.address)
+            undisturbed.start()
+            assert undisturbed.driver is not None
+            if undisturbed.driver.wait(3600) != 0:
+                raise SystemExit((folder / "undisturbed.log").read_text()[-3000:])
+            wanted = undisturbed.digest()
+            print(f"undisturbed: {given.images:,} images, weights {wanted[:16]}", flush=True)
+            print(f"{'fault':<20}{'seconds to a step':>18}{'images lost':>13}", flush=True)
+            for number in range(given.rounds):
+                faults = chance.sample(names, len(names))
+                run = Run(f"round-{number}", folder, given.images, machines.address)
+                rows += disturbed(run, machines, faults, chance, _tell)
+                same = run.digest() == wanted
+                different += not same
+                print(f"round {number}: weights {'equal, bit for bit' if same else 'DIFFER'}")
+                if same:
+                    shutil.rmtree(run.folder)
+    finally:
+        machines.shutdown()
+    print(f"\n{len(rows)} faults, {given.rounds} rounds, {different} with other weights")
+    print("| fault | times | seconds to a step: median (largest) | images lost: median (largest) |")
+    print("|---|---|---|---|")
+    for name in names:
+        of = [row for row in rows if row.fault == name]
+        if of:
+            seconds, lost = [row.seconds for row in of], [row.lost for row in of]
+            print(
+                f"| {name.replace('_', ' ')} | {len(of)} | {statistics.median(seconds):.0f} "
+                f"({max(seconds):.0f}) | {statistics.median(lost):,.0f} ({max(lost):,}) |"
+            )
+    too_many = [row for row in rows if row.lost > row.allowed]
+    sys.exit(1 if different or too_many else 0)
+
+
+def _tell(row: Injected) -> None:
+    over = "  MORE THAN AN INTERVAL" if row.lost > row.allowed else ""
+    print(f"{row.fault:<20}{row.seconds:>18.0f}{row.lost:>13,}  {row.note}{over}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
