@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,16 +173,17 @@ class Run:
         """Waits for the first step of workers that began after `since`: when it was, and how many
         images the workers before them had seen that these see again."""
         before = self.at
-        while time.time() - since < GIVEN_UP_SECONDS:
+        given_up = time.time() + GIVEN_UP_SECONDS
+        while time.time() < given_up:
             began = self.started()
             if began > since:
                 restored = self.saved
-                while self.stepped() <= began and time.time() - since < GIVEN_UP_SECONDS:
+                while self.stepped() <= began and time.time() < given_up:
                     time.sleep(0.1)
                 return self.stepped(), max(0, before - restored)
             before = max(before, self.at)
             time.sleep(0.1)
-        raise SystemExit(f"no recovery; see {self.storage / self.name}.log")
+        raise Hopeless(f"{self.name}: no step in {GIVEN_UP_SECONDS:.0f} s")
 
     def digest(self) -> str:
         """Of all tensors of the last checkpoint."""
@@ -191,6 +192,10 @@ class Run:
         for name in ("networks", "ema", "optimizers"):
             found.update((folder / f"{name}.safetensors").read_bytes())
         return found.hexdigest()
+
+
+class Hopeless(Exception):
+    """A run that did not recover."""
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -202,7 +207,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _killed(processes: list[Any], number: int = signal.SIGKILL) -> None:
     if not processes:
-        raise SystemExit("there is no process to end: is the run over?")
+        raise Hopeless("there is no process to end: is the run over?")
     for process in processes:
         process.send_signal(number)
 
@@ -251,7 +256,7 @@ class Faults:
         assert self.run.driver is not None
         self.run.driver.terminate()
         if self.run.driver.wait(GIVEN_UP_SECONDS) != 130:
-            raise SystemExit(f"the driver left with {self.run.driver.returncode} instead of 130")
+            raise Hopeless(f"the driver left with {self.run.driver.returncode} instead of 130")
         self.run.start()
 
     def spot_notice(self) -> None:
@@ -294,7 +299,7 @@ class Faults:
         code = self.run.driver.wait(GIVEN_UP_SECONDS)
         filler.unlink()
         if code not in (1, 2):
-            raise SystemExit(f"the driver left with {code} on a full disk")
+            raise Hopeless(f"the driver left with {code} on a full disk")
         self.run.start()
 
 
@@ -323,7 +328,7 @@ def storage(root: bool) -> Iterator[Path]:
 
 
 def disturbed(
-    run: Run, machines: Machines, faults: list[str], chance: random.Random, told: Callable[[Any], None]
+    run: Run, machines: Machines, faults: list[str], chance: random.Random
 ) -> list[Injected]:
     """A run with these faults, to its end."""
     injector = Faults(machines, run, chance)
@@ -334,17 +339,17 @@ def disturbed(
         _wait_for_a_checkpoint(run)
         time.sleep(chance.uniform(3, 8))
         if run.ended:
-            raise SystemExit(f"{run.name} ended before all faults were injected: more images")
+            raise Hopeless(f"{run.name} ended before all faults were injected: more --images")
         since = time.time()
         before = run.at
         getattr(injector, name)()
         stepped, lost = run.recovered(since)
         allowed = (2 if name == "damaged_checkpoint" else 1) * INTERVAL
         rows.append(Injected(name, stepped - since, max(lost, 0), allowed, f"at {before:,} images"))
-        told(rows[-1])
+        _tell(rows[-1])
     assert run.driver is not None
     if run.driver.wait(1200) != 0:
-        raise SystemExit(f"{run.name} ended with {run.driver.returncode}")
+        raise Hopeless(f"{run.name} ended with {run.driver.returncode}")
     return rows
 
 
@@ -384,7 +389,14 @@ def main() -> None:
             for number in range(given.rounds):
                 faults = chance.sample(names, len(names))
                 run = Run(f"round-{number}", folder, given.images, machines.address)
-                rows += disturbed(run, machines, faults, chance, _tell)
+                try:
+                    rows += disturbed(run, machines, faults, chance)
+                except Hopeless as hopeless:
+                    log = (folder / f"{run.name}.log").read_text()[-3000:]
+                    raise SystemExit(f"{log}\n{hopeless}") from None
+                finally:
+                    if run.driver is not None:
+                        run.driver.kill()
                 same = run.digest() == wanted
                 different += not same
                 print(f"round {number}: weights {'equal, bit for bit' if same else 'DIFFER'}")

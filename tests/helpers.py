@@ -200,9 +200,16 @@ def relative_difference(ours: Any, theirs: Any) -> float:
 
 
 def trained_by_workers(
-    count: int, experiments: Sequence[Experiment], store: Store, folder: Path
+    count: int,
+    experiments: Sequence[Experiment],
+    store: Store,
+    folder: Path,
+    before: Path | None = None,
 ) -> list[dict[str, dict[str, Tensor]]]:
-    """Final weights of each experiment, trained by `count` processes that gloo connects."""
+    """Final weights of each experiment, trained by `count` processes that gloo connects.
+
+    before: a checkpoint to begin from. The last experiment leaves one in `folder`.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -210,7 +217,7 @@ def trained_by_workers(
     context.set_forkserver_preload(["torch", "ray_gen.loop", "tests.helpers"])
     texts = [this.to_yaml() for this in experiments]
     processes = [
-        context.Process(target=_worker, args=(rank, count, port, texts, store, folder))
+        context.Process(target=_worker, args=(rank, count, port, texts, store, folder, before))
         for rank in range(count)
     ]
     for process in processes:
@@ -225,7 +232,13 @@ def trained_by_workers(
 
 
 def _worker(
-    rank: int, count: int, port: int, texts: Sequence[str], store: Store, folder: Path
+    rank: int,
+    count: int,
+    port: int,
+    texts: Sequence[str],
+    store: Store,
+    folder: Path,
+    before: Path | None,
 ) -> None:
     try:
         torch.set_num_threads(1)
@@ -234,10 +247,16 @@ def _worker(
         world = World.joined(torch.device("cpu"))
         results = []
         for text in texts:
-            state, _ = trained(Experiment.from_yaml(text), store, world)
+            this, state = Experiment.from_yaml(text), None
+            if before is not None:
+                state = State.build(this, build_objective(this), world)
+                state.load(before)
+            state, _ = trained(this, store, world, state)
             results.append(weights(state))
         if rank == 0:
             torch.save(results, folder / f"weights-{count}.pt")
+            (folder / "checkpoint").mkdir(exist_ok=True)
+            state.save(folder / "checkpoint", this)
         dist.destroy_process_group()
     except BaseException:
         (folder / f"failed-{count}-{rank}").write_text(traceback.format_exc())

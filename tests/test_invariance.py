@@ -80,3 +80,18 @@ def test_the_group_does_change_the_result_of_batch_norm(by_workers, store_8) -> 
 def test_the_seed_changes_the_result(by_workers, store_8, name: str) -> None:
     other, _ = trained(EXPERIMENTS[name](FP64, "seed=1"), store_8)
     assert largest_difference(weights(other), by_workers[1][name, "fp64"]) > 1e-3
+
+
+def test_a_run_that_shrinks_and_grows_is_the_run_of_a_fixed_size(store_8, tmp_path: Path) -> None:
+    """8, 3, 1 and 5 workers one after the other, each from the checkpoint of those before."""
+    batch = ("training.global_batch_size=64", "training.group_size=8", "training.images=1280")
+    for of in (vae, gan):
+        this = of(*batch, FP64)
+        alone = weights(trained(this, store_8)[0])
+        for stage, count in enumerate((8, 3, 1, 5)):
+            this = this.with_fields(training__images=320 * (stage + 1))
+            folder = tmp_path / of.__name__ / str(stage)
+            folder.mkdir(parents=True)
+            before = folder.with_name(str(stage - 1)) / "checkpoint" if stage else None
+            (found,) = trained_by_workers(count, [this], store_8, folder, before)
+        assert relative_difference(found, alone) < 1e-12

@@ -112,13 +112,14 @@ def share_of(experiment: Experiment) -> Share:
         raise ExperimentError(
             [too_many_workers(count, experiment.training.global_batch_size, experiment.group_size)]
         )
-    if grows and (least or count) <= grows.get("GPU" if gpu else "CPU", 0):
+    needed = least or count
+    if grows and needed <= grows.get("GPU" if gpu else "CPU", 0):
         # Nodes are started for what is asked, so what there is now says nothing.
         return Share(count, float(gpu), 1 if asked.cpus == "auto" else asked.cpus, least)
-    if gpu and (least or count) > gpus:
+    if gpu and needed > gpus:
         raise ExperimentError(
             [
-                f"workers.count: {count} workers with a GPU each, and the cluster has "
+                f"workers.count: {needed} workers with a GPU each, and the cluster has "
                 f"{gpus or 'no'} GPU{'s' if gpus != 1 else ''}; use workers.count={max(1, gpus)}"
                 + ("" if gpus else " and workers.gpu=false")
             ]
@@ -139,10 +140,10 @@ def share_of(experiment: Experiment) -> Share:
         fitting = [n for n in range(1, max(cores) + 1) if _fit(cores, n, count)]
         each = 1 if gpu or not fitting else fitting[-1]
     # A worker lives on one node, so cores are counted node by node.
-    if not _fit(cores, each, least or count):
+    if not _fit(cores, each, needed):
         raise ExperimentError(
             [
-                f"workers.cpus: {count} workers with {each} CPU cores each, and the cluster has "
+                f"workers.cpus: {needed} workers with {each} CPU cores each, and the cluster has "
                 f"{' + '.join(map(str, cores))}; use fewer workers or cores"
             ]
         )

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.storage import Folder
 
 
 def names() -> list[str]:
@@ -16,9 +17,15 @@ def names() -> list[str]:
 
 
 def text(name_or_file: str) -> str:
-    """The YAML of a recipe, or of a file of one's own."""
+    """The YAML of a recipe, or of a file of one's own, which may be a URI."""
     if name_or_file in names():
         return (resources.files(__name__) / f"{name_or_file}.yaml").read_text(encoding="utf-8")
+    if "://" in name_or_file:
+        file = Folder(name_or_file)
+        try:
+            return file.parent.read_text(file.name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ExperimentError([f"{name_or_file}: cannot be read: {error}"]) from None
     path = Path(name_or_file).expanduser()
     if path.is_file():
         try:
