@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ DUE = ".due"
 AWAITED = "evaluation_awaited"
 """In a checkpoint, that an evaluation beside the training has still to read it."""
 _NAME = re.compile(r"checkpoint_\d+")
-_CUT_OFF = re.compile(r"\.checkpoint_\d+\.(partial|old)")
+_CUT_OFF = re.compile(r"\.checkpoint_\d+\.(whole|(whole\.)?partial)")
+FETCHES = 3
+"""Attempts at a checkpoint that somebody replaces while it is read."""
 
 
 def checkpoint_name(images: int) -> str:
@@ -40,13 +44,15 @@ def newest_manifest(run: Folder) -> dict[str, Any] | None:
 
 def newest_checkpoint(run: Folder) -> Folder:
     """The folder itself if it is a checkpoint, else the newest one in it."""
-    if run.exists(MANIFEST):
-        return run
+    given = whole(run)
+    if given is not None:
+        return given
     found = checkpoints(run)
     if found:
         return found[0]
-    if (run / BEST).exists(MANIFEST):
-        return run / BEST
+    best = whole(run / BEST)
+    if best is not None:
+        return best
     if not run.exists():
         raise CheckpointError(f"{run.location}: there is no such run")
     raise CheckpointError(
@@ -56,35 +62,87 @@ def newest_checkpoint(run: Folder) -> Folder:
     )
 
 
+def whole(checkpoint: Folder) -> Folder | None:
+    """Where a checkpoint is whole: under its name, or beside it while it is replaced; else None."""
+    if checkpoint.exists(MANIFEST):
+        return checkpoint
+    if checkpoint.name not in (BEST, DUE) and not _NAME.fullmatch(checkpoint.name):
+        return None
+    spare = checkpoint.parent / _spare(checkpoint.name)
+    return spare if spare.exists(MANIFEST) else None
+
+
+@contextmanager
+def fetched(run: Folder) -> Generator[tuple[Folder, Path]]:
+    """The newest checkpoint of a run, or a checkpoint, and where it lies on this machine while the
+    block lasts."""
+    for _ in range(FETCHES):
+        found = newest_checkpoint(run)
+        with ExitStack() as stack:
+            try:
+                before = found.read_text(MANIFEST)
+                folder = stack.enter_context(found.fetched())
+                if not found.is_local and found.read_text(MANIFEST) != before:
+                    continue
+            except FileNotFoundError:  # replaced or pruned meanwhile
+                continue
+            yield found, folder
+            return
+    raise CheckpointError(f"{run.location}: changes faster than it can be read; try again")
+
+
 def commit(source: Path, run: Folder, name: str) -> None:
     """Copy a checkpoint of this machine into the run folder as `name`, in the place of another.
 
     It has its name only when it is whole: locally by a rename, elsewhere because the manifest comes
-    last. Raises StorageError and leaves nothing half-copied.
+    last. One that it replaces goes when the new one lies whole beside it (see `whole`). Raises
+    StorageError; what was whole before, or the new one, then still is.
     """
-    partial = f".{name}.partial"
+    spare = _spare(name)
     try:
-        if run.is_local:
-            run.remove(partial)
-            run.put(source, partial)
-            old = f".{name}.old"
-            if run.exists(name):
-                run.remove(old)
-                (run.path / name).rename(run.path / old)
-            (run.path / partial).rename(run.path / name)
-            run.remove(old)
+        replaces = (run / name).exists(MANIFEST)
+        if replaces:
+            _copy(source, run, spare)
+            discard(run, name)
+        if replaces and run.is_local:
+            (run.path / spare).rename(run.path / name)
         else:
-            run.remove(f"{name}/{MANIFEST}")
-            for file in sorted(source.iterdir(), key=lambda file: file.name == MANIFEST):
-                run.put(file, f"{name}/{file.name}")
+            _copy(source, run, name)
+            discard(run, spare)
     except OSError as error:
-        if run.is_local:
-            shutil.rmtree(run.path / partial, ignore_errors=True)
         raise StorageError(
             f"storage: {run.location} cannot take {name} ({error.strerror or error}); what was "
             "saved before is intact: make room, or choose another --storage, and start again with "
             "the same --name"
         ) from error
+
+
+def _copy(source: Path, run: Folder, name: str) -> None:
+    """A checkpoint of this machine as `name`, which is not there or not whole."""
+    discard(run, name)
+    if not run.is_local:
+        for file in sorted(source.iterdir(), key=lambda file: file.name == MANIFEST):
+            run.put(file, f"{name}/{file.name}")
+        return
+    partial = f".{name.lstrip('.')}.partial"
+    try:
+        run.remove(partial)
+        run.put(source, partial)
+        (run.path / partial).rename(run.path / name)
+    except OSError:
+        shutil.rmtree(run.path / partial, ignore_errors=True)
+        raise
+
+
+def _spare(name: str) -> str:
+    """Where a checkpoint waits, whole, to take the place of the one that has its name."""
+    return f".{name.lstrip('.')}.whole"
+
+
+def discard(run: Folder, name: str) -> None:
+    """Delete a checkpoint. The manifest goes first: what is left if this is cut off is none."""
+    run.remove(f"{name}/{MANIFEST}")
+    run.remove(name)
 
 
 def prune(run: Folder, keep: int) -> None:
@@ -94,14 +152,24 @@ def prune(run: Folder, keep: int) -> None:
     for name in run.names():
         old = _NAME.fullmatch(name) and name not in kept and not (run / name).exists(AWAITED)
         if old or _CUT_OFF.fullmatch(name):
-            run.remove(name)
+            discard(run, name)
+
+
+def mend_best(run: Folder) -> None:
+    """Give the best checkpoint its name, if its commit was cut off. Nobody may write it."""
+    best = whole(run / BEST)
+    if best is not None and best.name != BEST:
+        with best.fetched() as folder:
+            commit(folder, run, BEST)
 
 
 def take_up_due(run: Folder) -> None:
     """Give the checkpoint of an evaluation that a run failed in its name. Nobody may write it."""
-    due = run / DUE
-    if due.exists(MANIFEST):
+    due = whole(run / DUE)
+    if due is not None:
         name = checkpoint_name(json.loads(due.read_text(MANIFEST))["images"])
         if not any(known.name >= name for known in checkpoints(run)):
-            commit(due.fetch(), run, name)
-    run.remove(DUE)
+            with due.fetched() as folder:
+                commit(folder, run, name)
+    for name in (DUE, _spare(DUE)):
+        discard(run, name)

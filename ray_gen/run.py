@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ray_gen import pictures
 from ray_gen.build import DTYPES
-from ray_gen.checkpoints import BEST, DUE, commit
+from ray_gen.checkpoints import BEST, DUE, commit, discard, mend_best
 from ray_gen.core import Objective, Reconstructs
 from ray_gen.data import Store
 from ray_gen.data.feed import to_range
@@ -42,6 +42,8 @@ SPREAD = "samples/spread"
 """How much samples differ from each other, of how much real images do: near 0, all are alike."""
 PICTURED = 64
 """Images in a grid."""
+EVENTS_BYTES = 4 * 2**20
+"""Of an event file behind a URI, after which another one begins."""
 PACE_SECONDS = 30.0
 """Of training, over which its pace is told."""
 
@@ -82,7 +84,8 @@ class Pace:
 class RunWriter:
     """Writes metrics, TensorBoard events and pictures. One worker has it.
 
-    A run folder behind a URI is written beside this process first, and copied at every report.
+    A run folder behind a URI is written beside this process first; what has changed is copied at
+    every report.
     """
 
     def __init__(
@@ -101,7 +104,8 @@ class RunWriter:
         self._state = state
         self._store = store
         self._compared = compared
-        self._folder = run.path if run.is_local else Path(tempfile.mkdtemp(prefix="ray_gen-run-"))
+        self._beside = None if run.is_local else tempfile.TemporaryDirectory(prefix="ray_gen-run-")
+        self._folder = run.path if self._beside is None else Path(self._beside.name)
         self._events: Any = None
         self._pace = Pace()
         self._latest: Mapping[str, float] = {}
@@ -110,6 +114,7 @@ class RunWriter:
         self._pushed: dict[Path, tuple[int, int]] = {}
         self._start = state.step * experiment.training.global_batch_size
         self._cut(self._start)
+        mend_best(run)
         stored = store.train.images_NHWC
         apart = stored[:: max(1, len(stored) // PICTURED)][:PICTURED]  # files lie by class
         self._real = to_range(apart, (0.0, 1.0))
@@ -139,11 +144,11 @@ class RunWriter:
             self._tell(images)
 
     def _tell(self, images: int, doing: str = "training") -> None:
-        """Only into a local folder."""
+        """At once in a local folder; behind a URI with the next report."""
         self._progress_at = time.time()
-        if self._run.is_local:
-            told = {"doing": doing, "images": images, "rate": self._pace.rate}
-            self._run.write_text(PROGRESS, json.dumps({**told, "metrics": dict(self._latest)}))
+        told = {"doing": doing, "images": images, "rate": self._pace.rate}
+        text = json.dumps({**told, "metrics": dict(self._latest)})
+        Folder(str(self._folder)).write_text(PROGRESS, text)
 
     @contextmanager
     def evaluating(self, images: int) -> Generator[None]:
@@ -155,7 +160,7 @@ class RunWriter:
             self._state.save(Path(folder), self._experiment)
             commit(Path(folder), self._run, DUE)
         yield
-        self._run.remove(DUE)
+        discard(self._run, DUE)
 
     def stop_is_asked(self) -> bool:
         """Whether somebody asked this run to save and stop."""
@@ -201,9 +206,13 @@ class RunWriter:
 
     def close(self) -> None:
         """Write what is still held."""
-        if self._events is not None:
-            self._events.close()
-            self._push()
+        try:
+            if self._events is not None:
+                self._events.close()
+                self._push()
+        finally:
+            if self._beside is not None:
+                self._beside.cleanup()
 
     def keep_best(self, report: Report, checkpoint: Path) -> None:
         """Copy a checkpoint to `best/` if it is the best so far."""
@@ -222,7 +231,7 @@ class RunWriter:
         # One from beyond the checkpoint that this run goes on from is met again on the same way.
         try:
             manifest = json.loads((self._run / BEST).read_text(MANIFEST))
-        except (OSError, ValueError):
+        except (FileNotFoundError, json.JSONDecodeError):  # what a storage refuses is passed on
             return None
         return measured(manifest["metrics"], metric)
 
@@ -288,12 +297,23 @@ class RunWriter:
         """Copy what has changed to the run folder behind a URI."""
         if self._run.is_local:
             return
+        self._rotate()
         for file in self._folder.rglob("*"):
             stat = file.stat()
             stamp = (stat.st_size, stat.st_mtime_ns)
             if file.is_file() and self._pushed.get(file) != stamp:
                 self._run.put(file, file.relative_to(self._folder).as_posix())
                 self._pushed[file] = stamp
+
+    def _rotate(self) -> None:
+        """Begin another event file where this one is large: a copy is always of a whole file."""
+        writer = self._events.file_writer
+        if (
+            writer is not None
+            and Path(writer.event_writer._file_name).stat().st_size > EVENTS_BYTES
+        ):
+            self._events.purge_step = None  # else the next file would hide what this one holds
+            self._events.close()
 
 
 def _spread(images: Tensor) -> Tensor:

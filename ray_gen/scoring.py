@@ -20,6 +20,7 @@ from ray_gen.experiment.data import Data
 from ray_gen.experiment.evaluation import Evaluation
 from ray_gen.pipeline import loading
 from ray_gen.pipeline.pretrained import read_config
+from ray_gen.storage import without_credentials
 
 
 def evaluate(
@@ -133,6 +134,7 @@ def _source(text: str, option: str, decoding: Mapping[str, Any]) -> Data:
     """A folder, or a source in its short form, with settings of how its images are decoded."""
     kinds = ("folder:", "parquet:", "torchvision:")
     short = text if text.startswith(kinds) or text == "mnist5k" else f"folder:{text}"
+    without_credentials(short.partition(":")[2])  # before it stands in a message
     adapter: TypeAdapter[Data] = TypeAdapter(Data)
     try:
         data = adapter.validate_python(short)

@@ -1,24 +1,63 @@
-"""A folder that is local or anything that pyarrow reads and writes: s3://, gs://, hdfs://."""
+"""A folder that is local or anything that pyarrow reads and writes: s3://, gs://, hdfs://.
+
+What is asked of a URI is asked again, with growing pauses, while its storage fails; a local disk is
+not, because a full one stays full.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import random
+import re
 import shutil
 import tempfile
+import time
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 from ray_gen.errors import Refused
 
 DEFAULT = "~/ray_gen_runs"
 VARIABLE = "RAY_GEN_STORAGE"
+PATIENCE_SECONDS = 60.0
+"""That a storage gets to come back: throttling and fail-overs are over by then, and the other
+workers, who wait in a collective meanwhile, give up after half an hour."""
+FIRST_PAUSE_SECONDS = 0.5
+"""Doubled after each attempt. One at s3:// is 6 s of pyarrow's own retries, five a second."""
+LONGEST_PAUSE_SECONDS = 10.0
+
+INTACT = "what was saved before is intact: start again, with the same --name"
+"""What is said of a run that its storage ended."""
+
+_FINAL = re.compile(
+    r"AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|NO_SUCH_BUCKET"
+    r"|UNRECOGNIZED_CLIENT|INVALID_CLIENT_TOKEN_ID|MISSING_AUTHENTICATION_TOKEN)"
+    r"|Bucket '.*' not found|PERMISSION_DENIED|UNAUTHENTICATED"
+)
+"""Errors that come again however often one asks."""
+_OF_AWS = re.compile(
+    r"AWS Error (?P<code>\w+)( \(HTTP status (?P<status>\d+)\))? during \w+ operation: "
+    r"(curlCode: \d+, )?(?P<detail>[^;(\n]*)"
+)
+_SECRET = re.compile(r"(^|_)(key|secret|token|password|passwd|signature|sig|sas)(_|$)", re.I)
+_T = TypeVar("_T")
+
+_outages: dict[str, bool] = {}
+"""Storages that do not answer this process; True: for so long that it waits for them no more."""
 
 
 class StorageError(Refused):
     """A storage location that cannot be used, with its path and the remedy."""
+
+
+class DeniedError(StorageError):
+    """A storage that answers, and does not let this process do what it asks."""
 
 
 def default_storage() -> str:
@@ -26,11 +65,44 @@ def default_storage() -> str:
     return os.environ.get(VARIABLE) or DEFAULT
 
 
+def without_credentials(location: str) -> str:
+    """A path or URI as it is. Raises StorageError, without the secret, if a URI holds one: it would
+    stand in every experiment.yaml and log."""
+    if "://" not in location:
+        return location
+    try:
+        parts = urlsplit(location)
+    except ValueError as error:
+        raise StorageError(f"the URI cannot be read: {error}") from None
+    user, at, _ = parts.netloc.rpartition("@")
+    fields = dict(parse_qsl(parts.query, keep_blank_values=True))
+    held = bool(at) and (":" in user or parts.scheme == "s3")
+    held |= any(_SECRET.search(name) or "@" in value for name, value in fields.items())
+    if held:
+        bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        raise StorageError(
+            f"{bare}: the URI holds credentials, which would be written to the run folder and to "
+            "logs; leave them out and give them by the environment on every machine "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, or a "
+            "role of the machine)"
+        )
+    return location
+
+
 @dataclass(frozen=True)
 class Folder:
-    """A folder by its absolute path or URI."""
+    """A folder by its absolute path or URI.
+
+    Of a URI everything raises StorageError if its storage fails for too long, DeniedError at once.
+    """
 
     location: str
+
+    def __post_init__(self) -> None:
+        without_credentials(self.location)
+
+    def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
+        return type(self), (self.location,)  # a connection is of its process
 
     @property
     def is_local(self) -> bool:
@@ -50,7 +122,11 @@ class Folder:
 
     def __truediv__(self, name: str) -> Folder:
         path, mark, query = self.location.partition("?")  # s3://bucket/runs?endpoint_override=...
-        return Folder(f"{path.rstrip('/')}/{name}{mark}{query}")
+        child = Folder(f"{path.rstrip('/')}/{name}{mark}{query}")
+        if "_remote" in self.__dict__:  # over the connections that are open
+            system, here = self._remote
+            child.__dict__["_remote"] = (system, f"{here}/{name}")
+        return child
 
     @property
     def parent(self) -> Folder:
@@ -63,35 +139,68 @@ class Folder:
         """pyarrow's file system and the path in it."""
         from pyarrow import fs
 
-        try:
-            return fs.FileSystem.from_uri(self.location)
-        except Exception as error:
-            raise StorageError(f"{self.location}: cannot be reached: {error}") from error
+        return fs.FileSystem.from_uri(_limited(self.location))
+
+    def _tried(
+        self, attempt: Callable[[Any, str], _T], patience_seconds: float | None = None
+    ) -> _T:
+        """`attempt(file system, path)`, again and again while the storage fails."""
+        storage = self.location.partition("://")[2].partition("/")[0]
+        patience = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
+        end, pause = time.monotonic() + patience, FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                done = attempt(*self._remote)
+            except (FileNotFoundError, NotImplementedError):
+                _outages.pop(storage, None)
+                raise
+            except ValueError as error:  # pyarrow's ArrowInvalid
+                raise StorageError(f"{self.location}: cannot be reached: {error}") from error
+            except OSError as error:
+                told = f"{self.location}: {reason_of(error)}"
+                if _FINAL.search(str(error)) or isinstance(error, PermissionError):
+                    raise DeniedError(f"{told}{_remedy(error)}") from error
+                if time.monotonic() + pause > end or _outages.get(storage, False):
+                    _outages[storage] = True
+                    raise StorageError(f"{told}; {INTACT}, when the storage answers") from error
+                if storage not in _outages:
+                    _outages[storage] = False
+                    logging.getLogger(__name__).warning(
+                        "%s; trying again for %.0f s", told, patience
+                    )
+            else:
+                _outages.pop(storage, None)
+                return done
+            time.sleep(pause * random.uniform(0.5, 1.0))  # workers must not come back all at once
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def read_bytes(self, name: str, begin: int = 0) -> bytes:
+        """A file, or what comes after its first `begin` bytes. Raises FileNotFoundError."""
+
+        def read(system: Any, path: str) -> bytes:
+            with system.open_input_file(f"{path}/{name}") as file:
+                file.seek(begin)
+                return file.read()
+
+        return (self.path / name).read_bytes()[begin:] if self.is_local else self._tried(read)
 
     def read_text(self, name: str) -> str:
         """A small file. Raises FileNotFoundError."""
-        if self.is_local:
-            return (self.path / name).read_text(encoding="utf-8")
-        system, path = self._remote
-        with system.open_input_stream(f"{path}/{name}") as stream:
-            return stream.read().decode()
+        return self.read_bytes(name).decode()
 
     def write_text(self, name: str, text: str) -> None:
-        """A small file; on a local disk whole or not at all."""
-        if self.is_local:
-            self.path.mkdir(parents=True, exist_ok=True)
-            partial = self.path / f".{name}.partial"
-            try:
-                partial.write_text(text, encoding="utf-8")
-                partial.replace(self.path / name)
-            except OSError:
-                partial.unlink(missing_ok=True)
-                raise
+        """A small file; on a local disk and an object store whole or not at all."""
+        if not self.is_local:
+            self._tried(lambda system, path: _write(system, f"{path}/{name}", text))
             return
-        system, path = self._remote
-        system.create_dir(path)  # nothing to an object store, needed by a file system
-        with system.open_output_stream(f"{path}/{name}") as stream:
-            stream.write(text.encode())
+        self.path.mkdir(parents=True, exist_ok=True)
+        partial = self.path / f".{name}.partial"
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(self.path / name)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
     def exists(self, name: str = "") -> bool:
         """Whether a file or folder is there."""
@@ -99,9 +208,11 @@ class Folder:
             return (self.path / name).exists()
         from pyarrow import fs
 
-        system, path = self._remote
-        (info,) = system.get_file_info([f"{path}/{name}".rstrip("/")])
-        return info.type != fs.FileType.NotFound
+        def found(system: Any, path: str) -> bool:
+            (info,) = system.get_file_info([f"{path}/{name}".rstrip("/")])
+            return info.type != fs.FileType.NotFound
+
+        return self._tried(found)
 
     def names(self) -> list[str]:
         """Names of the files and folders in it, sorted; none if it does not exist."""
@@ -109,9 +220,11 @@ class Folder:
             return sorted(entry.name for entry in self.path.iterdir()) if self.path.is_dir() else []
         from pyarrow import fs
 
-        system, path = self._remote
-        infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        return sorted(info.base_name for info in infos)
+        def listed(system: Any, path: str) -> list[str]:
+            infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+            return sorted(info.base_name for info in infos)
+
+        return self._tried(listed)
 
     def remove(self, name: str) -> None:
         """Delete a file or folder in it, if it is there."""
@@ -122,59 +235,141 @@ class Folder:
             else:
                 target.unlink(missing_ok=True)
             return
-        from pyarrow import fs
-
-        system, path = self._remote
-        (info,) = system.get_file_info([f"{path}/{name}"])
-        if info.type == fs.FileType.Directory:
-            system.delete_dir(f"{path}/{name}")
-        elif info.type == fs.FileType.File:
-            system.delete_file(f"{path}/{name}")
+        self._tried(lambda system, path: _delete(system, f"{path}/{name}"))
 
     def remove_if_empty(self) -> None:
-        """Delete a local folder that has nothing in it."""
-        if self.is_local:
-            with contextlib.suppress(OSError):
+        """Delete the folder if it has nothing in it."""
+        with contextlib.suppress(OSError, StorageError):
+            if self.is_local:
                 self.path.rmdir()
+            elif not self.names():
+                self._tried(_delete)
 
-    def fetch(self) -> Path:
-        """The folder on this machine: itself, or a copy in a temporary folder."""
+    @contextlib.contextmanager
+    def fetched(self) -> Generator[Path]:
+        """The folder on this machine: itself, or a copy for as long as the block lasts. Raises
+        FileNotFoundError."""
         if self.is_local:
-            return self.path
-        from pyarrow import fs
-
-        system, path = self._remote
-        target = Path(tempfile.mkdtemp(prefix="ray_gen-"))
-        fs.copy_files(path, str(target), source_filesystem=system)
-        return target
-
-    def put(self, source: Path, name: str) -> None:
-        """Copy a file or folder of this machine into it."""
-        if self.is_local:
-            for file in [source] if source.is_file() else sorted(source.rglob("*")):
-                target = self.path / name / file.relative_to(source)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if (
-                    file.is_file()
-                ):  # contents alone: temporary files are for their owner's eyes only
-                    shutil.copyfile(file, target)
+            yield self.path
             return
         from pyarrow import fs
 
-        system, path = self._remote
-        system.create_dir(
-            f"{path}/{name}".rpartition("/")[0] if source.is_file() else f"{path}/{name}"
-        )
-        fs.copy_files(str(source), f"{path}/{name}", destination_filesystem=system)
+        with tempfile.TemporaryDirectory(prefix="ray_gen-fetched-") as folder:
+            self._tried(lambda system, path: fs.copy_files(path, folder, source_filesystem=system))
+            yield Path(folder)
+
+    def put(self, source: Path, name: str) -> None:
+        """Copy a file or folder of this machine into it."""
+        files = [source] if source.is_file() else sorted(source.rglob("*"))
+        for file in filter(Path.is_file, files):
+            target = (PurePosixPath(name) / file.relative_to(source).as_posix()).as_posix()
+            if self.is_local:
+                (self.path / target).parent.mkdir(parents=True, exist_ok=True)
+                # Contents alone: temporary files are for their owner's eyes only.
+                shutil.copyfile(file, self.path / target)
+            else:
+                self._put(file, target)
+
+    def _put(self, file: Path, name: str) -> None:
+        from pyarrow import fs
+
+        def copy(system: Any, path: str) -> None:
+            _with_parent(
+                system,
+                f"{path}/{name}",
+                lambda target: fs.copy_files(str(file), target, destination_filesystem=system),
+            )
+
+        self._tried(copy)
+
+    def sizes(self, part: str) -> dict[str, int]:
+        """Bytes of the files behind a URI, at any depth, whose names hold `part`, by path in it."""
+        from pyarrow import fs
+
+        def listed(system: Any, path: str) -> dict[str, int]:
+            selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
+            return {
+                info.path.removeprefix(path).lstrip("/"): info.size
+                for info in system.get_file_info(selector)
+                if info.type == fs.FileType.File and part in info.base_name
+            }
+
+        return self._tried(listed)
 
     def check_writable(self) -> None:
-        """Raises StorageError with the path and the remedy if nothing can be written here."""
+        """Raises StorageError with the path and the remedy if nothing can be written here. Tried
+        once: nothing is lost yet."""
+        probe, text = ".writable", " " * 2**16  # a full disk still takes an empty file
         try:
-            self.write_text(".writable", " " * 2**16)  # a full disk still takes an empty file
-            self.remove(".writable")
-        except OSError as error:
-            reason = error.strerror or str(error)
+            if self.is_local:
+                self.write_text(probe, text)
+                self.remove(probe)
+            else:
+                self._tried(lambda system, path: _write(system, f"{path}/{probe}", text), 0.0)
+                self._tried(lambda system, path: _delete(system, f"{path}/{probe}"), 0.0)
+        except (OSError, StorageError) as error:
+            cause = error.__cause__ or error
+            if not isinstance(cause, OSError):
+                raise
             raise StorageError(
-                f"storage: {self.location} cannot be written ({reason}); choose another place with "
-                f"--storage or ${VARIABLE}"
+                f"storage: {self.location} cannot be written ({reason_of(cause)}{_remedy(cause)}); "
+                f"choose another place with --storage or ${VARIABLE}"
             ) from error
+
+
+def _limited(location: str) -> str:
+    """Google's client would try for a quarter of an hour by itself."""
+    if not location.startswith(("gs://", "gcs://")) or "retry_limit_seconds" in location:
+        return location
+    return f"{location}{'&' if '?' in location else '?'}retry_limit_seconds=6"
+
+
+def _write(system: Any, path: str, text: str) -> None:
+    def write(path: str) -> None:
+        with system.open_output_stream(path, compression=None) as stream:
+            stream.write(text.encode())
+
+    _with_parent(system, path, write)
+
+
+def _with_parent(system: Any, path: str, write: Callable[[str], None]) -> None:
+    """An object store knows no folders; where a file system does, they are made on demand."""
+    try:
+        write(path)
+    except FileNotFoundError:
+        system.create_dir(path.rpartition("/")[0])
+        write(path)
+
+
+def _delete(system: Any, path: str) -> None:
+    from pyarrow import fs
+
+    (info,) = system.get_file_info([path])
+    with contextlib.suppress(FileNotFoundError):  # another attempt was heard, and its answer lost
+        if info.type == fs.FileType.Directory:
+            system.delete_dir(path)
+        elif info.type == fs.FileType.File:
+            system.delete_file(path)
+
+
+def reason_of(error: OSError) -> str:
+    """Shortly, and without the words "AWS Error", on which Ray would try a whole upload again."""
+    found = _OF_AWS.search(str(error))
+    if found is None:
+        text = (error.strerror or str(error)).partition("\n")[0].partition(" error_info=")[0]
+        return text.replace("AWS Error ", "").replace("google::cloud::Status(", "")
+    status = f" (HTTP {found['status']})" if found["status"] else ""
+    return f"{found['code']}{status}: {found['detail'].strip(' .')}"
+
+
+def _remedy(error: OSError) -> str:
+    """Of what a storage denies."""
+    if _FINAL.search(str(error)) is None:
+        return ""
+    if re.search("NO_SUCH_BUCKET|Bucket '", str(error)):
+        return "; make the bucket, or name another"
+    return (
+        "; credentials are taken from the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,"
+        " GOOGLE_APPLICATION_CREDENTIALS, or a role of the machine) and need the right to list, "
+        "read, write and delete there"
+    )

@@ -13,6 +13,7 @@ from ray_gen.cli.evaluate import evaluate
 from ray_gen.cli.export import export
 from ray_gen.cli.latent import arithmetic, interpolate, traverse
 from ray_gen.cli.search import search
+from ray_gen.cli.tensorboard import tensorboard
 from ray_gen.cli.train import recipes, train
 from ray_gen.cli.use import discriminate, mixture, reconstruct, sample
 from ray_gen.errors import Failed, Refused
@@ -42,6 +43,7 @@ for _command in (
     train,
     search,
     recipes,
+    tensorboard,
     sample,
     interpolate,
     arithmetic,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ray_gen.errors import Refused
+from ray_gen.storage import without_credentials
 
 
 class ExperimentError(Refused):
@@ -20,6 +21,10 @@ class ExperimentError(Refused):
 
     def __reduce__(self) -> tuple[type[ExperimentError], tuple[list[str]]]:
         return type(self), (self.problems,)  # it travels from a worker to the driver
+
+
+Location = Annotated[str, AfterValidator(without_credentials)]
+"""A path or a URI, which must not hold credentials: it is written down with the experiment."""
 
 
 class Settings(BaseModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt
 
-from ray_gen.experiment.base import Component, free
+from ray_gen.experiment.base import Component, Location, free
 
 ImageSize = PositiveInt | tuple[PositiveInt, PositiveInt]
 
@@ -103,7 +103,7 @@ class FolderData(DataSettings):
 
     targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:Folder"}
     kind: Literal["folder"] = "folder"
-    path: str = free(...)
+    path: Location = free(...)
     """The folder; a relative path is relative to where the command runs."""
 
 
@@ -112,7 +112,7 @@ class ParquetData(DataSettings):
 
     targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:Parquet"}
     kind: Literal["parquet"] = "parquet"
-    path: str = free(...)
+    path: Location = free(...)
     """A file, a folder of shards, or a URI (s3://, gs://, hdfs://, file://)."""
     image_column: str | None = None
     """None: the one column whose type can hold encoded images."""

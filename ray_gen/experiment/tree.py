@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, ValidationError
 
 from ray_gen.experiment.base import (
     ExperimentError,
+    Location,
     Settings,
     free,
     is_marked,
@@ -62,7 +63,7 @@ class Experiment(Settings):
     workers: Workers = free(Workers())
     checkpoints: Checkpoints = free(Checkpoints())
     evaluation: Evaluation = free(Evaluation())
-    storage: str | None = free(None)
+    storage: Location | None = free(None)
     """Folder or URI that holds the run folder. None: $RAY_GEN_STORAGE, else ~/ray_gen_runs."""
     lineage: tuple[Change, ...] = ()
     """What changed while the run went on, in the order of images: population based training

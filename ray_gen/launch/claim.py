@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_gen.errors import Refused
-from ray_gen.storage import Folder
+from ray_gen.storage import Folder, StorageError
 
 FILE = "writer.json"
 BEAT_SECONDS = 5.0
@@ -59,14 +59,15 @@ class Claim:
     def __exit__(self, *_: object) -> None:
         self._released.set()
         self._beating.join()
-        with contextlib.suppress(OSError):  # a storage that is gone; the claim goes stale by itself
+        # A storage that is gone; the claim goes stale by itself.
+        with contextlib.suppress(OSError, StorageError):
             self._run.remove(FILE)
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT_SECONDS):
             try:
                 self._write()
-            except OSError:
+            except (OSError, StorageError):
                 continue  # a full disk is reported by whoever has something to lose there
 
     def _write(self) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from ray.exceptions import RayActorError
 from ray.train import (
     FailureConfig,
     LoggingConfig,
@@ -33,7 +32,7 @@ from ray_gen.experiment import Experiment, ExperimentError, absolute_path, diffe
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.cluster import Share, check_shared, connected, evaluates_beside, share_of
 from ray_gen.launch.evaluate import evaluate_checkpoint, failures_beside
-from ray_gen.launch.failures import EndOnError, in_words
+from ray_gen.launch.failures import EndOnError, in_words, is_of_the_controller
 from ray_gen.launch.progress import ProgressLine, read_progress
 from ray_gen.launch.worker import train_worker
 from ray_gen.loop import ALL_SEEN, ASKED, SETTLED, finished
@@ -283,10 +282,10 @@ def _fit(experiment: Experiment, run: Folder, share: Share, line: ProgressLine) 
     trainer = trainer_of(experiment, run, share)
     for _ in range(CONTROLLER_RESTARTS):
         ended = _fit_in_thread(trainer, run, line)
-        if not isinstance(ended, RayActorError):
+        if not (isinstance(ended, Exception) and is_of_the_controller(ended)):
             break
+        run.remove(SNAPSHOT)  # waits for a storage that does not answer
         line.say("Ray Train's controller died; going on from the last checkpoint")
-        run.remove(SNAPSHOT)
     else:
         ended = _fit_in_thread(trainer, run, line)
     if isinstance(ended, Exception):

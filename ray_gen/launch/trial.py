@@ -27,7 +27,7 @@ from ray_gen.checkpoints import (
     checkpoint_name,
     checkpoints,
     commit,
-    newest_checkpoint,
+    fetched,
     newest_manifest,
     prune,
     take_up_due,
@@ -111,8 +111,8 @@ class TrialProcess(ray.tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """A copy of the newest checkpoint, for another trial to go on from."""
-        newest = newest_checkpoint(self._run)
-        shutil.copytree(newest.fetch(), Path(checkpoint_dir) / "checkpoint")
+        with fetched(self._run) as (_, newest):
+            shutil.copytree(newest, Path(checkpoint_dir) / "checkpoint")
         (Path(checkpoint_dir) / DONOR).write_text(json.dumps({"trial": self.trial_name}))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
@@ -253,9 +253,11 @@ def _in_this_process(experiment: Experiment, run: Folder, shared: Shared) -> Jud
     with explained(run):
         for report, saved in reports(experiment, run, device, shared.compared):
             if saved is not None:
-                commit(saved, run, checkpoint_name(report.images))
-                prune(run, experiment.checkpoints.keep)
-                shutil.rmtree(saved)
+                try:
+                    commit(saved, run, checkpoint_name(report.images))
+                    prune(run, experiment.checkpoints.keep)
+                finally:
+                    shutil.rmtree(saved)
             ended = report.stop
             yield {"images": report.images, **report.metrics}, report.stop
     if ended is None:

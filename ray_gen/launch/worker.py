@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import shutil
 import sys
 import tempfile
 import traceback
@@ -27,6 +28,7 @@ from ray_gen.checkpoints import (
     checkpoint_name,
     checkpoints,
     commit,
+    fetched,
     newest_manifest,
     prune,
 )
@@ -41,7 +43,7 @@ from ray_gen.meter import NonFiniteError
 from ray_gen.run import RunWriter, write_environment
 from ray_gen.sources import open_data
 from ray_gen.state import CheckpointError, State
-from ray_gen.storage import Folder, StorageError
+from ray_gen.storage import INTACT, DeniedError, Folder, StorageError
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -105,6 +107,8 @@ def explained(run: Folder) -> Generator[None]:
             "a GPU ran out of memory: lower training.micro_batch_size "
             f"({str(error).splitlines()[0]})"
         ) from error
+    except DeniedError as error:
+        raise StorageError(f"{error}; {INTACT}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
             raise Failed(f"{error}\n{traceback.format_exc()}") from error
@@ -188,8 +192,12 @@ def _written(
             report = writer.report(report)
             if report.save:
                 saved = Path(tempfile.mkdtemp(prefix="ray_gen-checkpoint-"))
-                state.save(saved, experiment, report.metrics)
-                writer.keep_best(report, saved)
+                try:
+                    state.save(saved, experiment, report.metrics)
+                    writer.keep_best(report, saved)
+                except Exception:
+                    shutil.rmtree(saved)
+                    raise
         yield report, saved
 
 
@@ -248,7 +256,8 @@ def _restore(state: State, run: Folder) -> None:
     found = checkpoints(run)
     for newest, earlier in zip_longest(found, found[1:]):
         try:
-            state.load(newest.fetch())
+            with fetched(newest) as (_, folder):
+                state.load(folder)
             return
         except CheckpointError as error:
             if earlier is None:
@@ -274,9 +283,15 @@ def _check_agreement(experiment: Experiment, state: State, store: Store, world: 
 
 
 def _upload(checkpoint: Checkpoint, name: str, run: Folder, keep: int) -> Checkpoint:
-    """Commits a checkpoint and prunes the old ones, in Ray's upload thread."""
-    commit(Path(checkpoint.path), run, name)
-    prune(run, keep)
+    """Commits a checkpoint and prunes the old ones, in Ray's upload thread. What goes wrong here
+    ends the run at the loop's next report."""
+    try:
+        with explained(run):
+            commit(Path(checkpoint.path), run, name)
+            prune(run, keep)
+    except Exception:
+        shutil.rmtree(checkpoint.path, ignore_errors=True)  # Ray deletes what was uploaded
+        raise
     if run.is_local:
         return Checkpoint(str(run.path / name))
     return Checkpoint((run / name).location)

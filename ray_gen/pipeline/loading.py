@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import weakref
+from contextlib import ExitStack
 
 import torch
 
 from ray_gen.build import build_networks, build_objective
-from ray_gen.checkpoints import BEST, newest_checkpoint
+from ray_gen.checkpoints import BEST, fetched, newest_checkpoint
 from ray_gen.experiment import Experiment, absolute_path
 from ray_gen.pipeline.pipeline import Pipeline
 from ray_gen.pipeline.pretrained import (
@@ -38,21 +40,25 @@ def load(
     given = Folder(absolute_path(os.fspath(run)))
     if given.is_local and is_pretrained(given.path):
         return Pipeline(*read(given.path, weights=weights, device=device))
-    found = newest_checkpoint(given)
-    folder = found.fetch()
-    manifest = read_manifest(folder)
-    experiment = Experiment.from_yaml((folder / EXPERIMENT).read_text(encoding="utf-8"))
-    objective = build_objective(experiment)
-    networks = build_networks(experiment, objective, objective.sampled_from)
-    load_tensors(folder, EMA if weights == "ema" else NETWORKS, networks)
-    placed(networks, device)
-    name, images = _run_name(given, found), int(manifest["images"])
-    return Pipeline(experiment, objective, networks, folder, images, name)
+    with ExitStack() as stack:
+        found, folder = stack.enter_context(fetched(given))
+        manifest = read_manifest(folder)
+        experiment = Experiment.from_yaml((folder / EXPERIMENT).read_text(encoding="utf-8"))
+        objective = build_objective(experiment)
+        networks = build_networks(experiment, objective, objective.sampled_from)
+        load_tensors(folder, EMA if weights == "ema" else NETWORKS, networks)
+        placed(networks, device)
+        name, images = _run_name(given, found), int(manifest["images"])
+        pipeline = Pipeline(experiment, objective, networks, folder, images, name)
+        weakref.finalize(pipeline, stack.pop_all().close)  # it may yet read its discriminator
+        return pipeline
 
 
 def _run_name(given: Folder, checkpoint: Folder) -> str:
     """The name of the folder that holds a checkpoint, if it is one of a run."""
-    if checkpoint == given and (given.name == BEST or given.name.startswith("checkpoint_")):
+    if checkpoint.parent == given.parent and (
+        given.name == BEST or given.name.startswith("checkpoint_")
+    ):
         return given.parent.name
     return given.name
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import shutil
 from typing import Any
 
 from ray_gen.report.importance import ENOUGH, TRUSTED, shares_of
@@ -83,12 +82,7 @@ def _newest_samples(folder: Folder) -> bytes | None:
     names = [n for n in folder.names() if n.startswith("samples_") and n.endswith(".png")]
     if not names:
         return None
-    local = folder.fetch()
-    try:
-        return (local / names[-1]).read_bytes()
-    finally:
-        if not folder.is_local:
-            shutil.rmtree(local)
+    return folder.read_bytes(names[-1])
 
 
 def table(results: Results) -> str:

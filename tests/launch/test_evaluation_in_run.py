@@ -68,7 +68,7 @@ def test_the_checkpoint_outlives_an_evaluation_without_memory(
     take_up_due(run)
     assert [found.name for found in checkpoints(run)] == [checkpoint_name(96)]
     state = State.build(vae(), build_objective(vae()), World())
-    state.load(checkpoints(run)[0].fetch())
+    state.load(checkpoints(run)[0].path)
     assert state.step == 4
     assert not (tmp_path / DUE).exists()
 

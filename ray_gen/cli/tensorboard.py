@@ -1,0 +1,101 @@
+"""`ray-gen tensorboard`: runs in TensorBoard, also those behind a URI."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ray_gen.errors import Failed, Refused
+
+if TYPE_CHECKING:
+    from ray_gen.storage import Folder
+
+EVENTS = "tfevents"
+"""In the name of every file that TensorBoard reads."""
+
+
+@click.command()
+@click.argument("run_or_folder")
+@click.option("--port", default=6006, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--every",
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1),
+    help="Between two looks for new events behind a URI.",
+)
+def tensorboard(run_or_folder: str, port: int, every: float) -> None:
+    """Show a run, a search or a folder of runs in TensorBoard, on this machine alone.
+
+    Events behind a URI are mirrored to a temporary folder, and what comes to them, too. Ctrl-C ends
+    it.
+    """
+    from ray_gen.experiment import absolute_path
+    from ray_gen.storage import Folder, StorageError
+
+    folder = _shown(Folder(absolute_path(run_or_folder)))
+    if folder.is_local:
+        with _served(folder.path, port) as server:
+            server.wait()
+        return
+    with tempfile.TemporaryDirectory(prefix="ray_gen-tensorboard-") as mirror:
+        _mirror(folder, Path(mirror))
+        with _served(Path(mirror), port) as server:
+            while not _ends_within(server, every):
+                try:
+                    _mirror(folder, Path(mirror))
+                except StorageError as error:  # what is there can still be looked at
+                    click.echo(str(error), err=True)
+
+
+def _shown(folder: Folder) -> Folder:
+    """The part of a run or search that has the events; all of another folder."""
+    if not folder.exists():
+        raise Refused(f"{folder.location}: there is no such folder")
+    names = folder.names()
+    part = next((part for part in ("tensorboard", "trials") if part in names), None)
+    return folder if part is None else folder / part
+
+
+def _mirror(folder: Folder, mirror: Path) -> None:
+    """Append what its event files have more than those of the mirror: they only ever grow, and
+    TensorBoard holds them open."""
+    for name, size in folder.sizes(EVENTS).items():
+        file = mirror / name
+        here = file.stat().st_size if file.exists() else 0
+        if size > here:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("ab") as stream:
+                stream.write(folder.read_bytes(name, here))
+
+
+@contextmanager
+def _served(logdir: Path, port: int) -> Generator[subprocess.Popen[bytes]]:
+    """TensorBoard, which tells its address, for as long as the block lasts or until Ctrl-C. Raises
+    Failed if it ended for another reason."""
+    shown = ("--logdir", str(logdir), "--host", "127.0.0.1", "--port", str(port))
+    server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *shown])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which both hear
+    try:
+        with suppress(KeyboardInterrupt):
+            yield server
+            raise Failed(f"TensorBoard ended with exit code {server.wait()}")
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+        return True
+    return False

@@ -1,0 +1,155 @@
+"""A run behind a URI whose storage fails while it trains, without Ray."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from ray.train import Checkpoint
+
+from ray_gen import run as run_module
+from ray_gen import storage
+from ray_gen.build import build_objective
+from ray_gen.checkpoints import BEST, checkpoint_name, checkpoints, fetched
+from ray_gen.data import Store
+from ray_gen.distributed import World
+from ray_gen.errors import Failed
+from ray_gen.experiment import Experiment
+from ray_gen.launch import worker
+from ray_gen.run import METRICS, PROGRESS, SAMPLES
+from ray_gen.state import State
+from ray_gen.storage import Folder, StorageError
+from tests.helpers import largest_difference, vae, weights
+from tests.s3 import S3, SECRET
+
+BATCH, STEPS = 24, 8
+THIS = vae(
+    f"training.images={BATCH * STEPS}",
+    f"training.report_every_images={BATCH}",
+    f"training.checkpoint_every_images={2 * BATCH}",
+    "checkpoints.keep=2",
+    "checkpoints.best={metric: elbo, mode: max}",
+)
+
+
+@pytest.fixture(autouse=True)
+def temporary(store_8, tmp_path: Path, monkeypatch) -> Path:
+    """Where temporary files lie."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(worker, "open_data", lambda experiment: store_8)
+    return folder
+
+
+def trained(
+    run: Folder, before: Callable[[int], None] = lambda images: None, this: Experiment = THIS
+) -> None:
+    """What a worker does; `before` is called ahead of each report."""
+    with worker.explained(run):
+        for report, saved in worker.reports(this, run, torch.device("cpu")):
+            if saved is not None:
+                checkpoint = Checkpoint.from_directory(saved)
+                worker._upload(checkpoint, checkpoint_name(report.images), run, keep=2)
+                shutil.rmtree(saved)
+            before(report.images)
+
+
+def loaded(run: Folder) -> State:
+    state = State.build(THIS, build_objective(THIS), World())
+    with fetched(run) as (_, folder):
+        state.load(folder)
+    return state
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> State:
+    """The end of a run on a disk."""
+    run = Folder(str(tmp_path / "undisturbed"))
+    trained(run)
+    return loaded(run)
+
+
+def test_a_storage_that_fails_for_a_while_costs_nothing(
+    s3: S3, undisturbed: State, temporary: Path, caplog
+) -> None:
+    run = Folder(s3.new_bucket()) / "a"
+
+    def outage(images: int) -> None:
+        if images == 3 * BATCH:
+            s3.fail("busy", requests=35)  # what pyarrow itself asks in 6 s, and more
+
+    trained(run, outage)
+    state = loaded(run)
+    assert state.step == STEPS
+    assert largest_difference(weights(state), weights(undisturbed)) == 0
+    assert len(run.read_text(METRICS).splitlines()) == STEPS
+    assert len([n for n in (run / SAMPLES).names() if n.startswith("samples_")]) == STEPS
+    assert [c.name for c in checkpoints(run)] == [checkpoint_name(BATCH * k) for k in (8, 6)]
+    assert (run / BEST).exists("manifest.json") and run.exists(PROGRESS)
+    assert "SLOW_DOWN" in caplog.text
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("how", "methods", "reason"),
+    [
+        ("drop", [""], "NETWORK_CONNECTION"),
+        ("denied", [""], "ACCESS_DENIED"),
+        ("denied", ["P"], "ACCESS_DENIED"),  # reads go on: PUT and POST alone fail
+        ("denied", ["DELETE"], "ACCESS_DENIED"),
+    ],
+)
+def test_a_storage_that_fails_for_ever_ends_the_run(
+    s3: S3,
+    undisturbed: State,
+    temporary: Path,
+    monkeypatch,
+    how: str,
+    methods: list[str],
+    reason: str,
+) -> None:
+    """And what was saved before is whole: the same run goes on from it as if nothing had been."""
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 1.0)
+    run = Folder(s3.new_bucket()) / "a"
+
+    def fails(images: int) -> None:
+        if images == 5 * BATCH:
+            s3.fail(how, methods=methods)
+
+    told = rf"{run.location}.*{reason}.*saved before is intact: start again, with the same --name"
+    with pytest.raises(StorageError, match=told) as caught:
+        trained(run, fails)
+    assert SECRET not in str(caught.value)
+    s3.heal()
+    assert loaded(run).step in (4, 6)  # 6: written, and what it replaces could not be deleted
+    trained(run)
+    assert largest_difference(weights(loaded(run)), weights(undisturbed)) == 0
+    assert len(run.read_text(METRICS).splitlines()) == STEPS
+    assert not list(temporary.iterdir())
+
+
+def test_events_come_in_parts_that_make_one_run(s3: S3, store_8: Store, monkeypatch) -> None:
+    """A large event file is not copied again and again; nothing is hidden by its successor."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr(run_module, "EVENTS_BYTES", 2**14)
+    run = Folder(s3.new_bucket()) / "a"
+    trained(run)
+    parts = (run / "tensorboard").names()
+    assert len(parts) > 2
+    assert sum((run / "tensorboard").sizes("tfevents").values()) > 2**14
+    with (run / "tensorboard").fetched() as folder:
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        steps = [event.step for event in events.Scalars("speed/images_per_second")]
+    assert steps == [BATCH * (k + 1) for k in range(STEPS)]
+
+
+def test_other_errors_of_a_worker_are_not_the_storages(s3: S3) -> None:
+    with pytest.raises(Failed, match="not of the storage"), worker.explained(Folder("s3://a/b")):
+        raise OSError(5_000, "not of the storage")

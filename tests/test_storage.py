@@ -1,0 +1,349 @@
+"""Folders on a disk and on a real S3 server: what they do, and what they do when it fails."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import pickle
+import tempfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import ray_gen
+from ray_gen import storage
+from ray_gen.cli import main
+from ray_gen.experiment import ExperimentError
+from ray_gen.storage import INTACT, DeniedError, Folder, StorageError, without_credentials
+from tests.helpers import vae
+from tests.s3 import S3, SECRET
+
+
+@pytest.fixture(params=["disk", "s3"])
+def folder(request, tmp_path: Path) -> Folder:
+    """A folder that is not there yet."""
+    if request.param == "disk":
+        return Folder(str(tmp_path / "runs" / "a"))
+    return Folder(request.getfixturevalue("s3").new_bucket()) / "runs" / "a"
+
+
+@pytest.fixture
+def remote(s3: S3) -> Folder:
+    return Folder(s3.new_bucket()) / "a"
+
+
+# What a folder does
+
+
+def test_what_is_written_is_there_until_it_is_removed(folder: Folder) -> None:
+    assert not folder.exists() and folder.names() == []
+    folder.write_text("b", "first")
+    folder.write_text("b", "sécond")
+    folder.write_text("a", "")
+    assert folder.read_text("b") == "sécond" and folder.read_text("a") == ""
+    assert folder.read_bytes("b", 4) == b"ond"
+    assert folder.exists() and folder.exists("a") and not folder.exists("c")
+    assert folder.names() == ["a", "b"]
+    folder.remove("a")
+    folder.remove("a")  # is not there, and that is fine
+    assert folder.names() == ["b"]
+    assert folder.parent.names() == ["a"] and folder.parent / "a" == folder
+
+
+@pytest.mark.parametrize("name", ["a", "sub"])
+def test_what_is_not_there_is_told_as_by_a_disk(folder: Folder, name: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        folder.read_text(name)
+    folder.write_text("b", "")
+    with pytest.raises(FileNotFoundError):
+        folder.read_text(name)
+
+
+def test_folders_are_put_and_fetched_whole(folder: Folder, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "deep" / "er").mkdir(parents=True)
+    (source / "deep" / "er" / "file").write_bytes(b"1" * 100_000)
+    (source / "other").write_bytes(b"")
+    folder.put(source, "copy")
+    folder.put(source / "other", "copy/more/other")
+    with (folder / "copy").fetched() as local:
+        found = {p.relative_to(local).as_posix(): p.stat().st_size for p in local.rglob("*?")}
+        assert {name: size for name, size in found.items() if (local / name).is_file()} == {
+            "deep/er/file": 100_000,
+            "more/other": 0,
+            "other": 0,
+        }
+    assert local.exists() == folder.is_local
+    folder.remove("copy")
+    assert not folder.exists("copy")
+
+
+def test_a_copy_is_gone_also_where_its_use_fails(
+    remote: Folder, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    remote.write_text("file", "")
+    with pytest.raises(RuntimeError), remote.fetched():
+        raise RuntimeError
+    with pytest.raises(FileNotFoundError), (remote / "nothing").fetched():
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_folder_can_be_given_up(folder: Folder) -> None:
+    folder.write_text("a", "")
+    folder.remove_if_empty()
+    assert folder.names() == ["a"]
+    folder.remove("a")
+    folder.remove_if_empty()
+    assert not folder.exists()
+
+
+def test_sizes_tell_of_files_at_any_depth(remote: Folder) -> None:
+    (remote / "x" / "y").write_text("events.1", "12")
+    remote.write_text("events.2", "3")
+    remote.write_text("other", "4")
+    assert remote.sizes("events") == {"x/y/events.1": 2, "events.2": 1}
+
+
+def test_a_connection_stays_in_its_process(remote: Folder) -> None:
+    remote.names()
+    sent = pickle.dumps(remote)
+    assert SECRET.encode() not in sent and b"pyarrow" not in sent
+    assert pickle.loads(sent) == remote
+
+
+def test_a_folder_below_shares_the_connection(remote: Folder) -> None:
+    remote.names()
+    assert (remote / "b")._remote[0] is remote._remote[0]
+
+
+# What cannot be written
+
+
+def test_a_place_that_can_be_written_is_left_as_it_was(folder: Folder) -> None:
+    folder.check_writable()
+    assert folder.names() == []
+
+
+def test_a_bucket_that_is_not_there_is_refused_at_once(s3: S3) -> None:
+    with pytest.raises(StorageError, match=r"storage: s3://nowhere/a cannot .*make the bucket"):
+        Folder("s3://nowhere/a").check_writable()
+
+
+@pytest.mark.parametrize("text", ["s3://", "s4://a/b", "s3://a/b?mistake=1"])
+def test_a_uri_that_nobody_reads_is_refused(s3: S3, text: str) -> None:
+    with pytest.raises(StorageError):
+        Folder(text).check_writable()
+
+
+def test_wrong_credentials_are_refused_at_once_and_not_told(s3: S3, monkeypatch) -> None:
+    where = s3.new_bucket()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
+    before = len(s3.requests)
+    with pytest.raises(StorageError, match=r"INVALID_ACCESS_KEY_ID.*environment") as caught:
+        (Folder(where) / "a").check_writable()
+    assert len(s3.requests) == before + 1
+    assert SECRET not in str(caught.value)
+    with pytest.raises(StorageError, match=r"ACCESS_DENIED.*environment"):
+        (Folder(where) / "a").read_text("file")
+
+
+def test_before_a_run_nobody_waits_long_for_a_storage(s3: S3, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match=r"s3://bucket/a cannot .*NETWORK_CONNECTION"):
+        Folder("s3://bucket/a").check_writable()
+    assert not caplog.records
+
+
+# A storage that fails
+
+
+class Failing:
+    """pyarrow's file system, which fails so many times before it does what it is asked to."""
+
+    def __init__(self, real: object, times: int, error: OSError) -> None:
+        self._real, self.left, self._error = real, times, error
+
+    def __getattr__(self, name: str):
+        if self.left > 0:
+            self.left -= 1
+            raise self._error
+        return getattr(self._real, name)
+
+
+SLOW = OSError(
+    "When reading 'a': AWS Error SLOW_DOWN during ListObjectsV2 operation: Reduce your rate. (x)"
+)
+
+
+def failing(folder: Folder, times: int, error: OSError = SLOW) -> Failing:
+    system, path = folder._remote
+    failing = Failing(system, times, error)
+    folder.__dict__["_remote"] = (failing, path)
+    return failing
+
+
+@pytest.mark.parametrize("times", [1, 5])
+def test_everything_is_tried_again(remote: Folder, times: int, caplog) -> None:
+    system = failing(remote, times)
+    remote.write_text("a", "text")
+    for asked, answer in (
+        (lambda: remote.read_text("a"), "text"),
+        (lambda: remote.exists("a"), True),
+        (remote.names, ["a"]),
+        (lambda: remote.sizes("a"), {"a": 4}),
+        (lambda: remote.remove("a"), None),
+    ):
+        system.left = times
+        assert asked() == answer
+        assert system.left == 0
+    assert len(caplog.records) == 6  # once an outage
+    assert "SLOW_DOWN: Reduce your rate; trying again for 60 s" in caplog.text
+    assert not remote.exists("a")
+
+
+def test_what_is_asked_in_vain_ends(remote: Folder, monkeypatch) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.2)
+    system = failing(remote, 10**6)
+    with pytest.raises(StorageError, match=r"^s3://bucket-\d+/a: SLOW_DOWN: Reduce your rate; "):
+        remote.write_text("a", "")
+    # Nobody waits once more for a storage that is gone, until it has answered.
+    before = system.left
+    with pytest.raises(StorageError):
+        remote.names()
+    assert before - system.left == 1
+    system.left = 0
+    assert remote.names() == []
+    system.left = 1
+    assert remote.names() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("AWS Error ACCESS_DENIED during HeadObject operation: No response body."),
+        OSError("AWS Error NO_SUCH_BUCKET during PutObject operation: it does not exist"),
+        OSError("google::cloud::Status(PERMISSION_DENIED: no)"),
+        PermissionError(13, "no"),
+    ],
+)
+def test_what_comes_again_is_not_tried_again(remote: Folder, error: OSError) -> None:
+    system = failing(remote, 10, error)
+    with pytest.raises(DeniedError):
+        remote.names()
+    assert system.left == 9
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            "When getting information for key 'a' in bucket 'b': AWS Error NETWORK_CONNECTION "
+            "during HeadObject operation: curlCode: 7, Could not connect to server; Details: x",
+            "NETWORK_CONNECTION: Could not connect to server",
+        ),
+        (
+            "AWS Error UNKNOWN (HTTP status 500) during HeadObject operation: No response body.",
+            "UNKNOWN (HTTP 500): No response body",
+        ),
+        (
+            "google::cloud::Status(UNAVAILABLE: CURL error [7]=Could not connect error_info={x})",
+            "UNAVAILABLE: CURL error [7]=Could not connect",
+        ),
+        ("HDFS is in safe mode\n  at org.apache.hadoop", "HDFS is in safe mode"),
+    ],
+)
+def test_a_reason_is_short(remote: Folder, monkeypatch, error: str, told: str) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.0)
+    failing(remote, 1, OSError(error))
+    with pytest.raises(StorageError) as caught:
+        remote.names()
+    assert str(caught.value) == f"{remote.location}: {told}; {INTACT}, when the storage answers"
+
+
+def test_ray_does_not_try_again_what_was_tried_for_a_minute(remote: Folder, monkeypatch) -> None:
+    """It looks for words in the message."""
+    from ray.train.v2._internal.constants import AWS_RETRYABLE_TOKENS
+
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.0)
+    for token in AWS_RETRYABLE_TOKENS:
+        for text in (f"{token} during PutObject operation: why", f"{token}, in other words"):
+            failing(remote, 1, OSError(text))
+            with pytest.raises(StorageError) as caught:
+                remote.names()
+            assert not any(known in str(caught.value) for known in AWS_RETRYABLE_TOKENS)
+
+
+@pytest.mark.parametrize("how", ["busy", "drop"])
+def test_an_outage_of_a_real_server_is_waited_for(s3: S3, remote: Folder, how: str, caplog) -> None:
+    s3.fail(how, requests=40)  # pyarrow itself gives up after 31, in 6 s
+    remote.write_text("a", "text")
+    assert remote.read_text("a") == "text"
+    assert len(caplog.records) == 1 and caplog.records[0].levelno == logging.WARNING
+
+
+def test_a_disk_is_not_asked_again(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        asked.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    asked: list[int] = []
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        Folder(str(tmp_path)).write_text("a", "")
+    assert asked == [1]
+
+
+# Credentials
+
+
+WITH_CREDENTIALS = [
+    f"s3://key:{SECRET}@bucket/runs",
+    f"s3://{SECRET}@bucket/runs",
+    f"s3://bucket/runs?access_key=key&secret_key={SECRET}",
+    f"s3://bucket/runs?region=x&session_token={SECRET}",
+    f"s3://bucket/runs?endpoint_override=http://key:{SECRET}@host",
+    f"gs://bucket/runs?access_token={SECRET}",
+    f"abfs://account:{SECRET}@container/runs",
+    f"fsspec+s3://bucket/runs?key={SECRET}",
+]
+
+
+@pytest.mark.parametrize("uri", WITH_CREDENTIALS)
+def test_a_uri_with_credentials_is_refused_everywhere(uri: str) -> None:
+    def refused(*arguments: str) -> None:
+        done = CliRunner().invoke(main, arguments, env={storage.VARIABLE: None})
+        assert done.exit_code == 2, done.output
+        assert "environment" in done.output and SECRET not in done.output
+
+    with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID") as caught:
+        Folder(uri)
+    assert SECRET not in str(caught.value)
+    for field in (f"storage={uri}", f"data=parquet:{uri}"):
+        with pytest.raises(ExperimentError, match=f"^{field[:4]}.*environment") as caught:
+            vae(field)
+        assert SECRET not in str(caught.value)
+        refused("train", "vae-mnist5k", field)
+    refused("train", "vae-mnist5k", "--storage", uri)
+    refused("sample", uri)
+    refused("tensorboard", uri)
+    refused("evaluate", uri)
+    refused("evaluate", "--generated", f"parquet:{uri}", "--reference", "mnist5k")
+    with pytest.raises(StorageError):
+        ray_gen.load(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/runs?endpoint_override=127.0.0.1:9000&scheme=http&region=eu",
+        "gs://anonymous@bucket/runs",
+        "hdfs://user@host:8020/runs?kerb_ticket=/tmp/x&replication=2",
+        "abfs://container@account.dfs.core.windows.net/runs",
+        "/home/me@work/secret_key?=x",
+    ],
+)
+def test_other_uris_are_left_as_they_are(uri: str) -> None:
+    assert without_credentials(uri) == uri
