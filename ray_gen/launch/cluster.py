@@ -5,21 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray._private.state
 import ray._private.worker
 from ray._private.utils import read_ray_address
+from ray.autoscaler.sdk import request_resources
+from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, ExperimentError, too_many_workers
 from ray_gen.experiment.training import Span
 from ray_gen.storage import VARIABLE, Folder
+
+SILENCE_SECONDS = 20.0
+"""Without a node on its way, after which none is expected; an autoscaler looks every five."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,7 @@ def share_of(experiment: Experiment) -> Share:
     asked = experiment.workers
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    grows = grown()
-    gpu = gpus > 0 or grows.get("GPU", 0) > 0 if asked.gpu == "auto" else asked.gpu
+    gpu = gpus > 0 if asked.gpu == "auto" else asked.gpu
     groups = experiment.training.global_batch_size // experiment.group_size
     count, least = asked.count, None
     if isinstance(count, Span):
@@ -113,9 +117,6 @@ def share_of(experiment: Experiment) -> Share:
             [too_many_workers(count, experiment.training.global_batch_size, experiment.group_size)]
         )
     needed = least or count
-    if grows and needed <= grows.get("GPU" if gpu else "CPU", 0):
-        # Nodes are started for what is asked, so what there is now says nothing.
-        return Share(count, float(gpu), 1 if asked.cpus == "auto" else asked.cpus, least)
     if gpu and needed > gpus:
         raise ExperimentError(
             [
@@ -150,9 +151,45 @@ def share_of(experiment: Experiment) -> Share:
     return Share(count, float(gpu), each, least)
 
 
-def grown() -> Mapping[str, int]:
-    """What a cluster that starts nodes when they are asked for can come to; nothing of another."""
-    return ray._private.state.state.get_max_resources_from_cluster_config() or {}
+def share_when_there(experiment: Experiment, say: Callable[[str], None]) -> Share:
+    """`share_of`, after nodes have come that the cluster starts when they are asked for.
+
+    Whether a cluster does so it does not tell, so it is asked, and waited for as long as nodes are
+    on their way.
+    """
+    try:
+        return share_of(experiment)
+    except ExperimentError:
+        asked = _asked(experiment)
+        if asked is None or _running_cluster() is None:
+            raise
+    request_resources(bundles=asked)
+    silent_since = time.monotonic()
+    try:
+        while True:
+            status = get_cluster_status(ray.get_runtime_context().gcs_address)
+            coming = len(status.pending_launches) + len(status.pending_nodes)
+            if coming:
+                say(f"waiting for {coming} node{'s' if coming > 1 else ''}")
+                silent_since = time.monotonic()
+            with suppress(ExperimentError):
+                return share_of(experiment)
+            if time.monotonic() - silent_since > SILENCE_SECONDS:
+                return share_of(experiment)
+            time.sleep(1.0)
+    finally:
+        request_resources(bundles=[])  # from here on the workers' own demand holds the nodes
+
+
+def _asked(experiment: Experiment) -> list[dict[str, float]] | None:
+    """What nodes are asked for: a bundle for each worker that a run cannot do without."""
+    workers = experiment.workers
+    count = workers.count.min if isinstance(workers.count, Span) else workers.count
+    if count == "auto":
+        return None
+    cpus = 1 if workers.cpus == "auto" else workers.cpus
+    bundle = {"CPU": float(cpus)} | ({"GPU": 1.0} if workers.gpu is True else {})
+    return [bundle] * count
 
 
 def evaluates_beside(experiment: Experiment) -> bool:

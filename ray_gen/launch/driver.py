@@ -30,7 +30,13 @@ from ray_gen.errors import Failed, Refused
 from ray_gen.evaluators.names import METRICS
 from ray_gen.experiment import Experiment, ExperimentError, absolute_path, differences
 from ray_gen.launch.claim import Claim
-from ray_gen.launch.cluster import Share, check_shared, connected, evaluates_beside, share_of
+from ray_gen.launch.cluster import (
+    Share,
+    check_shared,
+    connected,
+    evaluates_beside,
+    share_when_there,
+)
 from ray_gen.launch.evaluate import evaluate_checkpoint, failures_beside
 from ray_gen.launch.failures import EndOnError, in_words, is_of_the_controller
 from ray_gen.launch.progress import ProgressLine, read_progress
@@ -156,7 +162,7 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
             line.say(f"{store.skipped:,} corrupt images were skipped")
         line.stage("starting Ray")
         with connected():
-            share = share_of(experiment)
+            share = share_when_there(experiment, line.stage)
             check_shared(run)
             experiment = _bounded(experiment, share)
             run.write_text(EXPERIMENT, experiment.to_yaml())
@@ -169,7 +175,8 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
                     take_up_due(run)
                 raise
             finally:
-                run.remove(STOP)
+                with suppress(OSError, StorageError):  # what is raised is told
+                    run.remove(STOP)
         if evaluates_beside(experiment):
             for failure in failures_beside(run):
                 line.say(failure)
@@ -324,7 +331,7 @@ def _fit_in_thread(
     thread = threading.Thread(target=fit, name="fit", daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(0.5)
+        thread.join(0.5 if run.is_local else 5.0)
         progress = read_progress(run, PROGRESS)
         if progress is not None:
             line.trained(progress)
@@ -367,5 +374,5 @@ def _tell(run: Run) -> None:
     scores = {tag: value for tag, value in run.metrics.items() if tag.startswith("held_out/")}
     told = "".join(f"  {tag} {value:.4g}" for tag, value in scores.items())
     print(f"{run.location}: {run.images:,} images, {run.stop}{told}")
-    print(f"  look:   tensorboard --logdir {run.location}/tensorboard")
+    print(f"  look:   ray-gen tensorboard {run.location}")
     print(f"  sample: ray-gen sample {run.location} --count 64 --seed 0 --output grid.png")

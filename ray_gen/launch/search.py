@@ -160,8 +160,9 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
                     _write_results(folder, experiment, searched)
                 raise
             finally:
-                folder.remove(STOP)
-                folder.remove(TUNE)
+                with suppress(OSError, StorageError):
+                    folder.remove(STOP)
+                    folder.remove(TUNE)
         _write_results(folder, experiment, searched)
     return Searched(folder.location, metric, mode, trials, study.stopping.is_set())
 
@@ -297,6 +298,6 @@ def _tell(searched: Searched) -> None:
         return
     values = "  ".join(f"{path}={value}" for path, value in best.values.items())
     print(f"  best:   {best.name}, {searched.metric} {best.score:.5g}  {values}")
-    print(f"  look:   {at}/{REPORT}, tensorboard --logdir {at}/{TRIALS}")
+    print(f"  look:   {at}/{REPORT}, ray-gen tensorboard {at}")
     print(f"  sample: ray-gen sample {searched.best_run} --count 64 --seed 0 --output grid.png")
     print(f"  train:  ray-gen train {at}/{BEST}")

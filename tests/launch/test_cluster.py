@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ray_gen.experiment import ExperimentError
 from ray_gen.launch import cluster
-from ray_gen.launch.cluster import Share, share_of
+from ray_gen.launch.cluster import Share, share_of, share_when_there
 from ray_gen.launch.driver import _bounded
 from tests.helpers import vae
 
@@ -19,12 +20,11 @@ GPUS = {"CPU": 8.0, "GPU": 2.0}
 
 @pytest.fixture
 def of(monkeypatch) -> Any:
-    """share_of on a cluster of such nodes, which can grow to such resources."""
+    """share_of on a cluster of such nodes."""
 
-    def share(asked: str, *nodes: dict[str, float], grown: dict[str, int] | None = None) -> Share:
+    def share(asked: str, *nodes: dict[str, float]) -> Share:
         alive = [{"Resources": node, "Alive": True} for node in nodes]
         monkeypatch.setattr(cluster.ray, "nodes", lambda: alive)
-        monkeypatch.setattr(cluster, "grown", lambda: grown or {})
         return share_of(vae(f"workers={asked}"))
 
     return share
@@ -60,14 +60,59 @@ def test_what_it_can_never_have(of, asked: str, nodes: Any, told: str) -> None:
         of(asked, *nodes)
 
 
-def test_a_cluster_that_starts_nodes_is_asked_for_them(of) -> None:
-    head = {"CPU": 0.0}
-    grown = {"CPU": 64, "GPU": 8}
-    assert of("{count: 4}", head, grown=grown) == Share(4, 1.0, 1)
-    assert of("{count: {min: 1, max: 4}}", head, grown=grown) == Share(4, 1.0, 1, 1)
-    assert of("{count: 4, gpu: false, cpus: 8}", head, grown=grown) == Share(4, 0.0, 8)
-    with pytest.raises(ExperimentError, match=r"4 workers with a GPU each, .* has no GPUs"):
-        of("{count: 4}", head, grown={"CPU": 64, "GPU": 2})
+class Autoscaler:
+    """A cluster that starts a node of 2 CPU cores, or none, two looks after it was asked."""
+
+    def __init__(self, monkeypatch, starts: bool) -> None:
+        self.requests: list[Any] = []
+        self.looks = 0
+        self.starts = starts
+        clock = SimpleNamespace(now=0.0)
+        monkeypatch.setattr(cluster.ray, "nodes", self.nodes)
+        monkeypatch.setattr(cluster, "_running_cluster", lambda: "there:6379")
+        monkeypatch.setattr(
+            cluster.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="there:6379")
+        )
+        monkeypatch.setattr(
+            cluster, "request_resources", lambda bundles: self.requests.append(bundles)
+        )
+        monkeypatch.setattr(cluster, "get_cluster_status", self.status)
+        sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)  # noqa: E731
+        monkeypatch.setattr(
+            cluster, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep)
+        )
+
+    def nodes(self) -> list[dict[str, Any]]:
+        come = self.starts and self.looks > 30
+        return [{"Resources": TWO if come else {"CPU": 0.0}, "Alive": True}]
+
+    def status(self, address: str) -> Any:
+        self.looks += 1
+        return SimpleNamespace(pending_launches=[], pending_nodes=["one"] if self.starts else [])
+
+
+def test_nodes_that_are_on_their_way_are_waited_for(monkeypatch) -> None:
+    autoscaler, said = Autoscaler(monkeypatch, starts=True), []
+    share = share_when_there(vae("workers.count={min: 2, max: 4}"), said.append)
+    assert share == Share(4, 0.0, 1, 2)
+    assert autoscaler.requests == [[{"CPU": 1}] * 2, []]
+    assert set(said) == {"waiting for 1 node"}
+
+
+def test_a_cluster_that_starts_none_refuses_after_a_while(monkeypatch) -> None:
+    autoscaler = Autoscaler(monkeypatch, starts=False)
+    with pytest.raises(ExperimentError, match="2 workers with 1 CPU cores"):
+        share_when_there(vae("workers.count=2"), lambda words: None)
+    assert autoscaler.requests[-1] == []
+    assert 20 <= autoscaler.looks <= 30
+
+
+def test_where_ray_is_this_process_own_nothing_is_waited_for(monkeypatch) -> None:
+    autoscaler = Autoscaler(monkeypatch, starts=True)
+    monkeypatch.setattr(cluster, "_running_cluster", lambda: None)
+    with pytest.raises(ExperimentError, match="2 workers with 1 CPU cores"):
+        share_when_there(vae("workers.count=2"), lambda words: None)
+    assert not autoscaler.requests
 
 
 @pytest.mark.parametrize("span", ["{min: 3, max: 2}", "{min: 0, max: 2}", "{max: 5}", "{min: 1}"])
