@@ -164,14 +164,16 @@ def share_when_there(experiment: Experiment, say: Callable[[str], None]) -> Shar
         if asked is None or _running_cluster() is None:
             raise
     request_resources(bundles=asked)
-    silent_since = time.monotonic()
+    silent_since, told = time.monotonic(), 0
     try:
         while True:
             status = get_cluster_status(ray.get_runtime_context().gcs_address)
             coming = len(status.pending_launches) + len(status.pending_nodes)
             if coming:
-                say(f"waiting for {coming} node{'s' if coming > 1 else ''}")
                 silent_since = time.monotonic()
+                if coming != told:
+                    say(f"waiting for {coming} node{'s' if coming > 1 else ''}")
+                told = coming
             with suppress(ExperimentError):
                 return share_of(experiment)
             if time.monotonic() - silent_since > SILENCE_SECONDS:
