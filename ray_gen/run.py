@@ -245,7 +245,9 @@ class RunWriter:
             folder = self._folder / "tensorboard"
             self._events = SummaryWriter(str(folder), purge_step=self._start + 1)
             values = _flat(self._experiment.model_dump(mode="json"))
-            values = {path: values[path] for path in self._compared} or values
+            if self._compared:  # a field, or all that lies in one
+                parts = tuple(f"{path}." for path in self._compared)
+                values = {p: v for p, v in values.items() if f"{p}.".startswith(parts)}
             later = self._experiment.objective.evaluated or ()  # come with checkpoints
             tags = [*metrics, *(f"held_out/{name}" for name in later)]
             if self._experiment.evaluation.every_images is not None:

@@ -49,3 +49,9 @@ def test_a_run_is_compared_by_all_of_its_experiment(store_8, tmp_path: Path) -> 
 def test_a_trial_is_compared_by_what_the_search_varies(store_8, tmp_path: Path) -> None:
     rate = "optimizers.autoencoder.learning_rate"
     assert hparams(tmp_path, store_8, rate, "objective.beta") == {rate: 1e-3, "objective.beta": 1}
+
+
+def test_a_trial_is_compared_by_all_of_a_network_that_is_searched(store_8, tmp_path: Path) -> None:
+    found = hparams(tmp_path, store_8, "networks.encoder")
+    assert found["networks.encoder.kind"] == "mlp"
+    assert all(path.startswith("networks.encoder.") for path in found)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from ray_gen.errors import Refused
+
 
 @click.command()
 @click.argument("recipe_or_file")
@@ -34,6 +36,11 @@ def search(
     sys.path.insert(0, str(Path.cwd()))  # where a `kind: custom` class of the user's may lie
     more = () if trials is None else (f"search.trials={trials}",)
     experiment = recipe(recipe_or_file, *assignments, *more)
+    if trials is not None and experiment.search and experiment.search.algorithm == "grid":
+        raise Refused(
+            f"--trials: a grid tries all of its {experiment.search.total:,} points; leave it out, "
+            "or set search.algorithm=random"
+        )
     from ray_gen.launch.search import search as launch
 
     found = launch(experiment, storage=storage, name=name, fresh=fresh, show=True)

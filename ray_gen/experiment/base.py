@@ -94,11 +94,22 @@ def differences(ours: Settings, theirs: Settings, path: str = "") -> Iterator[st
 def _value_differences(here: Any, there: Any, path: str) -> Iterator[str]:
     if isinstance(here, Settings) and isinstance(there, Settings):
         yield from differences(here, there, path)
-    elif isinstance(here, dict) and isinstance(there, dict) and here.keys() == there.keys():
-        for key in here:
-            yield from _value_differences(here[key], there[key], f"{path}.{key}")
+    elif isinstance(here, dict) and isinstance(there, dict):
+        for key in dict.fromkeys((*here, *there)):
+            ours, theirs = here.get(key, _NOTHING), there.get(key, _NOTHING)
+            yield from _value_differences(ours, theirs, f"{path}.{key}")
     elif here != there:
         yield f"{path}: {_short(here)} here, {_short(there)} there"
+
+
+class _Nothing:
+    """A key that one side has not."""
+
+    def __repr__(self) -> str:
+        return "not"
+
+
+_NOTHING = _Nothing()
 
 
 def _short(value: Any) -> str:

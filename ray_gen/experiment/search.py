@@ -21,6 +21,8 @@ from ray_gen.experiment.base import Settings, free
 
 OFFLINE = "sliced_wasserstein"
 """The metric that judges where nothing else is asked for: it needs no weights."""
+LARGEST_GRID = 10_000
+"""Trials. Each is a record that is written again when any of them changes."""
 _OF_A_LIKELIHOOD: dict[str, Literal["min", "max"]] = {
     "elbo": "max",
     "reconstruction": "min",
@@ -52,6 +54,19 @@ class Range(Settings):
     """The same, uniform in their logarithm."""
     choice: tuple[Any, ...] | None = None
     """One of these, as an experiment would have them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_written_as_one(cls, given: Any) -> Any:
+        if isinstance(given, cls):
+            return given
+        if not isinstance(given, dict):
+            raise ValueError("a range is written as e.g. {loguniform: [1e-5, 1e-3]}")
+        for kind, bounds in given.items():
+            two = isinstance(bounds, (list, tuple)) and len(bounds) == 2
+            if kind != "choice" and kind in cls.model_fields and bounds is not None and not two:
+                raise ValueError(f"{kind}: takes two numbers, the lowest and the highest")
+        return given
 
     @model_validator(mode="after")
     def _one_that_is_not_empty(self) -> Self:
@@ -102,6 +117,11 @@ class Range(Settings):
             return tuple(sorted({int(low), int(low + high) // 2, int(high) - 1}))
         return (low, low + 0.37 * (high - low), high)
 
+    def all_values(self) -> Sequence[Any] | None:
+        """Every value, where they can be counted."""
+        whole = self.randint or self.lograndint
+        return self.choice or (None if whole is None else range(*whole))
+
     def draw(self, random: Random) -> Any:
         """A value by chance."""
         if self.choice is not None:
@@ -148,7 +168,7 @@ class SearchWorkers(Settings):
 class Search(Settings):
     """What is searched, and how."""
 
-    space: dict[str, Range] = Field(min_length=1)
+    space: dict[str, Range]
     """Ranges by the dotted path of the field."""
     metric: str | None = None
     """A held-out score of the objective, a metric of `evaluation`, or what a term reports
@@ -156,7 +176,8 @@ class Search(Settings):
     mode: Literal["min", "max"] | None = None
     """Which is better. None: what the metric itself says."""
     trials: PositiveInt = free(16)
-    """How many. A grid has as many as there are combinations."""
+    """How many. A grid has as many as there are combinations, and where there are fewer than this,
+    each is tried once."""
     concurrent: PositiveInt | Literal["auto"] = free("auto")
     """How many at a time. auto: as many as the cluster has room for. Under pbt trials of one worker
     take turns in all the room there is; of several workers, so many are the population."""
@@ -185,12 +206,21 @@ class Search(Settings):
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
+        if not self.space:
+            raise ValueError(
+                "space: names no field; e.g. {objective.latent_size: {choice: [16, 32, 64]}}"
+            )
         if self.algorithm == "grid":
             for path, values in self.space.items():
-                if values.choice is None and values.randint is None:
+                if values.all_values() is None:
                     raise ValueError(
                         f"space.{path}: a grid needs choice or randint, not {values.kind}"
                     )
+            if self._points > LARGEST_GRID:
+                raise ValueError(
+                    f"algorithm: a grid of {self._points:,} trials; leave values out, or use "
+                    "random with as many trials as there is time for"
+                )
         if self.scheduler == "pbt" and self.algorithm == "optuna":
             raise ValueError("algorithm: pbt begins with all its trials; use random or grid")
         if self.scheduler == "pbt" and self.total < 2:
@@ -200,30 +230,40 @@ class Search(Settings):
     @property
     def total(self) -> int:
         """Trials in all: `trials`, or the combinations of a grid."""
-        if self.algorithm == "grid":
-            return math.prod(len(side) for side in self._sides().values())
-        return self.trials
+        return int(self._points) if self._is_exhausted else self.trials
 
     @property
     def learns(self) -> bool:
         """Whether later values depend on earlier trials."""
-        return self.algorithm == "optuna" or (self.algorithm == "auto" and self.scheduler != "pbt")
+        tells = self.algorithm in ("optuna", "auto") and self.scheduler != "pbt"
+        return tells and not self._is_exhausted
 
     def values_of(self, number: int) -> dict[str, Any]:
         """The values of a trial by its number, where they depend on nothing else. A grid's last
-        path changes fastest."""
-        if self.algorithm != "grid":
+        path changes fastest; where values are chosen by chance, no trial is another's double as
+        long as there are others."""
+        if number >= self._points or self._points > LARGEST_GRID or self.scheduler == "pbt":
             random = Random(f"{self.seed} {number}")
             return {path: values.draw(random) for path, values in self.space.items()}
+        if self.algorithm != "grid":
+            order = list(range(int(self._points)))
+            Random(self.seed).shuffle(order)
+            number = order[number]
         point: dict[str, Any] = {}
-        for path, side in reversed(self._sides().items()):
+        for path, values in reversed(self.space.items()):
+            side = values.all_values()
+            assert side is not None
             number, place = divmod(number, len(side))
             point[path] = side[place]
         return {path: point[path] for path in self.space}
 
-    def _sides(self) -> dict[str, Sequence[Any]]:
-        """All values of each path of a grid."""
-        return {
-            path: values.choice or range(*(values.randint or (0, 0)))
-            for path, values in self.space.items()
-        }
+    @property
+    def _points(self) -> float:
+        """Combinations of values; infinite where one cannot be counted."""
+        sides = [values.all_values() for values in self.space.values()]
+        return math.prod(math.inf if side is None else len(side) for side in sides)
+
+    @property
+    def _is_exhausted(self) -> bool:
+        """Whether every combination is tried."""
+        return self.algorithm == "grid" or (self.scheduler != "pbt" and self._points <= self.trials)

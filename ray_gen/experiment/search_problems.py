@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ray_gen.evaluators.names import LIKELIHOOD_SCORES, METRICS
 from ray_gen.experiment.base import ExperimentError, differences, is_marked
 from ray_gen.experiment.objectives import VaeObjective
-from ray_gen.experiment.search import Search, better
+from ray_gen.experiment.search import Range, Search, better
 from ray_gen.experiment.training import Workers
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ def search_problems(experiment: Experiment, search: Search) -> Iterator[str]:
     bare = experiment.model_copy(update={"search": None, "workers": workers})
     for path, values in search.space.items():
         where = f"search.space.{path}"
+        if path.partition(".")[0] == "search":
+            yield f"{where}: is how to search, and not searched itself; leave it out"
+            continue
         if path.partition(".")[0] == "data" and path != "data.flip":
             yield f"{where}: the trials of a search train on the same data; leave it out"
             continue
@@ -29,11 +32,14 @@ def search_problems(experiment: Experiment, search: Search) -> Iterator[str]:
         try:
             found = [bare.with_values({path: value}) for value in values.examples()]
         except ExperimentError as error:
-            unknown = _no_such_field(bare.model_dump(mode="json"), path)
-            problems = [unknown] if unknown else error.problems
-            yield from (f"{where}: {values.kind}: {problem}" for problem in problems)
+            given = bare.model_dump(mode="json")
+            told = _no_such_field(given, path) or _takes_whole_numbers(bare, path, values)
+            problems = [told] if told else [f"{values.kind}: {p}" for p in error.problems]
+            yield from (f"{where}: {problem}" for problem in problems)
             continue
-        if all(not any(differences(bare, other)) for other in found):
+        if all(bare == other for other in found):
+            yield f"{where}: is what the experiment has, so there is nothing to search"
+        elif all(not any(differences(bare, other)) for other in found):
             yield f"{where}: changes nothing of what is trained, so there is nothing to search"
         elif search.scheduler == "pbt" and not is_marked(experiment, path, "live"):
             yield (
@@ -72,7 +78,27 @@ def _no_such_field(given: dict[str, Any], path: str) -> str | None:
     for position, part in enumerate(parts):
         if not isinstance(here, dict) or part not in here:
             near = difflib.get_close_matches(part, here if isinstance(here, dict) else (), n=1)
-            meant = ".".join((*parts[:position], *near, *parts[position + 1 :]))
-            return "there is no such field" + (f"; did you mean {meant}?" if near else "")
+            meant = [".".join((*parts[:position], *near, *parts[position + 1 :]))] if near else []
+            known = list(_paths(given))
+            meant = [p for p in meant if p in known] or [
+                p for p in known if p.rpartition(".")[2] == parts[-1]
+            ]
+            return "there is no such field" + (f"; did you mean {meant[0]}?" if meant else "")
         here = here[part]
     return None
+
+
+def _paths(tree: dict[str, Any], above: str = "") -> Iterator[str]:
+    """The dotted paths of all fields."""
+    for name, below in tree.items():
+        yield f"{above}{name}"
+        if isinstance(below, dict):
+            yield from _paths(cast(dict[str, Any], below), f"{above}{name}.")
+
+
+def _takes_whole_numbers(experiment: Experiment, path: str, values: Range) -> str | None:
+    """The sentence for real numbers where a field takes none."""
+    whole = {"uniform": "randint", "loguniform": "lograndint"}.get(values.kind)
+    if whole is None or type(experiment.value_at(path)) is not int:
+        return None
+    return f"{values.kind}: takes whole numbers; use {whole}"

@@ -97,6 +97,7 @@ def train(
     fresh: refuse a name that exists. show: a progress line and a few words on stderr.
     Raises Refused for what cannot start, Failed for what did not end well.
     """
+    check_is_experiment(experiment)
     experiment = experiment.absolute()
     run = folder_of(experiment, storage, name or timed(experiment.name))
     if fresh and (run.exists(EXPERIMENT) or checkpoints(run)):
@@ -119,6 +120,14 @@ def _bounded(experiment: Experiment, share: Share) -> Experiment:
     return experiment.with_fields(training__micro_batch_size=each)
 
 
+def check_is_experiment(given: object) -> None:
+    """Raises TypeError with what to give instead."""
+    if not isinstance(given, Experiment):
+        raise TypeError(
+            f"experiment: {given!r} is none; ray_gen.recipe(NAME_OR_FILE, 'path=value') gives one"
+        )
+
+
 def timed(name: str) -> str:
     """A name that nothing has yet."""
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -127,7 +136,7 @@ def timed(name: str) -> str:
 def folder_of(experiment: Experiment, storage: str | None, name: str) -> Folder:
     """The folder of a run or search, which can be written. Raises Refused."""
     if "/" in name or name.startswith("."):
-        raise Refused(f"--name: {name!r} is not the name of a folder")
+        raise Refused(f"--name: {name!r}: a name has no slash and does not begin with a dot")
     folder = Folder(absolute_path(storage or experiment.storage or default_storage())) / name
     folder.check_writable()
     return folder

@@ -27,7 +27,7 @@ from ray_gen.experiment.search import better
 from ray_gen.launch.board import Board
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.cluster import check_shared, connected
-from ray_gen.launch.driver import folder_of, interruptible, timed
+from ray_gen.launch.driver import check_is_experiment, folder_of, interruptible, timed
 from ray_gen.launch.proposals import Proposer, config_of
 from ray_gen.launch.schedulers import scheduler_of
 from ray_gen.launch.search_checks import check, of_a_trial, resolved, room_for, trials_before
@@ -96,10 +96,13 @@ def search(
     refuse a name that exists. show: a table and a few words on stderr. Raises Refused for what
     cannot start, Failed where no trial came to a score.
     """
+    check_is_experiment(experiment)
     if experiment.search is None:
+        phase = next(iter(experiment.optimizers))
         raise Refused(
             "search: the experiment does not say what to search; add e.g.\n"
-            "  search: {space: {optimizers.generator.learning_rate: {loguniform: [1e-5, 1e-3]}}}"
+            f"  search: {{space: {{optimizers.{phase}.learning_rate: "
+            "{loguniform: [1e-5, 1e-3]}}}"
         )
     experiment = experiment.absolute()
     folder = folder_of(experiment, storage, name or timed(f"{experiment.name}-search"))

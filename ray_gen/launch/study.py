@@ -15,9 +15,11 @@ from ray_gen.loop import ALL_SEEN, ASKED
 from ray_gen.run import PROGRESS, STOP
 from ray_gen.storage import Folder
 from ray_gen.trials import (
+    TABLE,
     TRIALS,
     Mode,
     Trial,
+    as_csv,
     write_trials,
 )
 
@@ -154,6 +156,8 @@ class Study(Callback):
 
     def _write(self) -> None:
         write_trials(self.folder, self.trials)
+        metric = self.experiment.search_metric
+        self.folder.write_text(TABLE, as_csv(self.trials, metric))
 
 
 def _error_of(trial: Any) -> str:

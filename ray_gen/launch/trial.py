@@ -167,7 +167,10 @@ class TrialProcess(ray.tune.Trainable):
             before = images
             alike = alike + 1 if metrics.get(SPREAD, 1.0) < COLLAPSED else 0
             if alike == 2:
-                raise Failed(f"its samples are all alike after {images:,} images")
+                raise Failed(
+                    f"its samples are all alike after {images:,} images (lower its learning "
+                    "rates, or judge it later: search.every_images)"
+                )
             if score is not None and not math.isfinite(score):
                 raise Failed(f"{self._shared.metric} is not a finite number at {images:,} images")
             result = {"images": images, "seconds": time.monotonic() - began}

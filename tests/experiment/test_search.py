@@ -204,7 +204,12 @@ def test_a_search_changes_nothing_of_the_run() -> None:
         ("seed.more={choice: [1]}", "there is no such field"),
         ("networks.encoder.wdth={choice: [1]}", "there is no such field"),
         # A value that its type refuses, at any place of the range.
-        ("objective.latent_size={uniform: [2, 8]}", "valid integer"),
+        ("objective.latent_size={uniform: [2, 8]}", "uniform: takes whole numbers; use randint"),
+        ("objective.latent_size={loguniform: [2, 8]}", "whole numbers; use lograndint"),
+        ("objective.beta=1.0", "a range is written as e.g."),
+        ("objective.beta={uniform: []}", "uniform: takes two numbers"),
+        ("search.trials={choice: [1, 2]}", "is how to search, and not searched"),
+        ("learning_rate={uniform: [1, 2]}", "did you mean optimizers.autoencoder.learning_rate"),
         ("objective.latent_size={choice: [8, large]}", "'large'"),
         ("objective.latent_size={randint: [0, 8]}", "greater than 0"),
         ("objective.beta={uniform: [-1, 1]}", "greater than or equal to 0"),
@@ -223,7 +228,7 @@ def test_a_search_changes_nothing_of_the_run() -> None:
         ("workers.count={choice: [1, 2]}", "changes nothing of what is"),
         ("checkpoints.keep={choice: [2, 3]}", "changes nothing of what is"),
         ("evaluation.count={choice: [10, 20]}", "changes nothing of what is"),
-        ("objective.beta={choice: [1.0]}", "changes nothing of what is"),
+        ("objective.beta={choice: [1.0]}", "is what the experiment has"),
         # Other data.
         ("data.held_out_fraction={choice: [0.1, 0.2]}", "train on the same data"),
         ("data.image_size={choice: [[8, 8], [16, 16]]}", "train on the same data"),
@@ -292,7 +297,7 @@ def test_trials_have_the_workers_of_the_search_and_not_of_the_experiment() -> No
         (lambda: vae(SIZE, "evaluation.placement=beside"), "evaluation.placement: a search judges"),
         (lambda: vae(SIZE, "search.every_images=300"), "search.every_images: 300 judges a trial"),
         (lambda: vae("search.trials=3"), "search.space: is required"),
-        (lambda: vae("search.space={}"), "search.space"),
+        (lambda: vae("search.space={}"), "space: names no field"),
         (lambda: vae(SIZE, "search.trails=3"), "did you mean search.trials?"),
         (lambda: vae(SIZE, "search.trials=0"), "search.trials"),
         (lambda: vae(SIZE, "search.workers.gpu=2"), "share of one GPU"),
@@ -468,9 +473,30 @@ def test_a_grid_changes_its_last_path_fastest() -> None:
 
 def test_a_large_grid_is_counted_without_being_written_down() -> None:
     space = {name: {"randint": [0, 1000]} for name in "abcdef"}
+    with pytest.raises(ValueError, match="a grid of 1,000,000,000,000,000,000 trials; leave"):
+        Search.model_validate({"space": space, "algorithm": "grid"})
+    space = {name: {"randint": [0, 21]} for name in "abc"}
     search = Search.model_validate({"space": space, "algorithm": "grid"})
-    assert search.total == 10**18
-    assert set(search.values_of(search.total - 1).values()) == {999}
+    assert search.total == 21**3
+    assert set(search.values_of(search.total - 1).values()) == {20}
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "random", "optuna"])
+def test_where_there_are_few_points_each_is_tried_once(algorithm: str) -> None:
+    space = {"a": {"choice": ["x", "y"]}, "b": {"lograndint": [1, 4]}}
+    search = Search.model_validate({"space": space, "algorithm": algorithm, "trials": 16})
+    assert (search.total, search.learns) == (6, False)
+    points = [tuple(search.values_of(n).values()) for n in range(6)]
+    assert sorted(points) == [(a, b) for a in "xy" for b in (1, 2, 3)]
+    few = Search.model_validate({"space": space, "algorithm": "random", "trials": 4})
+    assert (few.total, few.learns) == (4, False)
+    assert [tuple(few.values_of(n).values()) for n in range(4)] == points[:4]
+
+
+def test_a_population_may_have_doubles() -> None:
+    space = {"a": {"choice": ["x", "y"]}}
+    search = Search.model_validate({"space": space, "scheduler": "pbt", "trials": 8})
+    assert search.total == 8
 
 
 def test_only_optuna_learns_from_earlier_trials() -> None:

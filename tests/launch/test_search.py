@@ -775,7 +775,7 @@ def test_what_cannot_be_a_search_is_refused_and_leaves_nothing(
     plain = Experiment.from_yaml(vae().to_yaml(), [data])
     with pytest.raises(Refused, match="does not say what to search"):
         search(plain, storage=str(storage), name="s")
-    with pytest.raises(Refused, match="is not the name of a folder"):
+    with pytest.raises(Refused, match="a name has no slash"):
         search(given_by_a_user(data), storage=str(storage), name="a/b")
     unmeasurable = given_by_a_user(data, "search.metric=loss/klc", "search.mode=min")
     with pytest.raises(Refused, match=r"search\.metric: nothing of this experiment"):
