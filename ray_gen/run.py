@@ -358,8 +358,9 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
     return {path: tree if isinstance(tree, (int, float, str, bool)) else json.dumps(tree)}
 
 
-def write_environment(run: Folder, world: World) -> None:
-    """environment.json: versions, hardware and the number of workers."""
+def write_environment(run: Folder, world: World, images: int) -> None:
+    """environment.json: versions, hardware, the number of workers, and the images that they began
+    at."""
     versions = {name: _version(name) for name in ("ray_gen", "torch", "ray", "numpy", "pyarrow")}
     gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
     facts = {
@@ -371,6 +372,7 @@ def write_environment(run: Folder, world: World) -> None:
         "gpu": gpu,
         "cuda": torch.version.cuda if gpu else None,
         "workers": world.size,
+        "from_images": images,
         "threads_each": torch.get_num_threads(),
     }
     run.write_text("environment.json", json.dumps(facts, indent=2))

@@ -150,7 +150,7 @@ def reports(
     writer = None
     if world.rank == 0:
         writer = RunWriter(run, experiment, objective, store, state, compared)
-        write_environment(run, world)
+        write_environment(run, world, _images(experiment, state))
     try:
         yield from _written(experiment, objective, state, store, world, writer, notice)
     finally:
