@@ -7,10 +7,11 @@ each), trains the recipe once without a fault, and then again in every round whi
 injected one after the other, each between 3 and 8 seconds after the run has recovered from the one
 before. Prints a row for each: the seconds until a worker has taken a new step, the images that had
 to be trained again, and for each round whether the final weights are those of the undisturbed run,
-bit for bit. Exits with 1 if any differ, or if more than a checkpoint interval was lost (two where a
-checkpoint was damaged).
+bit for bit. A last run has its storage behind a server that goes away. Exits with 1 if any weights
+differ, or if more than a checkpoint interval was lost (two where a checkpoint was damaged).
 
-The full disk needs root, for a small file system of its own; without it that fault is left out.
+Needs the test extra. The full disk needs root, for a small file system of its own; without it that
+fault is left out.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from ray_gen.checkpoints import checkpoints, fetched  # noqa: E402
+from ray_gen.storage import Folder  # noqa: E402
+from tests.s3 import S3  # noqa: E402
 
 INTERVAL = 4096
 """Images between two checkpoints: some three seconds."""
@@ -116,12 +121,17 @@ class Run:
     storage: Path
     images: int
     address: str
+    bucket: str | None = None
+    """Of a run behind a URI, whose log alone lies in `storage`."""
     driver: subprocess.Popen[bytes] | None = None
-    log: list[str] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
         return self.storage / self.name
+
+    @property
+    def place(self) -> Folder:
+        return Folder(f"{self.bucket or self.storage}/{self.name}")
 
     def start(self) -> None:
         """As a user would, and with the same command after a fault."""
@@ -136,7 +146,7 @@ class Run:
         with (self.storage / f"{self.name}.log").open("ab") as log:
             self.driver = subprocess.Popen(
                 [sys.executable, "-m", "ray_gen", "train", "dcgan-mnist5k", *overrides,
-                 "--storage", str(self.storage), "--name", self.name],
+                 "--storage", self.bucket or str(self.storage), "--name", self.name],
                 env={**os.environ, **SETTINGS, "RAY_ADDRESS": self.address},
                 stdout=log,
                 stderr=log,
@@ -150,8 +160,7 @@ class Run:
     @property
     def saved(self) -> int:
         """Images of the newest whole checkpoint."""
-        names = [path.parent.name for path in self.folder.glob("checkpoint_*/manifest.json")]
-        return max((int(name.rpartition("_")[2]) for name in names), default=0)
+        return max((int(c.name.rpartition("_")[2]) for c in checkpoints(self.place)), default=0)
 
     def started(self) -> float:
         """When its workers last began."""
@@ -169,29 +178,37 @@ class Run:
     def ended(self) -> bool:
         return self.driver is not None and self.driver.poll() is not None
 
-    def recovered(self, since: float) -> tuple[float, int]:
+    def recovered(self, since: float, reached: int) -> tuple[float, int]:
         """Waits for the first step of workers that began after `since`: when it was, and how many
-        images the workers before them had seen that these see again."""
-        before = self.at
+        images the workers before them had seen that these see again. reached: images that those
+        had told of when the fault came."""
         given_up = time.time() + GIVEN_UP_SECONDS
         while time.time() < given_up:
             began = self.started()
             if began > since:
-                restored = self.saved
+                restored = int(_read(self.folder / "environment.json").get("from_images", 0))
                 while self.stepped() <= began and time.time() < given_up:
                     time.sleep(0.1)
-                return self.stepped(), max(0, before - restored)
-            before = max(before, self.at)
+                return self.stepped(), max(0, reached - restored)
+            reached = max(reached, self.at)
             time.sleep(0.1)
         raise Hopeless(f"{self.name}: no step in {GIVEN_UP_SECONDS:.0f} s")
 
     def digest(self) -> str:
         """Of all tensors of the last checkpoint."""
-        folder = self.folder / f"checkpoint_{self.saved:012}"
         found = hashlib.sha256()
-        for name in ("networks", "ema", "optimizers"):
-            found.update((folder / f"{name}.safetensors").read_bytes())
+        with fetched(self.place) as (_, folder):
+            for name in ("networks", "ema", "optimizers"):
+                found.update((folder / f"{name}.safetensors").read_bytes())
         return found.hexdigest()
+
+    def saves(self, than: int, since: float) -> float:
+        """Waits for a checkpoint of more images than these: when it was there."""
+        while self.saved <= than:
+            if time.time() - since > GIVEN_UP_SECONDS or self.ended:
+                raise Hopeless(f"{self.name}: no checkpoint after {than:,} images")
+            time.sleep(0.2)
+        return time.time()
 
 
 class Hopeless(Exception):
@@ -334,16 +351,16 @@ def disturbed(
     injector = Faults(machines, run, chance)
     rows: list[Injected] = []
     run.start()
-    run.recovered(0.0)
+    run.recovered(0.0, 0)
     for name in faults:
-        _wait_for_a_checkpoint(run)
+        run.saves(run.saved, time.time())
         time.sleep(chance.uniform(3, 8))
         if run.ended:
             raise Hopeless(f"{run.name} ended before all faults were injected: more --images")
         since = time.time()
         before = run.at
         getattr(injector, name)()
-        stepped, lost = run.recovered(since)
+        stepped, lost = run.recovered(since, before)
         allowed = (2 if name == "damaged_checkpoint" else 1) * INTERVAL
         rows.append(Injected(name, stepped - since, max(lost, 0), allowed, f"at {before:,} images"))
         _tell(rows[-1])
@@ -353,12 +370,35 @@ def disturbed(
     return rows
 
 
-def _wait_for_a_checkpoint(run: Run) -> None:
-    """A new one since the workers began: what is lost is then counted from this attempt."""
-    start = run.saved
-    since = time.time()
-    while run.saved <= start and not run.ended and time.time() - since < GIVEN_UP_SECONDS:
-        time.sleep(0.1)
+def over_network(run: Run, s3: Any, chance: random.Random) -> list[Injected]:
+    """A run whose storage is a server that goes away for a while, three times, and once until the
+    run has given up; then the same command goes on."""
+    rows: list[Injected] = []
+    run.start()
+    run.saves(0, time.time())
+    for seconds in (5.0, 10.0, 20.0, None):
+        time.sleep(chance.uniform(2, 5))
+        saved, since = run.saved, time.time()
+        s3.fail("busy")
+        assert run.driver is not None
+        if seconds is None:
+            code = run.driver.wait(GIVEN_UP_SECONDS)
+            if code not in (1, 2):
+                raise Hopeless(f"the driver left with {code} without a storage")
+            s3.heal()
+            run.start()
+        else:
+            time.sleep(seconds)
+            s3.heal()
+        name = "storage_gone" if seconds is None else "storage_away"
+        seen = run.saves(saved, since)
+        began = json.loads(run.place.read_text("environment.json"))["from_images"]
+        lost = 0 if began <= saved and seconds is not None else max(0, saved - began)
+        rows.append(Injected(name, seen - since, lost, note=f"for {seconds or 'good'}"))
+        _tell(rows[-1])
+    if run.driver is not None and run.driver.wait(1200) != 0:
+        raise Hopeless(f"{run.name} ended with {run.driver.returncode}")
+    return rows
 
 
 def main() -> None:
@@ -373,48 +413,52 @@ def main() -> None:
     root = os.geteuid() == 0
     chance = random.Random(given.seed)
     names = given.only.split(",") if given.only else [n for n in ALL if root or n != "full_disk"]
-    machines = Machines()
     rows: list[Injected] = []
     different = 0
-    try:
-        with storage(root) as folder:
-            undisturbed = Run("undisturbed", folder, given.images, machines.address)
-            undisturbed.start()
-            assert undisturbed.driver is not None
-            if undisturbed.driver.wait(3600) != 0:
-                raise SystemExit((folder / "undisturbed.log").read_text()[-3000:])
-            wanted = undisturbed.digest()
-            print(f"undisturbed: {given.images:,} images, weights {wanted[:16]}", flush=True)
-            print(f"{'fault':<20}{'seconds to a step':>18}{'images lost':>13}", flush=True)
-            for number in range(given.rounds):
-                faults = chance.sample(names, len(names))
-                run = Run(f"round-{number}", folder, given.images, machines.address)
-                try:
-                    rows += disturbed(run, machines, faults, chance)
-                except Hopeless as hopeless:
-                    log = (folder / f"{run.name}.log").read_text()[-3000:]
-                    raise SystemExit(f"{log}\n{hopeless}") from None
-                finally:
-                    if run.driver is not None:
-                        run.driver.kill()
-                same = run.digest() == wanted
-                different += not same
-                print(f"round {number}: weights {'equal, bit for bit' if same else 'DIFFER'}")
-                if same:
-                    shutil.rmtree(run.folder)
-    finally:
-        machines.shutdown()
-    print(f"\n{len(rows)} faults, {given.rounds} rounds, {different} with other weights")
+    with contextlib.ExitStack() as stack:
+        s3 = stack.enter_context(S3())
+        os.environ.update(s3.environment)  # before the nodes start, whose workers need it
+        machines = Machines()
+        stack.callback(machines.shutdown)
+        folder = stack.enter_context(storage(root))
+        undisturbed = Run("undisturbed", folder, given.images, machines.address)
+        undisturbed.start()
+        assert undisturbed.driver is not None
+        if undisturbed.driver.wait(3600) != 0:
+            raise SystemExit((folder / "undisturbed.log").read_text()[-3000:])
+        wanted = undisturbed.digest()
+        print(f"undisturbed: {given.images:,} images, weights {wanted[:16]}", flush=True)
+        print(f"{'fault':<20}{'seconds to a step':>18}{'images lost':>13}", flush=True)
+        for number in range(given.rounds + 1):
+            run = Run(f"round-{number}", folder, given.images, machines.address)
+            try:
+                if number < given.rounds:
+                    rows += disturbed(run, machines, chance.sample(names, len(names)), chance)
+                else:
+                    run.bucket = s3.new_bucket()
+                    rows += over_network(run, s3, chance)
+            except Hopeless as hopeless:
+                log = (folder / f"{run.name}.log").read_text()[-3000:]
+                raise SystemExit(f"{log}\n{hopeless}") from None
+            finally:
+                if run.driver is not None:
+                    run.driver.kill()
+            same = run.digest() == wanted
+            different += not same
+            told = "equal, bit for bit" if same else "DIFFER"
+            print(f"round {number}: weights {told}", flush=True)
+            if same:
+                shutil.rmtree(run.folder, ignore_errors=True)
+    print(f"\n{len(rows)} faults in {given.rounds + 1} runs, {different} with other weights")
     print("| fault | times | seconds to a step: median (largest) | images lost: median (largest) |")
     print("|---|---|---|---|")
-    for name in names:
+    for name in dict.fromkeys(row.fault for row in rows):
         of = [row for row in rows if row.fault == name]
-        if of:
-            seconds, lost = [row.seconds for row in of], [row.lost for row in of]
-            print(
-                f"| {name.replace('_', ' ')} | {len(of)} | {statistics.median(seconds):.0f} "
-                f"({max(seconds):.0f}) | {statistics.median(lost):,.0f} ({max(lost):,}) |"
-            )
+        seconds, lost = [row.seconds for row in of], [row.lost for row in of]
+        print(
+            f"| {name.replace('_', ' ')} | {len(of)} | {statistics.median(seconds):.0f} "
+            f"({max(seconds):.0f}) | {statistics.median(lost):,.0f} ({max(lost):,}) |"
+        )
     too_many = [row for row in rows if row.lost > row.allowed]
     sys.exit(1 if different or too_many else 0)
 

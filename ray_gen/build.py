@@ -35,12 +35,29 @@ def import_target(target: str, field: str) -> Any:
     return getattr(module, name)
 
 
+def class_of(target: str, field: str, *parts: str, of: type = object) -> type:
+    """A user's own class, which has methods of these names. What an experiment names is called only
+    if it is such a class: a run folder of somebody else's cannot name any function there is."""
+    found = import_target(target, field)
+    if isinstance(found, type) and issubclass(found, of):
+        has = {name for base in found.__mro__[:-1] for name in vars(base)}
+        if has.issuperset(parts):
+            return found
+    wanted = f"a subclass of torch.nn.{of.__name__}" if of is not object else "a class"
+    raise ExperimentError(
+        [f"{field}: {target} is not {wanted}" + (f" with {', '.join(parts)}" if parts else "")]
+    )
+
+
 def build_objective(experiment: Experiment) -> Objective:
     """The objective of a resolved experiment, checked against its networks and optimisers."""
     settings = experiment.objective
-    custom = isinstance(settings, CustomObjective)
-    field = "objective.target" if custom else "objective.kind"
-    factory = import_target(settings.target if custom else settings.targets["objective"], field)
+    field = "objective.kind"
+    if isinstance(settings, CustomObjective):
+        field = "objective.target"
+        factory: Any = class_of(settings.target, field, "networks", "phases", "sample")
+    else:
+        factory = import_target(settings.targets["objective"], field)
     try:
         objective = factory(
             image_shape=experiment.image_shape,
@@ -97,7 +114,7 @@ def build_networks(
 def _build_network(settings: Network, signature: Signature, name: str) -> nn.Module:
     field = f"networks.{name}"
     if isinstance(settings, CustomNetwork):
-        factory = import_target(settings.target, f"{field}.target")
+        factory: Any = class_of(settings.target, f"{field}.target", of=nn.Module)
     else:
         direction = "image_to_vector" if isinstance(signature, ImageToVector) else "vector_to_image"
         factory = import_target(settings.targets[direction], f"{field}.kind")

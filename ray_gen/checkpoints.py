@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray_gen.state import EXPERIMENT, MANIFEST, CheckpointError
+from ray_gen.state import EXPERIMENT, MANIFEST, CheckpointError, parsed_manifest
 from ray_gen.storage import Folder, StorageError
 
 BEST = "best"
@@ -39,7 +39,9 @@ def checkpoints(run: Folder) -> list[Folder]:
 def newest_manifest(run: Folder) -> dict[str, Any] | None:
     """The manifest of a run's newest checkpoint; None without one. Sizes and digests unchecked."""
     found = checkpoints(run)
-    return json.loads(found[0].read_text(MANIFEST)) if found else None
+    if not found:
+        return None
+    return parsed_manifest(found[0].read_text(MANIFEST), (found[0] / MANIFEST).location)
 
 
 def newest_checkpoint(run: Folder) -> Folder:

@@ -15,7 +15,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from ray_gen.build import DTYPES, import_target
+from ray_gen.build import DTYPES, class_of, import_target
 from ray_gen.core import Bounds, Networks, Objective
 from ray_gen.data import Split, Store
 from ray_gen.distributed import World
@@ -155,8 +155,8 @@ class Evaluator:
             build = import_target(features.targets["extractor"], "evaluation.features.kind")
             arguments = features.arguments()
             if isinstance(features, CustomFeatures):
-                target = import_target(features.target, "evaluation.features.target")
-                arguments["factory"] = target
+                field = "evaluation.features.target"
+                arguments["factory"] = class_of(features.target, field, "__call__")
             self._extractor = build(**arguments, device=self._world.device)
         except Refused as refused:
             refusal = refused

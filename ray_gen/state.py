@@ -128,17 +128,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose files are all there and whole."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder}: is no complete checkpoint, {MANIFEST} is missing (it is written last)"
         ) from None
-    except ValueError:
-        raise CheckpointError(f"{path}: is damaged; use another checkpoint of the run") from None
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: has format {manifest.get('format')}, this version reads {FORMAT}"
-        )
+    manifest = parsed_manifest(text, str(path))
     for name, facts in manifest["files"].items():
         file = folder / name
         size = file.stat().st_size if file.is_file() else -1
@@ -146,6 +141,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             found = "is missing" if size < 0 else f"has {size} bytes instead of {facts['bytes']}"
             raise CheckpointError(f"{file}: {found}; use another checkpoint of the run")
     return manifest
+
+
+def parsed_manifest(text: str, where: str) -> dict[str, Any]:
+    """What a manifest says, if it is one. Raises CheckpointError."""
+    try:
+        told = json.loads(text)
+        known = told["format"] == FORMAT
+        if known and not _is_manifest(told):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{where}: is damaged; use another checkpoint of the run") from None
+    if not known:
+        raise CheckpointError(f"{where}: has format {told['format']}, this version reads {FORMAT}")
+    return told
+
+
+def _is_manifest(told: dict[str, Any]) -> bool:
+    files = told["files"]
+    numbers = (told["step"], told["images"], *(facts["bytes"] for facts in files.values()))
+    return (
+        files.keys() == {NETWORKS, EMA, OPTIMIZERS, EXPERIMENT}
+        and all(type(number) is int and number >= 0 for number in numbers)
+        and all(isinstance(facts["sha256"], str) for facts in files.values())
+        and all(isinstance(told[name], dict) for name in ("settled", "metrics"))
+    )
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -175,7 +195,7 @@ def load_tensors(folder: Path, name: str, tensors: nn.Module) -> None:
 
 def _read(folder: Path, name: str) -> dict[str, Tensor]:
     path = folder / name
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_manifest(folder)
     _check_digest(path, manifest["files"][name]["sha256"])
     try:
         return load_file(path)

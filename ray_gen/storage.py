@@ -185,8 +185,8 @@ class Folder:
         return (self.path / name).read_bytes()[begin:] if self.is_local else self._tried(read)
 
     def read_text(self, name: str) -> str:
-        """A small file. Raises FileNotFoundError."""
-        return self.read_bytes(name).decode()
+        """A small file, with U+FFFD for bytes that are no text. Raises FileNotFoundError."""
+        return self.read_bytes(name).decode(errors="replace")
 
     def write_text(self, name: str, text: str) -> None:
         """A small file; on a local disk and an object store whole or not at all."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -44,7 +43,7 @@ from ray_gen.launch.worker import train_worker
 from ray_gen.loop import ALL_SEEN, ASKED, SETTLED, finished
 from ray_gen.run import PROGRESS, STOP
 from ray_gen.sources import class_names, open_data
-from ray_gen.state import EXPERIMENT, MANIFEST, CheckpointError, verify
+from ray_gen.state import EXPERIMENT, MANIFEST, CheckpointError, parsed_manifest, verify
 from ray_gen.storage import Folder, StorageError, default_storage
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -208,7 +207,9 @@ def _goes_on_from(
     for newest, earlier in zip_longest(found, found[1:]):
         try:
             manifest = (
-                verify(newest.path) if newest.is_local else json.loads(newest.read_text(MANIFEST))
+                verify(newest.path)
+                if newest.is_local
+                else parsed_manifest(newest.read_text(MANIFEST), newest.location)
             )
             text = newest.read_text(EXPERIMENT)
             break

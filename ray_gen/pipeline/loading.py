@@ -43,7 +43,7 @@ def load(
     with ExitStack() as stack:
         found, folder = stack.enter_context(fetched(given))
         manifest = read_manifest(folder)
-        experiment = Experiment.from_yaml((folder / EXPERIMENT).read_text(encoding="utf-8"))
+        experiment = Experiment.from_yaml(Folder(str(folder)).read_text(EXPERIMENT))
         objective = build_objective(experiment)
         networks = build_networks(experiment, objective, objective.sampled_from)
         load_tensors(folder, EMA if weights == "ema" else NETWORKS, networks)

@@ -1,0 +1,150 @@
+"""Run folders of somebody whom one does not trust: loading them calls nothing that they name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
+
+import ray_gen
+from ray_gen.build import build_objective
+from ray_gen.checkpoints import checkpoint_name
+from ray_gen.distributed import World
+from ray_gen.errors import Failed, Refused
+from ray_gen.experiment import Experiment
+from ray_gen.state import State
+from tests.helpers import gan
+
+FILES = ("experiment.yaml", "networks.safetensors", "ema.safetensors", "optimizers.safetensors")
+
+
+def call(trace: Path) -> dict[str, Any]:
+    """Options with which subprocess.Popen would leave a trace."""
+    return {"args": ["touch", str(trace)]}
+
+
+class Bomb:
+    """Leaves a trace when it is unpickled."""
+
+    def __init__(self, trace: str) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path(self.trace),)
+
+
+def saved(run: Path) -> Path:
+    """A run folder with a checkpoint."""
+    this = gan()
+    folder = run / checkpoint_name(480)
+    folder.mkdir(parents=True)
+    (run / "experiment.yaml").write_text(this.to_yaml())
+    State.build(this, build_objective(this), World()).save(folder, this)
+    return folder
+
+
+def sign(folder: Path) -> None:
+    """What an attacker can do, too: a manifest that fits the files."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in manifest["files"]:
+        data = (folder / name).read_bytes()
+        facts = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        manifest["files"][name] = facts
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return saved(tmp_path_factory.mktemp("run"))
+
+
+def copy_of(checkpoint: Path, run: Path) -> Path:
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(checkpoint.parent, run)
+    return run / checkpoint.name
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=some.sampled_from((*FILES, "manifest.json")),
+    place=some.floats(0, 1),
+    cut=some.integers(0, 64),
+    bytes_in=some.binary(max_size=64),
+    bomb=some.booleans(),
+)
+def test_a_damaged_run_is_refused_or_loaded(
+    checkpoint: Path, tmp_path: Path, name: str, place: float, cut: int, bytes_in: bytes, bomb: bool
+) -> None:
+    folder = copy_of(checkpoint, tmp_path / "run")
+    trace = tmp_path / "trace"
+    data = (folder / name).read_bytes()
+    at = int(place * len(data))
+    with_in = pickle.dumps(Bomb(str(trace))) if bomb else bytes_in
+    (folder / name).write_bytes(data[:at] + with_in + data[at + cut :])
+    if name != "manifest.json":
+        sign(folder)
+    try:
+        images = ray_gen.load(tmp_path / "run").sample(2, seed=0)
+        assert images.shape == (2, 1, 8, 8)
+    except (Refused, Failed):
+        pass
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pickle_in_the_place_of_a_file(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    folder = copy_of(checkpoint, tmp_path / "run")
+    (folder / name).write_bytes(pickle.dumps(Bomb(str(tmp_path / "trace"))))
+    sign(folder)
+    state = State.build(gan(), build_objective(gan()), World())
+    if name != "optimizers.safetensors":  # which sampling does not read
+        with pytest.raises(Refused):
+            ray_gen.load(tmp_path / "run", weights="raw" if "networks" in name else "ema")
+    if name != "experiment.yaml":
+        with pytest.raises(Refused):
+            state.load(folder)
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("part", ["objective", "networks.generator"])
+def test_functions_that_a_run_names_are_not_called(
+    checkpoint: Path, tmp_path: Path, part: str
+) -> None:
+    folder = copy_of(checkpoint, tmp_path / "run")
+    trace = tmp_path / "trace"
+    given = yaml.safe_load((folder / "experiment.yaml").read_text())
+    here = given
+    for key in part.split("."):
+        above, last, here = here, key, here[key]
+    above[last] = {"kind": "custom", "target": "subprocess:Popen", "options": call(trace)}
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(given))
+    sign(folder)
+    with pytest.raises(Refused, match=r"target: subprocess:Popen is not a (class|subclass)"):
+        ray_gen.load(tmp_path / "run")
+    assert not trace.exists()
+
+
+def test_functions_in_the_place_of_features_are_not_called(tmp_path: Path, store_8) -> None:
+    from ray_gen.evaluation import Evaluator
+    from ray_gen.experiment.evaluation import Evaluation
+
+    features = {"kind": "custom", "target": "subprocess:Popen", "options": call(tmp_path / "trace")}
+    asked = Evaluation.model_validate({"metrics": ["fid"], "features": features})
+    with pytest.raises(Refused, match=r"features\.target: subprocess:Popen is not a class"):
+        Evaluator(asked, store_8, "data", World())
+    assert not (tmp_path / "trace").exists()
+
+
+def test_yaml_makes_no_objects(tmp_path: Path) -> None:
+    text = f"!!python/object/apply:os.system ['touch {tmp_path / 'trace'}']"
+    with pytest.raises(Refused, match="not YAML"):
+        Experiment.from_yaml(text)
+    assert not (tmp_path / "trace").exists()
