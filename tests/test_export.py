@@ -237,7 +237,7 @@ def test_nothing_is_unpickled_and_no_file_holds_a_pickle(
 def test_no_file_tells_where_the_run_was_or_what_only_its_machine_knows(
     run_of, tmp_path: Path
 ) -> None:
-    secret = "s3://key:hidden@bucket/runs?token=hidden"
+    secret = "s3://bucket/runs?endpoint_override=hidden"
     for path, kept in (("/home/ivory/faces", "faces"), (secret, "s3://bucket/runs")):
         data = f"data={{kind: parquet, path: '{path}', image_size: 8, channels: 1}}"
         this = vae(SHORT, data, f"storage={secret}", "objective.conditional=true", kind="conv")
