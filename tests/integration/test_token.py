@@ -1,0 +1,106 @@
+"""A cluster that asks for a token: with it a job runs, without it nothing does. Takes minutes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RAY = Path(sys.executable).with_name("ray")
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[tuple[dict[str, str], int, int]]:
+    """The environment of a user who has the token, and the ports of GCS and dashboard."""
+    home = tmp_path_factory.mktemp("home")
+    gcs, dashboard = free_port(), free_port()
+    given = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    given |= {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    subprocess.run([RAY, "get-auth-token", "--generate"], env=given, check=True, timeout=60)
+    (home / ".ray" / "auth_token").chmod(0o600)
+    before = {process.pid for process in psutil.process_iter()}
+    start = [RAY, "start", "--head", f"--port={gcs}", "--dashboard-host=127.0.0.1"]
+    options = [f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
+    more = [f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={home / 'ray'}"]
+    subprocess.run([*start, *options, *more, "--num-cpus=2"], env=given, check=True, timeout=120)
+    try:
+        yield given, gcs, dashboard
+    finally:
+        ours = str(home)
+        for process in psutil.process_iter(["pid", "cmdline"]):
+            if process.pid not in before and ours in " ".join(process.info["cmdline"] or ()):
+                process.kill()
+
+
+def submitted(given: dict[str, str], dashboard: int, storage: Path, *words: str):
+    command = ["jobs/train.py", "vae-mnist5k", "training.images=2000", *words]
+    return subprocess.run(
+        [RAY, "job", "submit", "--working-dir", ".", "--", sys.executable, *command,
+         "--storage", str(storage), "--name", "a"],
+        cwd=ROOT,
+        env={**given, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )  # fmt: skip
+
+
+def test_with_the_token_a_job_trains(cluster, tmp_path: Path) -> None:
+    given, _, dashboard = cluster
+    job = submitted(given, dashboard, tmp_path)
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert list((tmp_path / "a").glob("checkpoint_*/manifest.json"))
+
+
+def test_a_job_that_is_refused_says_so_by_its_exit_code(cluster, tmp_path: Path) -> None:
+    given, _, dashboard = cluster
+    job = submitted(given, dashboard, tmp_path, "training.imags=3")
+    assert job.returncode == 1
+    assert "did you mean training.images?" in job.stdout
+
+
+def test_without_the_token_nothing_runs(cluster, tmp_path: Path) -> None:
+    given, gcs, dashboard = cluster
+    stranger = {**given, "HOME": str(tmp_path)}
+    job = submitted(stranger, dashboard, tmp_path)
+    assert job.returncode == 1
+    assert "Missing authentication token" in job.stdout + job.stderr
+    driver = subprocess.run(
+        [sys.executable, "-m", "ray_gen", "train", "vae-mnist5k", "--storage", str(tmp_path)],
+        env={**stranger, "RAY_ADDRESS": f"127.0.0.1:{gcs}"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert driver.returncode != 0
+    assert not list(tmp_path.glob("*/checkpoint_*"))
+
+
+def test_the_dashboard_is_on_the_loopback_alone(cluster) -> None:
+    _, _, dashboard = cluster
+    deadline = time.time() + 20
+    found: set[str] = set()
+    while not found and time.time() < deadline:
+        found = {
+            connection.laddr.ip
+            for connection in psutil.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == dashboard
+        }
+    assert found == {"127.0.0.1"}
