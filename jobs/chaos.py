@@ -7,8 +7,9 @@ each), trains the recipe once without a fault, and then again in every round whi
 injected one after the other, each between 3 and 8 seconds after the run has recovered from the one
 before. Prints a row for each: the seconds until a worker has taken a new step, the images that had
 to be trained again, and for each round whether the final weights are those of the undisturbed run,
-bit for bit. A last run has its storage behind a server that goes away. Exits with 1 if any weights
-differ, or if more than a checkpoint interval was lost (two where a checkpoint was damaged).
+bit for bit. Another run has its storage behind a server that goes away, and a last one shrinks when
+a node leaves and grows when one joins. Exits with 1 if weights differ (of the last by more than
+rounding), or if more than a checkpoint interval was lost (two where a checkpoint was damaged).
 
 Needs the test extra. The full disk needs root, for a small file system of its own; without it that
 fault is left out.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -37,12 +39,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from safetensors.torch import load_file  # noqa: E402
+from torch import Tensor  # noqa: E402
+
 from ray_gen.checkpoints import checkpoints, fetched  # noqa: E402
 from ray_gen.storage import Folder  # noqa: E402
 from tests.s3 import S3  # noqa: E402
 
 INTERVAL = 4096
 """Images between two checkpoints: some three seconds."""
+ELASTIC_IMAGES = 800_000
+ROUNDING = 1e-6
+"""‖Δw‖ / ‖w‖ that 6,250 steps in double precision may make of 1e-16."""
 GIVEN_UP_SECONDS = 300.0
 
 SETTINGS = {
@@ -121,6 +129,10 @@ class Run:
     storage: Path
     images: int
     address: str
+    recipe: str = "dcgan-mnist5k"
+    workers: str = "2"
+    interval: int = INTERVAL
+    more: tuple[str, ...] = ()
     bucket: str | None = None
     """Of a run behind a URI, whose log alone lies in `storage`."""
     driver: subprocess.Popen[bytes] | None = None
@@ -137,15 +149,16 @@ class Run:
         """As a user would, and with the same command after a fault."""
         overrides = [
             f"training.images={self.images}",
-            f"training.checkpoint_every_images={INTERVAL}",
-            f"training.report_every_images={INTERVAL}",
-            "workers.count=2",
+            f"training.checkpoint_every_images={self.interval}",
+            f"training.report_every_images={self.interval}",
+            f"workers.count={self.workers}",
             "workers.cpus=1",
             "workers.max_restarts=1000",
+            *self.more,
         ]
         with (self.storage / f"{self.name}.log").open("ab") as log:
             self.driver = subprocess.Popen(
-                [sys.executable, "-m", "ray_gen", "train", "dcgan-mnist5k", *overrides,
+                [sys.executable, "-m", "ray_gen", "train", self.recipe, *overrides,
                  "--storage", self.bucket or str(self.storage), "--name", self.name],
                 env={**os.environ, **SETTINGS, "RAY_ADDRESS": self.address},
                 stdout=log,
@@ -193,6 +206,11 @@ class Run:
             reached = max(reached, self.at)
             time.sleep(0.1)
         raise Hopeless(f"{self.name}: no step in {GIVEN_UP_SECONDS:.0f} s")
+
+    def weights(self) -> dict[str, Tensor]:
+        """Of the last checkpoint."""
+        with fetched(self.place) as (_, folder):
+            return load_file(folder / "networks.safetensors")
 
     def digest(self) -> str:
         """Of all tensors of the last checkpoint."""
@@ -401,6 +419,51 @@ def over_network(run: Run, s3: Any, chance: random.Random) -> list[Injected]:
     return rows
 
 
+def elastic(folder: Path, machines: Machines) -> tuple[list[Injected], float]:
+    """A run of one or two workers, whose second node goes and another comes: what that cost, and
+    how far its weights lie from those of a run of two workers, ‖Δw‖ / ‖w‖. In double precision,
+    where what is left is rounding."""
+    of = functools.partial(
+        Run,
+        storage=folder,
+        images=ELASTIC_IMAGES,
+        address=machines.address,
+        recipe="vae-mnist5k",
+        interval=10 * INTERVAL,
+        more=("training.precision=fp64",),
+    )
+    fixed = of("fixed")
+    fixed.start()
+    assert fixed.driver is not None
+    if fixed.driver.wait(1200) != 0:
+        raise Hopeless(f"fixed ended with {fixed.driver.returncode}")
+    run = of("elastic", workers="{max: 2}")
+    run.start()
+    run.recovered(0.0, 0)
+    rows: list[Injected] = []
+    for fault in ("node_leaves", "node_joins"):
+        run.saves(run.saved, time.time())
+        time.sleep(3)
+        since, before = time.time(), run.at
+        if fault == "node_leaves":
+            machines.cluster.remove_node(machines.nodes.pop(), allow_graceful=False)
+        else:
+            machines.nodes.append(machines.add())
+        stepped, lost = run.recovered(since, before)
+        count = _read(run.folder / "environment.json")["workers"]
+        if count != len(machines.nodes):
+            raise Hopeless(f"{count} workers on {len(machines.nodes)} nodes")
+        rows.append(Injected(fault, stepped - since, lost, run.interval, f"{count} workers"))
+        _tell(rows[-1])
+    assert run.driver is not None
+    if run.driver.wait(1200) != 0:
+        raise Hopeless(f"elastic ended with {run.driver.returncode}")
+    ours, theirs = run.weights(), fixed.weights()
+    apart = sum(float((ours[name] - theirs[name]).square().sum()) for name in theirs)
+    size = sum(float(theirs[name].square().sum()) for name in theirs)
+    return rows, (apart / size) ** 0.5
+
+
 def main() -> None:
     """Rounds of faults, a table, and whether all is as it would have been."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -449,7 +512,15 @@ def main() -> None:
             print(f"round {number}: weights {told}", flush=True)
             if same:
                 shutil.rmtree(run.folder, ignore_errors=True)
-    print(f"\n{len(rows)} faults in {given.rounds + 1} runs, {different} with other weights")
+        try:
+            more, apart = elastic(folder, machines)
+        except Hopeless as hopeless:
+            raise SystemExit(
+                f"{(folder / 'elastic.log').read_text()[-3000:]}\n{hopeless}"
+            ) from None
+        rows += more
+        print(f"elastic: weights {apart:.1e} from those of a fixed size", flush=True)
+    print(f"\n{len(rows)} faults in {given.rounds + 2} runs, {different} with other weights")
     print("| fault | times | seconds to a step: median (largest) | images lost: median (largest) |")
     print("|---|---|---|---|")
     for name in dict.fromkeys(row.fault for row in rows):
@@ -460,7 +531,7 @@ def main() -> None:
             f"({max(seconds):.0f}) | {statistics.median(lost):,.0f} ({max(lost):,}) |"
         )
     too_many = [row for row in rows if row.lost > row.allowed]
-    sys.exit(1 if different or too_many else 0)
+    sys.exit(1 if different or too_many or apart > ROUNDING else 0)
 
 
 def _tell(row: Injected) -> None:

@@ -321,3 +321,29 @@ def test_the_first_interrupt_saves_and_a_second_command_goes_on(
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert same(final(storage / "interrupted"), final(undisturbed))
+
+
+def test_a_data_set_is_converted_and_streamed(cluster, storage: Path, tmp_path: Path) -> None:
+    """Two workers on a run that is cut in two train what one process does in one go."""
+    import ray_gen
+    from ray_gen.experiment import data_settings
+    from ray_gen.launch.convert import convert
+    from ray_gen.sources import class_names, open_data
+    from tests.helpers import relative_difference, trained, weights
+
+    to = tmp_path / "digits"
+    manifest = convert(data_settings("mnist5k"), str(to), shard_images=500, group_images=100)
+    assert manifest["images"] == {"train": 4000, "validation": 1000}
+    streamed = (f"data=parquet:{to}", "data.placement=stream", "training.precision=fp64")
+    short = (*streamed, "training.images=6400", "workers.count=2", "workers.cpus=1")
+    ray_gen.train(recipe(*short, "training.images=3200"), storage=str(storage), name="streamed")
+    run = ray_gen.train(recipe(*short), storage=str(storage), name="streamed")
+    this = recipe(*short)
+    store = open_data(this)
+    this = this.resolved(store.image_shape, class_names(store), store.digest)
+    state, _ = trained(this, store)
+    (newest,) = Path(run.location).glob("checkpoint_*6400")
+    ours = load_file(newest / "networks.safetensors")
+    theirs = weights(state)
+    named = {n: {k: ours[f"{n}.{k}"] for k in theirs[n]} for n in ("encoder", "decoder")}
+    assert relative_difference(named, {n: theirs[n] for n in named}) < 1e-9
