@@ -373,7 +373,7 @@ def disturbed(
     for name in faults:
         run.saves(run.saved, time.time())
         time.sleep(chance.uniform(3, 8))
-        if run.ended:
+        if run.ended or run.at >= 0.95 * run.images:
             raise Hopeless(f"{run.name} ended before all faults were injected: more --images")
         since = time.time()
         before = run.at
@@ -469,7 +469,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=int, default=200_000)
+    parser.add_argument("--images", type=int, default=240_000)
     parser.add_argument("--only", help=f"of {', '.join(ALL)}")
     given = parser.parse_args()
     os.environ.update(SETTINGS)
