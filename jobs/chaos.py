@@ -9,7 +9,8 @@ before. Prints a row for each: the seconds until a worker has taken a new step, 
 to be trained again, and for each round whether the final weights are those of the undisturbed run,
 bit for bit. Another run has its storage behind a server that goes away, and a last one shrinks when
 a node leaves and grows when one joins. Exits with 1 if weights differ (of the last by more than
-rounding), or if more than a checkpoint interval was lost (two where a checkpoint was damaged).
+rounding), or if more than a checkpoint interval was lost (two where a checkpoint was damaged or
+could not be written).
 
 Needs the test extra. The full disk needs root, for a small file system of its own; without it that
 fault is left out.
@@ -24,6 +25,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -156,7 +158,7 @@ class Run:
             "workers.max_restarts=1000",
             *self.more,
         ]
-        with (self.storage / f"{self.name}.log").open("ab") as log:
+        with self.log.open("ab") as log:
             self.driver = subprocess.Popen(
                 [sys.executable, "-m", "ray_gen", "train", self.recipe, *overrides,
                  "--storage", self.bucket or str(self.storage), "--name", self.name],
@@ -164,6 +166,18 @@ class Run:
                 stdout=log,
                 stderr=log,
             )  # fmt: skip
+
+    @property
+    def log(self) -> Path:
+        return self.storage / f"{self.name}.log"
+
+    def told_before_restart(self, since: int) -> int:
+        """The images that the workers who ended last had told of, after so many bytes of the log;
+        0 where none ended."""
+        text = self.log.read_bytes()[since:].decode()
+        end = max(text.rfind("going on from"), text.rfind("error:"))
+        told = re.findall(r"([0-9,]+)/[0-9,]+ images", text[: max(end, 0)])
+        return int(told[-1].replace(",", "")) if told else 0
 
     @property
     def at(self) -> int:
@@ -390,13 +404,14 @@ def disturbed(
 
 def over_network(run: Run, s3: Any, chance: random.Random) -> list[Injected]:
     """A run whose storage is a server that goes away for a while, three times, and once until the
-    run has given up; then the same command goes on."""
+    run has given up; then the same command goes on. Seconds are those to a new checkpoint. What may
+    be lost is two intervals: a checkpoint is written while the next images are trained on."""
     rows: list[Injected] = []
     run.start()
     run.saves(0, time.time())
     for seconds in (5.0, 10.0, 20.0, None):
         time.sleep(chance.uniform(2, 5))
-        saved, since = run.saved, time.time()
+        saved, since, tells = run.saved, time.time(), run.log.stat().st_size
         s3.fail("busy")
         assert run.driver is not None
         if seconds is None:
@@ -411,8 +426,9 @@ def over_network(run: Run, s3: Any, chance: random.Random) -> list[Injected]:
         name = "storage_gone" if seconds is None else "storage_away"
         seen = run.saves(saved, since)
         began = json.loads(run.place.read_text("environment.json"))["from_images"]
-        lost = 0 if began <= saved and seconds is not None else max(0, saved - began)
-        rows.append(Injected(name, seen - since, lost, note=f"for {seconds or 'good'}"))
+        lost = max(0, run.told_before_restart(tells) - began)
+        note = f"for {seconds:.0f} s" if seconds else "until the run had given up"
+        rows.append(Injected(name, seen - since, lost, 2 * INTERVAL, note))
         _tell(rows[-1])
     if run.driver is not None and run.driver.wait(1200) != 0:
         raise Hopeless(f"{run.name} ended with {run.driver.returncode}")
@@ -501,7 +517,7 @@ def main() -> None:
                     run.bucket = s3.new_bucket()
                     rows += over_network(run, s3, chance)
             except Hopeless as hopeless:
-                log = (folder / f"{run.name}.log").read_text()[-3000:]
+                log = run.log.read_text()[-3000:]
                 raise SystemExit(f"{log}\n{hopeless}") from None
             finally:
                 if run.driver is not None:
