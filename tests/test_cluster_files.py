@@ -173,12 +173,14 @@ POD: dict[str, Any] = {
         "nodeSelector": ...,
         "tolerations": ...,
         "securityContext": {"runAsNonRoot": ..., "runAsUser": ..., "fsGroup": ...},
+        "terminationGracePeriodSeconds": ...,
         "volumes": {"name": ..., "emptyDir": {"medium": ..., "sizeLimit": ...}},
         "containers": {
             "name": ...,
             "image": ...,
             "env": {"name": ..., "value": ...},
             "securityContext": {"allowPrivilegeEscalation": ..., "capabilities": {"drop": ...}},
+            "lifecycle": {"preStop": {"exec": {"command": ...}}},
             "resources": RESOURCES,
             "volumeMounts": {"name": ..., "mountPath": ...},
         },
@@ -330,6 +332,27 @@ def has_both_pools(files: Files) -> None:
         assert cheap["priority"] > sure.get("priority", 0)
 
 
+def runs_hear_that_a_machine_goes(files: Files) -> None:
+    """cluster/notice.py runs on every worker, once, and has time to save."""
+    for name, config in _clouds(files):
+        stop, start, end, notice = config["worker_start_ray_commands"]
+        assert stop.endswith("ray stop") and "ray start" in start
+        (mounted,) = (m for m, local in config["file_mounts"].items() if local.endswith(".py"))
+        assert config["file_mounts"][mounted] == "cluster/notice.py"
+        assert f"bin/python {mounted} > " in notice and notice.endswith(" &"), name
+        assert "RAY_AUTH_MODE=token" in notice
+        pattern = shlex.split(end)[2]
+        assert re.search(pattern, notice), "the one before is not found"
+        assert not re.search(pattern, end), "it would end its own shell"
+    (group,) = _kubernetes(files)["RayJob"]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    pod = group["template"]["spec"]
+    command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[:3] == ["python", "notice.py", "--now"]
+    assert 15 <= float(command[3]) < pod["terminationGracePeriodSeconds"]
+    assert "COPY cluster/notice.py /home/ray/notice.py" in files["Dockerfile"]
+    assert "WORKDIR /home/ray" in files["Dockerfile"]
+
+
 def idles_at_no_cost(files: Files) -> None:
     for _, config in _clouds(files):
         assert 1 <= config["idle_timeout_minutes"] <= 30
@@ -447,7 +470,8 @@ def storage_is_filled_in_once(files: Files) -> None:
         marked = text.split("# ---- Fill in ")[1].split("# " + "-" * 90)[0]
         assert text.count("=FILL_IN") == marked.count("=FILL_IN") == 1, name
         for key in ("head_start_ray_commands", "worker_start_ray_commands"):
-            assert ". ~/.ray_gen_storage;" in config[key][-1], name
+            (start,) = (c for c in config[key] if re.search(r"\bray start\b", c))
+            assert ". ~/.ray_gen_storage;" in start, name
         write, check = config["setup_commands"][:2]
         for value, accepted in (("FILL_IN", False), ("s3://BUCKET/runs", True)):
             script = f"{write}; {check}".replace("=FILL_IN", f"={value}").replace("~", ".")
@@ -611,6 +635,15 @@ WRONG: dict[Callable[[Files], None], list[tuple[str, str, str]]] = {
         ("azure.yaml", "priority: Spot", "priority: Regular"),
         ("azure.yaml", "priority: 1 ", "priority: 0 "),
         ("gcp.yaml", "gpu_on_demand:\n", "gpu_sure:\n"),
+    ],
+    runs_hear_that_a_machine_goes: [
+        ("aws.yaml", "ray_gen_source/notice.py: cluster/", "ray_gen_source/n.py: cluster/"),
+        ("gcp.yaml", "[r]ay_gen_source", "ray_gen_source"),
+        ("azure.yaml", "[r]ay_gen_source", "[r]ay_gen"),
+        ("azure.yaml", "< /dev/null &", "< /dev/null"),
+        ("kubernetes.yaml", '--now, "25"', '--now, "60"'),
+        ("kubernetes.yaml", "notice.py", "/notice.py"),
+        ("Dockerfile", "cluster/notice.py", "notice.py"),
     ],
     idles_at_no_cost: [
         ("aws.yaml", "idle_timeout_minutes: 10", "idle_timeout_minutes: 600"),

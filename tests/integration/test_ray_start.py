@@ -1,4 +1,5 @@
-"""A cluster that asks for a token: with it a job runs, without it nothing does. Takes minutes."""
+"""A cluster as users start it, with `ray start` and a token: with it a job runs, without it nothing
+does; and what a machine's notice does to a run. Takes minutes."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -105,3 +106,30 @@ def test_the_dashboard_is_on_the_loopback_alone(cluster) -> None:
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == dashboard
         }
     assert found == {"127.0.0.1"}
+
+
+def test_a_machine_that_goes_has_its_training_save(cluster, tmp_path: Path) -> None:
+    """The last test: nothing more begins on the node."""
+    given, gcs, _ = cluster
+    told = {**given, "RAY_ADDRESS": f"127.0.0.1:{gcs}", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    train = [sys.executable, "-m", "ray_gen", "train", "vae-mnist5k", "workers.count=1"]
+    options = ["training.images=50000000", "training.checkpoint_every_images=50000000"]
+    with subprocess.Popen(
+        [*train, *options, "--storage", str(tmp_path), "--name", "a"], env=told, cwd=ROOT
+    ) as driver:
+        try:
+            _wait(lambda: (tmp_path / "a" / "progress.json").exists())
+            notice = [sys.executable, ROOT / "cluster" / "notice.py", "--now", "40"]
+            with subprocess.Popen(notice, env={**told, "RAY_ADDRESS": ""}) as telling:
+                _wait(lambda: any((tmp_path / "a").glob("checkpoint_*/manifest.json")))
+                assert telling.poll() is None, "the time to save is taken, not given up"
+                telling.kill()
+        finally:
+            driver.kill()
+
+
+def _wait(until: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.time() + seconds
+    while not until():
+        assert time.time() < deadline
+        time.sleep(0.2)
