@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray._private.worker
@@ -22,6 +22,8 @@ from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, ExperimentError, too_many_workers
 from ray_gen.experiment.training import Span
 from ray_gen.storage import VARIABLE, Folder
+
+Found = TypeVar("Found")
 
 SILENCE_SECONDS = 20.0
 """Without a node on its way, after which none is expected; an autoscaler looks every five."""
@@ -151,16 +153,24 @@ def share_of(experiment: Experiment) -> Share:
     return Share(count, float(gpu), each, least)
 
 
-def share_when_there(experiment: Experiment, say: Callable[[str], None]) -> Share:
-    """`share_of`, after nodes have come that the cluster starts when they are asked for.
+def when_there(
+    look: Callable[[], Found],
+    asked: list[dict[str, float]] | None,
+    say: Callable[[str], None],
+    enough: Callable[[Found], bool] = lambda found: True,
+) -> Found:
+    """What `look` finds, after nodes have come that the cluster starts when they are asked for.
 
-    Whether a cluster does so it does not tell, so it is asked, and waited for as long as nodes are
-    on their way.
+    look: raises Refused where the cluster as it is has no room. asked: a bundle of resources for
+    each worker; None where that cannot be said, and nothing is waited for. enough: whether nodes
+    that are still on their way need not be waited for.
+
+    Whether a cluster starts nodes it does not tell, so it is asked, and waited for as long as any
+    are on their way.
     """
     try:
-        return share_of(experiment)
-    except ExperimentError:
-        asked = _asked(experiment)
+        return look()
+    except Refused:
         if asked is None or _running_cluster() is None:
             raise
     request_resources(bundles=asked)
@@ -174,16 +184,18 @@ def share_when_there(experiment: Experiment, say: Callable[[str], None]) -> Shar
                 if coming != told:
                     say(f"waiting for {coming} node{'s' if coming > 1 else ''}")
                 told = coming
-            with suppress(ExperimentError):
-                return share_of(experiment)
+            with suppress(Refused):
+                found = look()
+                if enough(found):
+                    return found
             if time.monotonic() - silent_since > SILENCE_SECONDS:
-                return share_of(experiment)
+                return look()
             time.sleep(1.0)
     finally:
         request_resources(bundles=[])  # from here on the workers' own demand holds the nodes
 
 
-def _asked(experiment: Experiment) -> list[dict[str, float]] | None:
+def bundles_of(experiment: Experiment) -> list[dict[str, float]] | None:
     """What nodes are asked for: a bundle for each worker that a run cannot do without."""
     workers = experiment.workers
     count = workers.count.min if isinstance(workers.count, Span) else workers.count

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -31,10 +32,12 @@ from ray_gen.experiment import Experiment, ExperimentError, absolute_path, diffe
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.cluster import (
     Share,
+    bundles_of,
     check_shared,
     connected,
     evaluates_beside,
-    share_when_there,
+    share_of,
+    when_there,
 )
 from ray_gen.launch.evaluate import evaluate_checkpoint, failures_beside
 from ray_gen.launch.failures import EndOnError, in_words, is_of_the_controller
@@ -170,7 +173,7 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
             line.say(f"{store.skipped:,} corrupt images were skipped")
         line.stage("starting Ray")
         with connected():
-            share = share_when_there(experiment, line.stage)
+            share = when_there(partial(share_of, experiment), bundles_of(experiment), line.stage)
             check_shared(run)
             experiment = _bounded(experiment, share)
             run.write_text(EXPERIMENT, experiment.to_yaml())

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import ray
@@ -24,7 +25,7 @@ from ray_gen.errors import Failed
 from ray_gen.evaluation import Request, Scores, measure
 from ray_gen.evaluators.base import Progress, silent
 from ray_gen.experiment.evaluation import Evaluation
-from ray_gen.launch.cluster import check_seen, connected, equal_share
+from ray_gen.launch.cluster import check_seen, connected, equal_share, when_there
 from ray_gen.launch.failures import EndOnError, in_words
 from ray_gen.run import EVALUATIONS, evaluation_file, write_scalars
 from ray_gen.storage import Folder
@@ -39,7 +40,11 @@ def evaluate_on_workers(request: Request, workers: int, progress: Progress) -> S
     progress(*starting)
     temporary = tempfile.TemporaryDirectory(prefix="ray_gen-evaluate-", ignore_cleanup_errors=True)
     with temporary as folder, connected():
-        gpu, cpus = equal_share(workers)
+        gpu, cpus = when_there(
+            partial(equal_share, workers),
+            [{"CPU": 1.0}] * workers,
+            lambda words: progress(0, 1, words),
+        )
         if request.run is not None:
             check_seen(Folder(request.run))
         each = {"CPU": cpus, **({"GPU": 1} if gpu else {})}

@@ -14,6 +14,7 @@ import threading
 import traceback
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
@@ -26,11 +27,19 @@ from ray_gen.experiment import Experiment
 from ray_gen.experiment.search import better
 from ray_gen.launch.board import Board
 from ray_gen.launch.claim import Claim
-from ray_gen.launch.cluster import check_shared, connected
+from ray_gen.launch.cluster import check_shared, connected, when_there
 from ray_gen.launch.driver import check_is_experiment, folder_of, interruptible, timed
 from ray_gen.launch.proposals import Proposer, config_of
 from ray_gen.launch.schedulers import scheduler_of
-from ray_gen.launch.search_checks import check, of_a_trial, resolved, room_for, trials_before
+from ray_gen.launch.search_checks import (
+    bundles_of_trials,
+    check,
+    of_a_trial,
+    resolved,
+    room_for,
+    trials_at_once,
+    trials_before,
+)
 from ray_gen.launch.study import DEATHS, Study
 from ray_gen.launch.trial import Shared, TrialProcess
 from ray_gen.run import STOP
@@ -142,7 +151,13 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
             return searched
         board.say("starting Ray")
         with connected():
-            share, room = room_for(experiment)
+            wanted = trials_at_once(experiment)
+            share, room = when_there(
+                partial(room_for, experiment),
+                bundles_of_trials(experiment, wanted),
+                board.say,
+                enough=lambda found: found[1] >= wanted,
+            )
             check_shared(folder)
             folder.write_text(SEARCH, experiment.to_yaml())
             shared = Shared(

@@ -193,3 +193,20 @@ def room_for(experiment: Experiment) -> tuple[Share, int]:
     if settings.concurrent != "auto":
         room = min(room, settings.concurrent)
     return Share(asked.count, gpu, asked.cpus), room
+
+
+def trials_at_once(experiment: Experiment) -> int:
+    """Trials that nodes are asked for where there is room for none."""
+    settings = experiment.search
+    assert settings is not None
+    return 1 if settings.concurrent == "auto" else min(settings.concurrent, settings.total)
+
+
+def bundles_of_trials(experiment: Experiment, trials: int) -> list[dict[str, float]]:
+    """What nodes are asked for: a bundle for each worker of so many trials."""
+    settings = experiment.search
+    assert settings is not None
+    asked = settings.workers
+    gpu = 0.0 if asked.gpu == "auto" else asked.gpu
+    bundle = {"CPU": float(asked.cpus)} | ({"GPU": gpu} if gpu else {})
+    return [bundle] * (asked.count * trials)

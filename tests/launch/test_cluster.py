@@ -9,8 +9,9 @@ import pytest
 
 from ray_gen.experiment import ExperimentError
 from ray_gen.launch import cluster
-from ray_gen.launch.cluster import Share, share_of, share_when_there
+from ray_gen.launch.cluster import Share, bundles_of, equal_share, share_of, when_there
 from ray_gen.launch.driver import _bounded
+from ray_gen.launch.search_checks import bundles_of_trials, room_for, trials_at_once
 from tests.helpers import vae
 
 # 24 images in groups of 6: at most 4 workers.
@@ -67,6 +68,7 @@ class Autoscaler:
         self.requests: list[Any] = []
         self.looks = 0
         self.starts = starts
+        self.gives_up_after = 1000
         clock = SimpleNamespace(now=0.0)
         monkeypatch.setattr(cluster.ray, "nodes", self.nodes)
         monkeypatch.setattr(cluster, "_running_cluster", lambda: "there:6379")
@@ -88,21 +90,59 @@ class Autoscaler:
 
     def status(self, address: str) -> Any:
         self.looks += 1
-        return SimpleNamespace(pending_launches=[], pending_nodes=["one"] if self.starts else [])
+        coming = ["one"] if self.starts and self.looks < self.gives_up_after else []
+        return SimpleNamespace(pending_launches=[], pending_nodes=coming)
+
+
+def waited(asked: str, say) -> Share:
+    experiment = vae(asked)
+    return when_there(lambda: share_of(experiment), bundles_of(experiment), say)
 
 
 def test_nodes_that_are_on_their_way_are_waited_for(monkeypatch) -> None:
     autoscaler, said = Autoscaler(monkeypatch, starts=True), []
-    share = share_when_there(vae("workers.count={min: 2, max: 4}"), said.append)
+    share = waited("workers.count={min: 2, max: 4}", said.append)
     assert share == Share(4, 0.0, 1, 2)
     assert autoscaler.requests == [[{"CPU": 1}] * 2, []]
     assert said == ["waiting for 1 node"]
 
 
+def test_a_search_waits_for_the_trials_that_it_asks_for(monkeypatch) -> None:
+    """But no longer than nodes come, and on a cluster with room for one it does not wait."""
+    asked = vae(
+        "search.space={optimizers.autoencoder.learning_rate: {choice: [1e-3, 1e-4, 1e-5]}}",
+        "search.concurrent=3",
+        "search.workers.cpus=1",
+    )
+    wanted = trials_at_once(asked)
+    bundles = bundles_of_trials(asked, wanted)
+    assert bundles == [{"CPU": 1.0}] * 3
+    autoscaler = Autoscaler(monkeypatch, starts=True)
+
+    def room() -> tuple[Share, int]:
+        return when_there(
+            lambda: room_for(asked), bundles, lambda words: None, lambda found: found[1] >= wanted
+        )
+
+    autoscaler.gives_up_after = 40
+    assert room() == (Share(1, 0.0, 1), 2)
+    assert autoscaler.requests == [bundles, []]
+    assert 60 <= autoscaler.looks <= 70
+    room()
+    assert len(autoscaler.requests) == 2
+
+
+def test_an_evaluation_waits_for_nodes(monkeypatch) -> None:
+    autoscaler = Autoscaler(monkeypatch, starts=True)
+    found = when_there(lambda: equal_share(2), [{"CPU": 1.0}] * 2, lambda words: None)
+    assert found == (False, 1)
+    assert autoscaler.requests == [[{"CPU": 1.0}] * 2, []]
+
+
 def test_a_cluster_that_starts_none_refuses_after_a_while(monkeypatch) -> None:
     autoscaler = Autoscaler(monkeypatch, starts=False)
     with pytest.raises(ExperimentError, match="2 workers with 1 CPU cores"):
-        share_when_there(vae("workers.count=2"), lambda words: None)
+        waited("workers.count=2", lambda words: None)
     assert autoscaler.requests[-1] == []
     assert 20 <= autoscaler.looks <= 30
 
@@ -111,7 +151,7 @@ def test_where_ray_is_this_process_own_nothing_is_waited_for(monkeypatch) -> Non
     autoscaler = Autoscaler(monkeypatch, starts=True)
     monkeypatch.setattr(cluster, "_running_cluster", lambda: None)
     with pytest.raises(ExperimentError, match="2 workers with 1 CPU cores"):
-        share_when_there(vae("workers.count=2"), lambda words: None)
+        waited("workers.count=2", lambda words: None)
     assert not autoscaler.requests
 
 
