@@ -89,6 +89,40 @@ def without_credentials(location: str) -> str:
     return location
 
 
+def tried(attempt: Callable[[], _T], location: str, patience_seconds: float | None = None) -> _T:
+    """What `attempt` returns, which asks something of a URI; again and again, with growing pauses,
+    while its storage fails. FileNotFoundError and what is Refused pass through.
+
+    Raises StorageError after `patience_seconds` (PATIENCE_SECONDS), DeniedError at once.
+    """
+    storage = location.partition("://")[2].partition("/")[0]
+    patience = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
+    end, pause = time.monotonic() + patience, FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            done = attempt()
+        except (FileNotFoundError, NotImplementedError, Refused):
+            _outages.pop(storage, None)
+            raise
+        except ValueError as error:  # pyarrow's ArrowInvalid
+            raise StorageError(f"{location}: cannot be reached: {error}") from error
+        except OSError as error:
+            told = f"{location}: {reason_of(error)}"
+            if _FINAL.search(str(error)) or isinstance(error, PermissionError):
+                raise DeniedError(f"{told}{_remedy(error)}") from error
+            if time.monotonic() + pause > end or _outages.get(storage, False):
+                _outages[storage] = True
+                raise StorageError(f"{told}; {INTACT}, when the storage answers") from error
+            if storage not in _outages:
+                _outages[storage] = False
+                logging.getLogger(__name__).warning("%s; trying again for %.0f s", told, patience)
+        else:
+            _outages.pop(storage, None)
+            return done
+        time.sleep(pause * random.uniform(0.5, 1.0))  # workers must not come back all at once
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder by its absolute path or URI.
@@ -145,34 +179,7 @@ class Folder:
         self, attempt: Callable[[Any, str], _T], patience_seconds: float | None = None
     ) -> _T:
         """`attempt(file system, path)`, again and again while the storage fails."""
-        storage = self.location.partition("://")[2].partition("/")[0]
-        patience = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
-        end, pause = time.monotonic() + patience, FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                done = attempt(*self._remote)
-            except (FileNotFoundError, NotImplementedError):
-                _outages.pop(storage, None)
-                raise
-            except ValueError as error:  # pyarrow's ArrowInvalid
-                raise StorageError(f"{self.location}: cannot be reached: {error}") from error
-            except OSError as error:
-                told = f"{self.location}: {reason_of(error)}"
-                if _FINAL.search(str(error)) or isinstance(error, PermissionError):
-                    raise DeniedError(f"{told}{_remedy(error)}") from error
-                if time.monotonic() + pause > end or _outages.get(storage, False):
-                    _outages[storage] = True
-                    raise StorageError(f"{told}; {INTACT}, when the storage answers") from error
-                if storage not in _outages:
-                    _outages[storage] = False
-                    logging.getLogger(__name__).warning(
-                        "%s; trying again for %.0f s", told, patience
-                    )
-            else:
-                _outages.pop(storage, None)
-                return done
-            time.sleep(pause * random.uniform(0.5, 1.0))  # workers must not come back all at once
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        return tried(lambda: attempt(*self._remote), self.location, patience_seconds)
 
     def read_bytes(self, name: str, begin: int = 0) -> bytes:
         """A file, or what comes after its first `begin` bytes. Raises FileNotFoundError."""

@@ -19,10 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as some
 from PIL import Image
 
+from ray_gen import storage
 from ray_gen.data import DataError, Parquet, Store, open_stream
 from ray_gen.data.sources.parquet import raw_metadata
 from ray_gen.data.stream import Streamed, Streams
 from ray_gen.experiment import Experiment, ExperimentError, differences
+from ray_gen.storage import StorageError
 from tests.data.pictures import noise
 from tests.helpers import gan, largest_difference, trained, trained_by_workers, vae, weights
 
@@ -330,3 +332,53 @@ def test_torch_is_not_asked_for_randomness(folder: Path) -> None:
     before = torch.get_rng_state()
     numbers(streamed(opened(folder)), 0, 3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Flaky:
+    """A file system that fails so often before it opens a file."""
+
+    def __init__(self, system: Any, failures: int) -> None:
+        self._system = system
+        self.failures = failures
+
+    def open_input_file(self, location: str) -> Any:
+        if self.failures:
+            self.failures -= 1
+            raise OSError("AWS Error SLOW_DOWN (HTTP status 503) during GetObject operation: later")
+        return self._system.open_input_file(location)
+
+
+def uri_with(path: Path, failures: int, monkeypatch) -> tuple[Parquet, Any, Any, Flaky]:
+    write(path / "a.parquet", range(20), raw=False, group=10)
+    monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.01)
+    source = Parquet(path=path.as_uri())
+    (first, _), columns = source.row_groups()
+    source._file_system = flaky = Flaky(source._file_system, failures)
+    return source, first, columns, flaky
+
+
+def test_a_storage_that_fails_is_asked_again(tmp_path: Path, monkeypatch) -> None:
+    source, first, columns, flaky = uri_with(tmp_path, 3, monkeypatch)
+    rows = source.read(first, columns)
+    assert rows.labels == list(range(10))
+    assert flaky.failures == 0
+
+
+def test_a_storage_that_is_gone_ends_the_run_in_words(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.2)
+    source, first, columns, _ = uri_with(tmp_path, 10**6, monkeypatch)
+    with pytest.raises(StorageError, match=r"SLOW_DOWN.*what was saved before is intact"):
+        source.read(first, columns)
+    storage._outages.clear()
+
+
+def test_a_damaged_row_group_is_not_asked_for_again(tmp_path: Path, monkeypatch) -> None:
+    source, first, columns, flaky = uri_with(tmp_path, 0, monkeypatch)
+    file = tmp_path / "a.parquet"
+    whole = bytearray(file.read_bytes())
+    whole[4:400] = bytes(396)
+    file.write_bytes(whole)
+    flaky.failures = 1
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read"):
+        source.read(first, columns)
+    assert flaky.failures == 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ray_gen.data.errors import DataError, reason
 from ray_gen.data.sources.base import HELD_OUT_NAMES, Item, Listing, SplitName, read_image
+from ray_gen.storage import tried
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,6 +131,13 @@ class Rows(Sequence[Item]):
         return _item(image, label, self._shard, self._first_row + index, self._columns)
 
 
+def _extent(group: pq.RowGroupMetaData) -> tuple[int, int]:
+    """Bytes of a row group, and where they begin in the file."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    begin = min(c.dictionary_page_offset or c.data_page_offset for c in columns)
+    return sum(c.total_compressed_size for c in columns), begin
+
+
 class Parquet:
     """One Parquet file, a folder of shards, or a URI of either (file://, s3://, gs://, hdfs://).
 
@@ -225,15 +233,36 @@ class Parquet:
                     raise self._unreadable(shard.location, error) from error
 
     def read(self, group: RowGroup, columns: Columns) -> Rows:
-        """A whole row group, still encoded."""
+        """A whole row group, still encoded. Of a URI it is asked for again while its storage fails:
+        training goes on meanwhile, from what was read ahead. Raises StorageError when it is over.
+        """
         import pyarrow as pa
 
-        with self._open(group.shard) as file:
-            try:
+        location = group.shard.location
+
+        def parsed() -> Rows:
+            with self._file(group.shard) as file:
                 table = file.read_row_group(group.number, columns=columns.names)
-            except (pa.ArrowException, OSError) as error:
-                raise self._unreadable(group.shard.location, error) from error
-            return Rows(table, group.shard, _first_rows(file)[group.number], columns)
+                return Rows(table, group.shard, _first_rows(file)[group.number], columns)
+
+        def attempt() -> Rows:
+            try:
+                try:
+                    return parsed()
+                except OSError:  # of the storage, or of bytes that are no Parquet: both are one
+                    with self._file_system.open_input_file(location) as file:
+                        file.read_at(*_extent(self._footers[location].row_group(group.number)))
+                try:
+                    return parsed()
+                except OSError as error:
+                    raise self._unreadable(location, error) from error
+            except pa.ArrowException as error:
+                raise self._unreadable(location, error) from error
+
+        try:
+            return tried(attempt, self.path) if "://" in self.path else attempt()
+        except OSError as error:
+            raise self._unreadable(location, error) from error
 
     def _read(self, shard: _Shard, file: pq.ParquetFile, column: str) -> pa.ChunkedArray:
         import pyarrow as pa
@@ -245,14 +274,9 @@ class Parquet:
 
     def _open(self, shard: _Shard) -> pq.ParquetFile:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         try:
-            opened = self._file_system.open_input_file(shard.location)
-            footer = self._footers.get(shard.location)  # read once: behind a URI it takes a while
-            file = pq.ParquetFile(opened, metadata=footer, pre_buffer=True)
-            self._footers[shard.location] = file.metadata
-            return file
+            return self._file(shard)
         except pa.ArrowException as error:
             raise DataError(
                 f"{self.field}: {shard.location} is not a whole Parquet file ({reason(error)});"
@@ -260,6 +284,15 @@ class Parquet:
             ) from error
         except OSError as error:
             raise self._unreadable(shard.location, error) from error
+
+    def _file(self, shard: _Shard) -> pq.ParquetFile:
+        import pyarrow.parquet as pq
+
+        opened = self._file_system.open_input_file(shard.location)
+        footer = self._footers.get(shard.location)  # read once: behind a URI it takes a while
+        file = pq.ParquetFile(opened, metadata=footer, pre_buffer=True)
+        self._footers[shard.location] = file.metadata
+        return file
 
     def _unreadable(self, location: str, error: Exception) -> DataError:
         return DataError(
