@@ -85,6 +85,9 @@ class Stored:
         self.images: Split = store.train if split == "train" else store.held_out
         self._device = device
         self.description = {"data": name, "split": split}
+        if store.stream is not None and split == "train":
+            sample = f"a sample of {len(self.images):,} of {store.stream.rows:,} images"
+            self.description["split"] = f"train, {sample}"
         self.digest = None if store.digest is None else f"{store.digest} {split}"
 
     def __len__(self) -> int:

@@ -173,7 +173,7 @@ class Folder:
         """pyarrow's file system and the path in it."""
         from pyarrow import fs
 
-        return fs.FileSystem.from_uri(_limited(self.location))
+        return fs.FileSystem.from_uri(limited(self.location))
 
     def _tried(
         self, attempt: Callable[[Any, str], _T], patience_seconds: float | None = None
@@ -324,8 +324,8 @@ class Folder:
             ) from error
 
 
-def _limited(location: str) -> str:
-    """Google's client would try for a quarter of an hour by itself."""
+def limited(location: str) -> str:
+    """A URI whose file system gives up soon: Google's client would try for a quarter of an hour."""
     if not location.startswith(("gs://", "gcs://")) or "retry_limit_seconds" in location:
         return location
     return f"{location}{'&' if '?' in location else '?'}retry_limit_seconds=6"

@@ -49,17 +49,16 @@ class Layout:
 
 
 class Conversion:
-    """One source on its way to one folder. Is sent to other processes and lists the source there,
-    once."""
+    """One source on its way to one folder. May be sent to other processes, each of which lists the
+    source once."""
 
     def __init__(self, source: Source, layout: Layout, destination: Folder) -> None:
         self.source = source
         self.layout = layout
         self.destination = destination
 
-    def __getstate__(self) -> dict[str, Any]:
-        names = ("source", "layout", "destination")
-        return {name: getattr(self, name) for name in names}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (self.plan(), self.source, self.layout, self.destination)
 
     @cached_property
     def _listed(self) -> tuple[Sequence[RowGroup | Item], Columns | None, Any]:
@@ -69,7 +68,7 @@ class Conversion:
         listing = self.source.listing()
         return list(listing.items), None, listing.class_names
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Images in all."""
         pieces, _, _ = self._listed
@@ -184,6 +183,17 @@ class Conversion:
             name = f"convert {group.key}"
             for row in permutation(self.layout.seed, name, 0, len(rows)).tolist():
                 yield rows[row]
+
+
+_here: dict[str, Conversion] = {}
+"""The conversion that this process works on, by its plan, with what it has listed."""
+
+
+def _received(plan: str, source: Source, layout: Layout, destination: Folder) -> Conversion:
+    if plan not in _here:
+        _here.clear()
+        _here[plan] = Conversion(source, layout, destination)
+    return _here[plan]
 
 
 def _record(part: int) -> str:

@@ -24,6 +24,9 @@ from ray_gen.data.sources.base import Source
 from ray_gen.data.sources.parquet import Parquet
 from ray_gen.data.stream import Shards
 
+_LARGEST = 4
+"""Windows that a row group of a stream may be: more is not what the window promises of memory."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -172,8 +175,15 @@ def open_stream(
         on_corrupt == "skip",
         window,
     )
+    largest = max(group.rows for group in kept)
+    if largest > _LARGEST * window:
+        raise DataError(
+            f"{source.field}: {source.path} has row groups of {largest:,} images, and each stream "
+            "holds two in memory; write it with smaller ones (ray-gen data convert), or set "
+            f"data.window_images={largest} where a machine has room for them"
+        )
     digest = hashlib.blake2b(f"{store.digest} {shards.digest}".encode(), digest_size=16)
-    return replace(store, digest=digest.hexdigest(), stream=shards)
+    return replace(store, digest=digest.hexdigest(), label_count=columns.label_count, stream=shards)
 
 
 def _wanted(

@@ -74,7 +74,9 @@ class Streams:
             if position >= (total := int(rows.sum())):
                 position -= total
                 continue
-            numbers = (np.cumsum(rows) - rows) // self._window
+            # Shifted, so that the streams of a worker do not all come to a new block in one step.
+            shift = self._window * stream // self._streams
+            numbers = (np.cumsum(rows) - rows + shift) // self._window
             for number in np.unique(numbers):
                 chosen = numbers == number
                 size = int(rows[chosen].sum())
@@ -108,7 +110,7 @@ class Shards:
 
     @property
     def digest(self) -> str:
-        """Of what the footers tell: the row groups, their rows and the bytes of their columns."""
+        """Of what the footers tell: the row groups, their rows and bytes. Not of the pixels."""
         told = [(g.key, g.rows, g.bytes) for g in self.groups]
         return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
 

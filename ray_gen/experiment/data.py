@@ -120,7 +120,7 @@ class ParquetData(DataSettings):
     """None: `label`, if there is such a column of integers."""
     window_images: PositiveInt = 1024
     """Of placement stream: images that are shuffled together, in each of the streams that the
-    groups of a global batch are read from. Twice as many are in memory, as they are stored."""
+    groups of a global batch are read from. Some twice as many are in memory, as they are stored."""
 
 
 _SHORT_FORMS = {"folder": "path", "parquet": "path", "torchvision": "dataset"}

@@ -20,9 +20,10 @@ from hypothesis import strategies as some
 from PIL import Image
 
 from ray_gen import storage
-from ray_gen.data import DataError, Parquet, Store, open_stream
+from ray_gen.data import DataError, Parquet, Store, open_stream, sampled
 from ray_gen.data.sources.parquet import raw_metadata
 from ray_gen.data.stream import Streamed, Streams
+from ray_gen.evaluation import Stored
 from ray_gen.experiment import Experiment, ExperimentError, differences
 from ray_gen.storage import StorageError
 from tests.data.pictures import noise
@@ -364,6 +365,17 @@ def test_a_storage_that_fails_is_asked_again(tmp_path: Path, monkeypatch) -> Non
     assert flaky.failures == 0
 
 
+def test_footers_and_labels_are_asked_for_again(tmp_path: Path, monkeypatch) -> None:
+    source, _, _, flaky = uri_with(tmp_path, 0, monkeypatch)
+    shards = source._list()
+    monkeypatch.setattr(source, "_list", lambda: shards)
+    source._footers.clear()
+    source._file_system, flaky.failures = flaky, 3
+    groups, columns = source.row_groups()
+    assert sum(group.rows for group in groups) == 20 and columns.label_count == 10
+    assert flaky.failures == 0
+
+
 def test_a_storage_that_is_gone_ends_the_run_in_words(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.2)
     source, first, columns, _ = uri_with(tmp_path, 10**6, monkeypatch)
@@ -382,3 +394,43 @@ def test_a_damaged_row_group_is_not_asked_for_again(tmp_path: Path, monkeypatch)
     with pytest.raises(DataError, match=r"a\.parquet cannot be read"):
         source.read(first, columns)
     assert flaky.failures == 0
+
+
+def test_classes_are_those_of_all_images(tmp_path: Path, monkeypatch) -> None:
+    """Also of classes that neither the sample nor the images held out have."""
+    labels = [number // 5 for number in range(500)]
+    picture_bytes = [picture(number).tobytes() for number in range(500)]
+    table = pa.table({"image": pa.array(picture_bytes, pa.binary(SIDE * SIDE)), "label": labels})
+    table = table.replace_schema_metadata(raw_metadata("image", (SIDE, SIDE, 1)))
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=5)
+    monkeypatch.setattr(sampled, "SAMPLE_IMAGES", 50)
+    monkeypatch.setattr(sampled, "HELD_OUT_IMAGES", 50)
+    store = opened(tmp_path)
+    assert store.train.labels is not None and len(set(store.train.labels.tolist())) == 10
+    assert store.label_count == 100
+
+
+def test_row_groups_that_are_larger_than_a_window_promises(tmp_path: Path) -> None:
+    for part in ("a", "b"):
+        write(tmp_path / f"{part}.parquet", range(100), raw=True, group=100)
+    with pytest.raises(DataError, match=r"row groups of 100 images.*data\.window_images=100"):
+        opened(tmp_path, window=20)
+    assert opened(tmp_path, window=25).stream is not None
+
+
+def test_scores_say_that_they_compare_with_a_sample(tmp_path: Path) -> None:
+    for part in ("a", "b", "c", "d"):
+        write(tmp_path / f"{part}.parquet", range(100), raw=True, group=10)
+    store = opened(tmp_path)
+    assert store.stream is not None
+    told = Stored(store, "train", "faces", torch.device("cpu")).description["split"]
+    assert told == f"train, a sample of {len(store.train)} of {store.stream.rows} images"
+    assert (
+        Stored(store, "held_out", "faces", torch.device("cpu")).description["split"] == "held_out"
+    )
+
+
+def test_streams_do_not_all_begin_a_block_in_one_step() -> None:
+    order = Streams(0, [10] * 1000, 50, 40)
+    ends = Counter(next(order.blocks(stream, 0))[0].rows for stream in range(50))
+    assert len(ends) == 4 and max(ends.values()) < 15

@@ -8,16 +8,17 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ray_gen.data.errors import DataError, reason
 from ray_gen.data.sources.base import HELD_OUT_NAMES, Item, Listing, SplitName, read_image
-from ray_gen.storage import tried
+from ray_gen.storage import limited, tried
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+_T = TypeVar("_T")
 _SPLIT_NAME = re.compile(rf"(train|{'|'.join(HELD_OUT_NAMES)})(?![A-Za-z0-9])")
 PLAN = "_plan.json"
 """In a folder that is being written."""
@@ -71,6 +73,8 @@ class Columns:
     image: str
     label: str | None
     class_names: tuple[str, ...] | None
+    label_count: int | None
+    """Classes; None without labels."""
     shape_HWC: tuple[int, int, int] | None
     """Of images that are stored as their pixels, and not encoded."""
 
@@ -131,13 +135,6 @@ class Rows(Sequence[Item]):
         return _item(image, label, self._shard, self._first_row + index, self._columns)
 
 
-def _extent(group: pq.RowGroupMetaData) -> tuple[int, int]:
-    """Bytes of a row group, and where they begin in the file."""
-    columns = [group.column(number) for number in range(group.num_columns)]
-    begin = min(c.dictionary_page_offset or c.data_page_offset for c in columns)
-    return sum(c.total_compressed_size for c in columns), begin
-
-
 class Parquet:
     """One Parquet file, a folder of shards, or a URI of either (file://, s3://, gs://, hdfs://).
 
@@ -188,9 +185,9 @@ class Parquet:
         image = _image_column(schema, self.image_column, shards[0].location)
         label = _label_column(schema, self.label_column, shards[0].location)
         groups: list[RowGroup] = []
-        words: set[str] = set()
+        values: set[int | str] = set()
 
-        def look(shard: _Shard) -> tuple[list[RowGroup], list[str]]:
+        def look(shard: _Shard) -> tuple[list[RowGroup], list[int | str]]:
             with self._open(shard) as file:
                 for name in (image, label):
                     if name is not None and name not in file.schema_arrow.names:
@@ -205,14 +202,17 @@ class Parquet:
                 ]
                 if label is None:
                     return found, []
-                return found, _checked(self._read(shard, file, label), label, shard.location)
+                return found, _checked(self._read(shard, label), label, shard.location)
 
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE, "footers") as pool:
             for found, labels in pool.map(look, shards):
                 groups += found
-                words.update(labels)
-        names = tuple(sorted(words)) or _written_names(schema, label)
-        return groups, Columns(image, label, names, raw_shape(schema, image))
+                values.update(labels)
+        names = tuple(sorted(v for v in values if isinstance(v, str)))
+        names = names or _written_names(schema, label)
+        numbers = [value + 1 for value in values if not isinstance(value, str)]
+        count = None if label is None else max(len(names or ()), *numbers, 0)
+        return groups, Columns(image, label, names, count, raw_shape(schema, image))
 
     def items(self, groups: Iterable[RowGroup], columns: Columns) -> Iterator[Item]:
         """The rows of row groups, a few at a time: memory is bounded by one row group."""
@@ -233,64 +233,63 @@ class Parquet:
                     raise self._unreadable(shard.location, error) from error
 
     def read(self, group: RowGroup, columns: Columns) -> Rows:
-        """A whole row group, still encoded. Of a URI it is asked for again while its storage fails:
-        training goes on meanwhile, from what was read ahead. Raises StorageError when it is over.
-        """
-        import pyarrow as pa
+        """A whole row group, still encoded."""
 
-        location = group.shard.location
-
-        def parsed() -> Rows:
+        def attempt() -> Rows:
             with self._file(group.shard) as file:
                 table = file.read_row_group(group.number, columns=columns.names)
                 return Rows(table, group.shard, _first_rows(file)[group.number], columns)
 
-        def attempt() -> Rows:
+        return self._asked(group.shard.location, attempt)
+
+    def _read(self, shard: _Shard, column: str) -> pa.ChunkedArray:
+        def attempt() -> pa.ChunkedArray:
+            with self._file(shard) as file:
+                return file.read(columns=[column]).column(column)
+
+        return self._asked(shard.location, attempt)
+
+    def _open(self, shard: _Shard) -> pq.ParquetFile:
+        return self._asked(shard.location, lambda: self._file(shard))
+
+    def _asked(self, location: str, attempt: Callable[[], _T]) -> _T:
+        """What `attempt` reads of a file. Of a URI again and again while its storage fails;
+        training goes on meanwhile, from what was read ahead. Raises StorageError when it stays
+        away, and DataError where the file cannot be read."""
+        import pyarrow as pa
+
+        def told() -> _T:
             try:
-                try:
-                    return parsed()
-                except OSError:  # of the storage, or of bytes that are no Parquet: both are one
-                    with self._file_system.open_input_file(location) as file:
-                        file.read_at(*_extent(self._footers[location].row_group(group.number)))
-                try:
-                    return parsed()
-                except OSError as error:
-                    raise self._unreadable(location, error) from error
+                with suppress(OSError):
+                    return attempt()
             except pa.ArrowException as error:
+                raise self._unreadable(location, error) from error
+            # Arrow raises OSError for damaged bytes, too: if the storage answers, they are.
+            with self._file_system.open_input_file(location) as file:
+                file.read(1)
+            try:
+                return attempt()
+            except (pa.ArrowException, OSError) as error:
                 raise self._unreadable(location, error) from error
 
         try:
-            return tried(attempt, self.path) if "://" in self.path else attempt()
-        except OSError as error:
+            return tried(told, self.path) if "://" in self.path else attempt()
+        except (pa.ArrowException, OSError) as error:
             raise self._unreadable(location, error) from error
 
-    def _read(self, shard: _Shard, file: pq.ParquetFile, column: str) -> pa.ChunkedArray:
+    def _file(self, shard: _Shard) -> pq.ParquetFile:
         import pyarrow as pa
+        import pyarrow.parquet as pq
 
+        opened = self._file_system.open_input_file(shard.location)
+        footer = self._footers.get(shard.location)  # read once: behind a URI it takes a while
         try:
-            return file.read(columns=[column]).column(column)
-        except (pa.ArrowException, OSError) as error:
-            raise self._unreadable(shard.location, error) from error
-
-    def _open(self, shard: _Shard) -> pq.ParquetFile:
-        import pyarrow as pa
-
-        try:
-            return self._file(shard)
+            file = pq.ParquetFile(opened, metadata=footer, pre_buffer=True)
         except pa.ArrowException as error:
             raise DataError(
                 f"{self.field}: {shard.location} is not a whole Parquet file ({reason(error)});"
                 " fetch or write it again"
             ) from error
-        except OSError as error:
-            raise self._unreadable(shard.location, error) from error
-
-    def _file(self, shard: _Shard) -> pq.ParquetFile:
-        import pyarrow.parquet as pq
-
-        opened = self._file_system.open_input_file(shard.location)
-        footer = self._footers.get(shard.location)  # read once: behind a URI it takes a while
-        file = pq.ParquetFile(opened, metadata=footer, pre_buffer=True)
         self._footers[shard.location] = file.metadata
         return file
 
@@ -304,16 +303,20 @@ class Parquet:
         import pyarrow as pa
         from pyarrow import fs
 
+        def attempt() -> tuple[Any, list[Any]]:
+            info = self._file_system.get_file_info(location)
+            if info.type != fs.FileType.Directory:
+                return info, [info]
+            return info, self._file_system.get_file_info(fs.FileSelector(location, recursive=True))
+
         try:
             if "://" in self.path:
-                self._file_system, location = fs.FileSystem.from_uri(self.path)
+                self._file_system, location = fs.FileSystem.from_uri(limited(self.path))
+                info, entries = tried(attempt, self.path)
             else:
                 self._file_system = fs.LocalFileSystem()
                 location = str(Path(self.path).expanduser().absolute())
-            info = self._file_system.get_file_info(location)
-            entries = [info]
-            if info.type == fs.FileType.Directory:
-                entries = self._file_system.get_file_info(fs.FileSelector(location, recursive=True))
+                info, entries = attempt()
         except pa.ArrowException as error:
             raise DataError(
                 f"{self.field}: {self.path} is not a URI that can be read ({reason(error)});"
@@ -490,8 +493,8 @@ def _check_column(schema: pa.Schema, field: str, name: str, location: str) -> No
     raise DataError(f"{field}: {location} has no column {name!r}; {hint}")
 
 
-def _checked(labels: pa.ChunkedArray, column: str, location: str) -> list[str]:
-    """The different strings among the labels; refuses a row that has none (null, or -1)."""
+def _checked(labels: pa.ChunkedArray, column: str, location: str) -> list[int | str]:
+    """The different ones among the labels; refuses a row that has none (null, or -1)."""
     values = labels.unique().to_pylist()
     for value in values:
         if value is None or (not isinstance(value, str) and value < 0):
@@ -500,7 +503,7 @@ def _checked(labels: pa.ChunkedArray, column: str, location: str) -> list[str]:
                 f"data.label_column: row {row} of {location} has the label {value} in {column!r};"
                 " a class is 0 or more: remove such rows, or leave this file out of data.path"
             )
-    return [value for value in values if isinstance(value, str)]
+    return values
 
 
 def _written_names(schema: pa.Schema, column: str | None) -> tuple[str, ...] | None:
