@@ -7,6 +7,7 @@ wrong edits that are listed for it.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import itertools
 import json
 import re
@@ -163,8 +164,9 @@ def fits_azures_template(files: Files) -> None:
     assert config["provider"]["msi_resource_group"] != config["provider"]["resource_group"]
 
 
-# KubeRay 1.7: ray-operator/apis/ray/v1/rayjob_types.go and raycluster_types.go, by JSON name; of
-# Kubernetes' own objects, what the file uses.
+# Transcribed from KubeRay 1.7, github.com/ray-project/kuberay, ray-operator/apis/ray/v1:
+# rayjob_types.go and raycluster_types.go, by JSON name; of Kubernetes' own objects, what the file
+# uses.
 RESOURCES = {"requests": ..., "limits": ...}
 POD: dict[str, Any] = {
     "metadata": {"labels": ..., "annotations": ...},
@@ -332,14 +334,16 @@ def has_both_pools(files: Files) -> None:
         assert cheap["priority"] > sure.get("priority", 0)
 
 
+NOTICE = "ray_gen.launch.notice"
+
+
 def runs_hear_that_a_machine_goes(files: Files) -> None:
-    """cluster/notice.py runs on every worker, once, and has time to save."""
+    """It is asked for on every worker, once, and there is time to save."""
+    assert importlib.util.find_spec(NOTICE) is not None
     for name, config in _clouds(files):
         stop, start, end, notice = config["worker_start_ray_commands"]
         assert stop.endswith("ray stop") and "ray start" in start
-        (mounted,) = (m for m, local in config["file_mounts"].items() if local.endswith(".py"))
-        assert config["file_mounts"][mounted] == "cluster/notice.py"
-        assert f"bin/python {mounted} > " in notice and notice.endswith(" &"), name
+        assert f"bin/python -m {NOTICE} > " in notice and notice.endswith(" &"), name
         assert "RAY_AUTH_MODE=token" in notice
         pattern = shlex.split(end)[2]
         assert re.search(pattern, notice), "the one before is not found"
@@ -347,10 +351,8 @@ def runs_hear_that_a_machine_goes(files: Files) -> None:
     (group,) = _kubernetes(files)["RayJob"]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     pod = group["template"]["spec"]
     command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-    assert command[:3] == ["python", "notice.py", "--now"]
-    assert 15 <= float(command[3]) < pod["terminationGracePeriodSeconds"]
-    assert "COPY cluster/notice.py /home/ray/notice.py" in files["Dockerfile"]
-    assert "WORKDIR /home/ray" in files["Dockerfile"]
+    assert command[:4] == ["python", "-m", NOTICE, "--now"]
+    assert 15 <= float(command[4]) < pod["terminationGracePeriodSeconds"]
 
 
 def idles_at_no_cost(files: Files) -> None:
@@ -637,13 +639,12 @@ WRONG: dict[Callable[[Files], None], list[tuple[str, str, str]]] = {
         ("gcp.yaml", "gpu_on_demand:\n", "gpu_sure:\n"),
     ],
     runs_hear_that_a_machine_goes: [
-        ("aws.yaml", "ray_gen_source/notice.py: cluster/", "ray_gen_source/n.py: cluster/"),
-        ("gcp.yaml", "[r]ay_gen_source", "ray_gen_source"),
-        ("azure.yaml", "[r]ay_gen_source", "[r]ay_gen"),
+        ("aws.yaml", "-m ray_gen.launch.notice", "-m ray_gen.notice"),
+        ("gcp.yaml", "[r]ay_gen.launch", "ray_gen.launch"),
+        ("azure.yaml", "[r]ay_gen.launch", "[r]ay_gen_source"),
         ("azure.yaml", "< /dev/null &", "< /dev/null"),
         ("kubernetes.yaml", '--now, "25"', '--now, "60"'),
-        ("kubernetes.yaml", "notice.py", "/notice.py"),
-        ("Dockerfile", "cluster/notice.py", "notice.py"),
+        ("kubernetes.yaml", "launch.notice", "notice"),
     ],
     idles_at_no_cost: [
         ("aws.yaml", "idle_timeout_minutes: 10", "idle_timeout_minutes: 600"),

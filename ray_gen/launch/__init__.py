@@ -1,6 +1,10 @@
 """Training on a Ray cluster. The only room that imports ray."""
 
+from __future__ import annotations
+
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
 # Read by Ray when it is imported or when its processes start; a user's own settings win.
 for _name, _value in {
@@ -18,6 +22,14 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-from ray_gen.launch.driver import Run, train  # noqa: E402
+if TYPE_CHECKING:
+    from ray_gen.launch.driver import Run, train
 
 __all__ = ["Run", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # When first used: what hears a machine's notice needs neither torch nor the seconds.
+    if name not in __all__:
+        raise AttributeError(name)
+    return getattr(importlib.import_module("ray_gen.launch.driver"), name)

@@ -92,6 +92,7 @@ def test_without_the_token_nothing_runs(cluster, tmp_path: Path) -> None:
         timeout=200,
     )
     assert driver.returncode != 0
+    assert "uthenticat" in driver.stderr, driver.stderr
     assert not list(tmp_path.glob("*/checkpoint_*"))
 
 
@@ -119,8 +120,8 @@ def test_a_machine_that_goes_has_its_training_save(cluster, tmp_path: Path) -> N
     ) as driver:
         try:
             _wait(lambda: (tmp_path / "a" / "progress.json").exists())
-            notice = [sys.executable, ROOT / "cluster" / "notice.py", "--now", "40"]
-            with subprocess.Popen(notice, env={**told, "RAY_ADDRESS": ""}) as telling:
+            notice = [sys.executable, "-m", "ray_gen.launch.notice", "--now", "40"]
+            with subprocess.Popen(notice, env={**told, "RAY_ADDRESS": ""}, cwd=ROOT) as telling:
                 _wait(lambda: any((tmp_path / "a").glob("checkpoint_*/manifest.json")))
                 assert telling.poll() is None, "the time to save is taken, not given up"
                 telling.kill()

@@ -1,17 +1,18 @@
 """Tells Ray when the cloud takes this machine back, so that the runs on it save before it goes.
 
-    python notice.py             beside `ray start` on a worker: asks the cloud every 2 seconds
-    python notice.py --now 25    in a pod's preStop: 25 seconds are left
+    python -m ray_gen.launch.notice             beside `ray start`: asks the cloud now and then
+    python -m ray_gen.launch.notice --now 25    in a pod's preStop: 25 seconds are left
 
 Ray asks no cloud. What it is told of a node with `ray drain-node` reaches the runs: nothing new
-begins on that node, and a training saves a checkpoint at once. Needs ray alone. Ends when it has
-told of a notice, and with --now when no training runs on this machine or the time is over.
+begins on that node, and a training saves a checkpoint at once. Ends when it has told of a notice,
+and with --now when no training runs on this machine or the time is over.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -22,8 +23,11 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
+import ray
+
 METADATA = "http://169.254.169.254"
 """Where machines of AWS, GCP and Azure ask about themselves."""
+LOOK_SECONDS = 2.0
 SHORTEST = 30.0
 """Seconds that GCP and Azure leave at least; AWS leaves 120."""
 
@@ -80,10 +84,8 @@ def noticed() -> float | None:
 
 def tell(seconds: float) -> None:
     """Ray, of the node on this machine."""
-    import ray
-
     end = time.monotonic() + seconds
-    ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+    ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     node = ray.get_runtime_context().get_node_id()
     ray.shutdown()
     left = max(1, round(end - time.monotonic()))
@@ -126,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
                 return
             except Exception as error:  # the head may be away for a moment
                 print(f"Ray was not told: {error}", flush=True)
-        time.sleep(2)
+        time.sleep(LOOK_SECONDS)
 
 
 if __name__ == "__main__":

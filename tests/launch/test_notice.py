@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-FILE = Path(__file__).parent.parent / "cluster" / "notice.py"
+import ray_gen.launch.notice
+
 AWS, AWS_TOKEN = "/latest/meta-data/spot/instance-action", "/latest/api/token"
 GCP = "/computeMetadata/v1/instance/preempted"
 AZURE = "/metadata/scheduledevents?api-version=2020-07-01"
@@ -63,10 +62,7 @@ def cloud() -> Iterator[Cloud]:
 
 @pytest.fixture
 def notice(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("notice", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = ray_gen.launch.notice
     monkeypatch.setattr(module, "METADATA", f"http://127.0.0.1:{cloud.server_port}")
     return module
 
