@@ -393,7 +393,7 @@ def disturbed(
         before = run.at
         getattr(injector, name)()
         stepped, lost = run.recovered(since, before)
-        allowed = (2 if name == "damaged_checkpoint" else 1) * INTERVAL
+        allowed = (2 if name in ("damaged_checkpoint", "full_disk") else 1) * INTERVAL
         rows.append(Injected(name, stepped - since, max(lost, 0), allowed, f"at {before:,} images"))
         _tell(rows[-1])
     assert run.driver is not None

@@ -39,13 +39,7 @@ def open_source(data: Data, progress: Callable[[int, int], None] | None = None) 
     }
     if data.placement != "stream":
         return open_store(source, **settings)
-    if not isinstance(data, ParquetData):
-        raise ExperimentError(
-            [
-                "data.placement: stream reads Parquet files; write them with "
-                "`ray-gen data convert`, or set it to auto"
-            ]
-        )
+    assert isinstance(data, ParquetData)
     return open_stream(source, window=data.window_images, **settings)
 
 

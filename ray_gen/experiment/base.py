@@ -145,7 +145,8 @@ def _sentence(entry: Any, root: type[Settings], given: Any) -> str:
         return f"{path}.kind: is required and was not given"
     if kind == "value_error":
         message = str(context.get("error", entry["msg"]))
-        return f"{path}: {message}" if path else message
+        inner = message.partition(":")[0].isidentifier()  # of a field of what was validated
+        return f"{path}{'.' if inner else ': '}{message}" if path else message
     return f"{path}: {entry['msg'][0].lower()}{entry['msg'][1:]}, not {entry['input']!r}"
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from ray_gen.experiment.base import Component, Location, free
 
@@ -53,6 +53,15 @@ class DataSettings(Component):
     digest: str | None = None
     """Of all decoded pixels and labels in their order; filled in from the data at the start. What
     data is: where it lies may change."""
+
+    @model_validator(mode="after")
+    def _only_parquet_streams(self) -> Self:
+        if self.placement == "stream" and not isinstance(self, ParquetData):
+            raise ValueError(
+                "placement: stream reads Parquet files; write them with `ray-gen data convert`, or "
+                "set it to auto"
+            )
+        return self
 
     def height_and_width(self) -> tuple[int, int] | None:
         """The size of the images, where the settings alone say it."""

@@ -267,11 +267,6 @@ class Experiment(Settings):
         return self.search.every_images or -(-self.training.images // 9)
 
     def _data_problems(self) -> Iterator[str]:
-        if self.data.placement == "stream" and not isinstance(self.data, ParquetData):
-            yield (
-                "data.placement: stream reads Parquet files; write them with "
-                "`ray-gen data convert`, or set it to auto"
-            )
         size = self.data.height_and_width()
         if size is not None:
             for name, network in self.networks.items():

@@ -112,6 +112,15 @@ def share_of(experiment: Experiment) -> Share:
     count, least = asked.count, None
     if isinstance(count, Span):
         count, least = count.max, count.min
+    cores = [int(node.get("CPU", 0)) for node in nodes]
+    if count == "auto" and not any(cores):
+        raise ExperimentError(
+            [
+                "workers.count: auto takes what there is, and the cluster has no CPU core for a "
+                "worker; where it starts nodes when they are asked for, say how many, e.g. "
+                "workers.count=4 workers.gpu=true"
+            ]
+        )
     if count == "auto":
         count = max(1, min(gpus - evaluates_beside(experiment), groups)) if gpu else 1
     if count > groups:
@@ -127,10 +136,9 @@ def share_of(experiment: Experiment) -> Share:
                 + ("" if gpus else " and workers.gpu=false")
             ]
         )
-    cores = [int(node.get("CPU", 0)) for node in nodes]
     if evaluates_beside(experiment):
         cores[cores.index(max(cores))] -= 1
-        if max(cores) < 1 or (gpu and count >= gpus):
+        if max(cores) < 1 or (gpu and needed >= gpus):
             raise ExperimentError(
                 [
                     "evaluation.placement: beside needs a CPU core"
@@ -203,7 +211,7 @@ def bundles_of(experiment: Experiment) -> list[dict[str, float]] | None:
         return None
     cpus = 1 if workers.cpus == "auto" else workers.cpus
     bundle = {"CPU": float(cpus)} | ({"GPU": 1.0} if workers.gpu is True else {})
-    return [bundle] * count
+    return [bundle] * (count + evaluates_beside(experiment))
 
 
 def evaluates_beside(experiment: Experiment) -> bool:

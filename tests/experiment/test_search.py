@@ -531,5 +531,5 @@ def test_a_search_is_checked_without_ray_or_torch() -> None:
 
 def test_two_workers_of_a_trial_share_no_gpu() -> None:
     assert vae(SIZE, "search.workers={count: 2, gpu: 1}").search is not None
-    with pytest.raises(ExperimentError, match=r"search\.workers: gpu: two workers"):
+    with pytest.raises(ExperimentError, match=r"search\.workers\.gpu: two workers"):
         vae(SIZE, "search.workers={count: 2, gpu: 0.5}")

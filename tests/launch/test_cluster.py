@@ -147,6 +147,17 @@ def test_a_cluster_that_starts_none_refuses_after_a_while(monkeypatch) -> None:
     assert 20 <= autoscaler.looks <= 30
 
 
+def test_a_head_alone_asks_how_many(monkeypatch) -> None:
+    Autoscaler(monkeypatch, starts=True)
+    with pytest.raises(ExperimentError, match=r"say how many, e\.g\. workers\.count=4"):
+        waited("workers.count=auto", lambda words: None)
+
+
+def test_an_evaluation_beside_needs_a_node_too() -> None:
+    beside = ("evaluation.every_images=1000", "evaluation.placement=beside")
+    assert bundles_of(vae("workers.count=2", *beside)) == [{"CPU": 1.0}] * 3
+
+
 def test_where_ray_is_this_process_own_nothing_is_waited_for(monkeypatch) -> None:
     autoscaler = Autoscaler(monkeypatch, starts=True)
     monkeypatch.setattr(cluster, "_running_cluster", lambda: None)
