@@ -64,7 +64,10 @@ def connected() -> Generator[None]:
             address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options
         )
     except ConnectionError as error:
-        raise Refused(f"RAY_ADDRESS: the cluster {address} does not answer ({error})") from error
+        hint = "" if "RAY_AUTH_MODE" in os.environ else ", or asks for a token: RAY_AUTH_MODE=token"
+        raise Refused(
+            f"RAY_ADDRESS: the cluster {address} does not answer ({error}){hint}"
+        ) from error
     try:
         yield
     finally:

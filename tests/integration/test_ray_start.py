@@ -43,10 +43,24 @@ def cluster(tmp_path_factory) -> Iterator[tuple[dict[str, str], int, int]]:
     try:
         yield given, gcs, dashboard
     finally:
-        for process in psutil.process_iter():  # some rename themselves: all have this home
+        ours = list(_with_home(str(home)))
+        for process in [*(c for p in ours for c in _children(p)), *ours]:
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("HOME") == str(home):
-                    process.kill()
+                process.kill()
+
+
+def _with_home(home: str) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("HOME") == home:
+                yield process
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    """Ray's processes rename themselves, and their environment is gone with the old name."""
+    with contextlib.suppress(psutil.Error):
+        return process.children(recursive=True)
+    return []
 
 
 def submitted(given: dict[str, str], dashboard: int, storage: Path, *words: str):
