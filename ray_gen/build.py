@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +23,41 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """Of weights, by `training.precision`: bf16 keeps them in float32."""
 
 
+_runs: set[Path] = set()
+"""Folders that may be somebody else's: nothing is imported from them."""
+
+
+def distrust(folder: Path) -> None:
+    """From now on no module in this folder is imported because an experiment names it. Importing
+    runs a module, and a run that is loaded may be anybody's."""
+    _runs.add(folder.resolve())
+
+
+def _check_is_in_no_run(module: str, field: str) -> None:
+    """Looks for a module as the import would, but imports nothing, not even its package."""
+    name, within = "", None
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        specs = (finder.find_spec(name, within) for finder in sys.meta_path)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is None:
+            return  # which the import says better
+        within = spec.submodule_search_locations
+        places = [*([spec.origin] if spec.has_location and spec.origin else []), *(within or ())]
+        for place in (Path(place).resolve() for place in places):
+            if any(place.is_relative_to(run) for run in _runs):
+                raise ExperimentError(
+                    [
+                        f"{field}: {module} lies in a run folder ({place}), from which no code is "
+                        "run; if you trust it, move it out and put it on PYTHONPATH"
+                    ]
+                )
+
+
 def import_target(target: str, field: str) -> Any:
     """The class that "package.module:Name" names."""
     module_name, _, name = target.partition(":")
+    _check_is_in_no_run(module_name, field)
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

@@ -6,17 +6,20 @@ import hashlib
 import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 import ray_gen
 from ray_gen.build import build_objective
 from ray_gen.checkpoints import checkpoint_name
+from ray_gen.cli import main
 from ray_gen.distributed import World
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment
@@ -72,6 +75,17 @@ def copy_of(checkpoint: Path, run: Path) -> Path:
     return run / checkpoint.name
 
 
+def named(folder: Path, part: str, settings: dict[str, Any]) -> None:
+    """Gives a part of a checkpoint's experiment these settings."""
+    given = yaml.safe_load((folder / "experiment.yaml").read_text())
+    here = given
+    for key in part.split("."):
+        above, last, here = here, key, here[key]
+    above[last] = settings
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(given))
+    sign(folder)
+
+
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=some.sampled_from((*FILES, "manifest.json")),
@@ -120,16 +134,50 @@ def test_functions_that_a_run_names_are_not_called(
 ) -> None:
     folder = copy_of(checkpoint, tmp_path / "run")
     trace = tmp_path / "trace"
-    given = yaml.safe_load((folder / "experiment.yaml").read_text())
-    here = given
-    for key in part.split("."):
-        above, last, here = here, key, here[key]
-    above[last] = {"kind": "custom", "target": "subprocess:Popen", "options": call(trace)}
-    (folder / "experiment.yaml").write_text(yaml.safe_dump(given))
-    sign(folder)
+    named(folder, part, {"kind": "custom", "target": "subprocess:Popen", "options": call(trace)})
     with pytest.raises(Refused, match=r"target: subprocess:Popen is not a (class|subclass)"):
         ray_gen.load(tmp_path / "run")
     assert not trace.exists()
+
+
+EVIL = "from pathlib import Path\n\n\nPath({trace!r}).touch()\n\n\nclass X:\n    pass\n"
+INSIDE = {
+    "beside a run": (".", "run.evil:X", ["sample", "run"]),
+    "in the run": ("run", "evil:X", ["sample", "."]),
+    "in the run, of a checkpoint": ("run", "evil:X", ["sample", checkpoint_name(480)]),
+    "exported in the run": ("run", "evil:X", ["export", ".", "../out"]),
+    "measured in the run": ("run", "evil:X", ["evaluate", "."]),
+    "measured beside it": (".", "run.evil:X", ["evaluate", "run"]),
+}
+
+
+@pytest.mark.parametrize("case", INSIDE)
+@pytest.mark.parametrize("part", ["objective", "networks.generator"])
+def test_modules_in_a_run_are_not_imported(
+    checkpoint: Path, tmp_path: Path, case: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, target, command = INSIDE[case]
+    folder = copy_of(checkpoint, tmp_path / "run")
+    (tmp_path / "run" / "evil.py").write_text(EVIL.format(trace=str(tmp_path / "trace")))
+    named(folder, part, {"kind": "custom", "target": target})
+    monkeypatch.chdir(tmp_path / where)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    told = CliRunner().invoke(main, [*command, *(["--output", "a.png"] * (command[0] == "sample"))])
+    assert not (tmp_path / "trace").exists()
+    assert told.exit_code != 0
+    assert "lies in a run folder" in f"{told.output} {told.exception}", told.output
+
+
+def test_a_module_of_the_users_own_is_imported(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the tests above could fail."""
+    folder = copy_of(checkpoint, tmp_path / "run")
+    (tmp_path / "own_module.py").write_text(EVIL.format(trace=str(tmp_path / "trace")))
+    named(folder, "objective", {"kind": "custom", "target": "own_module:X"})
+    monkeypatch.chdir(tmp_path)
+    CliRunner().invoke(main, ["sample", "run", "--output", "a.png"])
+    assert (tmp_path / "trace").exists()
 
 
 def test_functions_in_the_place_of_features_are_not_called(tmp_path: Path, store_8) -> None:

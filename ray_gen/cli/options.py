@@ -91,9 +91,7 @@ def writing(output: Path) -> Generator[None]:
 
 def opened(run: str, weights: str) -> Pipeline:
     """The run of a command line."""
-    # The user's own folder may hold a `kind: custom` class; a run folder, of whoever, may not.
-    if not Path.cwd().is_relative_to(Path(run).expanduser().absolute()):
-        sys.path.insert(0, str(Path.cwd()))
+    sys.path.insert(0, str(Path.cwd()))  # where a `kind: custom` class of the user's may lie
     from ray_gen.pipeline import load
 
     return load(run, weights="raw" if weights == "raw" else "ema")

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import torch
 
-from ray_gen.build import build_networks, build_objective
+from ray_gen.build import build_networks, build_objective, distrust
 from ray_gen.checkpoints import BEST, fetched, newest_checkpoint
 from ray_gen.experiment import Experiment, absolute_path
 from ray_gen.pipeline.pipeline import Pipeline
@@ -20,7 +20,7 @@ from ray_gen.pipeline.pretrained import (
     placed,
     read,
 )
-from ray_gen.state import EMA, EXPERIMENT, NETWORKS, load_tensors, read_manifest
+from ray_gen.state import EMA, EXPERIMENT, MANIFEST, NETWORKS, load_tensors, read_manifest
 from ray_gen.storage import Folder
 
 
@@ -37,7 +37,7 @@ def load(
     it.
     """
     weights, device = checked_weights(weights), checked_device(device)
-    given = Folder(absolute_path(os.fspath(run)))
+    given = _distrusted(run)
     if given.is_local and is_pretrained(given.path):
         return Pipeline(*read(given.path, weights=weights, device=device))
     with ExitStack() as stack:
@@ -54,6 +54,16 @@ def load(
         return pipeline
 
 
+def _distrusted(run: str | os.PathLike[str]) -> Folder:
+    """The folder given; of a checkpoint also the run that it lies in is somebody's."""
+    given = Folder(absolute_path(os.fspath(run)))
+    if given.is_local:
+        distrust(given.path)
+        if (given.path / MANIFEST).exists():
+            distrust(given.path.parent)
+    return given
+
+
 def _run_name(given: Folder, checkpoint: Folder) -> str:
     """The name of the folder that holds a checkpoint, if it is one of a run."""
     if checkpoint.parent == given.parent and (
@@ -65,5 +75,5 @@ def _run_name(given: Folder, checkpoint: Folder) -> str:
 
 def experiment_of(run: str | os.PathLike[str]) -> Experiment:
     """The experiment of a run folder or checkpoint, without its networks."""
-    checkpoint = newest_checkpoint(Folder(absolute_path(os.fspath(run))))
+    checkpoint = newest_checkpoint(_distrusted(run))
     return Experiment.from_yaml(checkpoint.read_text(EXPERIMENT))

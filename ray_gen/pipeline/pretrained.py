@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from ray_gen import __version__
-from ray_gen.build import build_networks, build_objective
+from ray_gen.build import build_networks, build_objective, distrust
 from ray_gen.core import Networks, Objective
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
@@ -188,6 +188,7 @@ def read(
     loading a run does. Raises Refused, CheckpointError, ExperimentError.
     """
     weights, device = checked_weights(weights), checked_device(device)
+    distrust(folder)
     experiment, facts = read_config(folder)
     if weights == "raw" and facts.weights == "ema":
         raise CheckpointError(
