@@ -30,6 +30,11 @@ def checkpoint_name(images: int) -> str:
     return f"checkpoint_{images:012d}"
 
 
+def images_of(checkpoint: Folder) -> int:
+    """Seen when it was saved, by its name."""
+    return int(checkpoint.name.rpartition("_")[2])
+
+
 def checkpoints(run: Folder) -> list[Folder]:
     """The checkpoints of a run folder that have a manifest, newest first."""
     names = [name for name in reversed(run.names()) if _NAME.fullmatch(name)]

@@ -96,14 +96,17 @@ class RunWriter:
         store: Store,
         state: State,
         compared: Sequence[str] = (),
+        passed_over: Sequence[str] = (),
     ) -> None:
-        """compared: paths of the fields in TensorBoard's HParams; none: all of the experiment."""
+        """compared: paths of the fields in TensorBoard's HParams; none: all of the experiment.
+        passed_over: what is to be said of checkpoints that were damaged."""
         self._run = run
         self._experiment = experiment
         self._objective = objective
         self._state = state
         self._store = store
         self._compared = compared
+        self._passed_over = passed_over
         self._beside = None if run.is_local else tempfile.TemporaryDirectory(prefix="ray_gen-run-")
         self._folder = run.path if self._beside is None else Path(self._beside.name)
         self._events: Any = None
@@ -146,7 +149,8 @@ class RunWriter:
     def _tell(self, images: int, doing: str = "training") -> None:
         """At once in a local folder; behind a URI with the next report."""
         self._progress_at = time.time()
-        told = {"doing": doing, "images": images, "rate": self._pace.rate}
+        told: dict[str, Any] = {"doing": doing, "images": images, "rate": self._pace.rate}
+        told |= {"passed_over": self._passed_over} if self._passed_over else {}
         text = json.dumps({**told, "metrics": dict(self._latest)})
         Folder(str(self._folder)).write_text(PROGRESS, text)
 

@@ -45,7 +45,9 @@ _OF_AWS = re.compile(
     r"AWS Error (?P<code>\w+)( \(HTTP status (?P<status>\d+)\))? during \w+ operation: "
     r"(curlCode: \d+, )?(?P<detail>[^;(\n]*)"
 )
-_SECRET = re.compile(r"(^|_)(key|secret|token|password|passwd|signature|sig|sas)(_|$)", re.I)
+_WORDS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+")
+_SECRETS = {"key", "apikey", "secret", "token", "password", "passwd", "credential", "credentials"}
+_SECRETS |= {"signature", "sig", "sas", "auth", "authorization"}
 _T = TypeVar("_T")
 
 _outages: dict[str, bool] = {}
@@ -77,7 +79,11 @@ def without_credentials(location: str) -> str:
     user, at, _ = parts.netloc.rpartition("@")
     fields = dict(parse_qsl(parts.query, keep_blank_values=True))
     held = bool(at) and (":" in user or parts.scheme == "s3")
-    held |= any(_SECRET.search(name) or "@" in value for name, value in fields.items())
+    for name, value in fields.items():
+        words = {
+            word.lower() for word in _WORDS.findall(name)
+        }  # of secret_key, secretKey, Secret-Key
+        held |= not words.isdisjoint(_SECRETS) or "@" in value
     if held:
         bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         raise StorageError(
@@ -112,7 +118,7 @@ def tried(attempt: Callable[[], _T], location: str, patience_seconds: float | No
                 raise DeniedError(f"{told}{_remedy(error)}") from error
             if time.monotonic() + pause > end or _outages.get(storage, False):
                 _outages[storage] = True
-                raise StorageError(f"{told}; {INTACT}, when the storage answers") from error
+                raise StorageError(f"{told}, for {patience:.0f} s and more") from error
             if storage not in _outages:
                 _outages[storage] = False
                 logging.getLogger(__name__).warning("%s; trying again for %.0f s", told, patience)

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 import ray_gen
 from ray_gen import storage
 from ray_gen.cli import main
+from ray_gen.cli.tensorboard import _mirror
 from ray_gen.experiment import ExperimentError
-from ray_gen.storage import INTACT, DeniedError, Folder, StorageError, without_credentials
+from ray_gen.storage import DeniedError, Folder, StorageError, without_credentials
 from tests.helpers import vae
 from tests.s3 import S3, SECRET
 
@@ -260,7 +261,7 @@ def test_a_reason_is_short(remote: Folder, monkeypatch, error: str, told: str) -
     failing(remote, 1, OSError(error))
     with pytest.raises(StorageError) as caught:
         remote.names()
-    assert str(caught.value) == f"{remote.location}: {told}; {INTACT}, when the storage answers"
+    assert str(caught.value) == f"{remote.location}: {told}, for 0 s and more"
 
 
 def test_ray_does_not_try_again_what_was_tried_for_a_minute(remote: Folder, monkeypatch) -> None:
@@ -296,6 +297,18 @@ def test_a_disk_is_not_asked_again(tmp_path: Path, monkeypatch) -> None:
     assert asked == [1]
 
 
+def test_a_key_that_leads_out_of_a_folder_is_not_mirrored(
+    remote: Folder, tmp_path: Path, monkeypatch
+) -> None:
+    remote.write_text("events.1", "in")
+    sizes = {"../../events.2": 3, "x/../../../events.3": 3, "events.1": 2, "events.gone": 1}
+    monkeypatch.setattr(Folder, "sizes", lambda self, part: sizes)
+    mirror = tmp_path / "a" / "b" / "mirror"
+    _mirror(remote, mirror)
+    files = [file for file in tmp_path.rglob("events*") if file.is_relative_to(tmp_path / "a")]
+    assert files == [mirror / "events.1"]
+
+
 # Credentials
 
 
@@ -308,6 +321,12 @@ WITH_CREDENTIALS = [
     f"gs://bucket/runs?access_token={SECRET}",
     f"abfs://account:{SECRET}@container/runs",
     f"fsspec+s3://bucket/runs?key={SECRET}",
+    f"s3://bucket/runs?accessKey=key&secretKey={SECRET}",
+    f"s3://bucket/runs?credential={SECRET}",
+    f"gs://bucket/runs?access-token={SECRET}",
+    f"gs://bucket/runs?apikey={SECRET}",
+    f"https://bucket.s3.amazonaws.com/runs?X-Amz-Signature={SECRET}",
+    f"https://account.blob.core.windows.net/runs?sv=2024&sig={SECRET}",
 ]
 
 
@@ -342,6 +361,7 @@ def test_a_uri_with_credentials_is_refused_everywhere(uri: str) -> None:
         "gs://anonymous@bucket/runs",
         "hdfs://user@host:8020/runs?kerb_ticket=/tmp/x&replication=2",
         "abfs://container@account.dfs.core.windows.net/runs",
+        "s3://bucket/runs?monkey=1&designed=2&author=3",
         "/home/me@work/secret_key?=x",
     ],
 )

@@ -70,12 +70,16 @@ def _mirror(folder: Folder, mirror: Path) -> None:
     """Append what its event files have more than those of the mirror: they only ever grow, and
     TensorBoard holds them open."""
     for name, size in folder.sizes(EVENTS).items():
+        if ".." in name.split("/"):  # which an object store's keys may have
+            continue
         file = mirror / name
         here = file.stat().st_size if file.exists() else 0
         if size > here:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("ab") as stream:
-                stream.write(folder.read_bytes(name, here))
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                more = folder.read_bytes(name, here)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with file.open("ab") as stream:
+                    stream.write(more)
 
 
 @contextmanager

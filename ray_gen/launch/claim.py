@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ray_gen.errors import Refused
-from ray_gen.storage import Folder, StorageError
+from ray_gen.storage import PATIENCE_SECONDS, Folder, StorageError
 
 FILE = "writer.json"
 BEAT_SECONDS = 5.0
-STALE_SECONDS = 30.0
+STALE_SECONDS = PATIENCE_SECONDS + 6 * BEAT_SECONDS
+"""Longer than a writer may be busy asking a storage again that fails."""
 
 
 class Claim:
@@ -41,14 +42,15 @@ class Claim:
     def __enter__(self) -> Claim:
         other = self._read()
         if other is not None and self._is_alive(other):
+            elsewhere = other.get("host") != self._facts["host"]
             raise Refused(
                 f"{self._run.location}: another process writes this run (pid {other.get('pid')} on "
                 f"{other.get('host')}); wait for it, stop it, or choose another --name"
+                + (f". Once silent for {STALE_SECONDS:.0f} s it counts as dead" * elsewhere)
             )
         self._write()
         time.sleep(0.05)  # two that start together both write, and the later one has it
-        mine = self._read()
-        if mine is None or mine.get("token") != self._facts["token"]:
+        if not self._is_mine(self._read()):
             raise Refused(
                 f"{self._run.location}: another process has just begun to write this run; choose "
                 "another --name"
@@ -66,17 +68,22 @@ class Claim:
     def _beat(self) -> None:
         while not self._released.wait(BEAT_SECONDS):
             try:
-                self._write()
+                other = self._read()
+                if other is None or self._is_mine(other):  # else it was silent for too long
+                    self._write()
             except (OSError, StorageError):
                 continue  # a full disk is reported by whoever has something to lose there
 
     def _write(self) -> None:
         self._run.write_text(FILE, json.dumps({**self._facts, "time": time.time()}))
 
+    def _is_mine(self, found: dict[str, Any] | None) -> bool:
+        return found is not None and found.get("token") == self._facts["token"]
+
     def _read(self) -> dict[str, Any] | None:
         try:
             return json.loads(self._run.read_text(FILE))
-        except (OSError, ValueError):
+        except (OSError, json.JSONDecodeError):
             return None
 
     def _is_alive(self, other: dict[str, Any]) -> bool:

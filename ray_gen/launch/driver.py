@@ -151,7 +151,7 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
         line.stage("reading data")
         store = open_data(experiment, line.decoded)
         experiment = experiment.resolved(store.image_shape, class_names(store), store.digest)
-        manifest = _goes_on_from(run, experiment, line.say)
+        manifest = _goes_on_from(run, experiment, line.say_once)
         objective = build_objective(experiment)
         build_networks(experiment, objective)  # a class of the user's fails here, not in a worker
         best = experiment.checkpoints.best

@@ -36,6 +36,7 @@ class ProgressLine:
         self._task: TaskID | None = None
         self._logged_at: float | None = None
         self._logged: dict[str, Any] = {}
+        self._said: set[str] = set()
 
     def __enter__(self) -> ProgressLine:
         self._bar.start()
@@ -48,6 +49,12 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """A sentence that stays."""
         self._console.print(text, soft_wrap=True)
+
+    def say_once(self, text: str) -> None:
+        """A sentence that several may tell of."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
     def stage(self, description: str) -> None:
         """What is going on before the first image is trained on."""
@@ -70,8 +77,11 @@ class ProgressLine:
 
     def trained(self, progress: Mapping[str, Any]) -> None:
         """How far the run is: `images`, what it is `doing`, the `rate` of training in images a
-        second (None where it is not known yet), and the `metrics` of the last report."""
+        second (None where it is not known yet), the `metrics` of the last report, and sentences of
+        checkpoints that were `passed_over`."""
         assert self._task is not None
+        for sentence in progress.get("passed_over", ()):
+            self.say_once(sentence)
         images, metrics = int(progress["images"]), progress["metrics"]
         rate = progress["rate"] or metrics.get("speed/images_per_second")
         left = max(0, self._total - images) / rate if rate else None

@@ -29,6 +29,7 @@ from ray_gen.checkpoints import (
     checkpoints,
     commit,
     fetched,
+    images_of,
     newest_manifest,
     prune,
 )
@@ -43,7 +44,7 @@ from ray_gen.meter import NonFiniteError
 from ray_gen.run import RunWriter, write_environment
 from ray_gen.sources import open_data
 from ray_gen.state import CheckpointError, State
-from ray_gen.storage import INTACT, DeniedError, Folder, StorageError
+from ray_gen.storage import INTACT, Folder, StorageError
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -107,8 +108,8 @@ def explained(run: Folder) -> Generator[None]:
             "a GPU ran out of memory: lower training.micro_batch_size "
             f"({str(error).splitlines()[0]})"
         ) from error
-    except DeniedError as error:
-        raise StorageError(f"{error}; {INTACT}") from error
+    except StorageError as error:
+        raise error if INTACT in str(error) else StorageError(f"{error}; {INTACT}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
             raise Failed(f"{error}\n{traceback.format_exc()}") from error
@@ -145,11 +146,11 @@ def reports(
     store = open_data(experiment)
     objective = build_objective(experiment)
     state = State.build(experiment, objective, world)
-    _restore(state, run)
+    passed_over = _restore(state, run, world)
     _check_agreement(experiment, state, store, world)
     writer = None
     if world.rank == 0:
-        writer = RunWriter(run, experiment, objective, store, state, compared)
+        writer = RunWriter(run, experiment, objective, store, state, compared, passed_over)
         write_environment(run, world, _images(experiment, state))
     try:
         yield from _written(experiment, objective, state, store, world, writer, notice)
@@ -247,22 +248,40 @@ def ended_before(experiment: Experiment, run: Folder) -> dict[str, Any]:
     return {"stop": stop, "images": manifest["images"], "metrics": manifest["metrics"]}
 
 
-def _restore(state: State, run: Folder) -> None:
+def _restore(state: State, run: Folder, world: World) -> list[str]:
     """From the newest whole checkpoint of the run folder, at the start and after a death alike.
+    Returns what to say of those that were passed over. Collective: every rank.
 
     Ray's registry is not asked: it may know less than the folder (a worker can die between an
-    upload and its registration), and the manifests say what is whole.
+    upload and its registration), and the manifests say what is whole. The first rank chooses: what
+    a rank of before has not yet finished may be there for one that looks later, and not for it.
     """
-    found = checkpoints(run)
+    chosen, passed_over = (None, []) if world.rank else _restored(state, checkpoints(run))
+    (images,) = world.maxima([-1 if chosen is None else images_of(chosen)])
+    if world.rank and images >= 0:
+        try:
+            _restored(state, [run / checkpoint_name(images)])
+        except (CheckpointError, FileNotFoundError) as error:
+            raise Failed(
+                f"the workers do not see the same checkpoint ({error}): the storage differs "
+                "between nodes; use one that they share"
+            ) from error
+    return passed_over
+
+
+def _restored(state: State, found: Sequence[Folder]) -> tuple[Folder | None, list[str]]:
+    """Loads the first of these that is whole."""
+    passed_over: list[str] = []
     for newest, earlier in zip_longest(found, found[1:]):
         try:
             with fetched(newest) as (_, folder):
                 state.load(folder)
-            return
+            return newest, passed_over
         except CheckpointError as error:
             if earlier is None:
                 raise
-            print(f"{error}; going on from {earlier.name}", file=sys.stderr)
+            passed_over.append(f"{error}; going on from {earlier.name}")
+    return None, passed_over
 
 
 def _check_agreement(experiment: Experiment, state: State, store: Store, world: World) -> None:

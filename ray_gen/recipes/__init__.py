@@ -23,7 +23,7 @@ def text(name_or_file: str) -> str:
     if "://" in name_or_file:
         file = Folder(name_or_file)
         try:
-            return file.parent.read_text(file.name)
+            return file.parent.read_bytes(file.name).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise ExperimentError([f"{name_or_file}: cannot be read: {error}"]) from None
     path = Path(name_or_file).expanduser()

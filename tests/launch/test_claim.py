@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from ray_gen.errors import Refused
+from ray_gen.launch import claim
 from ray_gen.launch.claim import FILE, Claim
-from ray_gen.storage import Folder
+from ray_gen.storage import Folder, StorageError
 
 HOLD = """
 import sys, time
@@ -47,9 +48,32 @@ def test_a_second_live_writer_is_refused_and_a_dead_one_is_not_waited_for(tmp_pa
 
 def test_a_writer_on_another_machine_is_believed_until_it_is_silent(tmp_path: Path) -> None:
     facts = {"host": "elsewhere", "pid": 1, "started": "1", "token": "x"}
-    (tmp_path / FILE).write_text(json.dumps({**facts, "time": time.time() - 5}))
+    (tmp_path / FILE).write_text(json.dumps({**facts, "time": time.time() - 65}))
     with pytest.raises(Refused, match="on elsewhere"):
         Claim(Folder(str(tmp_path))).__enter__()
-    (tmp_path / FILE).write_text(json.dumps({**facts, "time": time.time() - 60}))
+    (tmp_path / FILE).write_text(json.dumps({**facts, "time": time.time() - 100}))
     with Claim(Folder(str(tmp_path))):
         pass
+
+
+def test_a_writer_that_was_silent_for_too_long_leaves_the_run_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.01)
+    other = json.dumps({"host": "elsewhere", "pid": 1, "token": "x", "time": time.time()})
+    with Claim(Folder(str(tmp_path))):
+        (tmp_path / FILE).write_text(other)
+        time.sleep(0.2)
+        assert (tmp_path / FILE).read_text() == other
+
+
+def test_a_storage_that_fails_is_not_taken_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> str:
+        raise StorageError("it does not answer")
+
+    monkeypatch.setattr(Folder, "read_text", fails)
+    with pytest.raises(StorageError, match="does not answer"):
+        Claim(Folder(str(tmp_path))).__enter__()
+    assert not (tmp_path / FILE).exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -111,8 +112,35 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(
     assert said[0].endswith(f"going on from {checkpoint_name(240)}")
     if file != "experiment.yaml":  # which workers have from the driver
         state = State.build(experiment, build_objective(experiment), World())
-        _restore(state, Folder(str(run)))
+        said_again = _restore(state, Folder(str(run)), World())
         assert state.step == 10
+        assert said_again == said
+
+
+class Second(World):
+    """The second of two workers, of which the first has chosen a checkpoint."""
+
+    def __init__(self, chosen: int) -> None:
+        super().__init__(rank=1, size=2)
+        object.__setattr__(self, "chosen", chosen)
+
+    def maxima(self, values: Sequence[int]) -> list[int]:
+        assert list(values) == [-1]
+        return [self.chosen]
+
+
+def test_the_first_worker_chooses_the_checkpoint(images: Path, tmp_path: Path) -> None:
+    """A worker that died may finish its last checkpoint between the looks of two others."""
+    run = finished(given(images), tmp_path, 240)
+    experiment = Experiment.from_yaml((run / checkpoint_name(240) / "experiment.yaml").read_text())
+    state = State.build(experiment, build_objective(experiment), World())
+    assert _restore(state, Folder(str(run)), Second(240)) == []
+    assert state.step == 10
+    beginning = State.build(experiment, build_objective(experiment), World())
+    assert _restore(beginning, Folder(str(run)), Second(-1)) == []
+    assert beginning.step == 0
+    with pytest.raises(Failed, match=r"do not see the same checkpoint.*differs between nodes"):
+        _restore(state, Folder(str(run)), Second(360))
 
 
 def test_where_no_checkpoint_is_whole_a_run_does_not_begin_anew(
