@@ -46,8 +46,22 @@ _OF_AWS = re.compile(
     r"(curlCode: \d+, )?(?P<detail>[^;(\n]*)"
 )
 _WORDS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+")
-_SECRETS = {"key", "apikey", "secret", "token", "password", "passwd", "credential", "credentials"}
-_SECRETS |= {"signature", "sig", "sas", "auth", "authorization"}
+_SECRETS = frozenset(
+    [
+        "key",
+        "apikey",
+        "secret",
+        "token",
+        "password",
+        "passwd",
+        "credential",
+        "credentials",
+        "signature",
+        "sig",
+        "sas",
+        "auth",
+    ]
+)
 _T = TypeVar("_T")
 
 _outages: dict[str, bool] = {}
@@ -80,9 +94,7 @@ def without_credentials(location: str) -> str:
     fields = dict(parse_qsl(parts.query, keep_blank_values=True))
     held = bool(at) and (":" in user or parts.scheme == "s3")
     for name, value in fields.items():
-        words = {
-            word.lower() for word in _WORDS.findall(name)
-        }  # of secret_key, secretKey, Secret-Key
+        words = {word.lower() for word in _WORDS.findall(name)}  # of key_id, keyId and Key-Id
         held |= not words.isdisjoint(_SECRETS) or "@" in value
     if held:
         bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
