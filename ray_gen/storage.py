@@ -46,22 +46,8 @@ _OF_AWS = re.compile(
     r"(curlCode: \d+, )?(?P<detail>[^;(\n]*)"
 )
 _WORDS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+")
-_SECRETS = frozenset(
-    [
-        "key",
-        "apikey",
-        "secret",
-        "token",
-        "password",
-        "passwd",
-        "credential",
-        "credentials",
-        "signature",
-        "sig",
-        "sas",
-        "auth",
-    ]
-)
+_SECRETS = {"key", "apikey", "secret", "token", "password", "passwd", "credential", "credentials"}
+_OF_A_SIGNATURE = {"signature", "sig", "sas", "auth"}
 _T = TypeVar("_T")
 
 _outages: dict[str, bool] = {}
@@ -95,7 +81,7 @@ def without_credentials(location: str) -> str:
     held = bool(at) and (":" in user or parts.scheme == "s3")
     for name, value in fields.items():
         words = {word.lower() for word in _WORDS.findall(name)}  # of key_id, keyId and Key-Id
-        held |= not words.isdisjoint(_SECRETS) or "@" in value
+        held |= bool(words & (_SECRETS | _OF_A_SIGNATURE)) or "@" in value
     if held:
         bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         raise StorageError(
