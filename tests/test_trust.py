@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,30 @@ def test_modules_in_a_run_are_not_imported(
     assert not (tmp_path / "trace").exists()
     assert told.exit_code != 0
     assert "lies in a run folder" in f"{told.output} {told.exception}", told.output
+
+
+@pytest.mark.parametrize("command", [["sample", "."], ["evaluate", "."], ["export", ".", "../out"]])
+def test_files_of_a_run_take_no_modules_place(
+    checkpoint: Path, tmp_path: Path, command: list[str]
+) -> None:
+    """Those that the command itself imports."""
+    copy_of(checkpoint, tmp_path / "run")
+    names = ("torch", "torchvision", "sklearn", "onnx", "matplotlib", "yaml", "nobody_has_this")
+    for name in names:
+        text = EVIL.format(trace=str(tmp_path / "trace"))
+        (tmp_path / "run" / f"{name}.py").write_text(text)
+    more = ["--output", "a.png"] if command[0] == "sample" else []
+    script = "import sys; sys.path.remove(''); from ray_gen.cli import main; main(sys.argv[1:])"
+    root = str(Path(ray_gen.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command, *more],
+        cwd=tmp_path / "run",
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+    )
+    assert not (tmp_path / "trace").exists(), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_module_of_the_users_own_is_imported(

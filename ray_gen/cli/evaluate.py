@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,9 +104,10 @@ def evaluate(
 
     Every value comes with its protocol: how many images, which split, which features.
     """
-    sys.path.insert(0, str(Path.cwd()))  # where a class of the user's may lie
-    from ray_gen.cli.options import check_output
+    from ray_gen.cli.options import check_output, import_from_here
     from ray_gen.scoring import experiment_of
+
+    import_from_here(*runs)
 
     arguments = {name: value for name, value in given.items() if value is not None}
     arguments |= {"generated": generated, "reference": reference}

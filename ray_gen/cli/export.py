@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import click
 
 
@@ -26,9 +23,10 @@ def export(run: str, folder: str, weights: str, formats: str | None) -> None:
 
     Images are in [0, 1], batches of any size. Each file is read back and compared with the run.
     """
-    sys.path.insert(0, str(Path.cwd()))  # where a `kind: custom` class of the user's may lie
+    from ray_gen.cli.options import import_from_here
     from ray_gen.exporting import export as write
 
+    import_from_here(run)
     chosen = None if formats is None else [name.strip() for name in formats.split(",")]
     written = write(run, folder, weights="raw" if weights == "raw" else "ema", formats=chosen)
     for file in written.files:

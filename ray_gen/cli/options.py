@@ -89,9 +89,22 @@ def writing(output: Path) -> Generator[None]:
         raise Refused(f"--output: {output} cannot be written: {error.strerror or error}") from error
 
 
+def import_from_here(*runs: str) -> None:
+    """Let the working directory hold a `kind: custom` class of the user's; not where it lies in one
+    of these runs, which may be anybody's. Last, so that it takes no other module's place."""
+    here = Path.cwd().resolve()
+    for run in runs:
+        folder = Path(run).expanduser().resolve()
+        if folder.name == "best" or folder.name.startswith("checkpoint_"):
+            folder = folder.parent
+        if here.is_relative_to(folder):
+            return
+    sys.path.append(str(here))
+
+
 def opened(run: str, weights: str) -> Pipeline:
     """The run of a command line."""
-    sys.path.insert(0, str(Path.cwd()))  # where a `kind: custom` class of the user's may lie
+    import_from_here(run)
     from ray_gen.pipeline import load
 
     return load(run, weights="raw" if weights == "raw" else "ema")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import click
 
@@ -31,9 +30,10 @@ def search(
     trial is an ordinary run, in NAME/trials; NAME/report.html, search.csv and best.yaml say what
     was found. The same --name again goes on.
     """
+    from ray_gen.cli.options import import_from_here
     from ray_gen.recipes import recipe
 
-    sys.path.insert(0, str(Path.cwd()))  # where a `kind: custom` class of the user's may lie
+    import_from_here()
     more = () if trials is None else (f"search.trials={trials}",)
     experiment = recipe(recipe_or_file, *assignments, *more)
     if trials is not None and experiment.search and experiment.search.algorithm == "grid":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import click
 
@@ -27,9 +26,10 @@ def train(
     data=folder:~/images. Runs on the Ray cluster of RAY_ADDRESS or of a running `ray start --head`,
     else on a local one. The same --name again resumes.
     """
+    from ray_gen.cli.options import import_from_here
     from ray_gen.recipes import recipe
 
-    sys.path.insert(0, str(Path.cwd()))  # where a `kind: custom` class of the user's may lie
+    import_from_here()
     experiment = recipe(recipe_or_file, *assignments)
     from ray_gen.launch import train as launch
 
