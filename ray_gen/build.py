@@ -57,6 +57,8 @@ def _check_is_in_no_run(module: str, field: str) -> None:
 def import_target(target: str, field: str) -> Any:
     """The class that "package.module:Name" names."""
     module_name, _, name = target.partition(":")
+    if not all(module_name.split(".")):
+        raise ExperimentError([f"{field}: {target} names no module; write package.module:Name"])
     _check_is_in_no_run(module_name, field)
     try:
         module = importlib.import_module(module_name)

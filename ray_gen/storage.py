@@ -45,9 +45,14 @@ _OF_AWS = re.compile(
     r"AWS Error (?P<code>\w+)( \(HTTP status (?P<status>\d+)\))? during \w+ operation: "
     r"(curlCode: \d+, )?(?P<detail>[^;(\n]*)"
 )
-_WORDS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+")
-_SECRETS = {"key", "apikey", "secret", "token", "password", "passwd", "credential", "credentials"}
-_OF_A_SIGNATURE = {"signature", "sig", "sas", "auth"}
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+"""Of a name like access_key, X-Amz-Signature or AWSAccessKeyId."""
+_SECRET = {
+    *("accesskey", "apikey", "auth", "authorization", "credential", "credentials", "key"),
+    *("passphrase", "passwd", "password", "pwd", "sas", "secret", "secretkey", "sig"),
+    *("signature", "token"),
+}
+_WEB = {"http", "https", "ftp"}
 _T = TypeVar("_T")
 
 _outages: dict[str, bool] = {}
@@ -69,21 +74,25 @@ def default_storage() -> str:
 
 def without_credentials(location: str) -> str:
     """A path or URI as it is. Raises StorageError, without the secret, if a URI holds one: it would
-    stand in every experiment.yaml and log."""
+    stand in every experiment.yaml and log. Of an address on the web the whole query may be one."""
     if "://" not in location:
         return location
     try:
         parts = urlsplit(location)
-    except ValueError as error:
-        raise StorageError(f"the URI cannot be read: {error}") from None
-    user, at, _ = parts.netloc.rpartition("@")
-    fields = dict(parse_qsl(parts.query, keep_blank_values=True))
+    except ValueError:  # it tells the host, and a password before it
+        scheme = location.partition("://")[0]
+        raise StorageError(f"{scheme}://...: the host of the URI cannot be read") from None
+    user, at, host = parts.netloc.rpartition("@")
+    bare = f"{parts.scheme}://{host}{parts.path}"
+    if parts.scheme in _WEB:
+        raise StorageError(
+            f"{bare}: nothing is read from the web; download it and name the file or folder, or a "
+            "storage (s3://, gs://, hdfs://)"
+        )
+    fields = parse_qsl(parts.query, keep_blank_values=True)
     held = bool(at) and (":" in user or parts.scheme == "s3")
-    for name, value in fields.items():
-        words = {word.lower() for word in _WORDS.findall(name)}  # of key_id, keyId and Key-Id
-        held |= bool(words & (_SECRETS | _OF_A_SIGNATURE)) or "@" in value
+    held |= any(_is_secret(name) or "@" in value for name, value in fields)
     if held:
-        bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         raise StorageError(
             f"{bare}: the URI holds credentials, which would be written to the run folder and to "
             "logs; leave them out and give them by the environment on every machine "
@@ -91,6 +100,11 @@ def without_credentials(location: str) -> str:
             "role of the machine)"
         )
     return location
+
+
+def _is_secret(name: str) -> bool:
+    """Whether a field of this name gives a right to something."""
+    return any(word.lower() in _SECRET for word in _WORDS.findall(name))
 
 
 def tried(attempt: Callable[[], _T], location: str, patience_seconds: float | None = None) -> _T:
@@ -259,14 +273,23 @@ class Folder:
     @contextlib.contextmanager
     def fetched(self) -> Generator[Path]:
         """The folder on this machine: itself, or a copy for as long as the block lasts. Raises
-        FileNotFoundError."""
+        FileNotFoundError, StorageError for a file that the copy would have outside of it."""
         if self.is_local:
             yield self.path
             return
         from pyarrow import fs
 
+        def copy(system: Any, path: str) -> None:
+            for name in _inside(system, path):
+                if _leads_out(name):
+                    raise StorageError(
+                        f"{self.location}: a file in it is named {name}, and a copy would have it "
+                        "outside of the folder; delete it, if the folder is yours"
+                    )
+            fs.copy_files(path, folder, source_filesystem=system)
+
         with tempfile.TemporaryDirectory(prefix="ray_gen-fetched-") as folder:
-            self._tried(lambda system, path: fs.copy_files(path, folder, source_filesystem=system))
+            self._tried(copy)
             yield Path(folder)
 
     def put(self, source: Path, name: str) -> None:
@@ -294,15 +317,16 @@ class Folder:
         self._tried(copy)
 
     def sizes(self, part: str) -> dict[str, int]:
-        """Bytes of the files behind a URI, at any depth, whose names hold `part`, by path in it."""
+        """Bytes of the files behind a URI, at any depth, whose names hold `part`, by path in it.
+        What an object store has under a path that leads out of the folder is left out."""
+
         from pyarrow import fs
 
         def listed(system: Any, path: str) -> dict[str, int]:
-            selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
             return {
-                info.path.removeprefix(path).lstrip("/"): info.size
-                for info in system.get_file_info(selector)
-                if info.type == fs.FileType.File and part in info.base_name
+                name: info.size
+                for name, info in _inside(system, path).items()
+                if info.type == fs.FileType.File and part in info.base_name and not _leads_out(name)
             }
 
         return self._tried(listed)
@@ -333,6 +357,20 @@ def limited(location: str) -> str:
     if not location.startswith(("gs://", "gcs://")) or "retry_limit_seconds" in location:
         return location
     return f"{location}{'&' if '?' in location else '?'}retry_limit_seconds=6"
+
+
+def _inside(system: Any, path: str) -> dict[str, Any]:
+    """What is known of the files and folders in a folder, at any depth, by path in it."""
+    from pyarrow import fs
+
+    selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
+    found = system.get_file_info(selector)
+    return {info.path.removeprefix(path).lstrip("/"): info for info in found}
+
+
+def _leads_out(name: str) -> bool:
+    """Keys of an object store are any text: here `..` is a folder's parent."""
+    return ".." in name.split("/")
 
 
 def _write(system: Any, path: str, text: str) -> None:

@@ -206,6 +206,14 @@ def test_a_module_of_the_users_own_is_imported(
     assert (tmp_path / "trace").exists()
 
 
+@pytest.mark.parametrize("target", [":X", "..evil:X", "a..b:X", ".:X"])
+def test_what_names_no_module(checkpoint: Path, tmp_path: Path, target: str) -> None:
+    folder = copy_of(checkpoint, tmp_path / "run")
+    named(folder, "objective", {"kind": "custom", "target": target})
+    with pytest.raises(Refused, match=r"objective\.target: "):
+        ray_gen.load(tmp_path / "run")
+
+
 def test_functions_in_the_place_of_features_are_not_called(tmp_path: Path, store_8) -> None:
     from ray_gen.evaluation import Evaluator
     from ray_gen.experiment.evaluation import Evaluation

@@ -70,8 +70,6 @@ def _mirror(folder: Folder, mirror: Path) -> None:
     """Append what its event files have more than those of the mirror: they only ever grow, and
     TensorBoard holds them open."""
     for name, size in folder.sizes(EVENTS).items():
-        if ".." in name.split("/"):  # which an object store's keys may have
-            continue
         file = mirror / name
         here = file.stat().st_size if file.exists() else 0
         if size > here:
