@@ -26,7 +26,7 @@ from ray_gen.launch.cluster import Share
 from ray_gen.launch.trial import DONOR, Shared, TrialProcess, adopt
 from ray_gen.meter import NonFiniteError
 from ray_gen.run import SPREAD, STOP
-from ray_gen.state import EXPERIMENT, State
+from ray_gen.state import EMA, EXPERIMENT, FORMAT, MANIFEST, NETWORKS, OPTIMIZERS, State
 from ray_gen.storage import Folder
 from tests.helpers import largest_difference, trained, vae, weights
 
@@ -368,6 +368,9 @@ def test_a_checkpoint_says_whose_it_is_and_ones_own_is_left_alone(
 # Several workers.
 
 
+NO_FILE = {"bytes": 0, "sha256": ""}
+
+
 class Trainer:
     """In the place of Ray Train: writes lines and checkpoints of a run as a worker does."""
 
@@ -380,11 +383,12 @@ class Trainer:
             with (self._run.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
             folder = self._run / checkpoint_name(step * BATCH)
-            metrics = elbo(step)
-            folder.write_text(
-                "manifest.json", json.dumps({"images": step * BATCH, "metrics": metrics})
-            )
             folder.write_text(EXPERIMENT, self._run.read_text(EXPERIMENT))
+            files = dict.fromkeys((NETWORKS, EMA, OPTIMIZERS, EXPERIMENT), NO_FILE)
+            facts = {"images": step * BATCH, "metrics": elbo(step), "step": step, "settled": {}}
+            manifest = {"format": FORMAT, "files": files, **facts}
+            (folder.path / "manifest.part").write_text(json.dumps(manifest))
+            (folder.path / "manifest.part").rename(folder.path / MANIFEST)
         if isinstance(self._ends, Exception):
             raise self._ends
         return SimpleNamespace(return_value=self._ends)
