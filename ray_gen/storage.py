@@ -170,10 +170,15 @@ class Folder:
     @property
     def name(self) -> str:
         """Its last part."""
-        return PurePosixPath(self.location.partition("?")[0]).name
+        return PurePosixPath(self._parts[0]).name
+
+    @property
+    def _parts(self) -> tuple[str, str, str]:
+        """s3://bucket/runs, ?, endpoint_override=...; a local path is whole, whatever it holds."""
+        return (self.location, "", "") if self.is_local else self.location.partition("?")
 
     def __truediv__(self, name: str) -> Folder:
-        path, mark, query = self.location.partition("?")  # s3://bucket/runs?endpoint_override=...
+        path, mark, query = self._parts
         child = Folder(f"{path.rstrip('/')}/{name}{mark}{query}")
         if "_remote" in self.__dict__:  # over the connections that are open
             system, here = self._remote
@@ -183,7 +188,7 @@ class Folder:
     @property
     def parent(self) -> Folder:
         """The folder that holds it."""
-        path, mark, query = self.location.partition("?")
+        path, mark, query = self._parts
         return Folder(f"{path.rstrip('/').rpartition('/')[0]}{mark}{query}")
 
     @cached_property
@@ -298,9 +303,7 @@ class Folder:
         for file in filter(Path.is_file, files):
             target = (PurePosixPath(name) / file.relative_to(source).as_posix()).as_posix()
             if self.is_local:
-                (self.path / target).parent.mkdir(parents=True, exist_ok=True)
-                # Contents alone: temporary files are for their owner's eyes only.
-                shutil.copyfile(file, self.path / target)
+                _copied(file, self.path / target)
             else:
                 self._put(file, target)
 
@@ -331,7 +334,7 @@ class Folder:
 
         return self._tried(listed)
 
-    def check_writable(self) -> None:
+    def check_writable(self, remedy: str = f"another place with --storage or ${VARIABLE}") -> None:
         """Raises StorageError with the path and the remedy if nothing can be written here. Tried
         once: nothing is lost yet."""
         probe, text = ".writable", " " * 2**16  # a full disk still takes an empty file
@@ -348,8 +351,20 @@ class Folder:
                 raise
             raise StorageError(
                 f"storage: {self.location} cannot be written ({reason_of(cause)}{_remedy(cause)}); "
-                f"choose another place with --storage or ${VARIABLE}"
+                f"choose {remedy}"
             ) from error
+
+
+def _copied(file: Path, target: Path) -> None:
+    """A copy that has its name only when it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.copyfile(file, partial)  # contents alone: a temporary file is for its owner's eyes
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def limited(location: str) -> str:

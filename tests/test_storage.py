@@ -361,6 +361,25 @@ def test_an_outage_of_a_real_server_is_waited_for(s3: S3, remote: Folder, how: s
     assert len(caplog.records) == 1 and caplog.records[0].levelno == logging.WARNING
 
 
+def test_a_path_of_this_machine_may_hold_a_question_mark(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "what?x=1")) / "a#b"
+    folder.write_text("file", "text")
+    assert (tmp_path / "what?x=1" / "a#b" / "file").read_text() == "text"
+    assert (folder.name, folder.parent.name) == ("a#b", "what?x=1")
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path, monkeypatch) -> None:
+    def cut_off(source: Path, target: Path) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "source").write_bytes(b"whole")
+    monkeypatch.setattr("shutil.copyfile", cut_off)
+    with pytest.raises(OSError, match="No space"):
+        Folder(str(tmp_path)).put(tmp_path / "source", "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_a_disk_is_not_asked_again(tmp_path: Path, monkeypatch) -> None:
     def full(*_: object, **__: object) -> None:
         asked.append(1)

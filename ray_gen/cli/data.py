@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 
@@ -48,15 +50,19 @@ def convert(
     settings = data_settings(source, assignments)
     from ray_gen.launch.convert import convert as launch
 
-    with measuring() as progress:
-        manifest = launch(
-            settings,
-            destination,
-            shard_images=shard_images,
-            group_images=group_images,
-            seed=seed,
-            progress=progress,
-        )
+    try:
+        with measuring() as progress:
+            manifest = launch(
+                settings,
+                destination,
+                shard_images=shard_images,
+                group_images=group_images,
+                seed=seed,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command again goes on with what is missing", err=True)
+        sys.exit(130)
     counts = ", ".join(f"{count:,} {split}" for split, count in sorted(manifest["images"].items()))
     skipped = f", {manifest['skipped']:,} corrupt ones left out" if manifest["skipped"] else ""
     click.echo(f"{destination}: {counts} in {len(manifest['shards'])} files{skipped}")

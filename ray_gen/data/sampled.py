@@ -63,7 +63,7 @@ class Sampled:
             kept = [group for group in groups if group.key not in chosen]
         if not kept:
             raise DataError(
-                f"{self.field}: {self._source.path} has {len(groups)} row groups, too few to hold "
+                f"{self.field}: {self._source.path} has too few row groups ({len(groups)}) to hold "
                 "some out and stream the others; write it with smaller ones "
                 "(ray-gen data convert), or set data.placement=auto"
             )

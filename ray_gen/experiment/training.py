@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
-from ray_gen.experiment.base import Settings, free
+from ray_gen.experiment.base import Settings, free, problems_of
 
 
 class EquilibriumStop(Settings):
@@ -70,10 +77,18 @@ class Span(Settings):
         return self
 
 
+def _span(given: Any) -> Any:
+    """A mapping is a span, so that only what is wrong with it as one is told."""
+    try:
+        return Span.model_validate(given) if isinstance(given, dict) else given
+    except ValidationError as error:
+        raise ValueError("; ".join(problems_of(error, Span, given))) from None
+
+
 class Workers(Settings):
     """What trains."""
 
-    count: PositiveInt | Span | Literal["auto"] = free("auto")
+    count: Annotated[PositiveInt | Span | Literal["auto"], BeforeValidator(_span)] = free("auto")
     """auto: one for each GPU of the cluster, else one. {min: 1, max: 8}: as many as there is room
     for, which may change as the run goes on."""
     gpu: bool | Literal["auto"] = free("auto")

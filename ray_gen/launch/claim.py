@@ -28,8 +28,10 @@ class Claim:
     silence. Use as a context manager.
     """
 
-    def __init__(self, run: Folder) -> None:
+    def __init__(self, run: Folder, other: str = "another --name") -> None:
+        """other: what a user can choose where the folder is claimed."""
         self._run = run
+        self._other = other
         self._facts: dict[str, Any] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -44,16 +46,21 @@ class Claim:
         if other is not None and self._is_alive(other):
             elsewhere = other.get("host") != self._facts["host"]
             raise Refused(
-                f"{self._run.location}: another process writes this run (pid {other.get('pid')} on "
-                f"{other.get('host')}); wait for it, stop it, or choose another --name"
+                f"{self._run.location}: another process writes here (pid {other.get('pid')} on "
+                f"{other.get('host')}); wait for it, stop it, or choose {self._other}"
                 + (f". Once silent for {STALE_SECONDS:.0f} s it counts as dead" * elsewhere)
             )
         self._write()
         time.sleep(0.05)  # two that start together both write, and the later one has it
-        if not self._is_mine(self._read()):
+        found = self._read()
+        if found is None:
+            raise StorageError(
+                f"{(self._run / FILE).location}: the storage did not give back what was written"
+            )
+        if not self._is_mine(found):
             raise Refused(
-                f"{self._run.location}: another process has just begun to write this run; choose "
-                "another --name"
+                f"{self._run.location}: another process has just begun to write here; choose "
+                f"{self._other}"
             )
         self._beating.start()
         return self
@@ -77,8 +84,8 @@ class Claim:
     def _write(self) -> None:
         self._run.write_text(FILE, json.dumps({**self._facts, "time": time.time()}))
 
-    def _is_mine(self, found: dict[str, Any] | None) -> bool:
-        return found is not None and found.get("token") == self._facts["token"]
+    def _is_mine(self, found: dict[str, Any]) -> bool:
+        return found.get("token") == self._facts["token"]
 
     def _read(self) -> dict[str, Any] | None:
         try:

@@ -10,7 +10,6 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from ray_gen.data import DataError
 from ray_gen.data.build import resolved
 from ray_gen.data.convert import Conversion, Layout
 from ray_gen.data.decode import Wanted
@@ -22,7 +21,7 @@ from ray_gen.experiment.data import DataSettings
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.cluster import check_shared, connected
 from ray_gen.sources import source_of
-from ray_gen.storage import Folder
+from ray_gen.storage import Folder, StorageError
 
 Progress = Callable[[int, int, str], None]
 
@@ -44,7 +43,7 @@ def convert(
     one of its row groups, at most. seed: of the order. Raises Refused.
     """
     folder = Folder(absolute_path(destination))
-    folder.check_writable()
+    folder.check_writable("another DESTINATION")
     source = source_of(data)
     layout = Layout(
         _wanted(data, source),
@@ -57,7 +56,7 @@ def convert(
     conversion = Conversion(source, layout, folder)
     progress(0, 1, "listing")
     plan = conversion.plan()
-    with Claim(folder):
+    with Claim(folder, other="another DESTINATION"):
         _check_same(folder, plan)
         missing = conversion.missing()
         if missing:
@@ -119,10 +118,20 @@ def _run(conversion: Conversion, missing: list[int], progress: Progress) -> None
             except RayTaskError as error:
                 for other in running:
                     ray.cancel(other, force=True)
-                cause = error.cause
-                raise cause if isinstance(cause, Refused | DataError) else error from None
+                raise _in_words(error, conversion.destination) from None
             progress(done, total, "images")
             running += [write.remote(shared, part) for part in islice(waiting, 1)]
+
+
+def _in_words(error: RayTaskError, destination: Folder) -> Exception:
+    """What ended a task, without Ray's layers around it."""
+    cause = error.cause
+    if isinstance(cause, OSError):
+        return StorageError(
+            f"{destination.location}: a file could not be written ({cause.strerror or cause}); "
+            "mend that, and give the same command again: it goes on with what is missing"
+        )
+    return cause if isinstance(cause, Refused) else error
 
 
 def _cores() -> int:

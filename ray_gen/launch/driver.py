@@ -209,11 +209,7 @@ def _goes_on_from(
     found = checkpoints(run)
     for newest, earlier in zip_longest(found, found[1:]):
         try:
-            manifest = (
-                verify(newest.path)
-                if newest.is_local
-                else parsed_manifest(newest.read_text(MANIFEST), newest.location)
-            )
+            manifest = verify(newest.path) if newest.is_local else _of_sizes(newest)
             text = newest.read_text(EXPERIMENT)
             break
         except (CheckpointError, FileNotFoundError, ValueError) as error:
@@ -235,6 +231,20 @@ def _goes_on_from(
             ]
         ) from None
     _check_same(run, experiment, before)
+    return manifest
+
+
+def _of_sizes(checkpoint: Folder) -> dict[str, Any]:
+    """The manifest of a checkpoint behind a URI whose files are as long as it says. Their bytes are
+    looked at by the workers, which fetch them."""
+    manifest = parsed_manifest(checkpoint.read_text(MANIFEST), checkpoint.location)
+    sizes = checkpoint.sizes("")
+    for name, facts in manifest["files"].items():
+        if sizes.get(name) != facts["bytes"]:
+            raise CheckpointError(
+                f"{(checkpoint / name).location}: has {sizes.get(name, 0)} bytes instead of "
+                f"{facts['bytes']}; use another checkpoint of the run"
+            )
     return manifest
 
 

@@ -37,6 +37,7 @@ class ProgressLine:
         self._logged_at: float | None = None
         self._logged: dict[str, Any] = {}
         self._said: set[str] = set()
+        self._images = 0
 
     def __enter__(self) -> ProgressLine:
         self._bar.start()
@@ -83,6 +84,9 @@ class ProgressLine:
         for sentence in progress.get("passed_over", ()):
             self.say_once(sentence)
         images, metrics = int(progress["images"]), progress["metrics"]
+        if images < self._images:
+            self.say(f"the workers were started again, at {images:,} images")
+        self._images = images
         rate = progress["rate"] or metrics.get("speed/images_per_second")
         left = max(0, self._total - images) / rate if rate else None
         detail = f"{images:,}/{self._total:,} images  {rate or 0:,.0f}/s  {losses(metrics)}"

@@ -273,14 +273,16 @@ def _restored(state: State, found: Sequence[Folder]) -> tuple[Folder | None, lis
     """Loads the first of these that is whole."""
     passed_over: list[str] = []
     for newest, earlier in zip_longest(found, found[1:]):
+        folder: object = newest.location
         try:
             with fetched(newest) as (_, folder):
                 state.load(folder)
             return newest, passed_over
         except CheckpointError as error:
+            told = str(error).replace(str(folder), newest.location)  # not of a copy
             if earlier is None:
-                raise
-            passed_over.append(f"{error}; going on from {earlier.name}")
+                raise CheckpointError(told) from error
+            passed_over.append(f"{told}; going on from {earlier.name}")
     return None, passed_over
 
 
@@ -296,8 +298,9 @@ def _check_agreement(experiment: Experiment, state: State, store: Store, world: 
         )
     if other_data:
         raise Failed(
-            "data: a worker's images are not those that the driver has: the files, or the version "
-            "of Pillow that decodes them, differ between nodes; use files that all nodes share"
+            "data: a worker's images are not those that the driver has: a file came or went since "
+            "the start, or the files, or the version of Pillow that decodes them, differ between "
+            "nodes; use files that stay and that all nodes share"
         )
 
 

@@ -20,7 +20,15 @@ from ray_gen.pipeline.pretrained import (
     placed,
     read,
 )
-from ray_gen.state import EMA, EXPERIMENT, MANIFEST, NETWORKS, load_tensors, read_manifest
+from ray_gen.state import (
+    EMA,
+    EXPERIMENT,
+    MANIFEST,
+    NETWORKS,
+    CheckpointError,
+    load_tensors,
+    read_manifest,
+)
 from ray_gen.storage import Folder
 
 
@@ -42,7 +50,10 @@ def load(
         return Pipeline(*read(given.path, weights=weights, device=device))
     with ExitStack() as stack:
         found, folder = stack.enter_context(fetched(given))
-        manifest = read_manifest(folder)
+        try:
+            manifest = read_manifest(folder)
+        except CheckpointError as error:  # of a copy, which nobody knows
+            raise CheckpointError(str(error).replace(str(folder), found.location)) from None
         experiment = Experiment.from_yaml(Folder(str(folder)).read_text(EXPERIMENT))
         objective = build_objective(experiment)
         networks = build_networks(experiment, objective, objective.sampled_from)

@@ -36,7 +36,7 @@ def holder(run: Path) -> subprocess.Popen[str]:
 def test_a_second_live_writer_is_refused_and_a_dead_one_is_not_waited_for(tmp_path: Path) -> None:
     process = holder(tmp_path)
     try:
-        with pytest.raises(Refused, match=f"another process writes this run .pid {process.pid} on"):
+        with pytest.raises(Refused, match=f"another process writes here .pid {process.pid} on"):
             Claim(Folder(str(tmp_path))).__enter__()
     finally:
         process.kill()
@@ -77,3 +77,11 @@ def test_a_storage_that_fails_is_not_taken_for_nobody(
     with pytest.raises(StorageError, match="does not answer"):
         Claim(Folder(str(tmp_path))).__enter__()
     assert not (tmp_path / FILE).exists()
+
+
+def test_a_storage_that_keeps_nothing_is_not_taken_for_a_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Folder, "write_text", lambda *_: None)
+    with pytest.raises(StorageError, match=r"writer\.json: .* did not give back what was written"):
+        Claim(Folder(str(tmp_path))).__enter__()

@@ -172,6 +172,19 @@ def test_spans_that_cannot_be(span: str) -> None:
         vae(f"workers.count={span}")
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("{min: 3, max: 2}", r"^workers\.count: min 3 is more than max 2$"),
+        ("{mim: 1, max: 2}", r"^workers\.count\.mim: there is no such field; did you mean min\?$"),
+        ("{min: 1}", r"^workers\.count\.max: is required and was not given$"),
+    ],
+)
+def test_of_a_span_only_its_own_problem_is_told(given: str, told: str) -> None:
+    with pytest.raises(ExperimentError, match=told):
+        vae(f"workers.count={given}")
+
+
 def test_memory_of_a_worker_does_not_grow_when_others_leave() -> None:
     this = vae("workers.count={min: 1, max: 3}")
     assert _bounded(this, Share(3, 0.0, 1, 1)).training.micro_batch_size == 12

@@ -141,3 +141,16 @@ def test_an_evaluation_is_told_of_though_it_begins_just_after_a_line(
             clock.passes(0.5)
     said = capsys.readouterr().err.splitlines()
     assert [text.split("  ")[0] for text in said] == ["16 s left", "evaluating"]
+
+
+def test_workers_that_begin_again_and_what_they_passed_over_are_told_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with ProgressLine(1000, show=True) as line:
+        line.trained(progress(400))
+        for images in (200, 300):
+            line.trained(progress(images) | {"passed_over": ["checkpoint_400: is damaged"]})
+        line.say_once("checkpoint_400: is damaged")
+    told = capsys.readouterr().err
+    assert told.count("the workers were started again, at 200 images") == 1
+    assert told.count("checkpoint_400: is damaged") == 1
