@@ -70,7 +70,9 @@ class Claim:
         self._beating.join()
         # A storage that is gone; the claim goes stale by itself.
         with contextlib.suppress(OSError, StorageError):
-            self._run.remove(FILE)
+            other = self._read()
+            if other is None or self._is_mine(other):
+                self._run.remove(FILE)
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT_SECONDS):

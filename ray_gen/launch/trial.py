@@ -34,7 +34,7 @@ from ray_gen.checkpoints import (
 )
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Change, Experiment
-from ray_gen.launch.claim import Claim
+from ray_gen.launch.claim import STALE_SECONDS, Claim
 from ray_gen.launch.cluster import Share
 from ray_gen.launch.driver import SNAPSHOT, trainer_of
 from ray_gen.launch.failures import in_words
@@ -193,7 +193,7 @@ class TrialProcess(ray.tune.Trainable):
 @contextmanager
 def _claimed(run: Folder) -> Generator[None]:
     """A run for this process alone, once one that another has lost has stopped writing."""
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + STALE_SECONDS + STOP_SECONDS
     while True:
         try:
             claim = Claim(run).__enter__()

@@ -65,6 +65,7 @@ def test_a_writer_that_was_silent_for_too_long_leaves_the_run_to_another(
         (tmp_path / FILE).write_text(other)
         time.sleep(0.2)
         assert (tmp_path / FILE).read_text() == other
+    assert (tmp_path / FILE).read_text() == other
 
 
 def test_a_storage_that_fails_is_not_taken_for_nobody(
