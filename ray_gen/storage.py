@@ -356,14 +356,12 @@ class Folder:
 
 
 def _copied(file: Path, target: Path) -> None:
-    """A copy that has its name only when it is whole."""
+    """A copy into the file that is there: who reads it, as TensorBoard does, holds it open."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
     try:
-        shutil.copyfile(file, partial)  # contents alone: a temporary file is for its owner's eyes
-        partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+        shutil.copyfile(file, target)  # contents alone: a temporary file is for its owner's eyes
+    except OSError:
+        target.unlink(missing_ok=True)  # half of it is of no use, and takes room
         raise
 
 

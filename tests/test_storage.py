@@ -368,7 +368,7 @@ def test_a_path_of_this_machine_may_hold_a_question_mark(tmp_path: Path) -> None
     assert (folder.name, folder.parent.name) == ("a#b", "what?x=1")
 
 
-def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path, monkeypatch) -> None:
+def test_half_a_file_is_not_left_on_a_full_disk(tmp_path: Path, monkeypatch) -> None:
     def cut_off(source: Path, target: Path) -> None:
         Path(target).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 import ray_gen
+from ray_gen import build
 from ray_gen.build import build_objective
 from ray_gen.checkpoints import checkpoint_name
 from ray_gen.cli import main
@@ -198,6 +199,7 @@ def test_a_module_of_the_users_own_is_imported(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So the tests above could fail."""
+    monkeypatch.setattr(build, "_runs", set())
     folder = copy_of(checkpoint, tmp_path / "run")
     (tmp_path / "own_module.py").write_text(EVIL.format(trace=str(tmp_path / "trace")))
     named(folder, "objective", {"kind": "custom", "target": "own_module:X"})

@@ -23,7 +23,6 @@ from ray_gen.pipeline.pretrained import (
 from ray_gen.state import (
     EMA,
     EXPERIMENT,
-    MANIFEST,
     NETWORKS,
     CheckpointError,
     load_tensors,
@@ -70,18 +69,21 @@ def _distrusted(run: str | os.PathLike[str]) -> Folder:
     given = Folder(absolute_path(os.fspath(run)))
     if given.is_local:
         distrust(given.path)
-        if (given.path / MANIFEST).exists():
+        if _is_in_a_run(given.name):
             distrust(given.path.parent)
     return given
 
 
 def _run_name(given: Folder, checkpoint: Folder) -> str:
     """The name of the folder that holds a checkpoint, if it is one of a run."""
-    if checkpoint.parent == given.parent and (
-        given.name == BEST or given.name.startswith("checkpoint_")
-    ):
+    if checkpoint.parent == given.parent and _is_in_a_run(given.name):
         return given.parent.name
     return given.name
+
+
+def _is_in_a_run(name: str) -> bool:
+    """Whether a checkpoint of this name lies in the folder of its run."""
+    return name == BEST or name.startswith("checkpoint_")
 
 
 def experiment_of(run: str | os.PathLike[str]) -> Experiment:
