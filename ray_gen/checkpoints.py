@@ -30,6 +30,11 @@ def checkpoint_name(images: int) -> str:
     return f"checkpoint_{images:012d}"
 
 
+def is_in_a_run(name: str) -> bool:
+    """Whether a checkpoint of this name lies in the folder of its run."""
+    return name == BEST or name.startswith("checkpoint_")
+
+
 def images_of(checkpoint: Folder) -> int:
     """Seen when it was saved, by its name."""
     return int(checkpoint.name.rpartition("_")[2])
@@ -82,7 +87,7 @@ def whole(checkpoint: Folder) -> Folder | None:
 @contextmanager
 def fetched(run: Folder) -> Generator[tuple[Folder, Path]]:
     """The newest checkpoint of a run, or a checkpoint, and where it lies on this machine while the
-    block lasts."""
+    block lasts. A CheckpointError of the block names the checkpoint, and not its copy."""
     for _ in range(FETCHES):
         found = newest_checkpoint(run)
         with ExitStack() as stack:
@@ -93,7 +98,11 @@ def fetched(run: Folder) -> Generator[tuple[Folder, Path]]:
                     continue
             except FileNotFoundError:  # replaced or pruned meanwhile
                 continue
-            yield found, folder
+            try:
+                yield found, folder
+            except CheckpointError as error:
+                told = str(error).replace(str(folder), found.location)
+                raise CheckpointError(told) from error
             return
     raise CheckpointError(f"{run.location}: changes faster than it can be read; try again")
 

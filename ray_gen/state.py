@@ -134,13 +134,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder}: is no complete checkpoint, {MANIFEST} is missing (it is written last)"
         ) from None
     manifest = parsed_manifest(text, str(path))
-    for name, facts in manifest["files"].items():
-        file = folder / name
-        size = file.stat().st_size if file.is_file() else -1
-        if size != facts["bytes"]:
-            found = "is missing" if size < 0 else f"has {size} bytes instead of {facts['bytes']}"
-            raise CheckpointError(f"{file}: {found}; use another checkpoint of the run")
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+    check_sizes(manifest, sizes, str(folder))
     return manifest
+
+
+def check_sizes(manifest: dict[str, Any], sizes: Mapping[str, int], where: str) -> None:
+    """Raises CheckpointError unless all files are there, and as long as the manifest says."""
+    for name, facts in manifest["files"].items():
+        size, whole = sizes.get(name), facts["bytes"]
+        if size != whole:
+            found = "is missing" if size is None else f"has {size} bytes instead of {whole}"
+            raise CheckpointError(f"{where}/{name}: {found}; use another checkpoint of the run")
 
 
 def parsed_manifest(text: str, where: str) -> dict[str, Any]:

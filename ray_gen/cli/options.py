@@ -94,10 +94,10 @@ def import_from_here(*runs: str) -> None:
     of these runs, which may be anybody's. Last, so that it takes no other module's place."""
     here = Path.cwd().resolve()
     for run in runs:
+        from ray_gen.checkpoints import is_in_a_run
+
         folder = Path(run).expanduser().resolve()
-        if folder.name == "best" or folder.name.startswith("checkpoint_"):
-            folder = folder.parent
-        if here.is_relative_to(folder):
+        if here.is_relative_to(folder.parent if is_in_a_run(folder.name) else folder):
             return
     sys.path.append(str(here))
 

@@ -58,7 +58,7 @@ class Conversion:
         self.destination = destination
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (self.plan(), self.source, self.layout, self.destination)
+        return _received, (self.plan, self.source, self.layout, self.destination)
 
     @cached_property
     def _listed(self) -> tuple[Sequence[RowGroup | Item], Columns | None, Any]:
@@ -80,6 +80,7 @@ class Conversion:
         pieces, _, _ = self._listed
         return max(1, min(len(pieces), math.ceil(self.count / self.layout.shard_images)))
 
+    @cached_property
     def plan(self) -> str:
         """What must be the same for parts to belong together, as JSON."""
         told = {

@@ -70,21 +70,24 @@ class Claim:
         self._beating.join()
         # A storage that is gone; the claim goes stale by itself.
         with contextlib.suppress(OSError, StorageError):
-            other = self._read()
-            if other is None or self._is_mine(other):
+            if not self._is_anothers():
                 self._run.remove(FILE)
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT_SECONDS):
             try:
-                other = self._read()
-                if other is None or self._is_mine(other):  # else it was silent for too long
+                if not self._is_anothers():
                     self._write()
             except (OSError, StorageError):
                 continue  # a full disk is reported by whoever has something to lose there
 
     def _write(self) -> None:
         self._run.write_text(FILE, json.dumps({**self._facts, "time": time.time()}))
+
+    def _is_anothers(self) -> bool:
+        """Whether this one was silent for so long that another has taken the run."""
+        found = self._read()
+        return found is not None and not self._is_mine(found)
 
     def _is_mine(self, found: dict[str, Any]) -> bool:
         return found.get("token") == self._facts["token"]

@@ -55,7 +55,7 @@ def convert(
     )
     conversion = Conversion(source, layout, folder)
     progress(0, 1, "listing")
-    plan = conversion.plan()
+    plan = conversion.plan
     with Claim(folder, other="another DESTINATION"):
         _check_same(folder, plan)
         missing = conversion.missing()

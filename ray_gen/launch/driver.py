@@ -46,7 +46,14 @@ from ray_gen.launch.worker import train_worker
 from ray_gen.loop import ALL_SEEN, ASKED, SETTLED, finished
 from ray_gen.run import PROGRESS, STOP
 from ray_gen.sources import class_names, open_data
-from ray_gen.state import EXPERIMENT, MANIFEST, CheckpointError, parsed_manifest, verify
+from ray_gen.state import (
+    EXPERIMENT,
+    MANIFEST,
+    CheckpointError,
+    check_sizes,
+    parsed_manifest,
+    verify,
+)
 from ray_gen.storage import Folder, StorageError, default_storage
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -238,13 +245,7 @@ def _of_sizes(checkpoint: Folder) -> dict[str, Any]:
     """The manifest of a checkpoint behind a URI whose files are as long as it says. Their bytes are
     looked at by the workers, which fetch them."""
     manifest = parsed_manifest(checkpoint.read_text(MANIFEST), checkpoint.location)
-    sizes = checkpoint.sizes("")
-    for name, facts in manifest["files"].items():
-        if sizes.get(name) != facts["bytes"]:
-            raise CheckpointError(
-                f"{(checkpoint / name).location}: has {sizes.get(name, 0)} bytes instead of "
-                f"{facts['bytes']}; use another checkpoint of the run"
-            )
+    check_sizes(manifest, checkpoint.sizes(""), checkpoint.location)
     return manifest
 
 

@@ -273,16 +273,14 @@ def _restored(state: State, found: Sequence[Folder]) -> tuple[Folder | None, lis
     """Loads the first of these that is whole."""
     passed_over: list[str] = []
     for newest, earlier in zip_longest(found, found[1:]):
-        folder: object = newest.location
         try:
             with fetched(newest) as (_, folder):
                 state.load(folder)
             return newest, passed_over
         except CheckpointError as error:
-            told = str(error).replace(str(folder), newest.location)  # not of a copy
             if earlier is None:
-                raise CheckpointError(told) from error
-            passed_over.append(f"{told}; going on from {earlier.name}")
+                raise
+            passed_over.append(f"{error}; going on from {earlier.name}")
     return None, passed_over
 
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import torch
 
 from ray_gen.build import build_networks, build_objective, distrust
-from ray_gen.checkpoints import BEST, fetched, newest_checkpoint
+from ray_gen.checkpoints import fetched, is_in_a_run, newest_checkpoint
 from ray_gen.experiment import Experiment, absolute_path
 from ray_gen.pipeline.pipeline import Pipeline
 from ray_gen.pipeline.pretrained import (
@@ -20,14 +20,7 @@ from ray_gen.pipeline.pretrained import (
     placed,
     read,
 )
-from ray_gen.state import (
-    EMA,
-    EXPERIMENT,
-    NETWORKS,
-    CheckpointError,
-    load_tensors,
-    read_manifest,
-)
+from ray_gen.state import EMA, EXPERIMENT, NETWORKS, load_tensors, read_manifest
 from ray_gen.storage import Folder
 
 
@@ -49,10 +42,7 @@ def load(
         return Pipeline(*read(given.path, weights=weights, device=device))
     with ExitStack() as stack:
         found, folder = stack.enter_context(fetched(given))
-        try:
-            manifest = read_manifest(folder)
-        except CheckpointError as error:  # of a copy, which nobody knows
-            raise CheckpointError(str(error).replace(str(folder), found.location)) from None
+        manifest = read_manifest(folder)
         experiment = Experiment.from_yaml(Folder(str(folder)).read_text(EXPERIMENT))
         objective = build_objective(experiment)
         networks = build_networks(experiment, objective, objective.sampled_from)
@@ -69,21 +59,16 @@ def _distrusted(run: str | os.PathLike[str]) -> Folder:
     given = Folder(absolute_path(os.fspath(run)))
     if given.is_local:
         distrust(given.path)
-        if _is_in_a_run(given.name):
+        if is_in_a_run(given.name):
             distrust(given.path.parent)
     return given
 
 
 def _run_name(given: Folder, checkpoint: Folder) -> str:
     """The name of the folder that holds a checkpoint, if it is one of a run."""
-    if checkpoint.parent == given.parent and _is_in_a_run(given.name):
+    if checkpoint.parent == given.parent and is_in_a_run(given.name):
         return given.parent.name
     return given.name
-
-
-def _is_in_a_run(name: str) -> bool:
-    """Whether a checkpoint of this name lies in the folder of its run."""
-    return name == BEST or name.startswith("checkpoint_")
 
 
 def experiment_of(run: str | os.PathLike[str]) -> Experiment:

@@ -39,7 +39,7 @@ def conversion(
 
 def converted(source: Source, to: Path, wanted: Wanted | None = EIGHT, **changes: Any) -> dict:
     this = conversion(source, to, wanted, **changes)
-    this.destination.write_text(PLAN, this.plan())
+    this.destination.write_text(PLAN, this.plan)
     for part in this.missing():
         this.write(part)
     return this.finish()
@@ -125,7 +125,7 @@ def test_what_is_there_is_not_written_again(pictures, tmp_path: Path, monkeypatc
 
 def test_a_conversion_that_was_cut_off_is_not_read(pictures, tmp_path: Path) -> None:
     this = conversion(pictures, tmp_path / "out")
-    this.destination.write_text(PLAN, this.plan())
+    this.destination.write_text(PLAN, this.plan)
     this.write(0)
     with pytest.raises(DataError, match="did not come to its end; give the same"):
         mapped(Parquet(path=str(tmp_path / "out")), tmp_path / "cache")
@@ -176,14 +176,14 @@ def test_corrupt_files_stop_it_or_are_counted(tmp_path: Path) -> None:
 
 def test_a_plan_is_of_its_source_and_layout(pictures, tmp_path: Path) -> None:
     plans = [
-        conversion(pictures, tmp_path / "out").plan(),
-        conversion(pictures, tmp_path / "out", group_images=6).plan(),
-        conversion(Mnist5k(), tmp_path / "out").plan(),
+        conversion(pictures, tmp_path / "out").plan,
+        conversion(pictures, tmp_path / "out", group_images=6).plan,
+        conversion(Mnist5k(), tmp_path / "out").plan,
     ]
     assert len(set(plans)) == 3
-    assert plans[0] == conversion(pictures, tmp_path / "elsewhere").plan()
+    assert plans[0] == conversion(pictures, tmp_path / "elsewhere").plan
     write_classes(tmp_path / "in", {"dog": 51})
-    assert conversion(pictures, tmp_path / "out").plan() != plans[0]
+    assert conversion(pictures, tmp_path / "out").plan != plans[0]
 
 
 def test_the_manifest_tells_what_there_is(pictures, tmp_path: Path) -> None:

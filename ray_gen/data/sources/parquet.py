@@ -188,7 +188,7 @@ class Parquet:
         values: set[int | str] = set()
 
         def look(shard: _Shard) -> tuple[list[RowGroup], list[int | str]]:
-            with self._open(shard) as file:
+            with self._file(shard) as file:
                 for name in (image, label):
                     if name is not None and name not in file.schema_arrow.names:
                         raise DataError(
@@ -202,10 +202,14 @@ class Parquet:
                 ]
                 if label is None:
                     return found, []
-                return found, _checked(self._read(shard, label), label, shard.location)
+                labels = file.read(columns=[label]).column(label)
+                return found, _checked(labels, label, shard.location)
+
+        def asked(shard: _Shard) -> tuple[list[RowGroup], list[int | str]]:
+            return self._asked(shard.location, partial(look, shard))
 
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE, "footers") as pool:
-            for found, labels in pool.map(look, shards):
+            for found, labels in pool.map(asked, shards):
                 groups += found
                 values.update(labels)
         names = tuple(sorted(v for v in values if isinstance(v, str)))
@@ -242,15 +246,8 @@ class Parquet:
 
         return self._asked(group.shard.location, attempt)
 
-    def _read(self, shard: _Shard, column: str) -> pa.ChunkedArray:
-        def attempt() -> pa.ChunkedArray:
-            with self._file(shard) as file:
-                return file.read(columns=[column]).column(column)
-
-        return self._asked(shard.location, attempt)
-
     def _open(self, shard: _Shard) -> pq.ParquetFile:
-        return self._asked(shard.location, lambda: self._file(shard))
+        return self._asked(shard.location, partial(self._file, shard))
 
     def _asked(self, location: str, attempt: Callable[[], _T]) -> _T:
         """What `attempt` reads of a file. Of a URI again and again while its storage fails;
