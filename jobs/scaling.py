@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ray_gen.build import build_networks, build_objective
-from ray_gen.core import phase_modules
+from ray_gen.core import begin_phase, phase_modules
 from ray_gen.distributed import World
 from ray_gen.experiment import Experiment
 from ray_gen.meter import Meter
@@ -85,8 +85,9 @@ def phase_elements(experiment: Experiment) -> dict[str, tuple[int, int, int]]:
     for phase in objective.phases():
         gradients = sum(p.numel() for name in phase.updates for p in networks[name].parameters())
         others = 0
-        for module in [m for name in phase.updates for m in phase_modules(networks[name])]:
-            module.begin_phase()
+        for name in phase.updates:
+            begin_phase(networks[name])
+        for module in [m for n in phase.updates for m in phase_modules(networks[n]).values()]:
             statistics = module.phase_statistics()
             others += 0 if statistics is None else statistics.numel()
         found[phase.name] = (gradients, others, phase.every)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ray_gen.core import ImageToVector, Networks, Objective, Phase, Signature
+from ray_gen import v0_1
+from ray_gen.core import Networks, Objective, Phase, Signature
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.networks import CustomNetwork, Network
 from ray_gen.experiment.objectives import CustomObjective
@@ -102,15 +104,52 @@ def build_objective(experiment: Experiment) -> Objective:
         )
     except TypeError as error:
         raise ExperimentError([f"objective.options: {error}"]) from error
+    objective = v0_1.objective_of(objective)
     if not isinstance(objective, Objective):
+        lacking = [part for part in _PARTS if not hasattr(objective, part)]
         raise ExperimentError(
-            [f"{field}: {type(objective).__name__} lacks a part of ray_gen.core.Objective"]
+            [
+                f"{field}: {type(objective).__name__} lacks {', '.join(lacking)} of "
+                "ray_gen.core.Objective; a subclass of it has what may be left out"
+            ]
         )
     phases = {phase.name for phase in objective.phases()}
-    wanted = {n for n, s in objective.networks().items() if not isinstance(s, nn.Module)}
     _same_names("optimizers", experiment.optimizers, phases)
-    _same_names("networks", experiment.networks, wanted)
+    _same_names("networks", experiment.networks, objective.networks())
+    _check_calls(objective, field)
+    both = objective.networks().keys() & _own_modules(experiment, objective).keys()
+    if both:
+        raise ExperimentError([f"{field}: {min(both)} is both a network and a module; rename one"])
     return objective
+
+
+_PARTS = (
+    *("image_range", "sampled_from", "latents", "has_prior", "sampling_noise", "averaged"),
+    *("networks", "modules", "phases", "sample"),
+)
+
+
+def _check_calls(objective: Objective, field: str) -> None:
+    """A class of somebody's may be a subclass of one of ours as it was in 0.1."""
+    for name, given in (("sample", "latents"), ("reconstruct", "images")):
+        method = getattr(objective, name, None)
+        try:
+            if method is not None:
+                inspect.signature(method).bind(None, None, None, None)
+        except TypeError:
+            raise ExperimentError(
+                [
+                    f"{field}: {type(objective).__name__}.{name} has to take (networks, {given}, "
+                    "labels, noise): latents and noise are mappings by name since ray_gen 0.2"
+                ]
+            ) from None
+
+
+def _own_modules(experiment: Experiment, objective: Objective) -> Mapping[str, nn.Module]:
+    """New ones, whose initial weights are a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(experiment.seed, "weights", "modules of the objective"))
+        return objective.modules()
 
 
 def _same_names(section: str, given: Iterable[str], wanted: Iterable[str]) -> None:
@@ -126,13 +165,16 @@ def _same_names(section: str, given: Iterable[str], wanted: Iterable[str]) -> No
 def build_networks(
     experiment: Experiment, objective: Objective, only: Iterable[str] | None = None
 ) -> Networks:
-    """Networks with their initial weights, on the CPU: a function of the experiment alone.
+    """Networks and own modules with their initial weights, on the CPU: a function of the experiment
+    alone.
 
     Each has a random stream of its own, so the weights of one do not depend on another's size.
     `only` names the ones to build.
     """
     networks: dict[str, nn.Module] = {}
-    for name, signature in objective.networks().items():
+    own = _own_modules(experiment, objective)
+    wanted: Mapping[str, Signature | nn.Module] = {**objective.networks(), **own}
+    for name, signature in wanted.items():
         if only is not None and name not in only:
             continue
         with torch.random.fork_rng(devices=[]):
@@ -151,9 +193,12 @@ def _build_network(settings: Network, signature: Signature, name: str) -> nn.Mod
     field = f"networks.{name}"
     if isinstance(settings, CustomNetwork):
         factory: Any = class_of(settings.target, f"{field}.target", of=nn.Module)
+        signature = v0_1.signature_of(signature)
     else:
-        direction = "image_to_vector" if isinstance(signature, ImageToVector) else "vector_to_image"
-        factory = import_target(settings.targets[direction], f"{field}.kind")
+        problem = settings.form_problem(signature.form, tuple(signature.conditions))
+        if problem is not None:
+            raise ExperimentError([f"{field}.kind: {problem}"])
+        factory = import_target(settings.target_for(signature.form), f"{field}.kind")
     try:
         return factory(signature, **settings.arguments())
     except (TypeError, ValueError) as error:

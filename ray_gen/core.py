@@ -8,44 +8,105 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+Shape = tuple[int, ...]
+"""Of one item of a batch: (D,) is a vector, (C, H, W) a map."""
 
 ImageShape = tuple[int, int, int]
 """(channels, height, width)"""
 
 Networks = nn.ModuleDict
-"""The networks of a model by name; every one is called as `network(x, labels)`."""
+"""The networks and the own modules of a model, by name. A network is called as
+`network(x, labels, **more)`: `more` holds the conditions of its signature by name, and `noise`
+where it declares some. See `noise_of`."""
+
+_NOTHING: Mapping[str, Any] = {}  # torch.compile cannot trace `dict[str, Tensor]`
 
 
 @dataclass(frozen=True)
-class ImageToVector:
-    """A network that maps images_NCHW (and labels_N, if `label_count`) to vectors (N, vector_size).
+class Signature:
+    """What a network maps to what. Shapes are of one item of a batch.
 
-    Encoders and discriminators are of this kind.
+    `labels`, int64 (N,), are given if there is a `label_count`. `conditions` are further inputs,
+    (N, *shape) each, by keyword: a time, for example. Several outputs come as a mapping by name.
     """
 
-    image_shape: ImageShape
-    vector_size: int
+    input: Shape
+    outputs: Shape | Mapping[str, Shape]
+    """Of the only output, or by name."""
     label_count: int | None = None
+    activation: Literal["tanh", "identity"] = "identity"
+    """The last function: "tanh" gives values in (-1, 1), "identity" gives any (logits, means)."""
+    conditions: Mapping[str, Shape] = field(default_factory=lambda: _NOTHING)
+
+    @property
+    def form(self) -> str:
+        """In words: "map_to_vector", "vector_to_map", "map_to_several", …"""
+        to = "several" if isinstance(self.outputs, Mapping) else _word(self.outputs)
+        return f"{_word(self.input)}_to_{to}"
+
+    @property
+    def output_shape(self) -> Shape:
+        """The shape of the only output. Raises ValueError where there are several."""
+        if isinstance(self.outputs, Mapping):
+            names = " and ".join(self.outputs)
+            raise ValueError(f"has one output, and {names} are asked for")
+        return self.outputs
 
 
-@dataclass(frozen=True)
-class VectorToImage:
-    """A network that maps vectors (N, vector_size) (and labels_N, if `label_count`) to images_NCHW.
-
-    Decoders and generators are of this kind. `output` is the network's last function: "tanh" gives
-    images in (-1, 1), "identity" gives the parameters of a likelihood (logits or means).
-    """
-
-    vector_size: int
-    image_shape: ImageShape
-    label_count: int | None = None
-    output: Literal["tanh", "identity"] = "identity"
+def _word(shape: Shape) -> str:
+    return {1: "vector", 3: "map"}.get(len(shape), "array")
 
 
-Signature = ImageToVector | VectorToImage
+class ImageToVector(Signature):
+    """images_NCHW to vectors (N, vector_size): the signature by its name of 0.1."""
+
+    def __init__(
+        self, image_shape: ImageShape, vector_size: int, label_count: int | None = None
+    ) -> None:
+        super().__init__(image_shape, (vector_size,), label_count)
+
+    @property
+    def image_shape(self) -> Shape:
+        """(C, H, W)"""
+        return self.input
+
+    @property
+    def vector_size(self) -> int:
+        """D"""
+        return self.output_shape[0]
+
+
+class VectorToImage(Signature):
+    """vectors (N, vector_size) to images_NCHW: the signature by its name of 0.1."""
+
+    def __init__(
+        self,
+        vector_size: int,
+        image_shape: ImageShape,
+        label_count: int | None = None,
+        output: Literal["tanh", "identity"] = "identity",
+    ) -> None:
+        super().__init__((vector_size,), image_shape, label_count, output)
+
+    @property
+    def image_shape(self) -> Shape:
+        """(C, H, W)"""
+        return self.output_shape
+
+    @property
+    def vector_size(self) -> int:
+        """D"""
+        return self.input[0]
+
+    @property
+    def output(self) -> Literal["tanh", "identity"]:
+        """What the last function was called."""
+        return self.activation
 
 
 @dataclass(frozen=True)
@@ -55,93 +116,198 @@ class Noise:
     "normal" is N(0, 1); "uniform" is U[low, high).
     """
 
-    shape: tuple[int, ...]
+    shape: Shape
     distribution: Literal["normal", "uniform"] = "normal"
     low: float = 0.0
     high: float = 1.0
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What a term of a loss sees: a part of the global batch, of whole groups, on one rank.
+class NoiseOf:
+    """Stands for all that a network declares, for one call of it. Under the name "fakes" the
+    network's noise "layer_0" is drawn as "fakes.layer_0", and `noise_of(noise, "fakes")` gives it
+    to the call."""
 
-    images: (N, C, H, W), in the objective's `image_range`; labels: int64 (N,) or None;
-    noise: by the names that the phase declares, each (N, *shape);
-    images_seen: 0-dimensional float tensor, images that the run has seen before this step.
+    network: str
+
+
+Noises = Mapping[str, Noise | NoiseOf]
+
+
+@runtime_checkable
+class TakesNoise(Protocol):
+    """A network that takes random numbers: noise of layers, dropout, style mixing.
+
+    It is called with `noise=`, a mapping of (N, *shape) by these names, and never draws itself.
+    What it declares may depend on its mode: dropout declares nothing when not `training`.
     """
 
+    noise: Mapping[str, Noise]
+
+
+def noise_of(noise: Mapping[str, Tensor], name: str) -> dict[str, Any]:
+    """Keyword arguments for the call whose noise was declared as `name: NoiseOf(network)`: nothing
+    for a network that takes none."""
+    prefix = f"{name}."
+    own = {key.removeprefix(prefix): x for key, x in noise.items() if key.startswith(prefix)}
+    return {"noise": own} if own else {}
+
+
+def declared(noises: Noises, networks: Networks) -> dict[str, Noise]:
+    """What is to be drawn: `NoiseOf` replaced by what the network declares in its present mode."""
+    found: dict[str, Noise] = {}
+    for name, spec in noises.items():
+        if isinstance(spec, Noise):
+            found[name] = spec
+            continue
+        own = getattr(networks[spec.network], "noise", None)
+        if isinstance(own, Mapping):  # and not a layer of this name
+            found |= {f"{name}.{key}": of_network for key, of_network in own.items()}
+    return found
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A number that changes with the images that a run has seen."""
+
+    def at(self, images: float) -> float:
+        """Its value after so many images: the same on every rank, a pure function."""
+        ...
+
+
+Number = float | Schedule
+"""A number, or one that changes with the images seen. It reaches a step as a tensor."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a term of a loss sees: a part of the global batch, of whole groups, on one rank."""
+
     images: Tensor
+    """(N, C, H, W), in the objective's `image_range`."""
     labels: Tensor | None
+    """int64 (N,)"""
     noise: Mapping[str, Tensor]
+    """By the names that the phase declares, each (N, *shape)."""
     images_seen: Tensor
-
-
-_NOTHING: Mapping[str, Tensor] = {}  # torch.compile cannot trace `dict[str, Tensor]`
+    """Images that the run has seen before this step: a float, 0-dimensional."""
+    numbers: Mapping[str, Tensor] = field(default_factory=lambda: _NOTHING)
+    """By the names of `Phase.numbers`, as they are at this step: floats, 0-dimensional."""
+    due: frozenset[str] = frozenset()
+    """Of the names in the term's `weights`, those whose losses count at this update. A term
+    computes no other of them."""
+    group_size: int = 1
+    """Losses that couple images couple those of a group: N is a multiple of it, and image i
+    belongs to group i // group_size."""
 
 
 @dataclass(frozen=True)
 class Losses:
     """What a term returns: values of each image, (N,), which nobody but `step.py` averages.
 
-    minimised: their sum, times the term's weight, is its loss. reported: averaged over images for
-    the eye only.
+    minimised: their weighted sum is the term's loss. reported: averaged over images, for the eye
+    only. of_phase: numbers, 0-dimensional, that belong to the phase and not to an image, for the
+    eye only. They come from buffers of a `PhaseModule`, so every rank has the same.
     """
 
     minimised: Mapping[str, Tensor]
     reported: Mapping[str, Tensor] = field(default_factory=lambda: _NOTHING)
+    of_phase: Mapping[str, Tensor] = field(default_factory=lambda: _NOTHING)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Of one loss of a term. `every` counts updates of the phase: a loss that is due on every n-th
+    update weighs `value * n` there (lazy regularisation, Karras et al. 2020, StyleGAN2, 3.1)."""
+
+    value: Number = 1.0
+    every: int = 1
 
 
 @dataclass(frozen=True)
 class Term:
-    """A part of a phase's loss. `every` counts updates of its phase: a term that is due on every
-    n-th update weighs `weight * n` there (lazy regularisation, Karras et al. 2020, StyleGAN2, 3.1).
-    `full_precision` takes it out of autocast: penalties on gradients overflow or vanish in 16 bits.
+    """A part of a phase's loss: one forward pass, and the losses that come from it.
+
+    `weight` and `every` are of all its losses together, `weights` of single ones by name, on top
+    of that; both as `Weight` says. `full_precision` takes the term out of autocast: penalties on
+    gradients overflow or vanish in 16 bits.
     """
 
     name: str
     loss: Callable[[Networks, Batch], Losses]
-    weight: float = 1.0
+    weight: Number = 1.0
     every: int = 1
     full_precision: bool = False
+    weights: Mapping[str, Weight] = field(default_factory=lambda: _NOTHING)
 
 
 @dataclass(frozen=True)
 class Phase:
     """Networks that one optimiser updates together, by the gradient of the sum of `terms`.
 
-    Due at step s (from 0) when (s + 1) mod `every` = 0. `noise` is what its terms draw.
+    Due at step s (from 0) when (s + 1) mod `every` = 0. `updates` names networks and own modules,
+    whose parameters the optimiser moves and whose `PhaseModule`s the phase moves. `noise` is what
+    its terms draw, `numbers` what they take from schedules.
     """
 
     name: str
     updates: tuple[str, ...]
     terms: tuple[Term, ...]
-    noise: Mapping[str, Noise] = field(default_factory=dict[str, Noise])
+    noise: Noises = field(default_factory=lambda: _NOTHING)
     every: int = 1
+    numbers: Mapping[str, Number] = field(default_factory=lambda: _NOTHING)
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """A model: which losses on which networks in which phases, and how to sample from it."""
+    """A model: which losses on which networks in which phases, and how to sample from it.
+
+    To be subclassed: what has a default here may be left out.
+    """
 
     image_range: tuple[float, float]
     """Range of the images that its networks see: (0, 1) or (-1, 1)."""
 
     sampled_from: tuple[str, ...]
-    """Networks that are used after training. Of these an EMA is kept."""
+    """Networks and own modules that are used after training."""
 
-    latent: Noise | None
-    """The prior of z; None for a model that has none (a plain autoencoder)."""
+    latents: Mapping[str, Noise]
+    """What an image is made of, by name: one vector, a map, or the levels of a hierarchy."""
 
-    def networks(self) -> Mapping[str, Signature | nn.Module]:
-        """Signatures of the networks to build, or modules that the objective brings itself."""
+    has_prior: bool = True
+    """Whether `latents` also says how they are distributed. A plain autoencoder knows the shape of
+    z and not where it comes from."""
+
+    sampling_noise: Noises = _NOTHING
+    """What `sample` and `reconstruct` draw beside the latents: the noise of networks."""
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """Those of `sampled_from` that an average over training (EMA) is kept of. The others are
+        used as they are: a codebook that moves by itself, for example."""
+        return self.sampled_from
+
+    def networks(self) -> Mapping[str, Signature]:
+        """What the networks map, by name. The experiment says by which architecture."""
         ...
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """What the objective brings itself, by name: a learned σ, a codebook, an adaptive
+        probability. It stands among the networks, and in every checkpoint."""
+        return _NOTHING
 
     def phases(self) -> Sequence[Phase]:
         """The phases of a step, in their order."""
         ...
 
-    def sample(self, networks: Networks, z: Tensor, labels: Tensor | None) -> Tensor:
-        """Latents (N, latent_size) and labels (N,) to images_NCHW in [0, 1]."""
+    def sample(
+        self,
+        networks: Networks,
+        latents: Mapping[str, Tensor],
+        labels: Tensor | None,
+        noise: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Latents (N, *shape), labels (N,) and `sampling_noise` to images_NCHW in [0, 1]."""
         ...
 
 
@@ -149,9 +315,24 @@ class Objective(Protocol):
 class Reconstructs(Protocol):
     """An objective whose networks can map an image to itself."""
 
-    def reconstruct(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
-        """images_NCHW in `image_range` to reconstructions in [0, 1]."""
+    def reconstruct(
+        self,
+        networks: Networks,
+        images: Tensor,
+        labels: Tensor | None,
+        noise: Mapping[str, Tensor],
+    ) -> Tensor:
+        """images_NCHW in `image_range` and `sampling_noise` to reconstructions in [0, 1]."""
         ...
+
+
+class Posterior(NamedTuple):
+    """Where an image lies in one of the latents: q(z|x) = N(mean, exp(log_variance))."""
+
+    mean: Tensor
+    """(N, *shape)"""
+    log_variance: Tensor | None
+    """The same shape; None where the encoder gives one z and no distribution."""
 
 
 @runtime_checkable
@@ -160,9 +341,8 @@ class Encodes(Protocol):
 
     def encode(
         self, networks: Networks, images: Tensor, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """images_NCHW in `image_range` to mean and log-variance of q(z|x), each (N, latent_size);
-        None in the latter's place where the encoder gives one z and no distribution."""
+    ) -> Mapping[str, Posterior]:
+        """images_NCHW in `image_range` to a posterior for each of `latents`."""
         ...
 
 
@@ -173,6 +353,9 @@ class Discriminates(Protocol):
     discriminates_with: tuple[str, ...]
     """The networks that this takes. No EMA is kept of them, unless they are `sampled_from`."""
 
+    gives_probability: bool
+    """Whether the sigmoid of a logit is D(x), the probability that x is real."""
+
     def discriminate(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
         """images_NCHW in `image_range` to logits (N,), the higher the more real."""
         ...
@@ -180,13 +363,50 @@ class Discriminates(Protocol):
 
 @runtime_checkable
 class Evaluates(Protocol):
-    """An objective with a held-out score of its own, as the ELBO of a VAE."""
+    """An objective with held-out scores of its own, as the ELBO of a VAE. Its settings say which
+    there are, and which way is better."""
 
-    evaluation_noise: Mapping[str, Noise]
+    evaluation_noise: Noises
 
     def evaluate(self, networks: Networks, batch: Batch) -> Mapping[str, Tensor]:
-        """Scores of each image, (N,), by name; higher or lower is better as their names say."""
+        """Scores of each image, (N,), by name."""
         ...
+
+
+class Window(Protocol):
+    """How exactly, and how long, an objective has to be at rest."""
+
+    @property
+    def tolerance(self) -> float:
+        """Largest distance from the optimum."""
+        ...
+
+    @property
+    def window_images(self) -> int:
+        """Images over which it must stay within."""
+        ...
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """An objective that knows from its own reports when it has come to rest, and training may end.
+
+    What it remembers between two reports is a mapping of numbers, which a checkpoint holds. A run
+    that has settled has the key `STOPPED` in it.
+    """
+
+    def watch(self, memory: dict[str, float], metrics: Mapping[str, float], steps: int) -> None:
+        """Take note of a report: `metrics` are means over so many steps."""
+        ...
+
+    def settled(self, memory: dict[str, float], images: int, window: Window) -> bool:
+        """Whether it has, after so many images; asked at every full
+        `training.report_every_images`."""
+        ...
+
+
+STOPPED = "stopped"
+"""In the memory of a stopping rule: the images after which it ended the run."""
 
 
 @runtime_checkable
@@ -225,20 +445,53 @@ class PhaseModule(nn.Module):
     `step.py`, and never in a forward pass.
 
     Running statistics and power iterations then do not depend on how often a network was called, on
-    micro-batches or on the number of workers.
+    micro-batches or on the number of workers. A module whose new state needs random numbers
+    declares them as `phase_noise`.
     """
 
-    def begin_phase(self) -> None:
-        """Before the forward passes of a phase that updates this module's network."""
+    phase_noise: Mapping[str, Noise] = _NOTHING
+    """What `end_phase` draws: the shapes are of one draw a phase, not of one an image."""
+
+    def begin_phase(self, original: Tensor | None = None) -> None:
+        """Before the forward passes of a phase that updates this module's network.
+
+        original: of a parametrisation (torch.nn.utils.parametrize), the tensor that it is of.
+        """
 
     def phase_statistics(self) -> Tensor | None:
         """Sums over what this rank saw since `begin_phase`, to be added up over all ranks."""
         return None
 
-    def end_phase(self, statistics: Tensor | None) -> None:
-        """Move the buffers; `statistics` are the sums over all ranks."""
+    def end_phase(
+        self, statistics: Tensor | None, noise: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Move the buffers. `statistics` are the sums over all ranks; a module that saw nothing in
+        this phase keeps still. noise: by the names of `phase_noise`, if there are any; the same on
+        every rank."""
 
 
-def phase_modules(network: nn.Module) -> list[PhaseModule]:
-    """The modules of a network whose buffers a phase moves, in a fixed order."""
-    return [module for module in network.modules() if isinstance(module, PhaseModule)]
+def phase_modules(network: nn.Module) -> dict[str, PhaseModule]:
+    """The modules of a network whose buffers a phase moves, by their paths, in a fixed order."""
+    return {
+        path: module for path, module in network.named_modules() if isinstance(module, PhaseModule)
+    }
+
+
+def begin_phase(network: nn.Module) -> None:
+    """Begin a phase of a network by itself, as `step.py` does of those that a phase updates."""
+    originals = parametrised(network)
+    for path, module in phase_modules(network).items():
+        if path in originals:
+            module.begin_phase(originals[path])
+        else:
+            module.begin_phase()
+
+
+def parametrised(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors that the parametrisations of a network are of, by the paths of the latter."""
+    return {
+        f"{path}.{number}": module.original
+        for path, module in network.named_modules()
+        if isinstance(module, parametrize.ParametrizationList)
+        for number in range(len(module))
+    }

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ray_gen import foreach
+
 
 def use_cores(count: int) -> None:
     """Set up this process's CPU arithmetic, before its first tensor operation.
@@ -126,7 +128,7 @@ class FlatSum:
         if self._flat is None:
             self._allocate([*self._parameters, *others])
         assert self._flat is not None
-        torch._foreach_copy_(self._views, sources)  # pyright: ignore
+        foreach.copy_(self._views, sources)
         self._world.sum_(self._flat)
         for parameter, view in zip(self._parameters, self._views, strict=False):
             parameter.grad = view

@@ -28,9 +28,9 @@ from ray_gen.evaluators.samples import sample_scores
 from ray_gen.experiment import Experiment
 from ray_gen.experiment.data import Data
 from ray_gen.experiment.evaluation import CustomFeatures, Evaluation, InceptionFeatures
-from ray_gen.noise import draw, key_of
 from ray_gen.pipeline import Pipeline, load
 from ray_gen.pipeline.pretrained import is_pretrained, read_config
+from ray_gen.sampling import sampled
 from ray_gen.sources import cache_folder, open_source
 from ray_gen.storage import Folder
 
@@ -55,13 +55,10 @@ class Samples:
     digest = None
 
     def __init__(self, model: Model, count: int, labels: Tensor | None, seed: int) -> None:
-        assert model.objective.latent is not None
-        self._model, self._count, self._labels = model, count, labels
-        self._latent = model.objective.latent
-        self._key = key_of(seed, "evaluation")
+        assert model.objective.has_prior
+        self._model, self._count, self._labels, self._seed = model, count, labels, seed
         first = next(iter(model.networks.parameters()))
         self._device, self._dtype = first.device, first.dtype
-        self._step = torch.zeros(1, dtype=torch.int64, device=first.device)
         self.description = {**model.description, "seed": seed}
         if labels is not None:
             self.description["labels"] = "drawn evenly from those of the whole reference"
@@ -69,13 +66,21 @@ class Samples:
     def __len__(self) -> int:
         return self._count
 
-    @torch.no_grad()
     def take(self, indices: Sequence[int]) -> Tensor:
         """uint8 (N, C, H, W)"""
-        numbers = torch.tensor(indices, device=self._device)
-        z = draw(self._latent, self._key, self._step, numbers)[0].to(self._dtype)
+        model, numbers = self._model, torch.tensor(indices, device=self._device)
         labels = None if self._labels is None else self._labels[numbers]
-        return quantised(self._model.objective.sample(self._model.networks, z, labels))
+        return quantised(
+            sampled(
+                model.objective,
+                model.networks,
+                self._seed,
+                "evaluation",
+                numbers,
+                labels,
+                self._dtype,
+            )
+        )
 
 
 class Stored:
@@ -133,7 +138,7 @@ class Evaluator:
         that can be refused is."""
         found: list[Score] = []
         asked = [name for name in self.metrics if name in METRICS]
-        if model.objective.latent is None:
+        if not model.objective.has_prior:
             why = f"the objective {model.experiment.objective.kind} has no prior to sample from"
             if asked and not self._auto:
                 raise Refused(f"evaluation.metrics: {asked[0]}: {why}")

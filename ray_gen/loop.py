@@ -16,7 +16,7 @@ from enum import IntEnum
 import torch
 
 from ray_gen.build import DTYPES, build_objective
-from ray_gen.core import Batch, Evaluates, Objective
+from ray_gen.core import STOPPED, Batch, Evaluates, Objective, Settles, declared
 from ray_gen.data import Split, Store
 from ray_gen.data.feed import Feed, FeedSettings, Reader, Stored, fits_device, to_range
 from ray_gen.data.stream import Streamed
@@ -24,7 +24,7 @@ from ray_gen.distributed import World
 from ray_gen.errors import Failed
 from ray_gen.experiment import Experiment
 from ray_gen.meter import Meter, NonFiniteError
-from ray_gen.noise import draw, key_of
+from ray_gen.noise import Key, drawn, key_of
 from ray_gen.state import State
 from ray_gen.step import Step, images_per_rank
 
@@ -32,7 +32,6 @@ CONTROL_SECONDS = 0.25
 """Aimed at between two control steps; one costs some 0.3 ms with gloo."""
 ALL_SEEN = "all images seen"
 ASKED = "asked to stop"
-SETTLED = "D(x) and D(G(z)) have settled at their equilibrium"
 
 
 class Control(IntEnum):
@@ -84,7 +83,8 @@ def train(
     meter = Meter(batch, world)
     stages = dict(experiment.stages())  # of a run whose settings change, each from a step on
     start = max(first for first in stages if first <= state.step)
-    step = _step_of(stages[start], objective if start == 0 else None, state, world, meter)
+    of_stage = objective if start == 0 else build_objective(stages[start])
+    step = Step(stages[start], of_stage, state, world, meter)
     feed = build_feed(experiment, objective, store, world)
     clock = _Clock(world.device, state.step * batch)
     next_control = state.step + 1
@@ -92,7 +92,8 @@ def train(
     for images, labels in feed.steps(state.step, experiment.steps):
         if state.step in stages and state.step != start:
             start = state.step
-            step = _step_of(stages[start], None, state, world, meter)
+            of_stage = build_objective(stages[start])
+            step = Step(stages[start], of_stage, state, world, meter)
         step(images, labels)
         done = state.step
         asked = Control.GO_ON
@@ -114,13 +115,14 @@ def train(
             continue
         metrics = {**meter.report(), **clock.report(done * batch)}
         stop = ASKED if asked == Control.SAVE_AND_STOP else None
-        if training.stop_at_equilibrium is not None:
-            _watch(state.settled, metrics, done - reported)
-            if due and _settled(stages[start], state):
-                stop = SETTLED
+        rest = training.stop_at_equilibrium
+        if rest is not None and isinstance(of_stage, Settles):
+            of_stage.watch(state.settled, metrics, done - reported)
+            if due and of_stage.settled(state.settled, done * batch, rest):
+                stop = at_rest(experiment)
         if last:
             stop = ALL_SEEN
-        measured |= every is not None and stop in (SETTLED, ALL_SEEN)
+        measured |= every is not None and stop not in (None, ASKED)
         save = save or stop is not None
         if save:
             _check_weights(state, world)
@@ -138,19 +140,17 @@ def train(
         clock.resume(done * batch)
 
 
-def _step_of(
-    experiment: Experiment, objective: Objective | None, state: State, world: World, meter: Meter
-) -> Step:
-    """The step of a stage, whose objective is built unless it is there."""
-    return Step(experiment, objective or build_objective(experiment), state, world, meter)
-
-
 def finished(experiment: Experiment, step: int, settled: Mapping[str, float]) -> str | None:
-    """Why a run at this step, that remembers this of its equilibrium, has come to its end; None if
-    it has not. Step and memory are a state's, or a manifest's."""
+    """Why a run at this step, whose stopping rule remembers this, has come to its end; None if it
+    has not. Step and memory are a state's, or a manifest's."""
     if step >= experiment.steps:
         return ALL_SEEN
-    return SETTLED if "stopped" in settled else None
+    return at_rest(experiment) if STOPPED in settled else None
+
+
+def at_rest(experiment: Experiment) -> str:
+    """Why a run ends that its objective's own stopping rule ends."""
+    return experiment.objective.at_rest or "its objective has settled"
 
 
 def _due(step: int, batch: int, every_images: int) -> bool:
@@ -219,24 +219,26 @@ def held_out_scores(
         return {}
     share = world.share(total)
     device, dtype = world.device, DTYPES[experiment.training.precision]
-    step = torch.zeros(1, dtype=torch.int64, device=device)
+    specs = declared(objective.evaluation_noise, state.ema)
+
+    def key(name: str) -> Key:
+        return key_of(experiment.seed, "held out", name)
+
     seen = torch.full((), float("inf"), dtype=dtype, device=device)
     sums: dict[str, torch.Tensor] = {}
     # A rank without a share still has to know the names of the scores: it weighs one image with 0.
     own = share or range(1)
     for start in range(own.start, own.stop, 512):
         part = torch.arange(start, min(start + 512, own.stop))
-        noise = {
-            name: draw(spec, key_of(experiment.seed, "held out", name), step, part.to(device))[0]
-            for name, spec in objective.evaluation_noise.items()
-        }
+        noise = drawn(specs, key, part.to(device), dtype)
         labels = split.labels if experiment.needs_labels else None
         images = to_range(split.images_NHWC[part].to(device), objective.image_range, dtype)
         batch = Batch(
             images,
             None if labels is None else labels[part].to(device),
-            {name: drawn.to(dtype) for name, drawn in noise.items()},
+            noise,
             seen,
+            group_size=experiment.group_size,
         )
         for name, values in objective.evaluate(state.ema, batch).items():
             added = values.sum(dtype=torch.float64) * bool(share)
@@ -245,48 +247,6 @@ def held_out_scores(
     world.sum_(flat)
     means = (flat / total).tolist()
     return {f"held_out/{name}": mean for name, mean in zip(sorted(sums), means, strict=True)}
-
-
-def _watch(memory: dict[str, float], metrics: dict[str, float], steps: int) -> None:
-    """Adds a report, means over so many steps, to what `_settled` judges next.
-
-    Sums over steps: reports in between, of a checkpoint or a run that was asked to stop, change
-    nothing but how they are rounded.
-    """
-    for name, mean in (
-        ("steps", 1.0),
-        ("real", metrics["discriminator/real"]),
-        ("fake", metrics["discriminator/fake"]),
-    ):
-        memory[name] = memory.get(name, 0.0) + steps * mean
-
-
-def _settled(experiment: Experiment, state: State) -> bool:
-    """Whether D(x) and D(G(z)) have left their optimum once and then stayed at it for a window.
-
-    The optimum of the discriminator is t / 2 for a target t of real images, ½ without smoothing
-    (Salimans et al. 2016, 3.4). An untrained pair starts at ½, so both have to leave first.
-    Asked only where `training.report_every_images` are full, of the means since it was last asked.
-    """
-    settings = experiment.training.stop_at_equilibrium
-    assert settings is not None
-    optimum = (1.0 - getattr(experiment.objective, "label_smoothing", 0.0)) / 2
-    memory = state.settled
-    steps = memory.pop("steps")
-    values = {name: memory.pop(name) / steps for name in ("real", "fake")}
-    for name, value in values.items():
-        # The way from ½ to the optimum is a discriminator that learns the smoothing and no image.
-        if not optimum - settings.tolerance <= value <= 0.5 + settings.tolerance:
-            memory[f"{name}_left"] = 1
-    inside = all(abs(value - optimum) <= settings.tolerance for value in values.values())
-    if not inside or not (memory.get("real_left") and memory.get("fake_left")):
-        memory.pop("since", None)
-        return False
-    images = state.step * experiment.training.global_batch_size
-    if images - memory.setdefault("since", images) < settings.window_images:
-        return False
-    memory["stopped"] = images
-    return True
 
 
 class _Clock:

@@ -45,7 +45,9 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)
 
 
-def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, smoothing: float = 0.0) -> Tensor:
+def discriminator_loss(
+    real_logits: Tensor, fake_logits: Tensor, smoothing: float | Tensor = 0.0
+) -> Tensor:
     """-t log D(x) - (1 - t) log(1 - D(x)) - log(1 - D(G(z))), with the target t = 1 - smoothing.
 
     Goodfellow et al. 2014, eq. 1; one-sided smoothing: Salimans et al. 2016, 3.4. Its optimum for

@@ -1,6 +1,6 @@
 """Means of what terms report, kept on the device and read back once a report.
 
-A term's values, summed over images, are one row a step: one small operation, no host
+A term's values, summed over images, are one row an update: one small operation, no host
 synchronisation. A report adds the rows up over all workers, in one call.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ray_gen.block import Block
 from ray_gen.distributed import World
 
 
@@ -18,25 +19,43 @@ class NonFiniteError(RuntimeError):
     """A loss or weight that is not a finite number. The same on every rank."""
 
 
-class _Table:
-    """Rows of sums over a rank's images: one a step, one column a name."""
+class Rows:
+    """Sums over a rank's images: one row an update of a block, one column a tag."""
 
-    def __init__(self, columns: int, device: torch.device) -> None:
-        self.steps: list[int] = []
-        self._rows = torch.zeros(64, columns, device=device)
+    def __init__(self, columns: int, block: Block, like: Tensor) -> None:
+        self.block = block
+        self._now = like.new_zeros(block.length, columns)
+        self._steps: dict[int, int] = {}
+        self._earlier: list[tuple[dict[int, int], Tensor]] = []
 
-    def add(self, step: int, sums: Tensor) -> None:
-        if self.steps and self.steps[-1] == step:  # another micro-batch of the same step
-            self._rows[len(self.steps) - 1] += sums
-            return
-        if len(self.steps) == len(self._rows):
-            self._rows = torch.cat([self._rows, torch.zeros_like(self._rows)])
-        self._rows[len(self.steps)] = sums
-        self.steps.append(step)
+    def add(self, sums: Tensor) -> None:
+        """Sums (tags,) over a micro-batch of the present update. On the device."""
+        self._now.index_add_(0, self.block.place, sums[None])
 
-    def take(self) -> Tensor:
-        """The rows since the last report: (steps, names)."""
-        return self._rows[: len(self.steps)]
+    def note(self, step: int) -> None:
+        """That the present update, of this step, has written its row."""
+        self._steps[self.block.row] = step
+
+    def turn(self) -> None:
+        """Make room for the next block."""
+        self._keep()
+        self._now.zero_()
+
+    def _keep(self) -> None:
+        if self._steps:
+            self._earlier.append((self._steps, self._now.clone()))
+            self._steps = {}
+
+    def follow(self, earlier: Rows) -> None:
+        """Go on where rows of another block of the same term ended."""
+        self._earlier = earlier.take()
+
+    def take(self) -> list[tuple[dict[int, int], Tensor]]:
+        """What was written since this was last asked: the step of each row, and rows (length,
+        tags), of which those without a step mean nothing."""
+        self._keep()
+        taken, self._earlier = self._earlier, []
+        return taken
 
 
 class Meter:
@@ -45,43 +64,68 @@ class Meter:
     def __init__(self, global_batch_size: int, world: World) -> None:
         self._global_batch_size = global_batch_size
         self._world = world
-        # By term and its tags: where settings change in mid-run a term may come to report others.
-        self._tables: dict[tuple[str, tuple[str, ...]], _Table] = {}
+        # By term, its tags, and the block of its phase: where settings change in mid-run, a term
+        # comes to report other tags, and its phase has another block.
+        self._rows: dict[tuple[str, tuple[str, ...]], Rows] = {}
+        self._written: list[Rows] = []
 
-    def record(self, term: str, step: int, tags: Sequence[str], sums: Tensor) -> None:
-        """Sums (tags,) over a part of this rank's images at one step.
+    def record(self, term: str, tags: Sequence[str], sums: Tensor, block: Block) -> None:
+        """Sums (tags,) over a part of this rank's images, at the present update of a block.
 
         term: one of its own for each term of each phase. Raises ValueError for a tag of two terms.
         """
         key = (term, tuple(tags))
-        table = self._tables.get(key)
-        if table is None:
-            for other, known in self._tables:
-                for tag in set(tags) & set(known) if other != term else ():
-                    raise ValueError(f"the terms {other} and {term} both report {tag}; rename one")
-            table = self._tables[key] = _Table(len(tags), sums.device)
-        table.add(step, sums)
+        rows = self._rows.get(key)
+        if rows is None or rows.block is not block:
+            rows = self._begun(key, sums, block)
+        rows.add(sums)
+        if rows not in self._written:
+            self._written.append(rows)
+
+    def _begun(self, key: tuple[str, tuple[str, ...]], sums: Tensor, block: Block) -> Rows:
+        term, tags = key
+        for other, known in self._rows:
+            for tag in set(tags) & set(known) if other != term else ():
+                raise ValueError(f"the terms {other} and {term} both report {tag}; rename one")
+        before = self._rows.get(key)
+        rows = self._rows[key] = Rows(len(tags), block, sums)
+        if before is not None:
+            rows.follow(before)
+        return rows
+
+    def written(self) -> tuple[Rows, ...]:
+        """The rows that `record` has written since this was last asked."""
+        written, self._written = tuple(self._written), []
+        return written
+
+    def turn(self, block: Block) -> None:
+        """A block begins anew."""
+        for rows in self._rows.values():
+            if rows.block is block:
+                rows.turn()
 
     def report(self) -> dict[str, float]:
         """Means since the last report. Raises NonFiniteError for the first value that is not a
         number. Collective: every rank, same order."""
-        blocks = {key: table.take() for key, table in self._tables.items() if table.steps}
-        if not blocks:
+        taken = [
+            (tags, steps, rows[list(steps)])
+            for (_, tags), table in self._rows.items()
+            for steps, rows in table.take()
+        ]
+        if not taken:
             return {}
-        flat = torch.cat([block.flatten() for block in blocks.values()]).to(torch.float64)
+        flat = torch.cat([rows.flatten().to(torch.float64) for _, _, rows in taken])
         self._world.sum_(flat)
         sums = flat.cpu()
         columns: dict[str, list[Tensor]] = {}
         offending: list[tuple[int, str]] = []
-        for key, block in blocks.items():
-            table = self._tables[key]
-            rows, sums = sums[: block.numel()].view(block.shape), sums[block.numel() :]
-            for name, column in zip(key[1], rows.unbind(1), strict=True):
+        for tags, steps, rows in taken:
+            total, sums = sums[: rows.numel()].view(rows.shape), sums[rows.numel() :]
+            for name, column in zip(tags, total.unbind(1), strict=True):
                 columns.setdefault(name, []).append(column)
                 if not column.isfinite().all():
                     first = int((~column.isfinite()).nonzero()[0])
-                    offending.append((table.steps[first], name))
-            table.steps.clear()
+                    offending.append((list(steps.values())[first], name))
         if offending:
             step, name = min(offending, key=lambda found: found[0])
             raise NonFiniteError(f"{name} is not a finite number since step {step}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -109,38 +109,74 @@ def permutation(seed: int, name: str, epoch: int, count: int) -> Tensor:
     return torch.argsort((high << 31) ^ low, stable=True)
 
 
+def drawn(
+    specs: Mapping[str, Noise], key: Callable[[str], Key], images: Tensor, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Noises outside of training, which has no steps there: each (N, *shape), by name.
+
+    key: of a noise's name. images: int64 (N,), on the device, whatever they number.
+    """
+    step = torch.zeros(1, dtype=torch.int64, device=images.device)
+    return {name: draw(spec, key(name), step, images)[0].to(dtype) for name, spec in specs.items()}
+
+
 class Tape:
-    """The noise of a phase, drawn for several of its updates at once.
+    """The noise of a phase, drawn for a block of its updates at once.
 
     Philox is some hundred elementwise operations, whose launches would cost a small network a tenth
     of its step on a CPU (and more on a GPU); drawn for many steps together they cost about 1 %.
+    A block lies in buffers that keep their place for the whole run, so that a recorded step can
+    read them at a counter on the device.
     """
 
     numbers = 1 << 18
     """Numbers drawn at once, at most: 1 MB, which a core's cache still holds."""
 
     def __init__(
-        self, specs: Mapping[str, Noise], seed: int, phase: str, every: int, images: Tensor
+        self,
+        specs: Mapping[str, Noise],
+        seed: int,
+        phase: str,
+        every: int,
+        images: Tensor,
+        length: int | None = None,
     ) -> None:
-        """images: int64 (N,), this rank's indices in the global batch, on the device."""
+        """images: int64 (N,), this rank's indices in the global batch, on the device. length:
+        updates of a block; None: as many as `length_for` says."""
         self._specs = dict(specs)
         self._keys = {name: key_of(seed, phase, name) for name in specs}
         self._every = every
         self._images = images
-        size = sum(math.prod(spec.shape) for spec in specs.values()) * images.numel()
-        self._updates = max(1, min(128, self.numbers // max(1, size)))
+        self.length = length or self.length_for(specs, images.numel())
         self._first = 0
-        self._drawn: dict[str, Tensor] = {}
+        self._block: dict[str, Tensor] = {}
+
+    @classmethod
+    def length_for(cls, specs: Mapping[str, Noise], images: int) -> int:
+        """Updates of a block of so many images."""
+        size = sum(math.prod(spec.shape) for spec in specs.values()) * images
+        return max(1, min(128, cls.numbers // max(1, size)))
+
+    def fill(self, update: int) -> None:
+        """Draw the block that begins with an update of the phase, counted from 0."""
+        self._first = update
+        updates = torch.arange(update, update + self.length, device=self._images.device)
+        steps = (updates + 1) * self._every - 1
+        for name, spec in self._specs.items():
+            values = draw(spec, self._keys[name], steps, self._images)
+            if name in self._block:
+                self._block[name].copy_(values)
+            else:
+                self._block[name] = values
+
+    def read(self, place: Tensor) -> dict[str, Tensor]:
+        """The noise at a place of the block: by name, (N, *shape). place: int64 (1,), on the
+        device."""
+        return {name: values.index_select(0, place)[0] for name, values in self._block.items()}
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         """The noise of one step at which the phase is due: by name, (N, *shape)."""
         update = (step + 1) // self._every - 1
-        if not self._drawn or not self._first <= update < self._first + self._updates:
-            self._first = update
-            updates = torch.arange(update, update + self._updates, device=self._images.device)
-            steps = (updates + 1) * self._every - 1
-            self._drawn = {
-                name: draw(spec, self._keys[name], steps, self._images)
-                for name, spec in self._specs.items()
-            }
-        return {name: drawn[update - self._first] for name, drawn in self._drawn.items()}
+        if not self._block or not self._first <= update < self._first + self.length:
+            self.fill(update - update % self.length)
+        return {name: values[update - self._first] for name, values in self._block.items()}

@@ -29,7 +29,7 @@ from ray_gen.distributed import World
 from ray_gen.evaluators.names import measured
 from ray_gen.experiment import Experiment
 from ray_gen.loop import Report
-from ray_gen.noise import draw, key_of
+from ray_gen.sampling import noise_for, sampled
 from ray_gen.state import MANIFEST, State
 from ray_gen.storage import Folder
 
@@ -264,15 +264,13 @@ class RunWriter:
     def _samples(self) -> Tensor | None:
         """Samples from a fixed noise by the EMA, (64, C, H, W) in [0, 1]."""
         experiment, objective, networks = self._experiment, self._objective, self._state.ema
-        if objective.latent is None:
+        if not objective.has_prior:
             return None
         device = next(iter(networks.parameters())).device
-        step = torch.zeros(1, dtype=torch.int64, device=device)
-        indices = torch.arange(PICTURED, device=device)
-        z = draw(objective.latent, key_of(experiment.seed, "fixed"), step, indices)[0]
-        labels = None if experiment.label_count is None else indices % experiment.label_count
+        numbers = torch.arange(PICTURED, device=device)
+        labels = None if experiment.label_count is None else numbers % experiment.label_count
         dtype = DTYPES[experiment.training.precision]
-        return objective.sample(networks, z.to(dtype), labels)
+        return sampled(objective, networks, experiment.seed, "fixed", numbers, labels, dtype)
 
     @torch.no_grad()
     def _grids(self, samples: Tensor | None) -> dict[str, Any]:
@@ -294,7 +292,11 @@ class RunWriter:
             if experiment.needs_labels and held_out.labels is not None:
                 labels = held_out.labels[: PICTURED // 2].to(device)
             images = to_range(stored, objective.image_range, dtype)
-            reconstructed = objective.reconstruct(networks, images, labels)
+            numbers = torch.arange(len(images), device=device)
+            noise = noise_for(
+                objective.sampling_noise, networks, experiment.seed, "fixed", numbers, dtype
+            )
+            reconstructed = objective.reconstruct(networks, images, labels, noise)
             pairs = pictures.in_turn_rows(to_range(stored, (0.0, 1.0)), reconstructed.float(), 8)
             grids["reconstructions"] = pictures.grid(pairs, 8)
         return grids

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
-from ray_gen.experiment.optimizers import Schedule
+from ray_gen.block import value_at
+from ray_gen.core import Number
+from ray_gen.experiment.optimizers import Optimizer, Schedule
 
 
-def learning_rate_factor(schedule: Schedule, images: int) -> float:
+def learning_rate_factor(schedule: Schedule, images: float) -> float:
     """What the learning rate is multiplied by after `images` images."""
     warmup = schedule.warmup_images
     if images < warmup:
@@ -20,7 +22,29 @@ def learning_rate_factor(schedule: Schedule, images: int) -> float:
     return 1.0 + (schedule.final_fraction - 1.0) * progress
 
 
-def ema_decay(images: int, since: int, half_life: float, ramp: float) -> float:
+class LearningRate:
+    """The learning rate of an optimiser: its own schedule, times that of `schedule`."""
+
+    def __init__(self, settings: Optimizer) -> None:
+        self._settings = settings
+
+    def at(self, images: float) -> float:
+        """After so many images."""
+        settings = self._settings
+        return value_at(settings.learning_rate, images) * learning_rate_factor(
+            settings.schedule, images
+        )
+
+
+def learning_rate(settings: Optimizer) -> Number:
+    """A number where it never changes."""
+    schedule = settings.schedule
+    if schedule.kind == "constant" and not schedule.warmup_images:
+        return settings.learning_rate
+    return LearningRate(settings)
+
+
+def ema_decay(images: float, since: float, half_life: float, ramp: float) -> float:
     """Weight of the old average after `since` more images: 0.5^(since / half-life).
 
     The half-life is at most `ramp` times the images seen (Karras et al. 2020, StyleGAN2-ADA);

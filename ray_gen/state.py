@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ray_gen import foreach
 from ray_gen.build import build_networks, build_optimizers
 from ray_gen.core import Networks, Objective
 from ray_gen.distributed import World
@@ -46,13 +47,15 @@ class State:
 
     networks: Networks
     ema: Networks
-    """Averages of the networks that are sampled from, in eval mode."""
+    """Averages of the networks and modules that are sampled from, in eval mode."""
     optimizers: dict[str, PhaseOptimizer]
     """By phase."""
     step: int = 0
     """Steps done."""
     settled: dict[str, float] = field(default_factory=dict[str, float])
-    """What the equilibrium stop remembers: see loop.py."""
+    """What the objective's stopping rule remembers: see `ray_gen.core.Settles`."""
+    averaged: tuple[str, ...] | None = None
+    """Those of `ema` that are averages; the others are copies. None: all."""
 
     @classmethod
     def build(cls, experiment: Experiment, objective: Objective, world: World) -> State:
@@ -60,23 +63,27 @@ class State:
         networks = build_networks(experiment, objective).to(world.device)
         ema = nn.ModuleDict({n: copy.deepcopy(networks[n]) for n in objective.sampled_from})
         ema.eval().requires_grad_(False)
-        return cls(networks, ema, build_optimizers(experiment, objective.phases(), networks))
+        optimizers = build_optimizers(experiment, objective.phases(), networks)
+        return cls(networks, ema, optimizers, averaged=objective.averaged)
 
     @torch.no_grad()
-    def update_ema(self, weight: float) -> None:
-        """Move the averages by `weight` towards the networks, buffers included."""
+    def update_ema(self, weight: Tensor) -> None:
+        """Move the averages by `weight`, 0-dimensional, towards the networks, buffers included."""
         averages: list[Tensor] = []
         values: list[Tensor] = []
         for name, network in self.ema.items():
+            averages_it = self.averaged is None or name in self.averaged
             for average, value in zip(
                 _tensors(network).values(), _tensors(self.networks[name]).values(), strict=True
             ):
-                if average.is_floating_point():
+                if averages_it and average.is_floating_point():
                     averages.append(average)
                     values.append(value.detach())
                 else:
                     average.copy_(value)
-        torch._foreach_lerp_(averages, values, weight)  # pyright: ignore
+        if averages:
+            weights = {a.dtype: weight.to(a.dtype) for a in averages}
+            foreach.lerp_(averages, values, [weights[a.dtype] for a in averages])
 
     def non_finite(self) -> str | None:
         """The name of a weight or moment that is not a finite number, or None."""

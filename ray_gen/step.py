@@ -2,6 +2,10 @@
 
 The only file that toggles `requires_grad`, runs a backward pass or moves a weight. A step is one
 global batch of real images; phases, terms and noise come from the objective.
+
+A step runs one of a few *programs* on the device: which phases, terms and losses are due chooses
+it. Whatever else changes from step to step lies in buffers (`block.py`), so a program can be
+recorded once and replayed. What the host does, it does before and after.
 """
 
 from __future__ import annotations
@@ -13,65 +17,220 @@ from types import FunctionType
 import torch
 from torch import Tensor, nn
 
+from ray_gen.block import Block, Numbers, changes, value_at
 from ray_gen.build import DTYPES
 from ray_gen.core import (
     Batch,
     Losses,
     Networks,
+    Number,
     Objective,
     Phase,
     PhaseModule,
     Term,
+    declared,
+    parametrised,
     phase_modules,
 )
 from ray_gen.distributed import FlatSum, World
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
-from ray_gen.meter import Meter
+from ray_gen.meter import Meter, Rows
 from ray_gen.noise import Tape, seed_of
-from ray_gen.schedule import ema_decay, learning_rate_factor
+from ray_gen.optimizers import clip_
+from ray_gen.schedule import ema_decay
 from ray_gen.state import State
 
+Program = Callable[[Tensor, Tensor | None], None]
+"""All that a step does on the device, with this rank's images (N, C, H, W) and labels (N,)."""
+
+Recorder = Callable[[Program], Program]
+"""Makes of a program one that does the same: a recording of it, for example."""
+
 TermLoss = Callable[
-    [Tensor, Tensor | None, dict[str, Tensor], Tensor], tuple[tuple[str, ...], Tensor, Tensor]
+    [Tensor, Tensor | None, dict[str, Tensor], dict[str, Tensor]],
+    tuple[tuple[str, ...], Tensor, Tensor],
 ]
-"""(images, labels, noise, images_seen) of a micro-batch to tags, sums over its images (tags,), and
-the term's part of the loss."""
+"""(images, labels, noise, numbers) of a micro-batch to tags, sums over its images (tags,), and the
+term's part of the loss. numbers: see `_PhaseRunner`."""
 
 TermRun = Callable[
-    [Tensor, Tensor | None, dict[str, Tensor], Tensor], tuple[tuple[str, ...], Tensor]
+    [Tensor, Tensor | None, dict[str, Tensor], dict[str, Tensor]], tuple[tuple[str, ...], Tensor]
 ]
 """The same, which adds the gradients to the parameters' `grad` in the place of giving the loss."""
 
+Due = tuple[tuple[str, frozenset[str]], ...]
+"""The terms that are due in a phase, each with the due ones of its `weights`."""
+
+_SEEN = "images_seen"
+
 
 class _PhaseRunner:
-    """A phase with what it needs on this rank."""
+    """A phase with what it needs on this rank.
+
+    Its numbers go by a path: `images_seen`, `optimizer/FIELD`, `own/NAME` (those of the phase),
+    `weight/TERM` and `weight/TERM/LOSS`. Those that never change are Python's floats, which a
+    program has for good; `own` ones are tensors all the same.
+    """
 
     def __init__(
         self, phase: Phase, experiment: Experiment, state: State, world: World, images: Tensor
     ) -> None:
+        """images: int64 (N,), this rank's indices in the global batch, on the device."""
         self.phase = phase
         self.optimizer = state.optimizers[phase.name]
-        self.settings = self.optimizer.settings = experiment.optimizers[phase.name]
+        self.optimizer.settings = experiment.optimizers[phase.name]
         self.parameters = self.optimizer.parameters
-        self.modules: list[PhaseModule] = [
-            module for name in phase.updates for module in phase_modules(state.networks[name])
-        ]
-        self.tape = Tape(phase.noise, experiment.seed, phase.name, phase.every, images)
-        self.sum = FlatSum(self.parameters, world)
-        self.runs: dict[str, TermRun] = {}
-        for term in phase.terms:
-            loss = _term_loss(term, state.networks, experiment)
-            self.runs[term.name] = (
-                _compiled(loss, self.parameters, images.device)
-                if experiment.training.compile
-                else _eager(loss)
-            )
+        self._modules: dict[str, PhaseModule] = {
+            f"{name}.{path}": module
+            for name in phase.updates
+            for path, module in phase_modules(state.networks[name]).items()
+        }
+        self._originals = {
+            f"{name}.{path}": original
+            for name in phase.updates
+            for path, original in parametrised(state.networks[name]).items()
+        }
+        self._sum = FlatSum(self.parameters, world)
+        self._batch = experiment.training.global_batch_size
+        self._dtype = DTYPES[experiment.training.precision]
+        noise = declared(phase.noise, state.networks)
+        # As long on every rank; their shares differ by a group at most.
+        length = Tape.length_for(noise, -(-self._batch // world.size))
+        self.block = Block(length, world.device)
+        self._tape = Tape(noise, experiment.seed, phase.name, phase.every, images, length)
+        of_modules = {
+            f"{path}.{name}": spec
+            for path, module in self._modules.items()
+            for name, spec in module.phase_noise.items()
+        }
+        once = torch.zeros(1, dtype=torch.int64, device=world.device)
+        self._module_tape = Tape(of_modules, experiment.seed, phase.name, phase.every, once, length)
+        numbers = _numbers_of(phase, self.optimizer.numbers())
+        self._constant = {name: value_at(n, 0) for name, n in numbers.items() if not changes(n)}
+        self._own = {
+            name: torch.full((), value, dtype=self._dtype, device=world.device)
+            for name, value in self._constant.items()
+            if name.startswith("own/")
+        }
+        moving = {name: n.at for name, n in numbers.items() if not isinstance(n, (int, float))}
+        self._numbers = Numbers({**moving, _SEEN: float}, length, world.device)
+        self._terms = {term.name: term for term in phase.terms}
+        self._runs: dict[tuple[str, frozenset[str]], TermRun] = {}
+        self._run_of = lambda term, losses: _run_of(
+            _term_loss(term, losses, state.networks, experiment, self._constant),
+            self.parameters,
+            world.device if experiment.training.compile else None,
+        )
 
-    def due_terms(self, step: int) -> Sequence[Term]:
-        """The terms of this update; `every` of a term counts updates of its phase."""
+    def is_due(self, step: int) -> bool:
+        """Whether this step has an update of the phase."""
+        return (step + 1) % self.phase.every == 0
+
+    def due(self, step: int) -> Due:
+        """The terms of this step's update; `every` of a term or loss counts updates."""
         update = (step + 1) // self.phase.every
-        return [term for term in self.phase.terms if update % term.every == 0]
+        return tuple(
+            (term.name, frozenset(n for n, w in term.weights.items() if update % w.every == 0))
+            for term in self.phase.terms
+            if update % term.every == 0
+        )
+
+    def begin(self, step: int, meter: Meter) -> None:
+        """The host's part, before the program: a new block where the last one has ended."""
+        every = self.phase.every
+        if self.block.begin((step + 1) // every - 1):
+            first = self.block.first
+            self._tape.fill(first)
+            self._module_tape.fill(first)
+            self._numbers.fill(lambda row: float(((first + row + 1) * every - 1) * self._batch))
+            meter.turn(self.block)
+
+    def run(
+        self, due: Due, images: Tensor, labels: Tensor | None, micro_batch: int, meter: Meter
+    ) -> None:
+        """An update, on the device. Collective: every rank, same order."""
+        for path, module in self._modules.items():
+            if path in self._originals:
+                module.begin_phase(self._originals[path])
+            else:
+                module.begin_phase()
+        noise = self._tape.read(self.block.place)
+        exact = self._numbers.read(self.block.place)
+        numbers = {name: value.to(self._dtype) for name, value in exact.items()} | self._own
+        for start in range(0, len(images), micro_batch):
+            part = slice(start, start + micro_batch)
+            drawn = {name: values[part].to(self._dtype) for name, values in noise.items()}
+            some = None if labels is None else labels[part]
+            for term, losses in due:
+                if (term, losses) not in self._runs:
+                    self._runs[term, losses] = self._run_of(self._terms[term], losses)
+                tags, sums = self._runs[term, losses](images[part], some, drawn, numbers)
+                meter.record(f"{self.phase.name}/{term}", tags, sums, self.block)
+        statistics = [module.phase_statistics() for module in self._modules.values()]
+        totals = self._sum([own for own in statistics if own is not None])
+        self._update_weights({**self._constant, **exact})
+        self._move_modules([own is not None for own in statistics], totals)
+        self.block.advance()
+
+    def _update_weights(self, numbers: Mapping[str, float | Tensor]) -> None:
+        prefix = "optimizer/"
+        now = {n.removeprefix(prefix): v for n, v in numbers.items() if n.startswith(prefix)}
+        if "clip_norm" in now:
+            clip_([p.grad for p in self.parameters if p.grad is not None], now["clip_norm"])
+        self.optimizer.step(now)
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _move_modules(self, has_statistics: Sequence[bool], totals: Sequence[Tensor]) -> None:
+        noise, left = self._module_tape.read(self.block.place), iter(totals)
+        for (path, module), has in zip(self._modules.items(), has_statistics, strict=True):
+            total = next(left) if has else None
+            own = {name: noise[f"{path}.{name}"][0].to(self._dtype) for name in module.phase_noise}
+            if own:
+                module.end_phase(total, own)
+            else:
+                module.end_phase(total)
+
+
+def _numbers_of(phase: Phase, optimizer: Mapping[str, Number]) -> dict[str, Number]:
+    """All numbers of a phase, by their paths."""
+    numbers = {f"optimizer/{name}": number for name, number in optimizer.items()}
+    numbers |= {f"own/{name}": number for name, number in phase.numbers.items()}
+    for term in phase.terms:
+        numbers[f"weight/{term.name}"] = term.weight
+        for name, weight in term.weights.items():
+            numbers[f"weight/{term.name}/{name}"] = weight.value
+    return numbers
+
+
+class _Average:
+    """The EMA of the weights, and when it moves."""
+
+    def __init__(self, experiment: Experiment, state: State, world: World) -> None:
+        training = experiment.training
+        self._state = state
+        self.every = training.ema_every_steps
+        self._batch = training.global_batch_size
+        self._block = Block(128, world.device)
+        since = self.every * self._batch
+
+        def weight(images: float) -> float:
+            half_life = value_at(training.ema_half_life_images, images)
+            return 1.0 - ema_decay(images, since, half_life, training.ema_ramp)
+
+        self._numbers = Numbers({"weight": weight}, self._block.length, world.device)
+
+    def begin(self, step: int) -> None:
+        """The host's part, before the program."""
+        if self._block.begin((step + 1) // self.every - 1):
+            first, every = self._block.first, self.every
+            self._numbers.fill(lambda row: float((first + row + 1) * every * self._batch))
+
+    def run(self) -> None:
+        """Move the averages, on the device."""
+        self._state.update_ema(self._numbers.read(self._block.place)["weight"])
+        self._block.advance()
 
 
 class Step:
@@ -84,7 +243,9 @@ class Step:
         state: State,
         world: World,
         meter: Meter,
+        record: Recorder | None = None,
     ) -> None:
+        """record: what is made of each program before it first runs."""
         training = experiment.training
         part = images_per_rank(experiment, world)
         images = torch.arange(part.start, part.stop, device=world.device)
@@ -92,19 +253,20 @@ class Step:
         self._state = state
         self._world = world
         self._meter = meter
-        self._dtype = DTYPES[training.precision]
-        self._part = len(part)
-        self._micro_batch = min(training.micro_batch_size or self._part, self._part)
+        self._micro_batch = min(training.micro_batch_size or len(part), len(part))
+        self._record = record
+        self._programs: dict[tuple[object, ...], tuple[Program, tuple[Rows, ...] | None]] = {}
+        state.networks.train()
         self._runners = [
             _PhaseRunner(phase, experiment, state, world, images) for phase in objective.phases()
         ]
+        self._average = _Average(experiment, state, world)
         # torch's generators are seeded only where a user's class may draw from them.
         self._seeds_torch = "custom" in {
             experiment.objective.kind,
             *(network.kind for network in experiment.networks.values()),
         }
         self._trainable: tuple[str, ...] | None = None
-        state.networks.train()
 
     def __call__(self, images: Tensor, labels: Tensor | None) -> None:
         """images: this rank's part of the global batch, (N, C, H, W); labels: (N,) or None.
@@ -112,43 +274,37 @@ class Step:
         Collective: every rank, same order.
         """
         step = self._state.step
-        for runner in self._runners:
-            if (step + 1) % runner.phase.every == 0:
-                self._run(runner, step, images, labels)
+        due = [(runner, runner.due(step)) for runner in self._runners if runner.is_due(step)]
+        averages = (step + 1) % self._average.every == 0
+        for runner, _ in due:
+            runner.begin(step, self._meter)
+        if averages:
+            self._average.begin(step)
+        key = (averages, *((runner.phase.name, terms) for runner, terms in due))
+        program, rows = self._programs.get(key) or (self._program(due, averages), None)
+        program(images, labels)
+        written = self._meter.written()  # nothing, by a program that only repeats what it did
+        rows = written if rows is None else rows
+        self._programs[key] = program, rows
+        for of_term in rows:
+            of_term.note(step)
         self._state.step = step + 1
-        self._update_ema()
 
-    def _run(self, runner: _PhaseRunner, step: int, images: Tensor, labels: Tensor | None) -> None:
-        phase = runner.phase
-        self._make_trainable(phase.updates)
-        for module in runner.modules:
-            module.begin_phase()
-        if self._seeds_torch:
-            torch.manual_seed(seed_of(self._experiment.seed, phase.name, step, self._world.rank))
-        noise = runner.tape[step]
-        seen = torch.full(
-            (), float(step * self._global_batch_size), dtype=self._dtype, device=images.device
-        )
-        terms = runner.due_terms(step)
-        for start in range(0, self._part, self._micro_batch):
-            part = slice(start, start + self._micro_batch)
-            drawn = {name: values[part].to(self._dtype) for name, values in noise.items()}
-            own = None if labels is None else labels[part]
-            for term in terms:
-                tags, sums = runner.runs[term.name](images[part], own, drawn, seen)
-                self._meter.record(f"{phase.name}/{term.name}", step, tags, sums)
-        statistics = [m.phase_statistics() for m in runner.modules]
-        sums = iter(runner.sum([s for s in statistics if s is not None]))
-        rate = runner.settings.learning_rate * learning_rate_factor(
-            runner.settings.schedule, step * self._global_batch_size
-        )
-        if runner.settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(runner.parameters, runner.settings.clip_norm, foreach=True)
-        runner.optimizer.step(rate)
-        for parameter in runner.parameters:
-            parameter.grad = None
-        for module, own in zip(runner.modules, statistics, strict=True):
-            module.end_phase(None if own is None else next(sums))
+    def _program(self, due: Sequence[tuple[_PhaseRunner, Due]], averages: bool) -> Program:
+        def program(images: Tensor, labels: Tensor | None) -> None:
+            for runner, terms in due:
+                self._make_trainable(runner.phase.updates)
+                if self._seeds_torch:
+                    self._seed_torch(runner.phase.name)
+                runner.run(terms, images, labels, self._micro_batch, self._meter)
+            if averages:
+                self._average.run()
+
+        return program if self._record is None else self._record(program)
+
+    def _seed_torch(self, phase: str) -> None:
+        seed = seed_of(self._experiment.seed, phase, self._state.step, self._world.rank)
+        torch.manual_seed(seed)
 
     def _make_trainable(self, names: tuple[str, ...]) -> None:
         """Only these networks get gradients: backward stops at the others' weights, and their
@@ -159,49 +315,65 @@ class Step:
             network.requires_grad_(name in names)
         self._trainable = names
 
-    @property
-    def _global_batch_size(self) -> int:
-        return self._experiment.training.global_batch_size
 
-    def _update_ema(self) -> None:
-        training = self._experiment.training
-        step = self._state.step
-        if step % training.ema_every_steps:
-            return
-        since = training.ema_every_steps * self._global_batch_size
-        images = step * self._global_batch_size
-        decay = ema_decay(images, since, training.ema_half_life_images, training.ema_ramp)
-        self._state.update_ema(1.0 - decay)
-
-
-def _term_loss(term: Term, networks: Networks, experiment: Experiment) -> TermLoss:
+def _term_loss(
+    term: Term,
+    due: frozenset[str],
+    networks: Networks,
+    experiment: Experiment,
+    constant: Mapping[str, float],
+) -> TermLoss:
     """One term, weighted, of the mean over the global batch."""
-    autocast = experiment.training.precision == "bf16" and not term.full_precision
-    scale = term.weight * term.every / experiment.training.global_batch_size
+    training, group_size = experiment.training, experiment.group_size
+    autocast = training.precision == "bf16" and not term.full_precision
+    batch_size = training.global_batch_size
+
+    def weight(numbers: Mapping[str, Tensor], name: str, every: int) -> float | Tensor:
+        path = f"weight/{name}"
+        return (constant[path] if path in constant else numbers[path]) * every
 
     def loss(
-        images: Tensor, labels: Tensor | None, noise: dict[str, Tensor], seen: Tensor
+        images: Tensor,
+        labels: Tensor | None,
+        noise: dict[str, Tensor],
+        numbers: dict[str, Tensor],
     ) -> tuple[tuple[str, ...], Tensor, Tensor]:
+        own = {n.removeprefix("own/"): v for n, v in numbers.items() if n.startswith("own/")}
+        batch = Batch(images, labels, noise, numbers[_SEEN], own, due, group_size)
         precision = (
             torch.autocast(images.device.type, torch.bfloat16) if autocast else nullcontext()
         )
         with precision:
-            losses = term.loss(networks, Batch(images, labels, noise, seen))
-        tagged = _by_tag(term, losses, len(images))
-        columns = torch.stack([value.detach() for value in tagged.values()])
-        total = torch.stack([value.sum() for value in losses.minimised.values()]).sum()
-        return tuple(tagged), columns.sum(1), total * scale
+            losses = term.loss(networks, batch)
+        tags, sums = _sums_by_tag(term, losses, due, len(images))
+        parts = torch.stack([value.sum() for value in losses.minimised.values()])
+        if term.weights:
+            each = [
+                weight(numbers, f"{term.name}/{n}", term.weights[n].every) if n in due else 1.0
+                for n in losses.minimised
+            ]
+            parts = torch.stack([part * w for part, w in zip(parts.unbind(), each, strict=True)])
+        return tags, sums, parts.sum() * (weight(numbers, term.name, term.every) / batch_size)
 
     return loss
+
+
+def _run_of(
+    loss: TermLoss, parameters: list[nn.Parameter], compiled_for: torch.device | None
+) -> TermRun:
+    return _eager(loss) if compiled_for is None else _compiled(loss, parameters, compiled_for)
 
 
 def _eager(loss: TermLoss) -> TermRun:
     """By torch's own kernels."""
 
     def run(
-        images: Tensor, labels: Tensor | None, noise: dict[str, Tensor], seen: Tensor
+        images: Tensor,
+        labels: Tensor | None,
+        noise: dict[str, Tensor],
+        numbers: dict[str, Tensor],
     ) -> tuple[tuple[str, ...], Tensor]:
-        tags, sums, total = loss(images, labels, noise, seen)
+        tags, sums, total = loss(images, labels, noise, numbers)
         total.backward()
         return tags, sums
 
@@ -223,9 +395,12 @@ def _compiled(loss: TermLoss, parameters: list[nn.Parameter], device: torch.devi
     torch._dynamo.config.trace_autograd_ops = True  # pyright: ignore
 
     def gradients(
-        images: Tensor, labels: Tensor | None, noise: dict[str, Tensor], seen: Tensor
+        images: Tensor,
+        labels: Tensor | None,
+        noise: dict[str, Tensor],
+        numbers: dict[str, Tensor],
     ) -> tuple[tuple[str, ...], Tensor, tuple[Tensor | None, ...]]:
-        tags, sums, total = loss(images, labels, noise, seen)
+        tags, sums, total = loss(images, labels, noise, numbers)
         return tags, sums, torch.autograd.grad(total, parameters, allow_unused=True)
 
     assert isinstance(gradients, FunctionType)
@@ -237,10 +412,13 @@ def _compiled(loss: TermLoss, parameters: list[nn.Parameter], device: torch.devi
     graph = torch.compile(own, fullgraph=True, dynamic=False, mode=mode)
 
     def run(
-        images: Tensor, labels: Tensor | None, noise: dict[str, Tensor], seen: Tensor
+        images: Tensor,
+        labels: Tensor | None,
+        noise: dict[str, Tensor],
+        numbers: dict[str, Tensor],
     ) -> tuple[tuple[str, ...], Tensor]:
         try:
-            tags, sums, found = graph(images, labels, noise, seen)
+            tags, sums, found = graph(images, labels, noise, numbers)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise Refused(
                 f"training.compile: this cannot be compiled ({str(error).splitlines()[0]}); set it "
@@ -265,17 +443,37 @@ def _accumulate(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor |
             parameter.grad += gradient
 
 
-def _by_tag(term: Term, losses: Losses, count: int) -> Mapping[str, Tensor]:
-    """What the meter records: minimised losses under `loss/`, the rest under its own tag."""
+def _sums_by_tag(
+    term: Term, losses: Losses, due: frozenset[str], count: int
+) -> tuple[tuple[str, ...], Tensor]:
+    """What the meter records, as sums over images: minimised losses under `loss/`, the rest under
+    its own tag."""
+    for name in losses.minimised:
+        if name in term.weights and name not in due:
+            raise ValueError(
+                f"term {term.name}: gives the loss {name}, which is not due at this update; "
+                "compute it only where it is in `batch.due`"
+            )
     tagged = {f"loss/{name}": value for name, value in losses.minimised.items()}
     tagged.update(losses.reported)
     for tag, value in tagged.items():
         if value.shape != (count,):
             raise ValueError(
                 f"term {term.name}: {tag} has shape {tuple(value.shape)}; a term returns one value "
-                "for each image, (N,), and the step averages over the global batch"
+                "for each image, (N,), and the step averages over the global batch; a number of "
+                "the whole phase belongs in `of_phase`"
             )
-    return tagged
+    sums = torch.stack([value.detach() for value in tagged.values()]).sum(1)
+    if not losses.of_phase:
+        return tuple(tagged), sums
+    for tag, value in losses.of_phase.items():
+        if value.ndim:
+            raise ValueError(
+                f"term {term.name}: {tag} has shape {tuple(value.shape)}; a number of the phase "
+                "is 0-dimensional"
+            )
+    numbers = torch.stack([value.detach().to(sums.dtype) for value in losses.of_phase.values()])
+    return (*tagged, *losses.of_phase), torch.cat([sums, numbers * count])
 
 
 def images_per_rank(experiment: Experiment, world: World) -> range:

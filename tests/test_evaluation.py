@@ -90,9 +90,9 @@ def test_samples_have_the_labels_of_the_reference(store_8) -> None:
     made: list[torch.Tensor] = []
 
     class Watched(type(build_objective(this))):  # type: ignore[misc]
-        def sample(self, networks, z, labels):
+        def sample(self, networks, latents, labels, noise):
             made.append(labels)
-            return super().sample(networks, z, labels)
+            return super().sample(networks, latents, labels, noise)
 
     model = model_of(this, state)
     model.objective.__class__ = Watched

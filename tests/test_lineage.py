@@ -224,8 +224,8 @@ def test_of_two_changes_in_one_step_both_count(store_8) -> None:
             "lineage.0.values.objective.latent_size: cannot change while a run goes on",
         ),
         (
-            lineage((48, {"optimizers.autoencoder.betas": [0.5, 0.9]})),
-            "lineage.0.values.optimizers.autoencoder.betas: cannot change",
+            lineage((48, {"optimizers.autoencoder.eps": 1e-6})),
+            "lineage.0.values.optimizers.autoencoder.eps: cannot change",
         ),
         (
             lineage((48, {"training.images": 4800})),

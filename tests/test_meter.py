@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ray_gen.block import Block
 from ray_gen.distributed import World
 from ray_gen.meter import Meter, NonFiniteError
 
@@ -19,10 +20,28 @@ class OtherRank(World):
         tensor += self.theirs  # type: ignore[attr-defined]
 
 
-def record(meter: Meter, term: str, step: int, values: dict[str, Tensor]) -> None:
+class Recorded(Meter):
+    """A meter whose terms have blocks of their own, as phases have."""
+
+    def __init__(self, batch: int, world: World) -> None:
+        super().__init__(batch, world)
+        self.blocks: dict[str, Block] = {}
+        self.steps: dict[str, int] = {}
+
+
+def record(meter: Recorded, term: str, step: int, values: dict[str, Tensor]) -> None:
     """Values of each image, as the step sums them."""
-    sums = torch.stack(list(values.values())).sum(1).detach()
-    meter.record(term, step, tuple(values), sums)
+    block = meter.blocks.setdefault(term, Block(64, torch.device("cpu")))
+    another = meter.steps.get(term) == step  # micro-batch of the same step
+    if not another:
+        if term in meter.steps:
+            block.advance()
+        if block.begin(step):
+            meter.turn(block)
+        meter.steps[term] = step
+    meter.record(term, tuple(values), torch.stack(list(values.values())).sum(1).detach(), block)
+    for rows in meter.written():
+        rows.note(step)
 
 
 def values(steps: int, count: int = BATCH, seed: int = 0) -> Tensor:
@@ -31,7 +50,7 @@ def values(steps: int, count: int = BATCH, seed: int = 0) -> Tensor:
 
 
 def test_a_value_is_the_mean_over_images_and_steps() -> None:
-    meter, drawn = Meter(BATCH, World()), values(5)
+    meter, drawn = Recorded(BATCH, World()), values(5)
     for step, row in enumerate(drawn):
         record(meter, "term", step, {"a": row, "b": 2 * row})
     means = meter.report()
@@ -40,7 +59,7 @@ def test_a_value_is_the_mean_over_images_and_steps() -> None:
 
 @pytest.mark.parametrize("parts", [(8,), (4, 4), (2, 2, 2, 2), (6, 2), (1, 7)])
 def test_micro_batches_of_any_sizes_give_the_same_means(parts: tuple[int, ...]) -> None:
-    meter, drawn = Meter(BATCH, World()), values(3)
+    meter, drawn = Recorded(BATCH, World()), values(3)
     for step, row in enumerate(drawn):
         for part in row.split(parts):
             record(meter, "term", step, {"a": part})
@@ -52,7 +71,7 @@ def test_ranks_are_added_up_whatever_their_shares() -> None:
     ours, theirs = values(2, 3), values(2, 5, seed=1)
     world = OtherRank()
     object.__setattr__(world, "theirs", theirs.sum(1).double())
-    meter = Meter(BATCH, world)
+    meter = Recorded(BATCH, world)
     for step, row in enumerate(ours):
         record(meter, "term", step, {"a": row})
     expected = float(torch.cat([ours, theirs], dim=1).mean())
@@ -60,7 +79,7 @@ def test_ranks_are_added_up_whatever_their_shares() -> None:
 
 
 def test_terms_that_are_due_less_often_are_means_over_their_own_steps() -> None:
-    meter, often, seldom = Meter(BATCH, World()), values(6), values(2, seed=1)
+    meter, often, seldom = Recorded(BATCH, World()), values(6), values(2, seed=1)
     for step, row in enumerate(often):
         record(meter, "often", step, {"a": row})
         if step % 3 == 2:
@@ -70,7 +89,7 @@ def test_terms_that_are_due_less_often_are_means_over_their_own_steps() -> None:
 
 
 def test_a_report_forgets_what_it_told() -> None:
-    meter, drawn = Meter(BATCH, World()), values(4)
+    meter, drawn = Recorded(BATCH, World()), values(4)
     assert meter.report() == {}
     for first in (0, 2):
         for step in (first, first + 1):
@@ -80,7 +99,7 @@ def test_a_report_forgets_what_it_told() -> None:
 
 
 def test_a_report_may_cover_any_number_of_steps() -> None:
-    meter, drawn = Meter(BATCH, World()), values(1000)
+    meter, drawn = Recorded(BATCH, World()), values(1000)
     for step, row in enumerate(drawn):
         for part in row.split(4):
             record(meter, "term", step, {"a": part})
@@ -89,7 +108,7 @@ def test_a_report_may_cover_any_number_of_steps() -> None:
 
 def test_what_is_recorded_later_does_not_change_what_was_recorded() -> None:
     """A term may write into its tensors again, and its graph is not kept alive."""
-    meter = Meter(BATCH, World())
+    meter = Recorded(BATCH, World())
     weight = torch.ones(BATCH, requires_grad=True)
     value = 3 * weight
     record(meter, "term", 0, {"a": value})
@@ -101,7 +120,7 @@ def test_what_is_recorded_later_does_not_change_what_was_recorded() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_the_first_value_that_is_not_a_number_is_named_with_its_step(bad: float) -> None:
-    meter, drawn = Meter(BATCH, World()), values(200)
+    meter, drawn = Recorded(BATCH, World()), values(200)
     for step, row in enumerate(drawn):
         late = torch.where(torch.arange(BATCH) == 3, torch.tensor(bad), row)
         record(meter, "early term", step, {"loss/a": late if step >= 150 else row, "b": row})
@@ -111,7 +130,7 @@ def test_the_first_value_that_is_not_a_number_is_named_with_its_step(bad: float)
 
 
 def test_infinities_of_both_signs_in_one_batch_are_noticed() -> None:
-    meter, row = Meter(BATCH, World()), values(1)[0]
+    meter, row = Recorded(BATCH, World()), values(1)[0]
     row[0], row[1] = float("inf"), -float("inf")
     record(meter, "term", 7, {"loss/a": row})
     with pytest.raises(NonFiniteError, match="since step 7"):
@@ -121,7 +140,7 @@ def test_infinities_of_both_signs_in_one_batch_are_noticed() -> None:
 def test_a_value_of_another_rank_that_is_not_a_number_is_noticed_here() -> None:
     world = OtherRank()
     object.__setattr__(world, "theirs", torch.tensor([0.0, float("nan")], dtype=torch.float64))
-    meter = Meter(BATCH, world)
+    meter = Recorded(BATCH, world)
     for step, row in enumerate(values(2)):
         record(meter, "term", step, {"loss/a": row})
     with pytest.raises(NonFiniteError, match=r"^loss/a is .* since step 1$"):
@@ -130,7 +149,7 @@ def test_a_value_of_another_rank_that_is_not_a_number_is_noticed_here() -> None:
 
 def test_a_tag_of_two_terms_is_refused() -> None:
     """Added up or overwritten, it would be the value of neither."""
-    meter, row = Meter(BATCH, World()), values(1)[0]
+    meter, row = Recorded(BATCH, World()), values(1)[0]
     record(meter, "encoder/likelihood", 0, {"loss/kl": row, "loss/features": row})
     with pytest.raises(ValueError, match=r"encoder/likelihood and decoder/.* loss/features"):
         record(meter, "decoder/likelihood", 0, {"loss/features": row})

@@ -307,8 +307,8 @@ def test_sampling_and_evaluating_change_no_state(store_8, make) -> None:
     step = Step(experiment, objective, state, World(), Meter(24, World()))
     for images, labels in batches(experiment, objective, store_8, 0, 20):
         step(images, labels)
-        objective.sample(state.ema, torch.randn(3, 5), None)
-        objective.sample(state.networks, torch.randn(3, 5), None)
+        objective.sample(state.ema, {"z": torch.randn(3, 5)}, None, {})
+        objective.sample(state.networks, {"z": torch.randn(3, 5)}, None, {})
         held_out_scores(experiment, objective, state, store_8.held_out, World())
     assert largest_difference(weights(state), weights(undisturbed)) == 0
 

@@ -120,7 +120,7 @@ def test_a_drawn_encoding_is_about_the_mean_and_a_function_of_the_seed(
     assert log_variance is not None
     drawn = [pipeline.encode(images, seed=seed) for seed in range(200)]
     assert torch.equal(drawn[5], pipeline.encode(images, seed=5))
-    assert torch.equal(drawn[5][:3], pipeline.encode(images[:3], seed=5))
+    torch.testing.assert_close(drawn[5][:3], pipeline.encode(images[:3], seed=5), **NEAR)
     scores = (torch.stack(drawn) - mean) / (0.5 * log_variance).exp()
     assert float(scores.mean().abs()) < 0.02
     assert float(scores.std()) == pytest.approx(1.0, abs=0.02)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -128,14 +130,17 @@ def arithmetic(
     label = _shared_class([label for _, group in groups for label in group.labels or ()])
     from ray_gen import latent, pictures
 
-    result = latent.combined(
-        [group.z for sign, group in groups if sign == "+"],
-        [group.z for sign, group in groups if sign == "-"],
-    )
-    nine = pipeline.decode(latent.neighbourhood(result, seed), label)
+    result, means = {}, [dict[str, Any]() for _ in groups]
+    for name in pipeline.latent_shapes:
+        added = [group.z[name] for sign, group in groups if sign == "+"]
+        taken = [group.z[name] for sign, group in groups if sign == "-"]
+        result[name] = latent.neighbourhood(latent.combined(added, taken), seed)
+        for mean, (_, group) in zip(means, groups, strict=True):
+            mean[name] = latent.combined([group.z[name]], [])
+    nine = pipeline.decode(result, label)
     shown = [
-        (sign, group.images, pipeline.decode(latent.combined([group.z], []), label))
-        for sign, group in groups
+        (sign, group.images, pipeline.decode(mean, label))
+        for (sign, group), mean in zip(groups, means, strict=True)
     ]
     with options.writing(output):
         pictures.save_png(pictures.zoomed(pictures.equation(shown, nine), zoom), output)
@@ -160,6 +165,7 @@ def _shared_class(labels: list[int]) -> int | None:
     "--range", "extent", type=float, help="How far to either side [3; uniform priors: 1]."
 )
 @click.option("--steps", default=9, show_default=True, help="Images in a row; odd: a middle.")
+@click.option("--latent", "latent_name", help="Which of several latents [the only one].")
 @click.option("--base", help="A sample's number or an image file to start from [the prior's mean].")
 @options.output_to("traversal.png", _ROWS)
 def traverse(
@@ -170,6 +176,7 @@ def traverse(
     labels: str | None,
     truncation: float | None,
     dimensions: str | None,
+    latent_name: str | None,
     extent: float | None,
     steps: int,
     base: str | None,
@@ -187,13 +194,14 @@ def traverse(
     pipeline = options.opened(run, weights)
     samples = options.samples(pipeline, seed, labels, truncation)
     if rows is None:
-        rows = list(range(min(10, pipeline.latent_shape[0])))
+        size = math.prod(pipeline.latent_shapes[pipeline.moved(latent_name)])
+        rows = list(range(min(10, size)))
     if names:
         chosen = samples.chosen(names)
         start, label = chosen.z, chosen.labels[0] if chosen.labels else None
     else:
         start, label = None, samples.label(0)
-    images = pipeline.traverse(rows, start, extent, steps, label)
+    images = pipeline.traverse(rows, start, extent, steps, label, latent_name)
     from ray_gen import pictures
 
     with options.writing(output):

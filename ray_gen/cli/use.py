@@ -114,9 +114,9 @@ def discriminate(
 ) -> None:
     """Print D(x), how real a GAN's discriminator takes images to be: files, or all below folders.
 
-    They are cropped, resized and converted as the run's own data was. Of a hinge loss and an
-    objective of your own it is the logit, the higher the more real. No average is kept of a
-    discriminator: its weights are the last ones.
+    They are cropped, resized and converted as the run's own data was. Where a discriminator gives
+    no probability it is the logit, the higher the more real. No average is kept of a discriminator:
+    its weights are the last ones.
     """
     if output is not None:
         _check_file(output, ".csv")
@@ -169,11 +169,11 @@ def mixture(
     """
     _check_file(output, ".safetensors")
     pipeline = options.opened(run, weights)
-    pipeline.encoder()  # told first, before any image is read
+    pipeline.check_mixture()  # told first, before any image is read
     parts = _parts(pipeline, images, "train" if data else None, labels, None)
     from ray_gen.mixture import Mixture
 
-    z = (pipeline.encode(some, classes) for some, classes in parts)
+    z = (pipeline.posterior(some, classes).mean for some, classes in parts)
     fitted = Mixture.fit(z, components, seed, pipeline.origin)
     with options.writing(output):
         fitted.save(output)

@@ -23,6 +23,7 @@ from ray_gen.evaluators.observed import Observed
 from ray_gen.evaluators.reconstruction import WINDOW, mean_squared_error, structural_similarity
 from ray_gen.evaluators.sums import Sums
 from ray_gen.noise import permutation
+from ray_gen.sampling import noise_for
 
 ACTIVE = 0.01
 """A unit is active if the variance of its posterior mean over the images is larger."""
@@ -148,9 +149,18 @@ def _measure(
     if images.dequantised is not None:
         sums.add("dequantised", weighted(images.dequantised)[2])
     if isinstance(objective, Encodes):
-        sums.add_units(objective.encode(networks, images.observed, images.labels)[0])
+        posteriors = objective.encode(networks, images.observed, images.labels).values()
+        sums.add_units(torch.cat([posterior.mean.flatten(1) for posterior in posteriors], dim=1))
     if isinstance(objective, Reconstructs):
-        made = objective.reconstruct(networks, images.plain, images.labels)
+        noise = noise_for(
+            getattr(objective, "sampling_noise", {}),
+            networks,
+            seed,
+            "held out",
+            images.numbers,
+            images.plain.dtype,
+        )
+        made = objective.reconstruct(networks, images.plain, images.labels, noise)
         sums.add("reconstruction_mse", mean_squared_error(made, images.unit))
         if min(made.shape[2:]) >= WINDOW:
             sums.add("reconstruction_ssim", structural_similarity(made, images.unit))

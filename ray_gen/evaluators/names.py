@@ -44,17 +44,18 @@ METRICS: dict[str, Metric] = {
 LIKELIHOOD = "likelihood"
 """What a VAE's likelihood gives, on held-out images: several scores, by names of their own."""
 
-LIKELIHOOD_SCORES = (
-    "elbo",
-    "reconstruction",
-    "kl",
-    "log_likelihood_bound",
-    "bits_per_dimension",
-    "active_units",
-    "reconstruction_mse",
-    "reconstruction_ssim",
-)
-"""Which of them there are depends on the model and its data."""
+LIKELIHOOD_SCORES: dict[str, Literal["lower", "higher"] | None] = {
+    "elbo": "higher",
+    "reconstruction": "lower",
+    "kl": None,
+    "log_likelihood_bound": "higher",
+    "bits_per_dimension": "lower",
+    "active_units": None,
+    "reconstruction_mse": "lower",
+    "reconstruction_ssim": "higher",
+}
+"""Their names, and which of two values is the better one. Which of them there are depends on the
+model and its data."""
 
 NEED_NO_WEIGHTS = tuple(name for name, metric in METRICS.items() if not metric.needs_weights)
 

@@ -113,7 +113,7 @@ class Evaluation(Settings):
     def score_names(self) -> tuple[str, ...]:
         """Names of the scores that these metrics may give."""
         asked = (*METRICS, LIKELIHOOD) if self.metrics == "auto" else self.metrics
-        named = [(name,) if name in METRICS else LIKELIHOOD_SCORES for name in asked]
+        named = [(name,) if name in METRICS else tuple(LIKELIHOOD_SCORES) for name in asked]
         return tuple(name for names in named for name in names)
 
     @field_validator("metrics")

@@ -1,12 +1,13 @@
 """`networks`: an architecture for each network that the objective names.
 
-Every architecture comes in two directions, which the objective's signature chooses: image to vector
-(encoders, discriminators) and vector to image (decoders, generators).
+What a network maps to what, the objective says: a map to a vector (encoders, discriminators), a
+vector to a map (decoders, generators), a map to a map, with conditions. An architecture says which
+of these it can do, and under which classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
@@ -28,7 +29,32 @@ def _strided_problem(height: int, width: int) -> str | None:
 
 
 class NetworkSettings(Component):
-    """What every architecture shares."""
+    """What every architecture shares. `targets` has a class for each form of signature that it can
+    do (`ray_gen.core.Signature.form`), or one for "any"."""
+
+    takes_conditions: ClassVar[bool] = False
+    """Whether it takes other inputs than labels."""
+
+    def target_for(self, form: str) -> str:
+        """The class for a form of signature that it can do."""
+        return self.targets.get(form) or self.targets["any"]
+
+    def form_problem(self, form: str, conditions: Sequence[str]) -> str | None:
+        """Why it cannot do such a signature, and what can; None if it can."""
+        kind = getattr(self, "kind", "custom")
+        if form not in self.targets and "any" not in self.targets:
+            can = " or ".join(f"a {known.replace('_to_', ' to a ')}" for known in self.targets)
+            wanted = form.replace("_to_", " to a ").replace("a several", "several outputs")
+            return (
+                f"{kind} maps {can}, and the objective asks for a {wanted}; take mlp, or a "
+                "class of your own (kind: custom)"
+            )
+        if conditions and not self.takes_conditions:
+            return (
+                f"{kind} takes labels and no {' or '.join(conditions)}, which the objective "
+                "gives; take mlp, or a class of your own (kind: custom)"
+            )
+        return None
 
     def size_problem(self, height: int, width: int) -> str | None:
         """Why this architecture cannot do images of this size, or None."""
@@ -36,12 +62,10 @@ class NetworkSettings(Component):
 
 
 class MlpNetwork(NetworkSettings):
-    """Fully connected layers; images of any shape."""
+    """Fully connected layers: anything to anything, conditions joined to the input."""
 
-    targets: ClassVar[Mapping[str, str]] = {
-        "image_to_vector": "ray_gen.networks.mlp:MlpEncoder",
-        "vector_to_image": "ray_gen.networks.mlp:MlpDecoder",
-    }
+    targets: ClassVar[Mapping[str, str]] = {"any": "ray_gen.networks.mlp:Mlp"}
+    takes_conditions: ClassVar[bool] = True
     kind: Literal["mlp"] = "mlp"
     hidden_sizes: tuple[PositiveInt, ...] = (400,)
     """Widths of the hidden layers, from input to output."""
@@ -61,8 +85,8 @@ class ConvNetwork(NetworkSettings):
     (7 x 7 for 28 x 28), and the mirror image."""
 
     targets: ClassVar[Mapping[str, str]] = {
-        "image_to_vector": "ray_gen.networks.conv:ConvEncoder",
-        "vector_to_image": "ray_gen.networks.conv:ConvDecoder",
+        "map_to_vector": "ray_gen.networks.conv:ConvEncoder",
+        "vector_to_map": "ray_gen.networks.conv:ConvDecoder",
     }
     kind: Literal["conv"] = "conv"
     width: PositiveInt = 32
@@ -79,8 +103,8 @@ class DcganNetwork(NetworkSettings):
     """The generator and discriminator of DCGAN (Radford et al. 2016)."""
 
     targets: ClassVar[Mapping[str, str]] = {
-        "image_to_vector": "ray_gen.networks.dcgan:DcganDiscriminator",
-        "vector_to_image": "ray_gen.networks.dcgan:DcganGenerator",
+        "map_to_vector": "ray_gen.networks.dcgan:DcganDiscriminator",
+        "vector_to_map": "ray_gen.networks.dcgan:DcganGenerator",
     }
     kind: Literal["dcgan"] = "dcgan"
     width: PositiveInt = 64

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ray_gen.experiment.base import Settings, live
+from ray_gen.experiment.schedules import NonNegative, Positive, Share
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -28,9 +29,9 @@ class Schedule(Settings):
 class OptimizerSettings(Settings):
     """What every optimiser shares."""
 
-    learning_rate: PositiveFloat = live(...)
+    learning_rate: Positive = live(...)
     """Step size, before the schedule."""
-    clip_norm: PositiveFloat | None = live(None)
+    clip_norm: Positive | None = live(None)
     """Largest norm of a phase's gradient, over all its networks."""
     schedule: Schedule = Schedule()
 
@@ -39,8 +40,8 @@ class Adam(OptimizerSettings):
     """Adam (Kingma and Ba 2015)."""
 
     kind: Literal["adam"] = "adam"
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Decay of the first and second moments."""
+    betas: tuple[Decay, Share] = live((0.9, 0.999))
+    """Decay of the first and second moments; the second may be a schedule."""
     eps: PositiveFloat = 1e-8
 
 
@@ -48,10 +49,11 @@ class AdamW(OptimizerSettings):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
     kind: Literal["adamw"] = "adamw"
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Decay of the first and second moments."""
+    betas: tuple[Decay, Share] = live((0.9, 0.999))
+    """Decay of the first and second moments; the second may be a schedule."""
     eps: PositiveFloat = 1e-8
-    weight_decay: float = live(0.01, ge=0.0)
+    weight_decay: NonNegative = live(0.01)
+    """Share of a weight that it loses in a step, times the learning rate."""
 
 
 class Sgd(OptimizerSettings):
@@ -60,7 +62,8 @@ class Sgd(OptimizerSettings):
     kind: Literal["sgd"] = "sgd"
     momentum: float = Field(0.0, ge=0.0, lt=1.0)
     nesterov: bool = False
-    weight_decay: float = live(0.0, ge=0.0)
+    weight_decay: NonNegative = live(0.0)
+    """λ of λ/2 ‖w‖², which is added to the loss."""
 
 
 Optimizer = Annotated[Adam | AdamW | Sgd, Field(discriminator="kind")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any, Literal, Self
 
@@ -16,29 +16,26 @@ from pydantic import (
     model_validator,
 )
 
-from ray_gen.evaluators.names import METRICS
+from ray_gen.evaluators.names import LIKELIHOOD_SCORES, METRICS
 from ray_gen.experiment.base import Settings, free
 
 OFFLINE = "sliced_wasserstein"
 """The metric that judges where nothing else is asked for: it needs no weights."""
 LARGEST_GRID = 10_000
 """Trials. Each is a record that is written again when any of them changes."""
-_OF_A_LIKELIHOOD: dict[str, Literal["min", "max"]] = {
-    "elbo": "max",
-    "reconstruction": "min",
-    "log_likelihood_bound": "max",
-    "bits_per_dimension": "min",
-    "reconstruction_mse": "min",
-    "reconstruction_ssim": "max",
-}
 
 
-def better(metric: str) -> Literal["min", "max"] | None:
-    """Which of two values of a metric is the better one; None where it does not say."""
-    if metric in METRICS:
-        word = METRICS[metric].better
-        return None if word is None else "min" if word == "lower" else "max"
-    return _OF_A_LIKELIHOOD.get(metric)
+def better(
+    metric: str, of_objective: Mapping[str, Literal["min", "max"] | None] | None = None
+) -> Literal["min", "max"] | None:
+    """Which of two values of a score is the better one; None where it does not say.
+
+    of_objective: what an objective says of held-out scores of its own.
+    """
+    if of_objective and metric in of_objective:
+        return of_objective[metric]
+    word = METRICS[metric].better if metric in METRICS else LIKELIHOOD_SCORES.get(metric)
+    return None if word is None else "min" if word == "lower" else "max"
 
 
 class Range(Settings):

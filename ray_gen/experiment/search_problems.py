@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ray_gen.evaluators.names import LIKELIHOOD_SCORES, METRICS
 from ray_gen.experiment.base import ExperimentError, differences, is_marked
-from ray_gen.experiment.objectives import VaeObjective
-from ray_gen.experiment.search import Range, Search, better
+from ray_gen.experiment.search import Range, Search
 from ray_gen.experiment.training import Workers
 
 if TYPE_CHECKING:
@@ -51,16 +50,17 @@ def search_problems(experiment: Experiment, search: Search) -> Iterator[str]:
 
 def _metric_problems(experiment: Experiment, search: Search) -> Iterator[str]:
     metric = experiment.search_metric
-    scores = LIKELIHOOD_SCORES if isinstance(experiment.objective, VaeObjective) else ()
+    scores = LIKELIHOOD_SCORES if experiment.objective.has_likelihood else ()
     known = tuple(dict.fromkeys((*(experiment.objective.evaluated or ()), *METRICS, *scores)))
     if experiment.objective.evaluated is not None and "/" not in metric and metric not in known:
         near = difflib.get_close_matches(metric, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
         yield f"search.metric: no evaluator of this experiment yields {metric!r}{hint}"
-    elif search.mode is None and better(metric) is None:
+    elif search.mode is None and experiment.better(metric) is None:
         yield f"search.mode: {metric} does not say which is better; set it to min or max"
-    elif search.mode is not None and better(metric) not in (None, search.mode):
-        yield f"search.mode: of {metric} the {better(metric)} is better, not the {search.mode}"
+    elif search.mode is not None and experiment.better(metric) not in (None, search.mode):
+        best = experiment.better(metric)
+        yield f"search.mode: of {metric} the {best} is better, not the {search.mode}"
     if experiment.evaluation.placement == "beside":
         yield "evaluation.placement: a search judges trials as they train; set it to inline"
     judged_once = experiment.search_every_images * 2 > experiment.training.images

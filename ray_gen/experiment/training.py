@@ -7,19 +7,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     BeforeValidator,
     Field,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
     model_validator,
 )
 
-from ray_gen.experiment.base import Settings, free, problems_of
+from ray_gen.experiment.base import Settings, free, live, problems_of
+from ray_gen.experiment.schedules import Positive
 
 
 class EquilibriumStop(Settings):
-    """Ends a GAN's run when D(x) and D(G(z)) have settled at the optimum of the game: ½, or where
-    label smoothing moves it. Being there is necessary for an optimal generator and no measure of
-    its quality: a discriminator that has learnt nothing is there too."""
+    """Ends a run when its objective has come to rest: D(x) and D(G(z)) at the optimum of their
+    game, ½, or where label smoothing moves it. Being there is necessary for an optimal generator
+    and no measure of its quality: a discriminator that has learnt nothing is there too."""
 
     tolerance: float = Field(0.02, gt=0.0, lt=0.5)
     """Largest distance of both means from the optimum."""
@@ -42,7 +42,7 @@ class Training(Settings):
     micro_batch_size: PositiveInt | None = free(None)
     """Images that a worker puts through its networks at once: whole groups. None: all of its part.
     Smaller takes less memory and more time."""
-    ema_half_life_images: PositiveFloat = 10_000
+    ema_half_life_images: Positive = live(10_000)
     """Half-life of the average over the weights that samples are drawn from."""
     ema_ramp: float = Field(0.05, ge=0.0)
     """The half-life is at most this share of the images seen, so that the average forgets the
@@ -60,7 +60,7 @@ class Training(Settings):
     checkpoint_every_images: PositiveInt = free(50_000)
     """Images between two checkpoints; rounded up to a report. A crash loses at most this much."""
     stop_at_equilibrium: EquilibriumStop | None = None
-    """End a GAN's run when the discriminator has come to rest at ½."""
+    """End a run whose objective has a rest to come to: a discriminator at ½."""
 
 
 class Span(Settings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, PositiveInt, ValidationError
@@ -25,9 +25,10 @@ from ray_gen.experiment.data import (
 )
 from ray_gen.experiment.evaluation import Evaluation
 from ray_gen.experiment.networks import Network, NetworkSettings
-from ray_gen.experiment.objectives import GanObjective, Objective
+from ray_gen.experiment.objectives import Objective
 from ray_gen.experiment.optimizers import Optimizer
 from ray_gen.experiment.plain import Dumper, apply_override, parse_yaml, set_field, unshared
+from ray_gen.experiment.schedules import counts_in
 from ray_gen.experiment.search import OFFLINE, Search, better
 from ray_gen.experiment.search_problems import search_problems
 from ray_gen.experiment.training import Checkpoints, Training, Workers
@@ -118,12 +119,24 @@ class Experiment(Settings):
 
     def stages(self) -> list[tuple[int, Self]]:
         """Steps before which settings change, each with the experiment from there on; the first is
-        step 0. Without `lineage` there is only that one."""
+        step 0. There is only that one without `lineage` and without whole numbers that change."""
         found = [(0, self)]
         for change in self.lineage:
-            step = -(-change.images // self.training.global_batch_size)
-            found.append((step, found[-1][1].with_values(change.values)))
-        return found
+            found.append((self._step_from(change.images), found[-1][1].with_values(change.values)))
+        ends = [*(step for step, _ in found[1:]), self.steps]
+        stages: list[tuple[int, Self]] = []
+        for (first, stage), end in zip(found, ends, strict=True):
+            counts = dict(counts_in(stage))
+            begins = {self._step_from(i) for count in counts.values() for i, _ in count.values}
+            for step in (first, *sorted(begin for begin in begins if first < begin < end)):
+                images = step * self.training.global_batch_size
+                values = {path: count.at(images) for path, count in counts.items()}
+                stages.append((step, stage.with_values(values) if values else stage))
+        return stages
+
+    def _step_from(self, images: int) -> int:
+        """The first step that begins at so many images or more."""
+        return -(-images // self.training.global_batch_size)
 
     @property
     def group_size(self) -> int:
@@ -209,14 +222,9 @@ class Experiment(Settings):
         yield from self._lineage_problems()
         if self.search is not None:
             yield from search_problems(self, self.search)
-        if self.training.stop_at_equilibrium is not None and (
-            not isinstance(self.objective, GanObjective) or self.objective.loss == "hinge"
-        ):
-            yield (
-                "training.stop_at_equilibrium: only a gan objective whose discriminator gives "
-                "probabilities (loss non_saturating or minimax) has this equilibrium; "
-                "set it to null"
-            )
+        problem = self.objective.stop_problem()
+        if self.training.stop_at_equilibrium is not None and problem is not None:
+            yield f"training.stop_at_equilibrium: {problem}; set it to null"
 
     def _best_problems(self) -> Iterator[str]:
         best, known = self.checkpoints.best, self.objective.evaluated
@@ -234,9 +242,15 @@ class Experiment(Settings):
                 f"checkpoints.best.metric: a {self.objective.kind} objective has no held-out score "
                 f"{best.metric!r}; it has {has}{more}"
             )
-        if better(best.metric) not in (None, best.mode):
-            word = {"min": "lower", "max": "higher"}[better(best.metric) or best.mode]
+        mode = self.better(best.metric)
+        if mode not in (None, best.mode):
+            word = {"min": "lower", "max": "higher"}[mode or best.mode]
             yield f"checkpoints.best.mode: a {word} {best.metric} is better, not {best.mode}"
+
+    def better(self, score: str) -> Literal["min", "max"] | None:
+        """Which of two values of a held-out score or metric is the better one; None where nobody
+        says."""
+        return better(score, self.objective.evaluated)
 
     def _lineage_problems(self) -> Iterator[str]:
         bare = self.model_copy(update={"lineage": (), "search": None})

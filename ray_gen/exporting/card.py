@@ -48,7 +48,7 @@ def card(
 def _head(experiment: Experiment, objective: Objective) -> str:
     kind = experiment.objective.kind
     lines = ["---", "library_name: ray_gen", "tags:", "- ray_gen", f"- {kind}"]
-    if objective.latent is not None and experiment.label_count is None:
+    if objective.has_prior and experiment.label_count is None:
         lines.append("pipeline_tag: unconditional-image-generation")
     return "\n".join([*lines, "---"])
 
@@ -75,7 +75,7 @@ def _use(experiment: Experiment, objective: Objective, files: Sequence[ExportedF
         labels = "" if experiment.label_count is None else ", labels"
         second = (
             f"again = model.reconstruct(images{labels})  # float (N, {shape}) in [0, 1], both"
-            if objective.latent is None
+            if not objective.has_prior
             else f"images = model.sample(64, seed=0)  # float (64, {shape}) in [0, 1]"
         )
         parts.append(
@@ -89,10 +89,9 @@ def _use(experiment: Experiment, objective: Objective, files: Sequence[ExportedF
             "They are imported when it is loaded and must be installed; from a repository only "
             "with `Pipeline.from_pretrained(..., custom_classes=True)`."
         )
-    if objective.latent is not None:
-        z = objective.latent
+    for name, z in objective.latents.items() if objective.has_prior else ():
         drawn = "N(0, 1)" if z.distribution == "normal" else f"U[{z.low:g}, {z.high:g})"
-        parts.append(f"z ({', '.join(map(str, ('N', *z.shape)))}) is drawn from {drawn}.")
+        parts.append(f"{name} ({', '.join(map(str, ('N', *z.shape)))}) is drawn from {drawn}.")
     names = experiment.data.classes or ()
     if experiment.label_count is not None:
         named = [f"{number} {name}" for number, name in enumerate(names) if str(number) != name]

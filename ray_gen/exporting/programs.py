@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ray_gen.core import Encodes, Networks, Noise, Objective
+from ray_gen.core import Encodes, Networks, Noise, Objective, declared
 from ray_gen.errors import Failed, Refused
-from ray_gen.noise import draw, key_of
+from ray_gen.noise import drawn, key_of
 from ray_gen.pipeline import Pipeline
 
 BATCH_SIZES = (1, 2, 5, 16)
 """What a program is checked with; it is traced with 2 images."""
+
+LABELS = "labels"
 
 TOLERANCE = 1e-4
 """Largest |difference| to the original, in units of its largest |output|, at least of 1. A grey
@@ -34,40 +36,60 @@ another order), of networks with weights four times too large 2.2e-5."""
 
 
 class Decode(nn.Module):
-    """z (N, latent) [and labels int64 (N,)] to images (N, C, H, W) in [0, 1], float32."""
+    """Latents (N, *shape), [labels int64 (N,)] and what the networks draw, in this order, to images
+    (N, C, H, W) in [0, 1], float32."""
 
-    def __init__(self, objective: Objective, networks: Networks, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        networks: Networks,
+        dtype: torch.dtype,
+        inputs: Sequence[str],
+    ) -> None:
         super().__init__()
         self.networks = networks
         self._sample = objective.sample
         self._dtype = dtype
+        self._inputs = tuple(inputs)
+        self._latents = tuple(objective.latents)
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, *given: Tensor) -> Tensor:
         """E[x|z] or G(z)."""
-        return self._sample(self.networks, z.to(self._dtype), labels).float()
+        named = dict(zip(self._inputs, given, strict=True))
+        labels = named.pop(LABELS, None)
+        floats = {name: value.to(self._dtype) for name, value in named.items()}
+        latents = {name: floats.pop(name) for name in self._latents}
+        return self._sample(self.networks, latents, labels, floats).float()
 
 
 class Encode(nn.Module):
-    """images (N, C, H, W) in [0, 1] [and labels int64 (N,)] to the mean and log-variance of q(z|x),
-    each (N, latent), float32; of a plain autoencoder to z alone."""
+    """images (N, C, H, W) in [0, 1] [and labels int64 (N,)] to the mean and log-variance of each
+    latent's q(z|x), (N, *shape) each, float32; of a plain autoencoder to z alone."""
 
-    def __init__(self, objective: Objective, networks: Networks, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        networks: Networks,
+        dtype: torch.dtype,
+        inputs: Sequence[str],
+    ) -> None:
         super().__init__()
         assert isinstance(objective, Encodes)
         self.networks = networks
         self._encode = objective.encode
         self._low, self._high = objective.image_range
         self._dtype = dtype
+        self._conditional = LABELS in inputs
 
-    def forward(
-        self, images: Tensor, labels: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, *given: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Images are first taken to the objective's `image_range`."""
-        seen = images.to(self._dtype)
+        seen = given[0].to(self._dtype)
         if (self._low, self._high) != (0.0, 1.0):
             seen = seen * (self._high - self._low) + self._low
-        mean, log_variance = self._encode(self.networks, seen, labels)
-        return mean.float() if log_variance is None else (mean.float(), log_variance.float())
+        labels = given[1] if self._conditional else None
+        posteriors = self._encode(self.networks, seen, labels).values()
+        found = [part.float() for of_one in posteriors for part in of_one if part is not None]
+        return found[0] if len(found) == 1 else tuple(found)
 
 
 @dataclass(frozen=True)
@@ -86,7 +108,7 @@ class Program:
     """What the original makes of each."""
 
 
-_Maker = Callable[[Objective, Networks, torch.dtype], nn.Module]
+_Maker = Callable[[Objective, Networks, torch.dtype, Sequence[str]], nn.Module]
 
 
 def programs_of(pipeline: Pipeline) -> tuple[list[Program], list[str]]:
@@ -99,39 +121,81 @@ def programs_of(pipeline: Pipeline) -> tuple[list[Program], list[str]]:
     missing: list[str] = []
     name = "generator" if "generator" in objective.sampled_from else "decoder"
     try:
-        latent = objective.latent or Noise(pipeline.latent_shape)
+        pipeline.latent_shapes  # noqa: B018
     except Refused as refused:
         missing.append(f"{name}: not written, {refused}")
     else:
-        programs.append(_program(name, Decode, "z", latent, pipeline))
+        own = declared(objective.sampling_noise, pipeline.networks)
+        inputs = _Inputs(objective.latents, own)
+        programs.append(_program(name, Decode, inputs, ("images",), pipeline))
     if isinstance(objective, Encodes):
-        pixels = Noise(pipeline.experiment.image_shape, "uniform")
-        programs.append(_program("encoder", Encode, "images", pixels, pipeline))
+        pixels = _Inputs({"images": Noise(pipeline.experiment.image_shape, "uniform")}, {})
+        programs.append(_program("encoder", Encode, pixels, None, pipeline))
     elif "encoder" in objective.sampled_from:
         missing.append("encoder: not written, the objective has no `encode` (ray_gen.core.Encodes)")
     return programs, missing
 
 
-def _program(name: str, make: _Maker, of: str, noise: Noise, pipeline: Pipeline) -> Program:
+@dataclass(frozen=True)
+class _Inputs:
+    """What a program takes beside labels, which stand between the two."""
+
+    main: Mapping[str, Noise]
+    noise: Mapping[str, Noise]
+
+
+def _program(
+    name: str,
+    make: _Maker,
+    of: _Inputs,
+    outputs: Sequence[str] | None,
+    pipeline: Pipeline,
+) -> Program:
     experiment, objective, networks = pipeline.experiment, pipeline.objective, _used(pipeline)
     classes = experiment.label_count
-    original = make(objective, networks, next(iter(networks.parameters())).dtype)
+    inputs = (*of.main, *(() if classes is None else (LABELS,)), *of.noise)
+    original = make(objective, networks, next(iter(networks.parameters())).dtype, inputs)
     probes: list[tuple[Tensor, ...]] = []
     for count in BATCH_SIZES:
-        step, numbers = torch.zeros(1, dtype=torch.int64), torch.arange(count)
-        x = draw(noise, key_of(experiment.seed, "export", of), step, numbers)[0]
-        probes.append((x,) if classes is None else (x, (numbers + count) % classes))
+        numbers = torch.arange(count)
+        drawn_for = drawn(
+            {**of.main, **of.noise},
+            lambda key: key_of(experiment.seed, "export", key),
+            numbers,
+            torch.float32,
+        )
+        if classes is not None:
+            drawn_for[LABELS] = (numbers + count) % classes
+        probes.append(tuple(drawn_for[key] for key in inputs))
     expected = tuple(_run(original, probe) for probe in probes)
-    needed = _needed(make, objective, _baked(networks).float(), probes[1])
-    outputs = ("images",) if of == "z" else ("mean", "log_variance")
+    needed = _needed(make, objective, _baked(networks).float(), probes[1], inputs)
     return Program(
         name=name,
-        module=make(objective, needed, torch.float32).eval(),
-        inputs=(of,) if classes is None else (of, "labels"),
-        outputs=outputs if len(outputs) == len(expected[0]) else ("z",),
+        module=make(objective, needed, torch.float32, inputs).eval(),
+        inputs=tuple(key.replace(".", "_") for key in inputs),
+        outputs=tuple(_encoder_outputs(pipeline) if outputs is None else outputs),
         probes=tuple(probes),
         expected=expected,
     )
+
+
+@torch.no_grad()
+def _encoder_outputs(pipeline: Pipeline) -> list[str]:
+    """Mean and log-variance, or z; of several latents each with its name."""
+    objective = pipeline.encoder()
+    image = torch.zeros(1, *pipeline.experiment.image_shape).to(
+        next(pipeline.networks.parameters())
+    )
+    labels = None if pipeline.experiment.label_count is None else torch.zeros(1).long()
+    if labels is not None:
+        labels = labels.to(image.device)
+    found = objective.encode(pipeline.networks, image, labels)
+    names: list[str] = []
+    for name, (_, log_variance) in found.items():
+        parts = ["mean", "log_variance"] if log_variance is not None else [name]
+        several = len(found) > 1 and log_variance is not None
+        names += [f"{name}_{part}" if several else part for part in parts]
+    return names
 
 
 def _used(pipeline: Pipeline) -> Networks:
@@ -171,15 +235,19 @@ def _baked(networks: Networks) -> Networks:
 
 
 def _needed(
-    make: _Maker, objective: Objective, networks: Networks, probe: tuple[Tensor, ...]
+    make: _Maker,
+    objective: Objective,
+    networks: Networks,
+    probe: tuple[Tensor, ...],
+    inputs: Sequence[str],
 ) -> Networks:
     """Those of the networks that the outputs depend on: a decoder's file has no encoder in it."""
-    expected = _run(make(objective, networks, torch.float32), probe)
+    expected = _run(make(objective, networks, torch.float32, inputs), probe)
     kept = dict(networks.items())
     for name in list(kept):
         fewer = {other: network for other, network in kept.items() if other != name}
         try:
-            found = _run(make(objective, nn.ModuleDict(fewer), torch.float32), probe)
+            found = _run(make(objective, nn.ModuleDict(fewer), torch.float32, inputs), probe)
         except (KeyError, AttributeError):
             continue
         if all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)):
@@ -195,7 +263,7 @@ def traced(program: Program) -> torch.export.ExportedProgram:
         exported = torch.export.export(
             program.module,
             program.probes[1],
-            dynamic_shapes=tuple({0: batch} for _ in program.inputs),
+            dynamic_shapes=(tuple({0: batch} for _ in program.inputs),),  # of `*given`
         )
     exported.example_inputs = None  # they would be a pickle in the file
     for node in exported.graph.nodes:

@@ -43,7 +43,7 @@ from ray_gen.launch.evaluate import evaluate_checkpoint, failures_beside
 from ray_gen.launch.failures import EndOnError, in_words, is_of_the_controller
 from ray_gen.launch.progress import ProgressLine, read_progress
 from ray_gen.launch.worker import train_worker
-from ray_gen.loop import ALL_SEEN, ASKED, SETTLED, finished
+from ray_gen.loop import ALL_SEEN, ASKED, finished
 from ray_gen.run import PROGRESS, STOP
 from ray_gen.sources import class_names, open_data
 from ray_gen.state import (
@@ -57,11 +57,6 @@ from ray_gen.state import (
 from ray_gen.storage import Folder, StorageError, default_storage
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
-BEFORE = {
-    ALL_SEEN: "had seen all images before",
-    SETTLED: "had settled at its equilibrium before",
-}
-"""What is said of a run that had come to such an end when it was started again."""
 CONTROLLER_RESTARTS = 3
 """How often a dead Ray Train controller is started again by the driver."""
 STARTS = 40
@@ -70,6 +65,11 @@ take three to ten."""
 RESIZE_SECONDS = 30.0
 """Between two looks at whether a run that may grow has room to. A resize costs a restart from the
 last checkpoint, some 20 s."""
+
+
+def _before(ended: str) -> str:
+    """What is said of a run that had come to such an end when it was started again."""
+    return "had seen all images before" if ended == ALL_SEEN else f"had ended before: {ended}"
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
         if manifest is not None:
             ended = finished(experiment, manifest["step"], manifest["settled"])
             if ended is not None:
-                return Run(run.location, manifest["images"], BEFORE[ended], manifest["metrics"])
+                return Run(run.location, manifest["images"], _before(ended), manifest["metrics"])
         # Ray's own record of an earlier fit would be restored, and raises if a checkpoint is gone.
         for file in (STOP, PROGRESS, DUE, SNAPSHOT):
             run.remove(file)

@@ -24,7 +24,6 @@ from ray.tune.stopper import FunctionStopper
 
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment
-from ray_gen.experiment.search import better
 from ray_gen.launch.board import Board
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.cluster import check_shared, connected, when_there
@@ -135,7 +134,7 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
     settings = experiment.search
     assert settings is not None
     metric = experiment.search_metric
-    mode = settings.mode or better(metric)
+    mode = settings.mode or experiment.better(metric)
     assert mode is not None
     board = Board(settings.total, experiment.training.images, metric, mode, show=show)
     with board, Claim(folder):

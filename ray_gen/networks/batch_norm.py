@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,7 +62,7 @@ class GroupBatchNorm(PhaseModule):
         self._sums += torch.cat([mean, variance, mean.new_ones(1)])
         return normalised
 
-    def begin_phase(self) -> None:
+    def begin_phase(self, original: Tensor | None = None) -> None:
         """Start collecting."""
         self._sums.zero_()
         self._collecting = True
@@ -69,13 +71,16 @@ class GroupBatchNorm(PhaseModule):
         """Sums of means (C,) and variances (C,), and the number of groups (1,), in one tensor."""
         return self._sums if self._collecting else None
 
-    def end_phase(self, statistics: Tensor | None) -> None:
-        """Move the running statistics towards the mean over all groups."""
+    def end_phase(
+        self, statistics: Tensor | None, noise: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Move the running statistics towards the mean over all groups. Where no rank called this
+        layer in the phase they keep still: the mean over no group is none, and not 0."""
         assert statistics is not None
-        means, count = statistics[:-1], statistics[-1].clamp(min=1.0)
-        mean, variance = (means / count).chunk(2)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
+        sums, count = statistics[:-1], statistics[-1]
+        mean, variance = (sums / count.clamp(min=1.0)).chunk(2)
+        for running, found in ((self.running_mean, mean), (self.running_var, variance)):
+            running.copy_(torch.where(count > 0, running.lerp(found, self.momentum), running))
         self._sums.zero_()
         self._collecting = False
 

@@ -8,7 +8,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from ray_gen.core import ImageToVector, VectorToImage
+from ray_gen.core import Signature
 from ray_gen.networks.labels import LabelPlane, LabelVector
 from ray_gen.networks.sizes import halvings
 
@@ -16,18 +16,18 @@ from ray_gen.networks.sizes import halvings
 class ConvEncoder(nn.Module):
     """images (N, C, H, W) -> (N, vector_size); channels double as the side halves."""
 
-    def __init__(self, signature: ImageToVector, *, width: int, label_size: int) -> None:
+    def __init__(self, signature: Signature, *, width: int, label_size: int) -> None:
         super().__init__()
         del label_size  # a label is a plane beside the image here
-        steps, end = halvings(signature.image_shape)
-        self.label = LabelPlane(signature.label_count, signature.image_shape)
-        channels = [signature.image_shape[0] + self.label.added]
+        steps, end = halvings(signature.input)
+        self.label = LabelPlane(signature.label_count, signature.input)
+        channels = [signature.input[0] + self.label.added]
         channels += [width * 2**n for n in range(steps)]
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(channels):
             layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(channels[-1] * end * end, signature.vector_size)
+        self.head = nn.Linear(channels[-1] * end * end, signature.output_shape[0])
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """images: (N, C, H, W); labels: int64 (N,) or None."""
@@ -37,18 +37,18 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """z (N, vector_size) -> (N, C, H, W); the mirror image of the encoder."""
 
-    def __init__(self, signature: VectorToImage, *, width: int, label_size: int) -> None:
+    def __init__(self, signature: Signature, *, width: int, label_size: int) -> None:
         super().__init__()
-        steps, start = halvings(signature.image_shape)
+        steps, start = halvings(signature.output_shape)
         self.label = LabelVector(signature.label_count, label_size)
         channels = [width * 2**n for n in reversed(range(steps))]
         self._start = (channels[0], start, start)
-        self.head = nn.Linear(signature.vector_size + self.label.added, channels[0] * start * start)
+        self.head = nn.Linear(signature.input[0] + self.label.added, channels[0] * start * start)
         layers: list[nn.Module] = [nn.ReLU(inplace=True)]
         for inputs, outputs in itertools.pairwise(channels):
             layers += [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1), nn.ReLU(inplace=True)]
-        layers.append(nn.ConvTranspose2d(channels[-1], signature.image_shape[0], 4, 2, 1))
-        if signature.output == "tanh":
+        layers.append(nn.ConvTranspose2d(channels[-1], signature.output_shape[0], 4, 2, 1))
+        if signature.activation == "tanh":
             layers.append(nn.Tanh())
         self.layers = nn.Sequential(*layers)
 

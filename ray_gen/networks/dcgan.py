@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ray_gen.core import ImageToVector, VectorToImage
+from ray_gen.core import Signature
 from ray_gen.networks.labels import LabelPlane, LabelVector
 from ray_gen.networks.sizes import halvings
 from ray_gen.networks.spectral_norm import with_spectral_norm
@@ -54,7 +54,7 @@ class DcganGenerator(nn.Module):
 
     def __init__(
         self,
-        signature: VectorToImage,
+        signature: Signature,
         *,
         width: int,
         batch_norm: bool,
@@ -62,10 +62,10 @@ class DcganGenerator(nn.Module):
         spectral_norm: bool,
     ) -> None:
         super().__init__()
-        steps, start = halvings(signature.image_shape)
+        steps, start = halvings(signature.output_shape)
         self.label = LabelVector(signature.label_count, label_size)
         channels = width * 2 ** (steps - 1)
-        inputs = signature.vector_size + self.label.added
+        inputs = signature.input[0] + self.label.added
         bias = not batch_norm  # none in the paper's networks
         layers: list[nn.Module] = [
             _FromVector(inputs, channels, start, bias=bias),
@@ -79,8 +79,8 @@ class DcganGenerator(nn.Module):
                 nn.ReLU(inplace=True),
             ]
             channels //= 2
-        layers.append(nn.ConvTranspose2d(channels, signature.image_shape[0], 4, 2, 1, bias=bias))
-        if signature.output == "tanh":
+        layers.append(nn.ConvTranspose2d(channels, signature.output_shape[0], 4, 2, 1, bias=bias))
+        if signature.activation == "tanh":
             layers.append(nn.Tanh())
         self.layers = nn.Sequential(*layers)
         _initialise(self.layers)
@@ -100,7 +100,7 @@ class DcganDiscriminator(nn.Module):
 
     def __init__(
         self,
-        signature: ImageToVector,
+        signature: Signature,
         *,
         width: int,
         batch_norm: bool,
@@ -109,9 +109,9 @@ class DcganDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         del label_size  # a label is a plane beside the image here
-        steps, end = halvings(signature.image_shape)
-        self.label = LabelPlane(signature.label_count, signature.image_shape)
-        inputs = signature.image_shape[0] + self.label.added
+        steps, end = halvings(signature.input)
+        self.label = LabelPlane(signature.label_count, signature.input)
+        inputs = signature.input[0] + self.label.added
         bias = not batch_norm
         layers: list[nn.Module] = [
             nn.Conv2d(inputs, width, 4, 2, 1, bias=bias),
@@ -125,7 +125,7 @@ class DcganDiscriminator(nn.Module):
                 nn.LeakyReLU(0.2, inplace=True),
             ]
             channels *= 2
-        layers.append(nn.Conv2d(channels, signature.vector_size, end, bias=bias))
+        layers.append(nn.Conv2d(channels, signature.output_shape[0], end, bias=bias))
         self.layers = nn.Sequential(*layers)
         _initialise(self.layers)
         if spectral_norm:

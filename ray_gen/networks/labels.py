@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ray_gen.core import ImageShape
+from ray_gen.core import Shape
 
 
 def _table(label_count: int, size: int, spread: float) -> nn.Embedding:
@@ -40,7 +40,7 @@ class LabelVector(nn.Module):
 class LabelPlane(nn.Module):
     """Appends a learned plane for each label: (N, C, H, W) to (N, C + 1, H, W)."""
 
-    def __init__(self, label_count: int | None, image_shape: ImageShape) -> None:
+    def __init__(self, label_count: int | None, image_shape: Shape) -> None:
         super().__init__()
         _, self._height, self._width = image_shape
         self.added = 0 if label_count is None else 1

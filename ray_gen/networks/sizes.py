@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ray_gen.core import ImageShape
+from ray_gen.core import Shape
 
 
-def halvings(image_shape: ImageShape) -> tuple[int, int]:
+def halvings(image_shape: Shape) -> tuple[int, int]:
     """How often a square image halves, and the side that is left: 64 -> (4, 4), 28 -> (2, 7).
 
     Raises ValueError for what is not 4·2^n from 8 up or 28.

@@ -22,14 +22,13 @@ class SpectralNorm(PhaseModule):
 
     def __init__(self, weight: Tensor, out_axis: int) -> None:
         super().__init__()
-        self._weight = [weight]  # in a list: it is a parameter of the layer, not of this module
         self._out_axis = out_axis
         rows, columns = self._matrix(weight).shape
         left, right = weight.new_empty(rows).normal_(), weight.new_empty(columns).normal_()
         self.register_buffer("left", F.normalize(left, dim=0))
         self.register_buffer("right", F.normalize(right, dim=0))
         for _ in range(15):  # from a random start to within about 1 % of σ
-            self.begin_phase()
+            self.begin_phase(weight)
 
     def _matrix(self, weight: Tensor) -> Tensor:
         """The weight as (outputs, everything else)."""
@@ -44,9 +43,10 @@ class SpectralNorm(PhaseModule):
         return weight / sigma
 
     @torch.no_grad()
-    def begin_phase(self) -> None:
-        """One power iteration."""
-        matrix = self._matrix(self._weight[0])
+    def begin_phase(self, original: Tensor | None = None) -> None:
+        """One power iteration on the weight."""
+        assert original is not None
+        matrix = self._matrix(original)
         self.left.copy_(F.normalize(torch.mv(matrix, self.right), dim=0))
         self.right.copy_(F.normalize(torch.mv(matrix.t(), self.left), dim=0))
 

@@ -5,25 +5,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ray_gen import losses
 from ray_gen.augment import augment, augment_noise
+from ray_gen.block import value_at
 from ray_gen.core import (
     Batch,
     ImageShape,
-    ImageToVector,
     Losses,
     Networks,
     Noise,
+    NoiseOf,
+    Noises,
+    Number,
+    Objective,
     Phase,
+    Schedule,
     Signature,
     Term,
-    VectorToImage,
+    Window,
+    noise_of,
 )
+from ray_gen.objectives.equilibrium import settled, watch
 
 
-class Gan:
+class Gan(Objective):
     """min_G max_D E log D(x) + E log(1 - D(G(z))) (Goodfellow et al. 2014, eq. 1).
 
     k discriminator steps, each on fresh images, to one of the generator. Images are in [-1, 1].
@@ -31,6 +38,7 @@ class Gan:
 
     image_range = (-1.0, 1.0)
     sampled_from: tuple[str, ...] = ("generator",)
+    sampling_noise: Noises = {"fakes": NoiseOf("generator")}  # noqa: RUF012
     discriminates_with: tuple[str, ...] = ("discriminator",)
 
     def __init__(
@@ -42,8 +50,8 @@ class Gan:
         latent_distribution: str,
         loss: str,
         discriminator_steps: int,
-        label_smoothing: float,
-        r1_weight: float,
+        label_smoothing: Number,
+        r1_weight: Number,
         r1_every: int,
         augment: Sequence[str],
     ) -> None:
@@ -53,35 +61,39 @@ class Gan:
         self._loss = loss
         self._discriminator_steps = discriminator_steps
         self._label_smoothing = label_smoothing
-        self._r1_weight = r1_weight
+        self._r1_weight = _halved(r1_weight)
         self._r1_every = r1_every
         self._augment = tuple(augment)
-        self.latent = (
-            Noise((latent_size,))
-            if latent_distribution == "normal"
-            else Noise((latent_size,), "uniform", -1.0, 1.0)
-        )
+        normal = latent_distribution == "normal"
+        z = Noise((latent_size,)) if normal else Noise((latent_size,), "uniform", -1.0, 1.0)
+        self.latents = {"z": z}
+        self.gives_probability = loss != "hinge"
 
-    def networks(self) -> Mapping[str, Signature | nn.Module]:
+    def networks(self) -> Mapping[str, Signature]:
         """A generator from z and a discriminator to one logit."""
         return {
-            "generator": VectorToImage(
-                self._latent_size, self._image_shape, self._label_count, output="tanh"
+            "generator": Signature(
+                (self._latent_size,), self._image_shape, self._label_count, "tanh"
             ),
-            "discriminator": ImageToVector(self._image_shape, 1, self._label_count),
+            "discriminator": Signature(self._image_shape, (1,), self._label_count),
         }
 
     def phases(self) -> Sequence[Phase]:
         """The discriminator's phase in every step, the generator's in every k-th."""
-        noise = {"z": self.latent, **augment_noise(self._augment)}
+        noise: Noises = {
+            **self.latents,
+            "fakes": NoiseOf("generator"),
+            **augment_noise(self._augment),
+        }
         terms = [Term("discriminator", self._discriminator_loss)]
         if self._r1_weight:
-            r1 = Term("r1", self._r1, self._r1_weight / 2, self._r1_every, full_precision=True)
+            r1 = Term("r1", self._r1, self._r1_weight, self._r1_every, full_precision=True)
             terms.append(r1)
         generator = Term("generator", self._generator_loss)
         every = self._discriminator_steps
+        numbers = {"label_smoothing": self._label_smoothing}
         return [
-            Phase("discriminator", ("discriminator",), tuple(terms), noise),
+            Phase("discriminator", ("discriminator",), tuple(terms), noise, numbers=numbers),
             Phase("generator", ("generator",), (generator,), noise, every=every),
         ]
 
@@ -91,7 +103,9 @@ class Gan:
         return networks["discriminator"](seen, batch.labels).to(batch.images.dtype)
 
     def _fakes(self, networks: Networks, batch: Batch) -> Tensor:
-        return networks["generator"](batch.noise["z"], batch.labels)
+        return networks["generator"](
+            batch.noise["z"], batch.labels, **noise_of(batch.noise, "fakes")
+        )
 
     def _discriminator_loss(self, networks: Networks, batch: Batch) -> Losses:
         fake = self._logits(networks, self._fakes(networks, batch), batch)
@@ -100,7 +114,7 @@ class Gan:
             loss = losses.discriminator_loss_hinge(real, fake)
             reported = {"discriminator/real_logit": real, "discriminator/fake_logit": fake}
         else:
-            loss = losses.discriminator_loss(real, fake, self._label_smoothing)
+            loss = losses.discriminator_loss(real, fake, batch.numbers["label_smoothing"])
             reported = {
                 "discriminator/real": real.detach().sigmoid(),  # D(x)
                 "discriminator/fake": fake.detach().sigmoid(),  # D(G(z))
@@ -121,11 +135,43 @@ class Gan:
         }[self._loss]
         return Losses({"generator": equation(fake)})
 
-    def sample(self, networks: Networks, z: Tensor, labels: Tensor | None) -> Tensor:
+    def sample(
+        self,
+        networks: Networks,
+        latents: Mapping[str, Tensor],
+        labels: Tensor | None,
+        noise: Mapping[str, Tensor],
+    ) -> Tensor:
         """G(z) in [0, 1]."""
-        return networks["generator"](z, labels).float().add(1.0).mul(0.5)
+        fakes = networks["generator"](latents["z"], labels, **noise_of(noise, "fakes"))
+        return fakes.float().add(1.0).mul(0.5)
 
     def discriminate(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
         """D's logits (N,), not augmented. Their sigmoid is D(x), but for the hinge loss, which
         knows no probability."""
         return networks["discriminator"](images, labels).float().flatten()
+
+    def watch(self, memory: dict[str, float], metrics: Mapping[str, float], steps: int) -> None:
+        """Take note of D(x) and D(G(z))."""
+        watch(memory, metrics, steps)
+
+    def settled(self, memory: dict[str, float], images: int, window: Window) -> bool:
+        """Whether D(x) and D(G(z)) have come to rest at the optimum of a discriminator, t / 2 for a
+        target t of real images: ½ without smoothing (Salimans et al. 2016, 3.4)."""
+        smoothing = value_at(self._label_smoothing, images)
+        return settled(memory, images, window, (1.0 - smoothing) / 2)
+
+
+class _Half:
+    """Half of a number that changes: the ½ in R1's γ/2."""
+
+    def __init__(self, number: Schedule) -> None:
+        self._number = number
+
+    def at(self, images: float) -> float:
+        """Half of its value after so many images."""
+        return self._number.at(images) / 2
+
+
+def _halved(number: Number) -> Number:
+    return number / 2 if isinstance(number, (int, float)) else _Half(number)

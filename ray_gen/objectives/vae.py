@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,22 @@ from ray_gen import losses
 from ray_gen.core import (
     Batch,
     ImageShape,
-    ImageToVector,
     Losses,
     Networks,
     Noise,
+    NoiseOf,
+    Noises,
+    Number,
+    Objective,
     Phase,
+    Posterior,
     Signature,
     Term,
-    VectorToImage,
+    noise_of,
 )
+
+_OF_NETWORKS: Noises = {"encoding": NoiseOf("encoder"), "decoding": NoiseOf("decoder")}
+"""What the two networks draw in training, and in an evaluation; most draw nothing."""
 
 
 class LearnedSigma(nn.Module):
@@ -64,13 +71,14 @@ class _Likelihood:
         return output.sigmoid() if self._bernoulli else output.clamp(0.0, 1.0)
 
 
-class Autoencoder:
+class Autoencoder(Objective):
     """Encoder and decoder trained on reconstruction alone: no prior, so nothing to sample from."""
 
     image_range = (0.0, 1.0)
     sampled_from: tuple[str, ...] = ("encoder", "decoder")
-    latent: Noise | None = None
-    evaluation_noise: Mapping[str, Noise] = {}
+    has_prior = False
+    sampling_noise: Noises = {"decoding": NoiseOf("decoder")}  # noqa: RUF012
+    evaluation_noise: Noises = _OF_NETWORKS
 
     def __init__(
         self, *, image_shape: ImageShape, label_count: int | None, latent_size: int, likelihood: str
@@ -79,25 +87,28 @@ class Autoencoder:
         self._label_count = label_count
         self._latent_size = latent_size
         self._likelihood = _Likelihood(likelihood, None)
+        self.latents = {"z": Noise((latent_size,))}
 
-    def networks(self) -> Mapping[str, Signature | nn.Module]:
+    def networks(self) -> Mapping[str, Signature]:
         """An encoder to z and a decoder from it."""
         return {
-            "encoder": ImageToVector(self._image_shape, self._latent_size, self._label_count),
-            "decoder": VectorToImage(self._latent_size, self._image_shape, self._label_count),
+            "encoder": Signature(self._image_shape, (self._latent_size,), self._label_count),
+            "decoder": Signature((self._latent_size,), self._image_shape, self._label_count),
         }
 
     def phases(self) -> Sequence[Phase]:
         """One phase that updates both."""
         term = Term("reconstruction", self._loss)
-        return [Phase("autoencoder", ("encoder", "decoder"), (term,))]
+        return [Phase("autoencoder", ("encoder", "decoder"), (term,), self.evaluation_noise)]
 
     def _loss(self, networks: Networks, batch: Batch) -> Losses:
         return Losses({"reconstruction": self._error(networks, batch)})
 
     def _error(self, networks: Networks, batch: Batch) -> Tensor:
-        z = networks["encoder"](batch.images, batch.labels)
-        return self._likelihood.nll(networks, networks["decoder"](z, batch.labels), batch.images)
+        encoding, decoding = (noise_of(batch.noise, name) for name in _OF_NETWORKS)
+        z = networks["encoder"](batch.images, batch.labels, **encoding)
+        output = networks["decoder"](z, batch.labels, **decoding)
+        return self._likelihood.nll(networks, output, batch.images)
 
     def evaluate(self, networks: Networks, batch: Batch) -> Mapping[str, Tensor]:
         """The reconstruction error."""
@@ -105,20 +116,33 @@ class Autoencoder:
 
     def encode(
         self, networks: Networks, images: Tensor, labels: Tensor | None
-    ) -> tuple[Tensor, None]:
+    ) -> Mapping[str, Posterior]:
         """z (N, latent_size), and no distribution."""
-        return networks["encoder"](images, labels).to(images.dtype), None
+        return {"z": Posterior(networks["encoder"](images, labels).to(images.dtype), None)}
 
-    def sample(self, networks: Networks, z: Tensor, labels: Tensor | None) -> Tensor:
+    def sample(
+        self,
+        networks: Networks,
+        latents: Mapping[str, Tensor],
+        labels: Tensor | None,
+        noise: Mapping[str, Tensor],
+    ) -> Tensor:
         """Decode z; where z should come from, an autoencoder does not say."""
-        return self._likelihood.mean(networks["decoder"](z, labels))
+        decoding = noise_of(noise, "decoding")
+        return self._likelihood.mean(networks["decoder"](latents["z"], labels, **decoding))
 
-    def reconstruct(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
+    def reconstruct(
+        self,
+        networks: Networks,
+        images: Tensor,
+        labels: Tensor | None,
+        noise: Mapping[str, Tensor],
+    ) -> Tensor:
         """Decode what was encoded."""
-        return self.sample(networks, networks["encoder"](images, labels), labels)
+        return self.sample(networks, {"z": networks["encoder"](images, labels)}, labels, noise)
 
 
-class Vae:
+class Vae(Objective):
     """max log p(x|z) - β KL(q(z|x) ‖ N(0, I)), z = μ(x) + σ(x) ε (Kingma and Welling 2014, eq. 10).
 
     β = 1 is the evidence lower bound. z is drawn once an image and step, and so are the pixels
@@ -127,7 +151,7 @@ class Vae:
     """
 
     image_range = (0.0, 1.0)
-    sampled_from: tuple[str, ...]
+    sampling_noise: Noises = {"decoding": NoiseOf("decoder")}  # noqa: RUF012
     likelihood: Literal["bernoulli", "gaussian"]
     pixel_noise: Noise | None
 
@@ -139,7 +163,7 @@ class Vae:
         latent_size: int,
         likelihood: Literal["bernoulli", "gaussian"],
         sigma: float | str,
-        beta: float,
+        beta: Number,
         beta_warmup_images: int,
         binarize: bool,
     ) -> None:
@@ -149,36 +173,46 @@ class Vae:
         self._likelihood = _Likelihood(likelihood, sigma)
         self._beta = beta
         self._beta_warmup_images = beta_warmup_images
-        self.latent = Noise((latent_size,))
-        self.posterior_noise = self.latent
+        self.posterior_noise = Noise((latent_size,))
+        self.latents = {"z": self.posterior_noise}
         self.likelihood = likelihood
         self.pixel_noise = Noise(image_shape, "uniform") if binarize else None
         pixels = {"pixels": self.pixel_noise} if self.pixel_noise else {}
-        self.evaluation_noise: Mapping[str, Noise] = {"epsilon": self.latent, **pixels}
+        self.evaluation_noise: Noises = {"epsilon": self.posterior_noise, **pixels, **_OF_NETWORKS}
         own = ("likelihood",) if self._likelihood.learns_sigma else ()
         self.sampled_from = ("encoder", "decoder", *own)
 
-    def networks(self) -> Mapping[str, Signature | nn.Module]:
-        """An encoder to (μ, log σ²), a decoder from z, and σ of the likelihood if it is learned."""
-        own = {"likelihood": LearnedSigma()} if self._likelihood.learns_sigma else {}
+    def networks(self) -> Mapping[str, Signature]:
+        """An encoder to (μ, log σ²) and a decoder from z."""
+        size = self._latent_size
         return {
-            "encoder": ImageToVector(self._image_shape, 2 * self._latent_size, self._label_count),
-            "decoder": VectorToImage(self._latent_size, self._image_shape, self._label_count),
-            **own,
+            "encoder": Signature(self._image_shape, (2 * size,), self._label_count),
+            "decoder": Signature((size,), self._image_shape, self._label_count),
         }
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """σ of the likelihood, if it is learned."""
+        return {"likelihood": LearnedSigma()} if self._likelihood.learns_sigma else {}
 
     def phases(self) -> Sequence[Phase]:
         """One phase that updates all networks."""
         term = Term("elbo", self._loss)
-        return [Phase("autoencoder", self.sampled_from, (term,), noise=self.evaluation_noise)]
+        noise, numbers = self.evaluation_noise, {"beta": self._beta}
+        return [Phase("autoencoder", self.sampled_from, (term,), noise, numbers=numbers)]
+
+    def _posterior(
+        self, networks: Networks, images: Tensor, labels: Tensor | None, **noise: Any
+    ) -> tuple[Tensor, Tensor]:
+        """μ and log σ² of q(z|x), each (N, latent_size)."""
+        encoded = networks["encoder"](images, labels, **noise).to(images.dtype)
+        mean, log_variance = encoded.chunk(2, dim=1)
+        return mean, log_variance
 
     def encode(
         self, networks: Networks, images: Tensor, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Mapping[str, Posterior]:
         """μ and log σ² of q(z|x), each (N, latent_size)."""
-        encoded = networks["encoder"](images, labels).to(images.dtype)
-        mean, log_variance = encoded.chunk(2, dim=1)
-        return mean, log_variance
+        return {"z": Posterior(*self._posterior(networks, images, labels))}
 
     def observed(self, images: Tensor, noise: Tensor | None) -> Tensor:
         """The pixels that the likelihood is of: 1 where the noise, U[0, 1), is below x, else 0."""
@@ -193,7 +227,7 @@ class Vae:
         Burda et al. 2016, eq. 8. images: (N, C, H, W), as observed; epsilon: (S, N, latent_size).
         """
         samples = len(epsilon)
-        mean, log_variance = self.encode(networks, images, labels)
+        mean, log_variance = self._posterior(networks, images, labels)
         z = mean + (0.5 * log_variance).exp() * epsilon
         output = networks["decoder"](
             z.flatten(0, 1), None if labels is None else labels.repeat(samples)
@@ -204,16 +238,18 @@ class Vae:
 
     def _nll_and_kl(self, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor]:
         images = self.observed(batch.images, batch.noise.get("pixels"))
-        mean, log_variance = self.encode(networks, images, batch.labels)
+        encoding, decoding = (noise_of(batch.noise, name) for name in _OF_NETWORKS)
+        mean, log_variance = self._posterior(networks, images, batch.labels, **encoding)
         z = mean + (0.5 * log_variance).exp() * batch.noise["epsilon"]
-        nll = self._likelihood.nll(networks, networks["decoder"](z, batch.labels), images)
+        output = networks["decoder"](z, batch.labels, **decoding)
+        nll = self._likelihood.nll(networks, output, images)
         return nll, losses.gaussian_kl(mean, log_variance)
 
     def _loss(self, networks: Networks, batch: Batch) -> Losses:
         nll, kl = self._nll_and_kl(networks, batch)
         if self._beta == 1.0 and not self._beta_warmup_images:
             return Losses({"reconstruction": nll, "kl": kl})
-        beta = batch.images_seen.new_full((), self._beta)
+        beta = batch.numbers["beta"]
         if self._beta_warmup_images:
             beta = beta * (batch.images_seen / self._beta_warmup_images).clamp(max=1.0)
         return Losses({"reconstruction": nll, "kl": beta * kl}, {"latent/kl": kl})
@@ -223,11 +259,24 @@ class Vae:
         nll, kl = self._nll_and_kl(networks, batch)
         return {"elbo": -nll - kl, "reconstruction": nll, "kl": kl}
 
-    def sample(self, networks: Networks, z: Tensor, labels: Tensor | None) -> Tensor:
+    def sample(
+        self,
+        networks: Networks,
+        latents: Mapping[str, Tensor],
+        labels: Tensor | None,
+        noise: Mapping[str, Tensor],
+    ) -> Tensor:
         """E[x|z], in [0, 1]."""
-        return self._likelihood.mean(networks["decoder"](z, labels))
+        decoding = noise_of(noise, "decoding")
+        return self._likelihood.mean(networks["decoder"](latents["z"], labels, **decoding))
 
-    def reconstruct(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
+    def reconstruct(
+        self,
+        networks: Networks,
+        images: Tensor,
+        labels: Tensor | None,
+        noise: Mapping[str, Tensor],
+    ) -> Tensor:
         """E[x|z] at the mean of q(z|x)."""
-        mean, _ = self.encode(networks, images, labels)
-        return self.sample(networks, mean, labels)
+        mean, _ = self._posterior(networks, images, labels)
+        return self.sample(networks, {"z": mean}, labels, noise)

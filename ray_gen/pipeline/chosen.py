@@ -18,8 +18,8 @@ from ray_gen.pipeline.pipeline import Pipeline
 class Chosen:
     """Some samples or image files, with what the model makes of them."""
 
-    z: Tensor
-    """(N, *latent_shape)"""
+    z: dict[str, Tensor]
+    """Latents by name, each (N, *shape)."""
     images: Tensor
     """(N, C, H, W): of a sample its image, of a file the file's."""
     labels: list[int] | None
@@ -40,18 +40,21 @@ class Samples:
         """Samples by their numbers, and image files encoded."""
         if any(isinstance(name, Path) for name in names):
             self.pipeline.encoder()  # told first: without one, no class helps
-        z: list[Tensor] = []
+        z: list[dict[str, Tensor]] = []
         images: list[Tensor] = []
         labels = [self.label(name) for name in names]
         for name, label in zip(names, labels, strict=True):
             if isinstance(name, int):
-                z.append(self.pipeline.latents([name], self.seed, self.truncation))
-                images.append(self.pipeline.decode(z[-1], label))
+                z.append(
+                    self.pipeline.by_name(self.pipeline.latents([name], self.seed, self.truncation))
+                )
+                images.append(self.pipeline.decode(z[-1], label, self.seed, [name]))
             else:
                 images.append(self.pipeline.read(name))
-                z.append(self.pipeline.encode(images[-1], label))
+                z.append(self.pipeline.by_name(self.pipeline.encode(images[-1], label)))
         known = [label for label in labels if label is not None]
-        return Chosen(torch.cat(z), torch.cat(images), known or None)
+        joined = {key: torch.cat([one[key] for one in z]) for key in z[0]}
+        return Chosen(joined, torch.cat(images), known or None)
 
     def label(self, name: int | Path) -> int | None:
         """The class of a sample, or of an image file, where there is but one."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import operator
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
 
-from ray_gen.core import ImageShape
+from ray_gen.core import ImageShape, Shape
 from ray_gen.errors import Refused
 
 BATCH = 256
@@ -167,6 +167,37 @@ def checked_images(given: Floats, shape: ImageShape) -> Tensor:
     if not (low >= 0.0 and high <= 1.0):  # nor where they are NaN
         raise Refused(f"images: go from {low:.4g} to {high:.4g}; bring them to [0, 1]")
     return images
+
+
+def checked_levels(
+    given: Floats | Mapping[str, Floats], shapes: Mapping[str, Shape], argument: str = "z"
+) -> dict[str, Tensor]:
+    """Latents by name, each (N, *shape) with one N. A model with one latent takes a tensor, too."""
+    if not isinstance(given, Mapping):
+        if len(shapes) > 1:
+            raise Refused(
+                f"{argument}: this run has the latents {levels_in_words(shapes)}; give a mapping "
+                "of them by name, as `pipeline.latents` does"
+            )
+        return {name: checked_latents(given, shape, argument) for name, shape in shapes.items()}
+    if given.keys() != shapes.keys():
+        raise Refused(
+            f"{argument}: has {', '.join(map(str, given)) or 'nothing'}, and this run has the "
+            f"latents {levels_in_words(shapes)}"
+        )
+    levels = {
+        name: checked_latents(given[name], shape, f"{argument}[{name!r}]")
+        for name, shape in shapes.items()
+    }
+    counts = {len(z) for z in levels.values()}
+    if len(counts) > 1:
+        raise Refused(f"{argument}: its latents are of {min(counts)} to {max(counts)} images")
+    return levels
+
+
+def levels_in_words(shapes: Mapping[str, Shape]) -> str:
+    """Names and shapes of latents."""
+    return ", ".join(f"{name} {_words(shape)}" for name, shape in shapes.items())
 
 
 def checked_latents(given: Floats, shape: tuple[int, ...], argument: str = "z") -> Tensor:

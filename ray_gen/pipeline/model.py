@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import SupportsFloat, SupportsIndex
+from typing import SupportsFloat, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,14 +20,13 @@ from ray_gen.core import (
     Networks,
     Noise,
     Objective,
+    Posterior,
     Reconstructs,
-    VectorToImage,
+    Shape,
 )
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
-from ray_gen.experiment.objectives import GanObjective
 from ray_gen.mixture import Mixture, Origin
-from ray_gen.noise import draw, key_of
 from ray_gen.pipeline.inputs import (
     BATCH,
     Array,
@@ -34,22 +34,30 @@ from ray_gen.pipeline.inputs import (
     Labels,
     checked_count,
     checked_images,
-    checked_latents,
+    checked_levels,
     checked_numbers,
     class_numbers,
+    levels_in_words,
     real,
     whole,
 )
+from ray_gen.sampling import latents_of, noise_for
 from ray_gen.state import NETWORKS, load_tensors, read_manifest
 
-_ONE_STEP = torch.zeros(1, dtype=torch.int64)
+Latents = Floats | Mapping[str, Floats]
+"""One latent: a tensor (N, *shape). Several, the levels of a hierarchy: such tensors by name."""
+
+Drawn = Tensor | dict[str, Tensor]
+"""Latents as they are given back."""
+
+_Found = TypeVar("_Found")
 
 
 class Model:
     """The networks of a run that are used after training, in eval mode.
 
-    Images are floats (N, C, H, W) in [0, 1] and latents floats (N, latent_size), both in float32 on
-    the CPU, wherever the networks are; one of them without N is a batch of one, and NumPy's arrays
+    Images are floats (N, C, H, W) in [0, 1] and latents floats (N, *shape), both in float32 on the
+    CPU, wherever the networks are; one of them without N is a batch of one, and NumPy's arrays
     are taken too. `labels` are classes of a conditional model by number or name, one for all or one
     for each; left out where images are made, they are the classes in turn. What cannot be done
     raises Refused.
@@ -82,15 +90,22 @@ class Model:
         name, classes = self.experiment.name, len(self.class_names)
         return f"{type(self).__name__}({name}, {shape}, classes={classes})"
 
-    @cached_property
-    def latent_shape(self) -> tuple[int, ...]:
-        """The shape of one latent: (latent_size,)."""
-        if self.objective.latent is not None:
-            return self.objective.latent.shape
-        for signature in self.objective.networks().values():
-            if isinstance(signature, VectorToImage):
-                return (signature.vector_size,)
-        raise Refused(f"{self._kind} has no network that makes images of vectors, so no latents")
+    @property
+    def latent_shapes(self) -> dict[str, Shape]:
+        """The shape of each latent, by name."""
+        found = {name: noise.shape for name, noise in self.objective.latents.items()}
+        if not found:
+            raise Refused(f"{self._kind} has no latents")
+        return found
+
+    @property
+    def latent_shape(self) -> Shape:
+        """The shape of the only latent: (latent_size,), or that of a map. Raises Refused where
+        there are several."""
+        shapes = self.latent_shapes
+        if len(shapes) > 1:
+            raise Refused(f"{self._kind} has the latents {levels_in_words(shapes)}, and not one")
+        return next(iter(shapes.values()))
 
     @cached_property
     def origin(self) -> Origin:
@@ -127,12 +142,13 @@ class Model:
         prior: Mixture | None = None,
     ) -> Iterator[Tensor]:
         """What `sample` gives, in parts of at most 256 images."""
-        self._prior_of(prior)
-        total = checked_count(count)
+        self._check_prior(prior)
+        total, number = checked_count(count), whole(seed, "seed")
         chosen = self._labels(labels, total, in_turn=True)
         for part in _parts(total):
-            z = self.latents(range(total)[part], seed, truncation, prior)
-            yield self._mapped(self._decode, z, None if chosen is None else chosen[part])
+            numbers = torch.arange(total)[part]
+            z = self._levels(numbers, number, truncation, prior)
+            yield self._decoded(z, None if chosen is None else chosen[part], number, numbers)
 
     def latents(
         self,
@@ -140,93 +156,159 @@ class Model:
         seed: SupportsIndex | None = None,
         truncation: SupportsFloat | None = None,
         prior: Mixture | None = None,
-    ) -> Tensor:
+    ) -> Drawn:
         """The z that `sample` draws: so many, or those of the samples with these numbers.
 
         truncation: z is drawn given |z| <= truncation, each number of it (`latent.truncated`): for
         a normal prior 0.5 to 2 are usual, for a uniform one on [-1, 1] what is below 1 scales it.
         prior: a mixture in the place of the model's own (`fit_mixture`).
         """
-        given = self._prior_of(prior)
-        numbers = checked_numbers(count)
-        seed = _seed(seed)
-        limit = None if truncation is None else real(truncation, "truncation")
-        drawn: list[Tensor] = []
-        for part in _parts(len(numbers)):
-            if isinstance(given, Mixture):
-                z = given.draw(seed, numbers[part], limit)
-            else:
-                indices = numbers[part].to(self.device)
-                step = _ONE_STEP.to(self.device)
-                z = draw(given, key_of(seed, "sample"), step, indices)[0]
-                z = latent.truncated(z, given, limit)
-            drawn.append(z.cpu().reshape(-1, *self.latent_shape))
-        return torch.cat(drawn)
+        self._check_prior(prior)
+        numbers, number = checked_numbers(count), _seed(seed)
+        parts = [
+            self._levels(numbers[part], number, truncation, prior) for part in _parts(len(numbers))
+        ]
+        return plain({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
-    def decode(self, z: Floats, labels: Labels | None = None) -> Tensor:
-        """Latents to images: G(z), or E[x|z]."""
-        checked = checked_latents(z, self.latent_shape)
-        of_each = self._labels(labels, len(checked), in_turn=True)
-        return self._mapped(self._decode, checked, of_each)
+    def decode(
+        self,
+        z: Latents,
+        labels: Labels | None = None,
+        seed: SupportsIndex = 0,
+        numbers: SupportsIndex | Sequence[int] | Array | None = None,
+    ) -> Tensor:
+        """Latents to images: G(z), or E[x|z].
+
+        seed, numbers: of the noise that the networks draw, if they draw any. With those that
+        `latents` was given these are the images of `sample`; numbers None are 0 to N - 1.
+        """
+        levels = checked_levels(z, self.latent_shapes)
+        count = count_of(levels)
+        of_noise = torch.arange(count) if numbers is None else checked_numbers(numbers)
+        if len(of_noise) != count:
+            raise Refused(f"numbers: {len(of_noise)} given for {count} images")
+        of_each = self._labels(labels, count, in_turn=True)
+        return self._decoded(levels, of_each, whole(seed, "seed"), of_noise)
+
+    def _levels(
+        self,
+        numbers: Tensor,
+        seed: int,
+        truncation: SupportsFloat | None,
+        prior: Mixture | None,
+    ) -> dict[str, Tensor]:
+        """The latents of the samples with these numbers, on the CPU."""
+        limit = None if truncation is None else real(truncation, "truncation")
+        if prior is not None:
+            z = prior.draw(seed, numbers, limit).reshape(-1, *self.latent_shape)
+            return {next(iter(self.latent_shapes)): z}
+        priors = self.objective.latents
+        drawn = latents_of(priors, seed, "sample", numbers.to(self.device), torch.float32)
+        return {
+            name: latent.truncated(z, priors[name], limit).cpu().contiguous()
+            for name, z in drawn.items()
+        }
+
+    def _decoded(
+        self, levels: Mapping[str, Tensor], labels: Tensor | None, seed: int, numbers: Tensor
+    ) -> Tensor:
+        """Images of latents, at most 256 at once; noise by the numbers."""
+        objective, networks = self.objective, self.networks
+
+        def decode(part: slice, labels: Tensor | None) -> Tensor:
+            z = {name: z[part].to(self.device, self._dtype) for name, z in levels.items()}
+            of_part = numbers[part].to(self.device)
+            noise = noise_for(
+                objective.sampling_noise, networks, seed, "sample", of_part, self._dtype
+            )
+            return objective.sample(networks, z, labels, noise)
+
+        return _joined(self._in_parts(decode, len(numbers), labels))
 
     # Latents from images
 
-    def posterior(
-        self, images: Floats, labels: Labels | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Mean and log-variance of q(z|x), each (N, latent_size); None in the latter's place of a
-        model whose encoder gives one z and no distribution."""
+    def posterior(self, images: Floats, labels: Labels | None = None) -> Posterior:
+        """Mean and log-variance of q(z|x), each (N, *shape); None in the latter's place of a model
+        whose encoder gives one z and no distribution. Of several latents: see `posteriors`."""
+        return self.posteriors(images, labels)[self._only_latent()]
+
+    def posteriors(self, images: Floats, labels: Labels | None = None) -> dict[str, Posterior]:
+        """The posterior of each latent, by name."""
         encode = self.encoder().encode
+        parts = self._of_images(
+            lambda images, labels: encode(self.networks, images, labels), images, labels
+        )
+        posteriors: dict[str, Posterior] = {}
+        for name in parts[0]:
+            spreads = [part[name].log_variance for part in parts]
+            known = [spread for spread in spreads if spread is not None]
+            means = _joined([part[name].mean for part in parts])
+            posteriors[name] = Posterior(means, _joined(known) if known else None)
+        return posteriors
 
-        def both(images: Tensor, labels: Tensor | None) -> Tensor:
-            mean, log_variance = encode(self.networks, images, labels)
-            return torch.stack([mean] if log_variance is None else [mean, log_variance], dim=1)
+    def by_name(self, latents: Latents) -> dict[str, Tensor]:
+        """Latents by name, whether there is one or several."""
+        return checked_levels(latents, self.latent_shapes)
 
-        found = self._of_images(both, images, labels)
-        return found[:, 0], found[:, 1] if found.shape[1] == 2 else None
+    def _only_latent(self) -> str:
+        shapes = self.latent_shapes
+        if len(shapes) > 1:
+            raise Refused(
+                f"{self._kind} has the latents {levels_in_words(shapes)}; `posteriors` gives all"
+            )
+        return next(iter(shapes))
 
     def encode(
         self, images: Floats, labels: Labels | None = None, seed: SupportsIndex | None = None
-    ) -> Tensor:
+    ) -> Drawn:
         """The posterior means of images, or with a seed a draw from each posterior."""
         number = None if seed is None else whole(seed, "seed")
-        mean, log_variance = self.posterior(images, labels)
-        if number is None or log_variance is None:
-            return mean
-        noise, numbers = Noise(tuple(mean.shape[1:])), torch.arange(len(mean))
-        epsilon = draw(noise, key_of(number, "encode"), _ONE_STEP, numbers)[0]
-        return mean + (0.5 * log_variance).exp() * epsilon
+        levels: dict[str, Tensor] = {}
+        for name, (mean, log_variance) in self.posteriors(images, labels).items():
+            levels[name] = mean
+            if number is not None and log_variance is not None:
+                spec, numbers = {name: Noise(tuple(mean.shape[1:]))}, torch.arange(len(mean))
+                epsilon = latents_of(spec, number, "encode", numbers, torch.float32)[name]
+                levels[name] = mean + (0.5 * log_variance).exp() * epsilon
+        return plain(levels)
 
     def reconstruct(self, images: Floats, labels: Labels | None = None) -> Tensor:
         """Images to themselves, through the posterior mean."""
         objective = self.objective
         if not isinstance(objective, Reconstructs):
             return self.decode(self.encode(images, labels), labels)
-        return self._of_images(
-            lambda images, labels: objective.reconstruct(self.networks, images, labels),
-            images,
-            labels,
-        )
+        done = 0
+
+        def again(images: Tensor, labels: Tensor | None) -> Tensor:
+            nonlocal done
+            numbers = torch.arange(done, done + len(images), device=self.device)
+            done += len(images)
+            noise = noise_for(
+                objective.sampling_noise, self.networks, 0, "sample", numbers, self._dtype
+            )
+            return objective.reconstruct(self.networks, images, labels, noise)
+
+        return _joined(self._of_images(again, images, labels))
 
     # What the discriminator says
 
     def discriminate(self, images: Floats, labels: Labels | None = None) -> Tensor:
-        """The discriminator's logits (N,), the higher the more real. Their sigmoid is D(x) for the
-        losses non_saturating and minimax; a hinge loss knows no probability.
+        """The discriminator's logits (N,), the higher the more real. Their sigmoid is D(x) if
+        `discriminates_by_probability`.
 
         The weights are raw, as no average of a discriminator is kept.
         """
         objective = self.discriminator()
         networks = self._discriminators
-        return self._of_images(
+        logits = self._of_images(
             lambda images, labels: objective.discriminate(networks, images, labels), images, labels
         )
+        return _joined(logits)
 
     @property
     def discriminates_by_probability(self) -> bool:
         """Whether the sigmoid of what `discriminate` gives is D(x), a probability to be real."""
-        settings = self.experiment.objective
-        return isinstance(settings, GanObjective) and settings.loss != "hinge"
+        return bool(getattr(self.objective, "gives_probability", False))
 
     @cached_property
     def _discriminators(self) -> Networks:
@@ -260,28 +342,27 @@ class Model:
             return self.objective
         raise Refused(f"{self._kind} has no discriminator; train a gan")
 
-    def _prior_of(self, prior: Mixture | None) -> Noise | Mixture:
-        """What latents are drawn from."""
+    def _check_prior(self, prior: Mixture | None) -> None:
+        """Whether there is something to draw latents from."""
         if prior is not None and not isinstance(prior, Mixture):  # pyright: ignore
             raise Refused(
                 f"prior: give a mixture, not {type(prior).__name__}; `pipeline.fit_mixture` and "
                 "`Mixture.load` give one"
             )
-        found = self.objective.latent if prior is None else prior
-        if found is None:
+        if prior is None:
+            if self.objective.has_prior:
+                return
             raise Refused(
                 f"{self._kind} has no prior to sample from; fit one to encodings of images "
                 "(`pipeline.fit_mixture`), or train a vae or a gan"
             )
-        size = torch.Size(self.latent_shape).numel()
-        if isinstance(found, Mixture) and found.latent_size != size:
+        size = math.prod(self.latent_shape)
+        if prior.latent_size != size:
             raise Refused(
-                f"prior: the mixture's latents have {found.latent_size} numbers and this run's "
+                f"prior: the mixture's latents have {prior.latent_size} numbers and this run's "
                 f"{size}; fit one with this run"
             )
-        if isinstance(found, Mixture):
-            found.check_origin(self.origin)
-        return found
+        prior.check_origin(self.origin)
 
     def _labels(self, labels: Labels | None, count: int, *, in_turn: bool = False) -> Tensor | None:
         """int64 (count,) of a conditional model, on the CPU; None of another."""
@@ -299,38 +380,49 @@ class Model:
             )
         return torch.arange(count) % classes
 
-    def _decode(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        return self.objective.sample(self.networks, z, labels)
-
     def _of_images(
         self,
-        function: Callable[[Tensor, Tensor | None], Tensor],
+        function: Callable[[Tensor, Tensor | None], _Found],
         images: Floats,
         labels: Labels | None,
-    ) -> Tensor:
+    ) -> list[_Found]:
         """A function of images in the range that the networks see."""
         checked = checked_images(images, self.experiment.image_shape)
         low, high = self.objective.image_range
-        return self._mapped(
-            lambda part, labels: function(part * (high - low) + low, labels),
-            checked,
-            self._labels(labels, len(checked)),
-        )
+
+        def of_part(part: slice, labels: Tensor | None) -> _Found:
+            some = checked[part].to(self.device, self._dtype)
+            return function(some * (high - low) + low, labels)
+
+        return self._in_parts(of_part, len(checked), self._labels(labels, len(checked)))
 
     @torch.no_grad()
-    def _mapped(
+    def _in_parts(
         self,
-        function: Callable[[Tensor, Tensor | None], Tensor],
-        inputs: Tensor,
+        function: Callable[[slice, Tensor | None], _Found],
+        count: int,
         labels: Tensor | None,
-    ) -> Tensor:
-        """A function of at most 256 inputs at once, on the networks' device and in their type."""
-        found: list[Tensor] = []
-        for part in _parts(len(inputs)):
-            some = inputs[part].to(self.device, self._dtype)
-            of_some = None if labels is None else labels[part].to(self.device)
-            found.append(function(some, of_some).float().cpu())
-        return torch.cat(found)
+    ) -> list[_Found]:
+        """A function of at most 256 things at once, on the networks' device."""
+        return [
+            function(part, None if labels is None else labels[part].to(self.device))
+            for part in _parts(count)
+        ]
+
+
+def plain(levels: Mapping[str, Tensor]) -> Drawn:
+    """One latent as a tensor, several by name."""
+    return next(iter(levels.values())) if len(levels) == 1 else dict(levels)
+
+
+def count_of(levels: Mapping[str, Tensor]) -> int:
+    """How many images these are the latents of."""
+    return len(next(iter(levels.values())))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """In float32, on the CPU."""
+    return torch.cat([part.float().cpu() for part in parts])
 
 
 def _seed(seed: SupportsIndex | None) -> int:

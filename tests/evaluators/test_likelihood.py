@@ -163,7 +163,7 @@ def test_one_sample_is_the_elbo_and_more_are_never_below_the_mean_of_fewer(store
     assert found["log_likelihood_bound"].value == found["elbo"].value
     images, numbers = unit(split).round(), torch.arange(len(split))
     steps, key = torch.arange(60), key_of(0, "held out", "epsilon")
-    epsilon = draw(objective.latent, key, steps, numbers).double()
+    epsilon = draw(objective.latents["z"], key, steps, numbers).double()
     with torch.no_grad():
         weights = sum(objective.log_weights(state.ema, images, None, epsilon))
     means = [
@@ -375,7 +375,7 @@ def test_reconstructions_are_compared_with_the_grey_images(side: int) -> None:
     found = scores_of(objective, networks, split, batch_size=5)
     images = unit(split)
     with torch.no_grad():
-        made = objective.reconstruct(networks, images, None)
+        made = objective.reconstruct(networks, images, None, {})
     error = float(mean_squared_error(made, images).mean())
     assert found["reconstruction_mse"].value == pytest.approx(error, rel=1e-6)
     assert ("reconstruction_ssim" in found) == (side == 16)
@@ -453,7 +453,9 @@ def test_the_bound_is_that_of_pythae(store_8) -> None:
     split, numbers = store_8.held_out, torch.arange(24)
     images = observed(objective, split).float()
     key = key_of(0, "held out", "epsilon")
-    draws = draw(objective.latent, key, torch.arange(1000), numbers)  # (samples, images, numbers)
+    draws = draw(
+        objective.latents["z"], key, torch.arange(1000), numbers
+    )  # (samples, images, numbers)
     chunks = iter(draws.transpose(0, 1).reshape(48, 500, 5))
     theirs._sample_gauss = lambda mean, deviation: (mean + next(chunks) * deviation, None)
     with torch.no_grad():

@@ -361,7 +361,11 @@ REFUSALS = [
         r"checkpoints\.best\.metric: .*'fid'; it has one of elbo, reconstruction, kl",
     ),
     (VAE, ["checkpoints.keep=1"], r"checkpoints\.keep: .*greater than or equal to 2, not 1"),
-    (VAE, ["training.stop_at_equilibrium={}"], r"training\.stop_at_equilibrium: only a gan"),
+    (
+        VAE,
+        ["training.stop_at_equilibrium={}"],
+        r"training\.stop_at_equilibrium: a vae objective .*; set it to null",
+    ),
     (
         GAN,
         ["training.stop_at_equilibrium={}", "objective.loss=hinge"],

@@ -360,13 +360,15 @@ def test_population_based_training_changes_only_what_can_change_in_mid_run() -> 
         "objective.r1_weight": "{loguniform: [0.01, 100]}",
         "objective.r1_every": "{choice: [1, 16]}",
         "objective.label_smoothing": "{uniform: [0, 0.2]}",
+        "optimizers.generator.betas": "{choice: [[0.5, 0.9], [0.5, 0.99]]}",
+        "training.ema_half_life_images": "{loguniform: [100, 1000]}",
     }
     space = [f"search.space.{path}={values}" for path, values in live.items()]
     assert gan(*space, "search.scheduler=pbt").search is not None
     fixed = {
         "objective.latent_size": "{choice: [8, 16]}",
         "networks.generator.hidden_sizes": "{choice: [[8], [16]]}",
-        "optimizers.generator.betas": "{choice: [[0.5, 0.9], [0.0, 0.9]]}",
+        "optimizers.generator.eps": "{choice: [1e-8, 1e-6]}",
         "training.global_batch_size": "{choice: [24, 48]}",
         "seed": "{randint: [0, 9]}",
     }

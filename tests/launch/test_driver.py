@@ -69,7 +69,8 @@ def test_a_run_that_settled_at_its_equilibrium_is_answered_at_once(
     told = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(told | {"settled": {"stopped": 240.0}}))
     again = train(experiment, storage=str(tmp_path), name="a")
-    assert (again.images, again.stop) == (240, "had settled at its equilibrium before")
+    assert again.images == 240
+    assert again.stop == f"had ended before: {experiment.objective.at_rest}"
 
 
 def test_a_run_goes_on_by_what_its_newest_checkpoint_says(images: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from ray_gen.core import ImageToVector, VectorToImage
 from ray_gen.networks.conv import ConvDecoder, ConvEncoder
 from ray_gen.networks.dcgan import DcganDiscriminator, DcganGenerator
-from ray_gen.networks.mlp import MlpDecoder, MlpEncoder
+from ray_gen.networks.mlp import Mlp
 
 SHAPE = (1, 8, 8)
 MLP = {
@@ -22,8 +22,8 @@ MLP = {
 CONV = {"width": 4, "label_size": 3}
 DCGAN = {"width": 4, "batch_norm": True, "label_size": 3, "spectral_norm": False}
 
-TO_IMAGE = [(MlpDecoder, MLP), (ConvDecoder, CONV), (DcganGenerator, DCGAN)]
-TO_VECTOR = [(MlpEncoder, MLP), (ConvEncoder, CONV), (DcganDiscriminator, DCGAN)]
+TO_IMAGE = [(Mlp, MLP), (ConvDecoder, CONV), (DcganGenerator, DCGAN)]
+TO_VECTOR = [(Mlp, MLP), (ConvEncoder, CONV), (DcganDiscriminator, DCGAN)]
 BOTH = [(kind, options, True) for kind, options in TO_IMAGE]
 BOTH += [(kind, options, False) for kind, options in TO_VECTOR]
 
@@ -73,15 +73,15 @@ def test_without_labels_there_is_no_table(kind, options, to_image: bool) -> None
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 9), (4, 1, 1)])
 def test_mlps_do_any_shape(shape: tuple[int, int, int]) -> None:
-    images = MlpDecoder(VectorToImage(5, shape), **MLP)(torch.randn(2, 5), None)
+    images = Mlp(VectorToImage(5, shape), **MLP)(torch.randn(2, 5), None)
     assert images.shape == (2, *shape)
-    assert MlpEncoder(ImageToVector(shape, 7), **MLP)(images, None).shape == (2, 7)
+    assert Mlp(ImageToVector(shape, 7), **MLP)(images, None).shape == (2, 7)
 
 
 @pytest.mark.parametrize("hidden_sizes", [[], [16], [16, 8]])
 def test_mlps_are_linear_layers_with_an_activation_between_each_two(hidden_sizes) -> None:
     options = {**MLP, "hidden_sizes": hidden_sizes}
-    encoder = MlpEncoder(ImageToVector(SHAPE, 7), **options)
+    encoder = Mlp(ImageToVector(SHAPE, 7), **options)
     sizes = [64, *hidden_sizes, 7]
     linear = [layer for layer in encoder.modules() if isinstance(layer, nn.Linear)]
     assert [layer.in_features for layer in linear] == sizes[:-1]

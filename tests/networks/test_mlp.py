@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ray_gen.core import ImageToVector, VectorToImage
-from ray_gen.networks.mlp import MlpDecoder, MlpEncoder
+from ray_gen.networks.mlp import Mlp
 
 OPTIONS = {"activation": "tanh", "label_size": 3, "spectral_norm": False}
 
@@ -17,9 +17,9 @@ OPTIONS = {"activation": "tanh", "label_size": 3, "spectral_norm": False}
 def linear_layers(initial_weights: str, decoder: bool) -> list[nn.Linear]:
     options = {**OPTIONS, "hidden_sizes": [200, 100], "initial_weights": initial_weights}
     network = (
-        MlpDecoder(VectorToImage(50, (1, 28, 28)), **options)
+        Mlp(VectorToImage(50, (1, 28, 28)), **options)
         if decoder
-        else MlpEncoder(ImageToVector((1, 28, 28), 100), **options)
+        else Mlp(ImageToVector((1, 28, 28), 100), **options)
     )
     return [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
 

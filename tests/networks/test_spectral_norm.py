@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ray_gen.core import ImageToVector, VectorToImage, phase_modules
+from ray_gen.core import ImageToVector, VectorToImage, begin_phase, phase_modules
 from ray_gen.networks.dcgan import DcganDiscriminator, DcganGenerator
-from ray_gen.networks.mlp import MlpDecoder, MlpEncoder
+from ray_gen.networks.mlp import Mlp
 from ray_gen.networks.spectral_norm import SpectralNorm, with_spectral_norm
 
 LAYERS = {
@@ -27,8 +27,8 @@ def largest_singular_value(weight: Tensor, out_axis: int) -> float:
 
 def phases(network: nn.Module, count: int) -> None:
     for _ in range(count):
-        for module in phase_modules(network):
-            module.begin_phase()
+        begin_phase(network)
+        for module in phase_modules(network).values():
             module.end_phase(module.phase_statistics())
 
 
@@ -120,8 +120,8 @@ def test_every_layer_of_every_network_that_offers_it_is_normalised() -> None:
     }
     dcgan = {"width": 4, "batch_norm": False, "label_size": 3, "spectral_norm": True}
     networks = [
-        MlpEncoder(ImageToVector((1, 8, 8), 1), **mlp),
-        MlpDecoder(VectorToImage(5, (1, 8, 8)), **mlp),
+        Mlp(ImageToVector((1, 8, 8), 1), **mlp),
+        Mlp(VectorToImage(5, (1, 8, 8)), **mlp),
         DcganDiscriminator(ImageToVector((1, 8, 8), 1), **dcgan),
         DcganGenerator(VectorToImage(5, (1, 8, 8)), **dcgan),
     ]

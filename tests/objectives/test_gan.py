@@ -33,7 +33,9 @@ FP64 = "training.precision=fp64"
 
 
 def z_of(objective, phase: str, step: int, count: int = 24) -> Tensor:
-    drawn = draw(objective.latent, key_of(0, phase, "z"), torch.tensor([step]), torch.arange(count))
+    drawn = draw(
+        objective.latents["z"], key_of(0, phase, "z"), torch.tensor([step]), torch.arange(count)
+    )
     return drawn[0].double()
 
 
@@ -200,7 +202,7 @@ def test_augmentation_reaches_real_and_generated_images_alike(store_8) -> None:
     networks = State.build(experiment, objective, World()).networks
     ((images, _),) = batches(experiment, objective, store_8, 0, 1)
     noise = {"z": torch.randn(24, 5), "augment_cutout": torch.rand(24, 2)}
-    batch = Batch(images, None, noise, torch.zeros(()))
+    batch = Batch(images, None, noise, torch.zeros(()), {"label_smoothing": torch.zeros(())})
     for of, unaugmented in zip(objective.phases(), plain.phases(), strict=True):
         for term, bare in zip(of.terms, unaugmented.terms, strict=True):
             with_holes = term.loss(networks, batch).minimised[term.name]
@@ -251,11 +253,13 @@ class Game:
         """A report of means over so many steps."""
         self.state.step += steps
         metrics = {"discriminator/real": real, "discriminator/fake": fake}
-        loop._watch(self.state.settled, metrics, steps)
+        self.objective.watch(self.state.settled, metrics, steps)
 
     def is_judged(self) -> bool:
         """Whether the run stops at the last report."""
-        return loop._settled(self.experiment, self.state)
+        images = self.state.step * self.experiment.training.global_batch_size
+        window = self.experiment.training.stop_at_equilibrium
+        return self.objective.settled(self.state.settled, images, window)
 
 
 AT = (0.5, 0.5)
@@ -361,13 +365,13 @@ def test_a_run_at_equilibrium_stops_saves_evaluates_and_is_finished(store_8, tmp
 
     reports = run(state)
     assert reports[-1].step == 3
-    assert reports[-1].stop == loop.SETTLED
+    assert reports[-1].stop == experiment.objective.at_rest
     assert reports[-1].save
     assert [report.evaluate for report in reports] == [False, False, True]
     assert ["score" in report.metrics for report in reports] == [False, False, True]
     state.save(tmp_path, experiment)
     again = State.build(experiment, objective, World())
     again.load(tmp_path)
-    assert loop.finished(experiment, again.step, again.settled) == loop.SETTLED
+    assert loop.finished(experiment, again.step, again.settled) == experiment.objective.at_rest
     assert not run(again)
     assert again.step == 3

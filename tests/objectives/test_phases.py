@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ray_gen.build import build_objective
-from ray_gen.core import Batch
+from ray_gen.core import Batch, declared
 from ray_gen.distributed import World
 from ray_gen.state import State
 from tests import custom_objectives
@@ -87,8 +87,10 @@ def test_every_term_gives_one_value_for_each_image(store_8, name: str) -> None:
     assert float(images.min()) >= objective.image_range[0]
     assert float(images.max()) <= objective.image_range[1]
     for phase in objective.phases():
-        noise = {key: torch.rand(len(images), *spec.shape) for key, spec in phase.noise.items()}
-        batch = Batch(images, labels, noise, torch.zeros(()))
+        specs = declared(phase.noise, state.networks)
+        noise = {key: torch.rand(len(images), *spec.shape) for key, spec in specs.items()}
+        numbers = {name: torch.full((), value) for name, value in phase.numbers.items()}
+        batch = Batch(images, labels, noise, torch.zeros(()), numbers)
         for term in phase.terms:
             losses = term.loss(state.networks, batch)
             for value in (*losses.minimised.values(), *losses.reported.values()):
@@ -104,7 +106,7 @@ def test_samples_are_images_in_the_unit_interval_and_change_no_state(name: str) 
     state.ema.load_state_dict({k: 3 * v for k, v in state.ema.state_dict().items()})
     before = copied(state.ema)
     labels = torch.arange(6) if experiment.needs_labels else None
-    images = objective.sample(state.ema, 5 * torch.randn(6, 5), labels)
+    images = objective.sample(state.ema, {"z": 5 * torch.randn(6, 5)}, labels, {})
     assert images.shape == (6, 1, 8, 8)
     assert float(images.min()) >= 0.0
     assert float(images.max()) <= 1.0

@@ -34,7 +34,7 @@ def first_batch(experiment, objective, store, epsilon: Tensor | None = None) -> 
     ((images, labels),) = batches(experiment, objective, store, 0, 1)
     if epsilon is None:
         key = key_of(0, "autoencoder", "epsilon")
-        epsilon = draw(objective.latent, key, torch.tensor([0]), torch.arange(24))[0]
+        epsilon = draw(objective.latents["z"], key, torch.tensor([0]), torch.arange(24))[0]
     noise = {"epsilon": epsilon.to(images.dtype)}
     return Batch(images, labels, noise, images.new_zeros(()))
 
@@ -106,7 +106,8 @@ def test_beta_grows_with_the_images_seen(store_8, seen: int, weight: float) -> N
     batch = first_batch(experiment, objective, store_8)
     (term,) = objective.phases()[0].terms
     kl = objective.evaluate(networks, batch)["kl"]
-    batch = Batch(batch.images, None, batch.noise, torch.tensor(float(seen)))
+    numbers = {"beta": torch.tensor(4.0)}
+    batch = Batch(batch.images, None, batch.noise, torch.tensor(float(seen)), numbers)
     losses = term.loss(networks, batch)
     torch.testing.assert_close(losses.minimised["kl"], weight * kl)
     torch.testing.assert_close(losses.reported["latent/kl"], kl)
@@ -176,7 +177,7 @@ def test_held_out_scores_are_means_over_all_images_of_all_ranks(
     state = State.build(experiment, objective, World())
     split = store_8.held_out
     key, count = key_of(0, "held out", "epsilon"), len(split.images_NHWC)
-    epsilon = draw(objective.latent, key, torch.tensor([0]), torch.arange(count))[0].double()
+    epsilon = draw(objective.latents["z"], key, torch.tensor([0]), torch.arange(count))[0].double()
     images = to_range(split.images_NHWC, (0.0, 1.0), torch.float64)
     labels = split.labels if conditional else None
     with torch.no_grad():
@@ -217,7 +218,7 @@ def test_a_plain_autoencoder_minimises_its_reconstruction_error(store_8, likelih
             error = (images - output).square().sum((1, 2, 3))
     metrics = stepped(experiment, objective, store_8, 1, state)[1].report()
     assert metrics == {"loss/reconstruction": pytest.approx(float(error.mean()))}
-    assert objective.latent is None
+    assert not objective.has_prior
 
 
 @pytest.mark.parametrize(
@@ -236,11 +237,11 @@ def test_reconstructions_are_images_in_the_unit_interval(store_8, overrides: lis
     assert isinstance(objective, Reconstructs)
     state = State.build(experiment, objective, World())
     ((images, labels),) = batches(experiment, objective, store_8, 0, 1)
-    found = objective.reconstruct(state.ema, images, labels)
+    found = objective.reconstruct(state.ema, images, labels, {})
     assert found.shape == images.shape
     assert float(found.min()) >= 0.0
     assert float(found.max()) <= 1.0
-    assert torch.equal(found, objective.reconstruct(state.ema, images, labels))
+    assert torch.equal(found, objective.reconstruct(state.ema, images, labels, {}))
 
 
 def test_training_raises_the_bound(store_8) -> None:
@@ -272,7 +273,7 @@ def test_a_step_trains_on_pixels_that_are_redrawn_for_it(store_8) -> None:
         assert set(expected.unique().tolist()) == {0.0, 1.0}
         assert not torch.equal(expected, binarised(images, step=step + 1))
         key = key_of(0, "autoencoder", "epsilon")
-        epsilon = draw(plain.latent, key, torch.tensor([step]), torch.arange(24))[0].double()
+        epsilon = draw(plain.latents["z"], key, torch.tensor([step]), torch.arange(24))[0].double()
         batch = Batch(expected, None, {"epsilon": epsilon}, images.new_zeros(()))
         with torch.no_grad():
             losses = plain.phases()[0].terms[0].loss(state.networks, batch).minimised
@@ -314,9 +315,9 @@ def test_reconstructions_and_latents_of_grey_images_draw_nothing(store_8) -> Non
     redrawing, plain = build_objective(vae(BINARIZE)), build_objective(vae())
     state = State.build(vae(BINARIZE), redrawing, World())
     ((images, _),) = batches(vae(BINARIZE), redrawing, store_8, 0, 1)
-    ours, theirs = (of.reconstruct(state.ema, images, None) for of in (redrawing, plain))
+    ours, theirs = (of.reconstruct(state.ema, images, None, {}) for of in (redrawing, plain))
     assert torch.equal(ours, theirs)
-    means, expected = (of.encode(state.ema, images, None)[0] for of in (redrawing, plain))
+    means, expected = (of.encode(state.ema, images, None)["z"].mean for of in (redrawing, plain))
     assert torch.equal(means, expected)
 
 
@@ -334,7 +335,7 @@ def test_importance_weights_are_the_three_densities(
     epsilon = torch.randn(3, 4, 5, dtype=torch.float64)
     with torch.no_grad():
         found = objective.log_weights(networks, images, labels, epsilon)
-        mean, log_variance = objective.encode(networks, images, labels)
+        mean, log_variance = objective.encode(networks, images, labels)["z"]
         posterior = Independent(Normal(mean, (0.5 * log_variance).exp()), 1)
         prior = Independent(Normal(torch.zeros_like(mean), torch.ones_like(mean)), 1)
         for sample in range(3):

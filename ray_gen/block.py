@@ -1,0 +1,90 @@
+"""A block of updates of a phase: what changes from one to the next lies in buffers on the device,
+which keep their place for the whole run, and a counter on the device says which row is meant.
+
+So a step can be recorded once and replayed: nothing in it is a number of the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ray_gen.core import Number
+
+
+class Block:
+    """Where a phase is, on the host and on the device. Blocks begin at multiples of `length`, so
+    that what is drawn for one does not depend on where a run was resumed."""
+
+    def __init__(self, length: int, device: torch.device) -> None:
+        self.length = length
+        self.place = torch.zeros(1, dtype=torch.int64, device=device)
+        """The row of the present update: int64 (1,). The update itself moves it to the next."""
+        self._next: int | None = None
+        self.update = 0
+        """The present update of the phase, counted from 0."""
+
+    def begin(self, update: int) -> bool:
+        """Go to an update; whether the buffers have to be filled, from `first` on."""
+        follows = update == self._next
+        self.update, self._next = update, update + 1
+        if follows and update % self.length:
+            return False
+        self.place.fill_(self.row)
+        return True
+
+    @property
+    def row(self) -> int:
+        """`place`, on the host."""
+        return self.update % self.length
+
+    @property
+    def first(self) -> int:
+        """The update that the block begins with."""
+        return self.update - self.row
+
+    def advance(self) -> None:
+        """The end of an update, on the device."""
+        self.place.add_(1)
+
+
+class Numbers:
+    """Some numbers at the updates of a block: float64, computed on the host in Python's floats and
+    copied once a block."""
+
+    def __init__(
+        self, numbers: Mapping[str, Callable[[float], float]], length: int, device: torch.device
+    ) -> None:
+        """numbers: each a function of the images seen."""
+        self._numbers = dict(numbers)
+        self._rows = torch.zeros(length, len(numbers), dtype=torch.float64, device=device)
+
+    def fill(self, images: Callable[[int], float]) -> None:
+        """Write a block. images: those seen before the update in a row."""
+        if not self._numbers:
+            return
+        values = [
+            [number(images(row)) for number in self._numbers.values()]
+            for row in range(len(self._rows))
+        ]
+        # From memory that may be paged, a copy that does not block is staged before it returns.
+        self._rows.copy_(torch.tensor(values, dtype=torch.float64), non_blocking=True)
+
+    def read(self, place: Tensor) -> dict[str, Tensor]:
+        """Those of a row, 0-dimensional. place: int64 (1,), on the device."""
+        if not self._numbers:
+            return {}
+        row = self._rows.index_select(0, place)[0]
+        return dict(zip(self._numbers, row.unbind(), strict=True))
+
+
+def value_at(number: Number, images: float) -> float:
+    """A number itself, or a schedule's after so many images."""
+    return number if isinstance(number, (int, float)) else number.at(images)
+
+
+def changes(number: Number) -> bool:
+    """Whether it is a schedule and no number."""
+    return not isinstance(number, (int, float))

@@ -1,0 +1,221 @@
+"""Numbers that change with the images seen: any field that is marked `live` may be one.
+
+    objective.beta: {kind: linear, start: 0, end: 1, until_images: 100000}
+    objective.r1_weight: {kind: cosine, start: 2, end: 0.2, until_images: 20000000}
+    objective.discriminator_steps: {kind: steps, values: [[0, 5], [50000, 1]]}
+
+Every schedule is constant before its first image count and after its last one, so training longer
+never rewrites what has been trained.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
+
+from ray_gen.experiment.base import Settings, problems_of
+
+
+class Constant(Settings):
+    """The same number throughout: a schedule that does not change."""
+
+    kind: Literal["constant"] = "constant"
+    value: float
+
+    def at(self, images: float) -> float:
+        """The value after so many images."""
+        del images
+        return self.value
+
+    def extremes(self) -> tuple[float, ...]:
+        """Values between which all others lie."""
+        return (self.value,)
+
+
+class _Way(Settings):
+    """From one number to another."""
+
+    start: float
+    """The value until `from_images`."""
+    end: float
+    """The value from `until_images` on."""
+    from_images: NonNegativeInt = 0
+    """Images at which the change begins."""
+    until_images: PositiveInt
+    """Images at which it ends."""
+
+    @model_validator(mode="after")
+    def _ends_after_it_begins(self) -> Self:
+        if self.until_images <= self.from_images:
+            raise ValueError(
+                f"until_images: {self.until_images} does not lie after from_images "
+                f"{self.from_images}"
+            )
+        return self
+
+    def _progress(self, images: float) -> float:
+        passed = (images - self.from_images) / (self.until_images - self.from_images)
+        return min(1.0, max(0.0, passed))
+
+    def extremes(self) -> tuple[float, ...]:
+        """Values between which all others lie."""
+        return (self.start, self.end)
+
+
+class Linear(_Way):
+    """Along a straight line."""
+
+    kind: Literal["linear"] = "linear"
+
+    def at(self, images: float) -> float:
+        """The value after so many images."""
+        return self.start + (self.end - self.start) * self._progress(images)
+
+
+class Cosine(_Way):
+    """Along half a cosine: slow at both ends (Loshchilov and Hutter 2017, SGDR, eq. 5)."""
+
+    kind: Literal["cosine"] = "cosine"
+
+    def at(self, images: float) -> float:
+        """The value after so many images."""
+        way = 0.5 - 0.5 * math.cos(math.pi * self._progress(images))
+        return self.start + (self.end - self.start) * way
+
+
+def _in_order(places: list[int]) -> None:
+    if not places or places[0] != 0:
+        raise ValueError("values: the first begins at 0 images, e.g. [[0, 1.0], [50000, 0.5]]")
+    for before, after in itertools.pairwise(places):
+        if after <= before:
+            raise ValueError(f"values: {after} images do not come after {before}")
+
+
+class Steps(Settings):
+    """One value after the other."""
+
+    kind: Literal["steps"] = "steps"
+    values: tuple[tuple[NonNegativeInt, float], ...]
+    """Pairs of images and the value from there on, the first at 0 images."""
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        _in_order([images for images, _ in self.values])
+        return self
+
+    def at(self, images: float) -> float:
+        """The value after so many images."""
+        return next(value for since, value in reversed(self.values) if since <= images)
+
+    def extremes(self) -> tuple[float, ...]:
+        """All values."""
+        return tuple(value for _, value in self.values)
+
+
+class CountSteps(Settings):
+    """One whole number after the other: they choose which phases and terms are due."""
+
+    kind: Literal["steps"] = "steps"
+    values: tuple[tuple[NonNegativeInt, int], ...]
+    """Pairs of images and the number from there on, the first at 0 images."""
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        _in_order([images for images, _ in self.values])
+        return self
+
+    def at(self, images: float) -> int:
+        """The number after so many images."""
+        return next(value for since, value in reversed(self.values) if since <= images)
+
+    def extremes(self) -> tuple[int, ...]:
+        """All numbers."""
+        return tuple(value for _, value in self.values)
+
+
+AnySchedule = Annotated[Constant | Linear | Cosine | Steps, Field(discriminator="kind")]
+
+_SCHEDULES: TypeAdapter[Any] = TypeAdapter(AnySchedule)
+_COUNTS: TypeAdapter[Any] = TypeAdapter(CountSteps)
+
+
+class _Either:
+    """Validates a number, or a schedule all of whose values could stand in the number's place."""
+
+    def __init__(self, number: Any, schedules: TypeAdapter[Any], kinds: tuple[type, ...]) -> None:
+        self._number: TypeAdapter[Any] = TypeAdapter(number)
+        self._schedules = schedules
+        self._kinds = kinds
+
+    def __call__(self, given: Any, handler: Callable[[Any], Any]) -> Any:
+        del handler  # it tells of every alternative, whatever was meant
+        if not isinstance(given, (dict, *self._kinds)):
+            return self._checked(given)
+        try:
+            schedule = self._schedules.validate_python(given)
+        except ValidationError as error:
+            problems = [
+                problem.removeprefix(".") for problem in problems_of(error, Settings, given)
+            ]
+            raise ValueError("; ".join(problems)) from None
+        for value in schedule.extremes():
+            try:
+                self._number.validate_python(value)
+            except ValidationError as error:
+                why = error.errors()[0]["msg"].removeprefix("Input ")
+                raise ValueError(f"the schedule comes to {value:g}, which {why}") from None
+        return schedule
+
+    def _checked(self, number: Any) -> Any:
+        try:
+            return self._number.validate_python(number)
+        except ValidationError as error:
+            found = error.errors()[0]
+            raise PydanticKnownError(found["type"], found.get("ctx")) from None  # pyright: ignore
+
+
+def _number(plain: Any) -> WrapValidator:
+    return WrapValidator(_Either(plain, _SCHEDULES, (Constant, Linear, Cosine, Steps)))
+
+
+def _count(plain: Any) -> WrapValidator:
+    return WrapValidator(_Either(plain, _COUNTS, (CountSteps,)))
+
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+Positive = Annotated[_Positive | AnySchedule, _number(_Positive)]
+"""A number above 0, or a schedule of such."""
+NonNegative = Annotated[_NonNegative | AnySchedule, _number(_NonNegative)]
+"""A number from 0 up, or a schedule of such."""
+Share = Annotated[_Share | AnySchedule, _number(_Share)]
+"""A number from 0 to below 1, or a schedule of such."""
+Count = Annotated[PositiveInt | CountSteps, _count(PositiveInt)]
+"""A whole number from 1 up, or one after the other."""
+
+
+def counts_in(settings: Any, path: str = "") -> Iterator[tuple[str, CountSteps]]:
+    """Every whole number below some settings that changes, by its dotted path."""
+    if isinstance(settings, CountSteps):
+        yield path, settings
+    elif isinstance(settings, Settings):
+        for name in type(settings).model_fields:
+            yield from counts_in(getattr(settings, name), f"{path}.{name}" if path else name)
+    elif isinstance(settings, dict):
+        for name, value in settings.items():
+            yield from counts_in(value, f"{path}.{name}")

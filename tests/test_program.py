@@ -1,0 +1,111 @@
+"""The step's contract: a program is recorded once and replayed, and never waits for the device.
+
+Every number that changes from step to step lies in a buffer; which phases, terms and losses are due
+chooses one of a few programs.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ray_gen.build import build_objective
+from ray_gen.core import Losses
+from ray_gen.experiment import Experiment
+from tests.helpers import batches, gan, largest_difference, vae, weights
+from tests.programs import Recorded, eager, replayed, runs_on_meta
+
+SCHEDULED = (
+    "optimizers.autoencoder.betas=[0.9,{kind: cosine, start: 0.9, end: 0.99, until_images: 900}]",
+    "optimizers.autoencoder.clip_norm={kind: linear, start: 9, end: 5, until_images: 900}",
+    "optimizers.autoencoder.schedule={kind: linear, warmup_images: 48, horizon_images: 1440}",
+    "objective.beta={kind: linear, start: 0, end: 1, until_images: 900}",
+    "training.ema_half_life_images={kind: steps, values: [[0, 50], [600, 100]]}",
+)
+FAMILIES: dict[str, Experiment] = {
+    "vae": vae(),
+    "gaussian-vae": vae("objective.likelihood=gaussian", "networks.decoder.spectral_norm=true"),
+    "scheduled-vae": vae("optimizers.autoencoder.kind=adamw", *SCHEDULED, kind="conv"),
+    "binarised-vae": vae("objective.binarize=true", "training.micro_batch_size=6"),
+    "sgd-vae": vae("optimizers.autoencoder={kind: sgd, learning_rate: 1e-3, momentum: 0.9}"),
+    "autoencoder": vae("objective={kind: autoencoder, latent_size: 3}"),
+    "gan": gan(),
+    "dcgan": gan(
+        "objective.conditional=true",
+        "objective.discriminator_steps=2",
+        "objective.r1_weight={kind: cosine, start: 2, end: 1, until_images: 900}",
+        "objective.r1_every=3",
+        "objective.augment=[color,translation,cutout]",
+        "networks.discriminator.spectral_norm=true",
+        kind="dcgan",
+    ),
+    "hinge": gan("objective.loss=hinge", "objective.latent_distribution=uniform", kind="dcgan"),
+    "bf16": gan("training.precision=bf16", "objective.r1_weight=1", kind="dcgan"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_replayed_step_is_the_step(store_8, family: str) -> None:
+    """Bit for bit, over 50 steps and several blocks: weights, averages, moments, reports."""
+    this = FAMILIES[family]
+    data = batches(this, build_objective(this), store_8, 0, 58)
+    before = Recorded.recordings
+    (ours, reported), (theirs, expected) = replayed(this, data), eager(this, data)
+    assert 1 <= Recorded.recordings - before <= 12
+    assert largest_difference(weights(ours), weights(theirs)) == 0
+    moments, those = ours.moments(), theirs.moments()
+    assert all(torch.equal(moments[name], those[name]) for name in those)
+    assert reported == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_reads_no_number_and_mixes_no_devices(family: str) -> None:
+    runs_on_meta(FAMILIES[family], steps=12)
+
+
+@pytest.mark.parametrize("reads", [lambda x: x.item(), float, lambda x: x if x > 0 else -x])
+def test_a_step_that_reads_a_number_is_noticed(monkeypatch, reads) -> None:
+    from ray_gen import losses
+
+    real = losses.gaussian_kl
+
+    def reading(mean: Tensor, log_variance: Tensor) -> Tensor:
+        return real(mean, log_variance) + 0 * reads(mean.sum())
+
+    monkeypatch.setattr(losses, "gaussian_kl", reading)
+    with pytest.raises(Exception, match=r"_local_scalar_dense|data.dependent"):
+        runs_on_meta(FAMILIES["vae"], steps=1)
+
+
+def test_a_step_that_mixes_devices_is_noticed(monkeypatch) -> None:
+    from ray_gen import losses
+
+    real = losses.gaussian_kl
+
+    def mixing(mean: Tensor, log_variance: Tensor) -> Tensor:
+        return real(mean, log_variance) + torch.zeros(len(mean))
+
+    monkeypatch.setattr(losses, "gaussian_kl", mixing)
+    with pytest.raises(RuntimeError, match=r"(?i)device"):
+        runs_on_meta(FAMILIES["vae"], steps=1)
+
+
+def test_a_number_of_the_host_in_a_step_is_noticed(store_8, monkeypatch) -> None:
+    """A recording keeps it, where the step goes on with others."""
+    from ray_gen.objectives import vae as family
+
+    calls = iter(range(10_000))
+    real = family.Vae._loss
+
+    def counting(self, networks, batch) -> Losses:
+        losses = real(self, networks, batch)
+        return Losses({**losses.minimised, "count": losses.minimised["kl"] * next(calls)})
+
+    monkeypatch.setattr(family.Vae, "_loss", counting)
+    this = FAMILIES["vae"]
+    data = batches(this, build_objective(this), store_8, 0, 6)
+    ours, _ = replayed(this, data)
+    calls = iter(range(10_000))
+    theirs, _ = eager(this, data)
+    assert largest_difference(weights(ours), weights(theirs)) > 0
