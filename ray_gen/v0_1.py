@@ -8,6 +8,7 @@ A network of 0.1 reads its signature as an `ImageToVector` or a `VectorToImage`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from ray_gen.core import (
     Noise,
     Noises,
     Posterior,
-    Shape,
     Signature,
     VectorToImage,
 )
@@ -31,56 +31,50 @@ def objective_of(given: Any) -> Any:
     """An objective of 0.1 in today's form; anything else as it is."""
     if not hasattr(given, "latent") or hasattr(given, "latents"):
         return given
-    kind = type(given)
-    more = {name: method for name, method in _MORE.items() if hasattr(kind, name)}
-    adapted = object.__new__(type(kind.__name__, (_Objective, kind), more))
-    adapted.__dict__ = given.__dict__
-    return adapted
+    names = [name for name in dir(given) if not name.startswith("_")]
+    # On the class: a protocol looks for its members there.
+    parts = {name: property(attrgetter(f"_old.{name}")) for name in names}
+    parts |= {name: method for name, method in _OTHERWISE.items() if name in parts}
+    own = {name: part for name, part in parts.items() if not hasattr(_Objective, name)}
+    return type(type(given).__name__, (_Objective,), own)(given)
 
 
 class _Objective:
-    """Stands before the class of 0.1, whose own methods it calls."""
+    """Stands before an objective of 0.1, which calls its own methods as they were."""
 
-    latent: Noise | None
-    sampled_from: tuple[str, ...]
     sampling_noise: ClassVar[Noises] = {}
     gives_probability = False
 
+    def __init__(self, old: Any) -> None:
+        self._old = old
+
     @property
     def averaged(self) -> tuple[str, ...]:
-        """All of them."""
-        return self.sampled_from
+        """All that is used after training."""
+        return self._old.sampled_from
 
     @property
     def latents(self) -> Mapping[str, Noise]:
         """The one latent, or where there is no prior what its decoder takes."""
-        if self.latent is not None:
-            return {Z: self.latent}
-        shape = self._decoded_shape()
-        return {} if shape is None else {Z: Noise(shape)}
+        if self.has_prior:
+            return {Z: self._old.latent}
+        for signature in self.networks().values():
+            if signature.form == "vector_to_map":
+                return {Z: Noise(signature.input)}
+        return {}
 
     @property
     def has_prior(self) -> bool:
         """Whether there is a latent to draw."""
-        return self.latent is not None
-
-    def _decoded_shape(self) -> Shape | None:
-        for signature in self.networks().values():
-            if signature.form == "vector_to_map":
-                return signature.input
-        return None
+        return self._old.latent is not None
 
     def networks(self) -> Mapping[str, Signature]:
         """Those that are built from the experiment."""
-        return {name: of for name, of in self._all().items() if isinstance(of, Signature)}
+        return {name: of for name, of in self._old.networks().items() if isinstance(of, Signature)}
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Those that the objective brings."""
-        return {name: of for name, of in self._all().items() if isinstance(of, nn.Module)}
-
-    def _all(self) -> Mapping[str, Signature | nn.Module]:
-        old: Any = super()
-        return old.networks()
+        return {name: of for name, of in self._old.networks().items() if isinstance(of, nn.Module)}
 
     def sample(
         self,
@@ -89,9 +83,8 @@ class _Objective:
         labels: Tensor | None,
         noise: Mapping[str, Tensor],
     ) -> Tensor:
-        """See `Objective`."""
-        old: Any = super()
-        return old.sample(networks, latents[Z], labels)
+        """See `ray_gen.core.Objective`."""
+        return self._old.sample(networks, latents[Z], labels)
 
 
 def _reconstruct(
@@ -101,19 +94,17 @@ def _reconstruct(
     labels: Tensor | None,
     noise: Mapping[str, Tensor],
 ) -> Tensor:
-    return super(_Objective, self).reconstruct(networks, images, labels)  # pyright: ignore
+    return self._old.reconstruct(networks, images, labels)
 
 
 def _encode(
     self: Any, networks: Networks, images: Tensor, labels: Tensor | None
 ) -> Mapping[str, Posterior]:
-    mean, log_variance = super(_Objective, self).encode(  # pyright: ignore
-        networks, images, labels
-    )
-    return {Z: Posterior(mean, log_variance)}
+    return {Z: Posterior(*self._old.encode(networks, images, labels))}
 
 
-_MORE: dict[str, Any] = {"reconstruct": _reconstruct, "encode": _encode}
+_OTHERWISE: dict[str, Any] = {"reconstruct": _reconstruct, "encode": _encode}
+"""Methods that not every objective has, and that took and gave something else."""
 
 
 def signature_of(signature: Signature) -> Signature:
