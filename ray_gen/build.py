@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -121,6 +121,17 @@ def build_objective(experiment: Experiment) -> Objective:
     if both:
         raise ExperimentError([f"{field}: {min(both)} is both a network and a module; rename one"])
     return objective
+
+
+def better(experiment: Experiment, score: str) -> Literal["min", "max"] | None:
+    """Which of two values of a score is the better one, by the settings, or of somebody's own
+    objective by its class (`ray_gen.core.Evaluates.better`); None where nobody says."""
+    said, settings = experiment.better(score), experiment.objective
+    if said is None and isinstance(settings, CustomObjective):
+        kind: Any = class_of(settings.target, "objective.target")
+        found = getattr(kind, "better", {}).get(score)
+        return found if found in ("min", "max") else None
+    return said
 
 
 _PARTS = (

@@ -363,8 +363,11 @@ class Discriminates(Protocol):
 
 @runtime_checkable
 class Evaluates(Protocol):
-    """An objective with held-out scores of its own, as the ELBO of a VAE. Its settings say which
-    there are, and which way is better."""
+    """An objective with held-out scores of its own, as the ELBO of a VAE.
+
+    Which of two values is the better one say its settings. The class of an objective of your own
+    says it by `better`, a mapping of scores to "min" or "max", and need not have one.
+    """
 
     evaluation_noise: Noises
 

@@ -278,7 +278,7 @@ def test_the_discriminators_view_of_each_image_is_printed(runs, tmp_path: Path, 
 def test_what_cannot_be_discriminated_is_refused(runs, tmp_path: Path) -> None:
     use(tmp_path, "sample", runs["gan"], "--count", "2", output="images")
     folder = str(tmp_path / "images")
-    assert "has no discriminator; train a gan" in refused("discriminate", runs["vae"], "no.png")
+    assert "has no discriminator; take a run" in refused("discriminate", runs["vae"], "no.png")
     assert "no.png: there is no such image" in refused("discriminate", runs["gan"], "no.png")
     assert "give the class" in refused("discriminate", runs["cgan"], folder)
     assert "not conditional" in refused("discriminate", runs["gan"], folder, "--labels", "3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -184,6 +185,20 @@ IN_A_STEP = {
 @pytest.mark.parametrize("file", [f for f in INSIDE if room_of(f) in IN_A_STEP], ids=name_of)
 def test_nothing_in_a_step_waits_for_the_device(file: Path) -> None:
     assert not calls(file) & {"item", "tolist", "cpu", "numpy", "synchronize", "nonzero"}
+
+
+# What a family of models is called stands in its objective, its settings, networks and losses.
+OF_FAMILIES = {"objectives", "networks", "losses", "augment", "recipes"}
+
+
+@pytest.mark.parametrize(
+    "file",
+    [f for f in INSIDE if room_of(f) not in OF_FAMILIES and f.name != "objectives.py"],
+    ids=name_of,
+)
+def test_no_file_above_the_objectives_knows_a_family(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert not re.search(r"(?i)\bgan\b|hinge|GanObjective|VaeObjective", text)
 
 
 def test_all_but_launch_works_where_ray_and_torchvision_are_not_installed() -> None:

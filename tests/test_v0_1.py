@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import ray_gen
-from ray_gen.build import build_objective
+from ray_gen.build import better, build_objective
 from ray_gen.core import (
     Batch,
     Discriminates,
@@ -62,6 +62,7 @@ class Old:
 
     image_range = (-1.0, 1.0)
     sampled_from = ("encoder", "decoder", "own")
+    better = {"error": "min"}  # noqa: RUF012
     evaluation_noise: Mapping[str, Noise] = {}
 
     def __init__(self, *, image_shape: ImageShape, label_count: int | None, prior: bool) -> None:
@@ -141,6 +142,18 @@ def test_its_own_module_is_trained_and_averaged(store_8) -> None:
     assert float(found["own"]["scale"]) != 1.0
     assert float(found["ema own"]["scale"]) != 1.0
     assert reports[-1].metrics["held_out/error"] > 0
+
+
+def test_the_class_says_which_way_its_scores_are_better() -> None:
+    rate = "search.space.optimizers.all.learning_rate={loguniform: [1e-4, 1e-2]}"
+    this = old(rate, "search.metric=error")
+    assert this.search is not None and this.search.mode is None
+    assert better(this, "error") == "min"
+    assert better(this, "fid") == "min"
+    assert better(this, "accuracy") is None
+    assert better(vae(), "elbo") == "max"
+    with pytest.raises(ExperimentError, match=r"search\.mode: loss/error does not say"):
+        old(rate, "search.metric=loss/error")
 
 
 class OfOurs(Vae):

@@ -297,7 +297,7 @@ def test_what_a_model_cannot_do_is_refused_in_a_sentence(pipelines, images: Tens
     with pytest.raises(Refused, match="of kind gan has no encoder"):
         pipelines["conditional gan"].arithmetic([images])
     for pipeline in (vae, plain):
-        with pytest.raises(Refused, match="has no discriminator; train a gan"):
+        with pytest.raises(Refused, match="has no discriminator; take a run"):
             pipeline.discriminate(images)
     with pytest.raises(Refused, match=r"of kind autoencoder has no prior.*fit_mixture"):
         plain.latents(3)

@@ -112,7 +112,7 @@ def reconstruct(
 def discriminate(
     run: str, images: tuple[Path, ...], labels: str | None, output: Path | None
 ) -> None:
-    """Print D(x), how real a GAN's discriminator takes images to be: files, or all below folders.
+    """Print D(x), how real a discriminator takes images to be: files, or all below folders.
 
     They are cropped, resized and converted as the run's own data was. Where a discriminator gives
     no probability it is the logit, the higher the more real. No average is kept of a discriminator:

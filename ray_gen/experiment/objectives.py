@@ -23,6 +23,8 @@ class ObjectiveSettings(Component):
     evaluated: ClassVar[Mapping[str, Better | None] | None] = {}
     """Its held-out scores, which `checkpoints.best` can follow, and which of two values is the
     better one; None where only the objective's class knows."""
+    title: ClassVar[str] = "Model with an objective of its own"
+    """What a model card calls it."""
     has_likelihood: ClassVar[bool] = False
     """Whether it bounds log p(x): `ray_gen.core.Bounds`."""
     at_rest: ClassVar[str | None] = None
@@ -52,6 +54,7 @@ class AutoencoderObjective(ObjectiveSettings):
     network_names: ClassVar[tuple[str, ...] | None] = ("encoder", "decoder")
     phase_names: ClassVar[tuple[str, ...] | None] = ("autoencoder",)
     evaluated: ClassVar[Mapping[str, Better | None] | None] = {"reconstruction": "min"}
+    title: ClassVar[str] = "Autoencoder"
     kind: Literal["autoencoder"] = "autoencoder"
     latent_size: PositiveInt = 32
     """Numbers in z."""
@@ -72,6 +75,7 @@ class VaeObjective(ObjectiveSettings):
         "kl": None,
     }
     has_likelihood: ClassVar[bool] = True
+    title: ClassVar[str] = "Variational autoencoder"
     kind: Literal["vae"] = "vae"
     latent_size: PositiveInt = 20
     """Numbers in z."""
@@ -106,6 +110,7 @@ class GanObjective(ObjectiveSettings):
     network_names: ClassVar[tuple[str, ...] | None] = ("generator", "discriminator")
     phase_names: ClassVar[tuple[str, ...] | None] = ("discriminator", "generator")
     at_rest: ClassVar[str | None] = "D(x) and D(G(z)) have settled at their equilibrium"
+    title: ClassVar[str] = "Generative adversarial network"
     kind: Literal["gan"] = "gan"
     latent_size: PositiveInt = 100
     """Numbers in z."""

@@ -56,7 +56,11 @@ def _metric_problems(experiment: Experiment, search: Search) -> Iterator[str]:
         near = difflib.get_close_matches(metric, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
         yield f"search.metric: no evaluator of this experiment yields {metric!r}{hint}"
-    elif search.mode is None and experiment.better(metric) is None:
+    elif (
+        search.mode is None
+        and experiment.better(metric) is None
+        and not _class_may_say(experiment, metric)
+    ):
         yield f"search.mode: {metric} does not say which is better; set it to min or max"
     elif search.mode is not None and experiment.better(metric) not in (None, search.mode):
         best = experiment.better(metric)
@@ -69,6 +73,11 @@ def _metric_problems(experiment: Experiment, search: Search) -> Iterator[str]:
             f"search.every_images: {experiment.search_every_images} judges a trial of "
             f"{experiment.training.images} images once; set it smaller, or search.scheduler to none"
         )
+
+
+def _class_may_say(experiment: Experiment, metric: str) -> bool:
+    """Whether it is a held-out score of somebody's own class, which says itself what is better."""
+    return experiment.objective.evaluated is None and "/" not in metric and metric not in METRICS
 
 
 def _no_such_field(given: dict[str, Any], path: str) -> str | None:

@@ -54,10 +54,7 @@ def _head(experiment: Experiment, objective: Objective) -> str:
 
 
 def _summary(experiment: Experiment, facts: Facts) -> str:
-    kind = experiment.objective.kind
-    what = {"gan": "Generative adversarial network", "vae": "Variational autoencoder"}.get(
-        kind, "Autoencoder" if kind == "autoencoder" else "Model with an objective of its own"
-    )
+    what = experiment.objective.title
     channels, height, width = experiment.image_shape
     conditional = " given their class" if experiment.label_count is not None else ""
     trained = "" if facts.images is None else f", trained on {facts.images:,} images"

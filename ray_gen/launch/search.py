@@ -22,8 +22,9 @@ import ray.tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.stopper import FunctionStopper
 
+from ray_gen.build import better
 from ray_gen.errors import Failed, Refused
-from ray_gen.experiment import Experiment
+from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.launch.board import Board
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.cluster import check_shared, connected, when_there
@@ -134,8 +135,14 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
     settings = experiment.search
     assert settings is not None
     metric = experiment.search_metric
-    mode = settings.mode or experiment.better(metric)
-    assert mode is not None
+    mode = settings.mode or better(experiment, metric)
+    if mode is None:
+        raise ExperimentError(
+            [
+                f"search.mode: neither settings nor objective say which {metric} is better; set it "
+                "to min or max"
+            ]
+        )
     board = Board(settings.total, experiment.training.images, metric, mode, show=show)
     with board, Claim(folder):
         board.say("reading data")

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from ray_gen.build import build_networks, build_objective
+from ray_gen.core import Weight
 from ray_gen.data import Store
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
@@ -94,8 +95,13 @@ def check(experiment: Experiment, store: Store) -> None:
         _check_evaluation(bare.with_values(_evaluation_of(experiment)), metric, store)
         return
     objective = build_objective(bare)
-    every = max(phase.every * term.every for phase in objective.phases() for term in phase.terms)
-    images = experiment.training.global_batch_size * every  # all terms are due once
+    every = max(
+        phase.every * math.lcm(term.every, weight.every)
+        for phase in objective.phases()
+        for term in phase.terms
+        for weight in (*term.weights.values(), Weight())
+    )
+    images = experiment.training.global_batch_size * every  # every loss is due once
     short = ("images", "report_every_images", "checkpoint_every_images")
     changes: dict[str, Any] = {f"training.{name}": images for name in short}
     one = bare.with_values({**changes, "training.compile": False})

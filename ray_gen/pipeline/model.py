@@ -340,7 +340,7 @@ class Model:
         """The objective, if it discriminates; it takes what networks see. Raises Refused."""
         if isinstance(self.objective, Discriminates):
             return self.objective
-        raise Refused(f"{self._kind} has no discriminator; train a gan")
+        raise Refused(f"{self._kind} has no discriminator; take a run whose objective has one")
 
     def _check_prior(self, prior: Mixture | None) -> None:
         """Whether there is something to draw latents from."""
@@ -354,7 +354,7 @@ class Model:
                 return
             raise Refused(
                 f"{self._kind} has no prior to sample from; fit one to encodings of images "
-                "(`pipeline.fit_mixture`), or train a vae or a gan"
+                "(`pipeline.fit_mixture`), or train an objective that has one"
             )
         size = math.prod(self.latent_shape)
         if prior.latent_size != size:
