@@ -124,8 +124,8 @@ class Noise:
 
 @dataclass(frozen=True)
 class NoiseOf:
-    """Stands for all that a network declares, for one call of it. Under the name "fakes" the
-    network's noise "layer_0" is drawn as "fakes.layer_0", and `noise_of(noise, "fakes")` gives it
+    """Stands for all that a network or own module declares, for one call of it. Under the name
+    "fakes" its noise "layer_0" is drawn as "fakes.layer_0", and `noise_of(noise, "fakes")` gives it
     to the call."""
 
     network: str
@@ -136,7 +136,8 @@ Noises = Mapping[str, Noise | NoiseOf]
 
 @runtime_checkable
 class TakesNoise(Protocol):
-    """A network that takes random numbers: noise of layers, dropout, style mixing.
+    """A network or own module that takes random numbers: noise of layers, dropout, style mixing,
+    augmentation.
 
     It is called with `noise=`, a mapping of (N, *shape) by these names, and never draws itself.
     What it declares may depend on its mode: dropout declares nothing when not `training`.
@@ -218,10 +219,12 @@ class Losses:
 @dataclass(frozen=True)
 class Weight:
     """Of one loss of a term. `every` counts updates of the phase: a loss that is due on every n-th
-    update weighs `value * n` there (lazy regularisation, Karras et al. 2020, StyleGAN2, 3.1)."""
+    update weighs `value * n` there (lazy regularisation, Karras et al. 2020, StyleGAN2, 3.1).
+    `full_precision` takes the term out of autocast at the updates where the loss is due."""
 
     value: Number = 1.0
     every: int = 1
+    full_precision: bool = False
 
 
 @dataclass(frozen=True)

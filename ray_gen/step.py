@@ -117,11 +117,7 @@ class _PhaseRunner:
         self._numbers = Numbers({**moving, _SEEN: float}, length, world.device)
         self._terms = {term.name: term for term in phase.terms}
         self._runs: dict[tuple[str, frozenset[str]], TermRun] = {}
-        self._run_of = lambda term, losses: _run_of(
-            _term_loss(term, losses, state.networks, experiment, self._constant),
-            self.parameters,
-            world.device if experiment.training.compile else None,
-        )
+        self._networks, self._experiment, self._device = state.networks, experiment, world.device
 
     def is_due(self, step: int) -> bool:
         """Whether this step has an update of the phase."""
@@ -163,15 +159,24 @@ class _PhaseRunner:
             drawn = {name: values[part].to(self._dtype) for name, values in noise.items()}
             some = None if labels is None else labels[part]
             for term, losses in due:
-                if (term, losses) not in self._runs:
-                    self._runs[term, losses] = self._run_of(self._terms[term], losses)
-                tags, sums = self._runs[term, losses](images[part], some, drawn, numbers)
+                tags, sums = self._term(term, losses)(images[part], some, drawn, numbers)
                 meter.record(f"{self.phase.name}/{term}", tags, sums, self.block)
         statistics = [module.phase_statistics() for module in self._modules.values()]
         totals = self._sum([own for own in statistics if own is not None])
         self._update_weights({**self._constant, **exact})
         self._move_modules([own is not None for own in statistics], totals)
         self.block.advance()
+
+    def _term(self, name: str, losses: frozenset[str]) -> TermRun:
+        """What runs a term with these of its weighted losses."""
+        run = self._runs.get((name, losses))
+        if run is None:
+            term, experiment = self._terms[name], self._experiment
+            loss = _term_loss(term, losses, self._networks, experiment, self._constant)
+            compiled = experiment.training.compile
+            run = _compiled(loss, self.parameters, self._device) if compiled else _eager(loss)
+            self._runs[name, losses] = run
+        return run
 
     def _update_weights(self, numbers: Mapping[str, float | Tensor]) -> None:
         prefix = "optimizer/"
@@ -325,7 +330,8 @@ def _term_loss(
 ) -> TermLoss:
     """One term, weighted, of the mean over the global batch."""
     training, group_size = experiment.training, experiment.group_size
-    autocast = training.precision == "bf16" and not term.full_precision
+    exact = term.full_precision or any(term.weights[name].full_precision for name in due)
+    autocast = training.precision == "bf16" and not exact
     batch_size = training.global_batch_size
 
     def weight(numbers: Mapping[str, Tensor], name: str, every: int) -> float | Tensor:
@@ -356,12 +362,6 @@ def _term_loss(
         return tags, sums, parts.sum() * (weight(numbers, term.name, term.every) / batch_size)
 
     return loss
-
-
-def _run_of(
-    loss: TermLoss, parameters: list[nn.Parameter], compiled_for: torch.device | None
-) -> TermRun:
-    return _eager(loss) if compiled_for is None else _compiled(loss, parameters, compiled_for)
 
 
 def _eager(loss: TermLoss) -> TermRun:

@@ -210,3 +210,26 @@ def test_a_phase_that_is_seldom_due_has_the_numbers_of_its_steps(store_8) -> Non
     state, _ = stepped(this, objective, store_8, 7)
     stepped(this, objective, store_8, 6, state)
     assert seen == [24.0 * step for step in (2, 5, 8, 11)]
+
+
+@pytest.mark.parametrize("penalised", [True, False])
+def test_a_loss_in_full_precision_takes_its_term_along_when_it_is_due(
+    store_8, penalised: bool
+) -> None:
+    """And at no other update."""
+    seen: list[bool] = []
+
+    def terms(phase: Phase) -> tuple[Term, ...]:
+        (elbo,) = phase.terms
+
+        def loss(networks: Networks, batch: Batch) -> Losses:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            found = elbo.loss(networks, batch).minimised
+            return Losses({n: found[n] for n in found if n != "kl" or n in batch.due})
+
+        weight = Weight(1.0, every=3, full_precision=penalised)
+        return (Term("elbo", loss, weights={"kl": weight}),)
+
+    this = vae("training.precision=bf16")
+    stepped(this, With(build_objective(this), terms), store_8, 6)
+    assert seen == [True, True, not penalised] * 2

@@ -152,6 +152,20 @@ _SCHEDULES: TypeAdapter[Any] = TypeAdapter(AnySchedule)
 _COUNTS: TypeAdapter[Any] = TypeAdapter(CountSteps)
 
 
+def number(given: Any) -> float | Constant | Linear | Cosine | Steps:
+    """A number, or a schedule from the mapping that says it: for options of classes of your own.
+
+    Raises ValueError for what is neither.
+    """
+    if isinstance(given, (int, float)):
+        return float(given)
+    try:
+        return _SCHEDULES.validate_python(given)
+    except ValidationError as error:
+        said = (problem.removeprefix(".") for problem in problems_of(error, Settings, given))
+        raise ValueError(f"a schedule: {'; '.join(said)}") from None
+
+
 class _Either:
     """Validates a number, or a schedule all of whose values could stand in the number's place."""
 

@@ -119,7 +119,8 @@ def programs_of(pipeline: Pipeline) -> tuple[list[Program], list[str]]:
     objective = pipeline.objective
     programs: list[Program] = []
     missing: list[str] = []
-    name = "generator" if "generator" in objective.sampled_from else "decoder"
+    decodes = isinstance(objective, Encodes) or "decoder" in objective.sampled_from
+    name = "decoder" if decodes else "generator"
     try:
         pipeline.latent_shapes  # noqa: B018
     except Refused as refused:
@@ -354,6 +355,10 @@ def _quiet(file: str, problem: str) -> Generator[None]:
             yield
         except Exception as error:
             reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+            if "Constraints violated" in reason:
+                reason = (
+                    "a network fixes the number of images; where it takes len(x), take x.shape[0]"
+                )
             raise Failed(
                 f"{file}: {problem} ({reason}); nothing was written: leave this format out with "
                 "--formats"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from ray_gen.experiment import Experiment, ExperimentError
-from ray_gen.experiment.schedules import AnySchedule, CountSteps
+from ray_gen.experiment.schedules import AnySchedule, CountSteps, number
 from tests.helpers import gan, vae
 
 WAY = "start: 2.0, end: 0.5, from_images: 100, until_images: 300"
@@ -101,6 +101,13 @@ def test_a_schedule_that_cannot_be_is_refused_by_its_path(assignment: str, said:
     with pytest.raises(ExperimentError, match=said) as refused:
         vae(assignment)
     assert len(refused.value.problems) == 1
+
+
+def test_an_option_of_a_class_may_be_a_number_or_a_schedule() -> None:
+    assert number(2) == 2.0
+    assert number({"kind": "linear", "start": 0, "end": 1, "until_images": 10}).at(5) == 0.5
+    with pytest.raises(ValueError, match="a schedule: kind: 'liner' is not one of"):
+        number({"kind": "liner"})
 
 
 def test_a_count_takes_steps_alone() -> None:
