@@ -250,8 +250,14 @@ class Step:
         meter: Meter,
         record: Recorder | None = None,
     ) -> None:
-        """record: what is made of each program before it first runs."""
+        """record: what is made of each program before it first runs. A program that is recorded
+        seeds no generator of torch's: what draws from one cannot be repeated."""
         training = experiment.training
+        if record is not None and training.compile:
+            raise Refused(
+                "training.compile: makes CUDA graphs of its own, which a recorded step cannot hold; "
+                "set it to false"
+            )
         part = images_per_rank(experiment, world)
         images = torch.arange(part.start, part.stop, device=world.device)
         self._experiment = experiment
@@ -267,7 +273,7 @@ class Step:
         ]
         self._average = _Average(experiment, state, world)
         # torch's generators are seeded only where a user's class may draw from them.
-        self._seeds_torch = "custom" in {
+        self._seeds_torch = record is None and "custom" in {
             experiment.objective.kind,
             *(network.kind for network in experiment.networks.values()),
         }

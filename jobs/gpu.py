@@ -1,0 +1,875 @@
+"""Acceptance of a GPU: one table of what has to hold on it, and how fast a step is there.
+
+    python jobs/gpu.py [--device cuda|cpu] [--only ROW ...] [--json FILE] [--seconds 1]
+
+Exit code 0 if no row failed, else 1. Takes neither Ray, nor a network, nor a data set: images are
+random and lie in memory. Needs torch, numpy, safetensors, pyyaml and pydantic. `--device cpu`
+rehearses the table with smaller models, the CPU against itself; what only a GPU has is n/a there.
+
+UNMEASURED: no row has run on a GPU yet. Bounds and budgets are what is expected of one.
+
+    fp64         20 steps in float64 agree with the CPU's
+    gradients    of the first step, in float32, agree with the CPU's
+    resume       10 steps, a checkpoint and 10 steps are 20 steps, bit for bit, by torch's
+                 deterministic algorithms; what these cost
+    compiled     gradients by `training.compile` are the eager ones
+    bf16         gradients of the first step point where those of float32 do
+    no-sync      no step makes the host wait, new blocks of noise and the EMA included
+    memory       the most that 10 steps take
+    speed        images/s, as a share of the measured bf16 peak, and against a plain loop of PyTorch
+    speed-bf16   the same in bf16
+    replay       whole steps as CUDA graphs are the eager steps; their speed
+    sampling     samples agree with the CPU's
+    evaluation   held-out scores agree with the CPU's
+    export       files of the model on the device agree with the model on the CPU
+
+To add a model, add a `Family` to FAMILIES. Where float32 of two devices is compared, TF32 is off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property, partial
+from importlib.util import find_spec
+from itertools import cycle
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+# cuBLAS sums in a fixed order only in a workspace of a fixed size, read when CUDA starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+# A script sees only its own folder; without this it would accept an installed version.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import ray_gen
+from ray_gen import losses
+from ray_gen.build import build_networks, build_objective
+from ray_gen.core import Evaluates, Networks, declared
+from ray_gen.data import Split, Store
+from ray_gen.distributed import World
+from ray_gen.errors import Refused
+from ray_gen.experiment import Experiment
+from ray_gen.exporting import export
+from ray_gen.exporting.programs import TOLERANCE, programs_of
+from ray_gen.loop import build_feed, held_out_scores
+from ray_gen.meter import Meter
+from ray_gen.networks.batch_norm import GroupBatchNorm
+from ray_gen.noise import Tape
+from ray_gen.pipeline import Pipeline
+from ray_gen.state import State
+from ray_gen.step import Program, Recorder, Step
+
+CPU = torch.device("cpu")
+ENDLESS = 10**12
+STEPS = 20
+TOTAL_SECONDS = 300
+"""For the whole table on a GPU, with the families of now."""
+
+
+# Models
+
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+"""A context in which networks compute in bf16, or one without effect."""
+
+PlainLoop = Callable[[Networks, Autocast], Callable[[Tensor], None]]
+"""Networks to a step on images (N, C, H, W), as one writes it in PyTorch: the same losses, torch's
+own Adam, no EMA, no metrics."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model. It has no labels, and a batch is one group."""
+
+    side: int
+    """Of its images, which are grey, in pixels."""
+    experiment: Callable[[bool], dict[str, Any]]
+    """Networks, objective and optimisers: of a small model for a CPU if told so."""
+    batch: tuple[int, int]
+    """Images of a step: on a GPU, and of the small model."""
+    plain: PlainLoop | None = None
+    """None: its speed is compared with nothing."""
+    uncompilable: str = ""
+    """Why `training.compile` refuses it; empty: it has to compile."""
+
+
+def _adam(rate: float, beta1: float) -> dict[str, Any]:
+    return {"kind": "adam", "learning_rate": rate, "betas": [beta1, 0.999]}
+
+
+def _vae(small: bool) -> dict[str, Any]:
+    """784-400-(20, 20), as in pytorch/examples."""
+    mlp = {"kind": "mlp", "hidden_sizes": [64 if small else 400]}
+    return {
+        "networks": {"encoder": mlp, "decoder": mlp},
+        "objective": {"kind": "vae", "latent_size": 20, "likelihood": "bernoulli"},
+        "optimizers": {"autoencoder": _adam(1e-3, 0.9)},
+    }
+
+
+def _plain_vae(networks: Networks, autocast: Autocast) -> Callable[[Tensor], None]:
+    optimizer = torch.optim.Adam(networks.parameters(), lr=1e-3)
+
+    def step(images: Tensor) -> None:
+        with autocast():
+            mean, log_variance = networks["encoder"](images).float().chunk(2, dim=1)
+            z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+            logits = networks["decoder"](z)
+        nll = losses.bernoulli_nll(logits.float(), images)
+        optimizer.zero_grad()
+        (nll + losses.gaussian_kl(mean, log_variance)).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def _dcgan(small: bool) -> dict[str, Any]:
+    """Radford et al. 2016, at 32 pixels."""
+    dcgan = {"kind": "dcgan", "width": 16 if small else 64}
+    adam = _adam(2e-4, 0.5)
+    return {
+        "networks": {"generator": dcgan, "discriminator": dcgan},
+        "objective": {"kind": "gan", "latent_size": 100, "loss": "non_saturating"},
+        "optimizers": {"generator": adam, "discriminator": adam},
+    }
+
+
+def _plain_gan(networks: Networks, autocast: Autocast) -> Callable[[Tensor], None]:
+    generator, discriminator = networks["generator"], networks["discriminator"]
+    of_generator, of_discriminator = (
+        torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999))
+        for network in (generator, discriminator)
+    )
+
+    def step(images: Tensor) -> None:
+        discriminator.requires_grad_(True)
+        with autocast():
+            with torch.no_grad():
+                fakes = generator(torch.randn(len(images), 100, device=images.device))
+            fake, real = discriminator(fakes), discriminator(images)
+        of_discriminator.zero_grad()
+        losses.discriminator_loss(real.float(), fake.float()).mean().backward()
+        of_discriminator.step()
+        discriminator.requires_grad_(False)  # spares its weights' gradients, as our step does
+        with autocast():
+            fake = discriminator(generator(torch.randn(len(images), 100, device=images.device)))
+        of_generator.zero_grad()
+        losses.generator_loss_non_saturating(fake.float()).mean().backward()
+        of_generator.step()
+
+    return step
+
+
+FAMILIES: dict[str, Family] = {
+    "vae": Family(28, _vae, (128, 32), _plain_vae),
+    "dcgan": Family(32, _dcgan, (64, 16), _plain_gan),
+}
+
+
+class Model:
+    """A family on a device: what rows are given."""
+
+    def __init__(self, family: Family, device: torch.device, seconds: float) -> None:
+        self.family = family
+        self.device = device
+        self.seconds = seconds
+        """Of a block that is timed."""
+        small = device.type == "cpu"
+        self.batch = family.batch[small]
+        self.store = _random_store(family.side, 8 * self.batch, 2 * self.batch)
+        training = {
+            "images": ENDLESS,
+            "global_batch_size": self.batch,
+            "group_size": self.batch,
+            "ema_half_life_images": 10 * self.batch,
+        }
+        given = {
+            "data": {"kind": "mnist5k", "image_size": family.side},
+            "training": training,
+            **family.experiment(small),
+        }
+        classes = self.store.class_names
+        self.experiment = Experiment.of(given).resolved(self.store.image_shape, classes)
+
+    def run(
+        self, device: torch.device | None = None, record: Recorder | None = None, **training: Any
+    ) -> Run:
+        """Its training from the start. training: fields of that section."""
+        changes = {f"training__{name}": value for name, value in training.items()}
+        this = self.experiment.with_fields(**changes)
+        return Run(this, self.store, device or self.device, record)
+
+    @cached_property
+    def gradient_bound(self) -> float:
+        """1e-3, or four times what the CPU's own gradient in float32 is off: where a ReLU sees
+        nearly 0, rounding decides. Of DCGAN at width 64 that is 5e-4."""
+        rounded, exact = (self.run(CPU, precision=p).gradients() for p in ("fp32", "fp64"))
+        return max(1e-3, 4 * _relative(rounded, exact))
+
+    @cached_property
+    def trained(self) -> tuple[Run, Run]:
+        """After 20 steps on the device: there, and copied to the CPU by a checkpoint."""
+        there, here = self.run(), self.run(CPU)
+        there.steps(STEPS)
+        _copy(there, here)
+        return there, here
+
+
+class Run:
+    """A state, its step and its images."""
+
+    def __init__(
+        self, this: Experiment, store: Store, device: torch.device, record: Recorder | None
+    ) -> None:
+        self.experiment = this
+        self.store = store
+        self.world = World(device=device)
+        self.objective = build_objective(this)
+        self.state = State.build(this, self.objective, self.world)
+        self.meter = Meter(this.training.global_batch_size, self.world)
+        self.step = Step(this, self.objective, self.state, self.world, self.meter, record)
+        self._feed = build_feed(this, self.objective, store, self.world)
+
+    def steps(self, count: int) -> Run:
+        """Trains for so many steps, on the images of the data path."""
+        first = self.state.step
+        for images, labels in self._feed.steps(first, first + count):
+            self.step(images, labels)
+        return self
+
+    def images(self, steps: int) -> list[Tensor]:
+        """Of the first steps, on the device."""
+        return [images for images, _ in self._feed.steps(0, steps)]
+
+    def on_one_batch(self) -> Callable[[int], None]:
+        """What trains for so many steps on one batch that lies on the device."""
+        (images,) = self.images(1)
+
+        def steps(count: int) -> None:
+            for _ in range(count):
+                self.step(images, None)
+            self.meter.report()
+
+        return steps
+
+    def pipeline(self) -> Pipeline:
+        """The averages in use."""
+        return Pipeline(self.experiment, self.objective, self.state.ema)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Each network and each average as one vector, buffers included: float64 (D,)."""
+        parts = self.tensors()
+        del parts["moments"]
+        return {name: _flat(tensors.values()) for name, tensors in parts.items()}
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Copies of the networks, their averages and the moments, on the CPU."""
+        state = self.state
+        parts = {name: network.state_dict() for name, network in state.networks.items()}
+        parts |= {f"ema {name}": network.state_dict() for name, network in state.ema.items()}
+        return {
+            part: {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+            for part, tensors in {**parts, "moments": state.moments()}.items()
+        }
+
+    def gradients(self, steps: int = 1) -> dict[str, Tensor]:
+        """Those of the last of some steps, by phase, at the initial weights: none of
+        these steps moves them. float64 (D,), on the CPU."""
+        found: dict[str, Tensor] = {}
+
+        def keep(phase: str, parameters: Sequence[nn.Parameter], now: Any) -> None:
+            del now
+            found[phase] = _flat([p.grad for p in parameters if p.grad is not None])
+
+        for phase, optimizer in self.state.optimizers.items():
+            optimizer.step = partial(keep, phase, optimizer.parameters)  # pyright: ignore
+        self.steps(steps)
+        for optimizer in self.state.optimizers.values():
+            del optimizer.step  # the class has the real one
+        return found
+
+
+def _copy(run: Run, other: Run) -> None:
+    """The state of a run to another, on any device, by a checkpoint."""
+    with TemporaryDirectory() as folder:
+        run.state.save(Path(folder), run.experiment)
+        other.state.load(Path(folder))
+
+
+def _random_store(side: int, count: int, held_out: int) -> Store:
+    """Grey images of a fixed seed, in memory."""
+    generator = torch.Generator().manual_seed(1)
+
+    def split(size: int) -> Split:
+        shape = (size, side, side, 1)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        return Split(images, torch.randint(0, 10, (size,), generator=generator))
+
+    names = tuple("0123456789")
+    return Store(split(count), split(held_out), names, skipped=0, path=Path(), label_count=10)
+
+
+# Measuring
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    """float64 (D,), on the CPU."""
+    return torch.cat([tensor.detach().to("cpu", torch.float64).flatten() for tensor in tensors])
+
+
+def _tensors(numbers: Mapping[str, float]) -> dict[str, Tensor]:
+    """Each as a vector (1,)."""
+    return {name: torch.tensor([number], dtype=torch.float64) for name, number in numbers.items()}
+
+
+def _relative(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """The largest ‖a - b‖/‖b‖ of vectors (D,) by name; NaN if there is one."""
+    found = [(ours[n] - b).norm() / b.norm().clamp(min=1e-300) for n, b in theirs.items()]
+    return float(torch.stack(found).max())
+
+
+def _timed(run: Callable[[int], None], steps: int, device: torch.device) -> float:
+    """Seconds of so many steps."""
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    run(steps)
+    wait()
+    return time.perf_counter() - start
+
+
+def _speeds(model: Model, *runs: Callable[[int], None], rounds: int = 5) -> list[list[float]]:
+    """Images/s of each, by round. Rounds are interleaved; a block takes `model.seconds`."""
+    counts: list[int] = []
+    for run in runs:
+        run(8)  # more than a recorder takes to warm up
+        steps, seconds = 4, 0.0
+        while seconds < model.seconds / 4:
+            steps *= 2
+            seconds = _timed(run, steps, model.device)
+        counts.append(max(1, round(steps * model.seconds / seconds)))
+    by_round = [
+        [
+            n * model.batch / _timed(run, n, model.device)
+            for run, n in zip(runs, counts, strict=True)
+        ]
+        for _ in range(rounds)
+    ]
+    return [list(speeds) for speeds in zip(*by_round, strict=True)]
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median over rounds of one speed in units of another."""
+    return median(one / other for one, other in zip(ours, theirs, strict=True))
+
+
+@cache
+def _bf16_peak(device: torch.device) -> float:
+    """FLOP/s of a large matrix product in bf16: the best of ten."""
+    side = 8192 if device.type == "cuda" else 512
+    matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+
+    def products(count: int) -> None:
+        for _ in range(count):
+            torch.mm(matrix, matrix)
+
+    products(3)
+    return 2 * side**3 * 5 / min(_timed(products, 5, device) for _ in range(10))
+
+
+@contextmanager
+def _without_tf32() -> Generator[None]:
+    """Products and convolutions in the 24 bits of float32, where a GPU would take 11 of them."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
+@contextmanager
+def _deterministic() -> Generator[None]:
+    """Sums in a fixed order. New memory is not filled, which torch does to show who reads it."""
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@contextmanager
+def _no_waiting(device: torch.device) -> Generator[None]:
+    """Raises where the host would wait for a GPU: a number read, a copy that blocks. It is torch's
+    own watch, which by its documentation does not see every wait."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+class Replayed:
+    """Records a program as a CUDA graph: its first two steps run as they are, the third is captured
+    and, as a capture computes nothing, replayed like all that follow.
+
+    A warm-up is on another stream, as torch's notes on CUDA graphs have it, and on the one that
+    captures: what autograd keeps of a stream is then the graph's own.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._stream = torch.cuda.Stream()
+        self._runs = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self._given: tuple[Tensor, Tensor | None] | None = None
+        """Images and labels, in the place where the graph reads them."""
+
+    def __call__(self, images: Tensor, labels: Tensor | None) -> None:
+        self._runs += 1
+        if self._runs <= 2:
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                self._program(images, labels)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return
+        if self.graph is None or self._given is None:
+            self._given = images.clone(), None if labels is None else labels.clone()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=self._stream):
+                self._program(*self._given)
+        own_images, own_labels = self._given
+        own_images.copy_(images)
+        if own_labels is not None and labels is not None:
+            own_labels.copy_(labels)
+        self.graph.replay()
+
+
+# Rows
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a check measured, and between which numbers it has to lie."""
+
+    value: float
+    unit: str
+    at_most: float | None = None
+    at_least: float | None = None
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """NaN lies nowhere."""
+        high = self.at_most is None or self.value <= self.at_most
+        return high and (self.at_least is None or self.value >= self.at_least)
+
+    @property
+    def bound(self) -> str:
+        """In words; empty where there is none."""
+        if self.at_most is not None:
+            return f"≤ {self.at_most:,.4g}"
+        return "" if self.at_least is None else f"≥ {self.at_least:,.4g}"
+
+
+class NotApplicable(Exception):
+    """Why a check has nothing to check here."""
+
+
+Check = Callable[[Model], Found]
+CHECKS: dict[str, tuple[Check, float]] = {}
+"""By row: what measures it, and the seconds that this may take of a family on a GPU."""
+
+
+def _row(name: str, seconds: float) -> Callable[[Check], Check]:
+    def registered(check: Check) -> Check:
+        CHECKS[name] = check, seconds
+        return check
+
+    return registered
+
+
+@_row("fp64", seconds=20)
+def fp64(model: Model) -> Found:
+    """20 steps in float64, against the CPU's."""
+    there, here = (model.run(d, precision="fp64").steps(STEPS) for d in (model.device, CPU))
+    return Found(_relative(there.weights(), here.weights()), "‖Δw‖/‖w‖", at_most=1e-6)
+
+
+@_row("gradients", seconds=5)
+def gradients(model: Model) -> Found:
+    """Of the first step in float32, against the CPU's."""
+    with _without_tf32():
+        there, here = (model.run(device).gradients() for device in (model.device, CPU))
+    return Found(_relative(there, here), "‖Δg‖/‖g‖", at_most=model.gradient_bound)
+
+
+@_row("resume", seconds=15)
+def resume(model: Model) -> Found:
+    """Stopped half-way, saved and loaded, against a run in one go; what determinism costs."""
+    with _deterministic():
+        whole, half, again = (model.run() for _ in range(3))
+        whole.steps(STEPS)
+        half.steps(STEPS // 2)
+        _copy(half, again)
+        again.steps(STEPS // 2)
+    ours, theirs = again.tensors(), whole.tensors()
+    names = [(part, name) for part in theirs for name in theirs[part]]
+    differing = [f"{p} {n}" for p, n in names if not torch.equal(ours[p][n], theirs[p][n])]
+    bare = model.run().on_one_batch()
+
+    def fixed(steps: int) -> None:
+        with _deterministic():
+            bare(steps)
+
+    slow, fast = _speeds(model, fixed, bare, rounds=3)
+    note = f"deterministic {median(slow):,.0f} images/s, else {median(fast):,.0f}"
+    note += f"; first {differing[0]}" if differing else ""
+    return Found(len(differing), f"of {len(names)} tensors differ", at_most=0, note=note)
+
+
+@_row("compiled", seconds=45)
+def compiled(model: Model) -> Found:
+    """Gradients of the sixth step, which on a GPU is a replayed CUDA graph, against eager ones.
+
+    Not weights after Adam's steps: it divides a gradient by its size, so rounding moves a weight
+    whose gradient is nearly 0 by a whole step (1.6e-3 of DCGAN's weights after 6 steps).
+    """
+    eager, graph = model.run(), model.run(compile=True)
+    with _without_tf32():  # for the speed too: the compiler begins anew where the flag changes
+        try:
+            found = graph.gradients(6)
+        except Refused as refused:
+            reason = _lacks(model.device) or model.family.uncompilable
+            if reason:
+                raise NotApplicable(reason) from refused
+            raise
+        expected = eager.gradients(6)
+        buffers = _relative(graph.weights(), eager.weights())
+        slow, fast = _speeds(model, eager.on_one_batch(), graph.on_one_batch(), rounds=3)
+    assert buffers <= 1e-4, f"buffers differ by {buffers:.2g}"
+    note = f"{median(fast):,.0f} images/s, eager {median(slow):,.0f}"
+    return Found(_relative(found, expected), "‖Δg‖/‖g‖", at_most=model.gradient_bound, note=note)
+
+
+def _lacks(device: torch.device) -> str:
+    """What a compiler needs and is not there."""
+    import torch._dynamo
+
+    if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        return f"torch {torch.__version__} cannot trace gradients"
+    if device.type == "cuda" and find_spec("triton") is None:
+        return "triton is not installed"
+    variable, usual = ("CC", "gcc clang cc") if device.type == "cuda" else ("CXX", "g++ clang++")
+    wanted = os.environ.get(variable, usual).split()
+    return "" if any(map(shutil.which, wanted)) else f"no compiler: none of {', '.join(wanted)}"
+
+
+@_row("bf16", seconds=5)
+def bf16(model: Model) -> Found:
+    """The least cosine between a phase's gradient in bf16 and in float32."""
+    with _without_tf32():
+        exact, rounded = model.run().gradients(), model.run(precision="bf16").gradients()
+    cosines = [torch.cosine_similarity(exact[p], rounded[p], dim=0) for p in exact]
+    note = f"‖Δg‖/‖g‖ {_relative(rounded, exact):.2g}"
+    return Found(float(torch.stack(cosines).min()), "cosine", at_least=0.99, note=note)
+
+
+@_row("no-sync", seconds=5)
+def no_sync(model: Model) -> Found:
+    """10 steps across every kind of block's end, the EMA's too, under torch's own watch."""
+    run = model.run()
+    images, ends = cycle(run.images(4)), _ends_of_blocks(run)
+    for end in ends:
+        run.state.step = end - 5
+        for number in range(13):
+            with _no_waiting(model.device) if number >= 3 else nullcontext():
+                run.step(next(images), None)
+    if model.device.type != "cuda":
+        raise NotApplicable("nothing waits on a CPU")
+    try:
+        with _no_waiting(model.device):
+            torch.zeros((), device=model.device).item()
+    except RuntimeError:
+        note = f"across steps {', '.join(map(str, ends))}"
+        return Found(10 * len(ends), "steps without a wait", note=note)
+    raise AssertionError("torch does not notice that the host waits")
+
+
+def _ends_of_blocks(run: Run) -> list[int]:
+    """Steps, from 5 up, at which noise of a phase, or weights of the EMA, are computed anew."""
+    training = run.experiment.training
+    lengths = {128 * training.ema_every_steps}
+    for phase in run.objective.phases():
+        noise = declared(phase.noise, run.state.networks)
+        lengths.add(phase.every * Tape.length_for(noise, training.global_batch_size))
+    return sorted(-(-5 // length) * length for length in lengths)
+
+
+@_row("memory", seconds=3)
+def memory(model: Model) -> Found:
+    """The most of 10 steps, weights and optimisers included."""
+    if model.device.type != "cuda":
+        import resource
+
+        model.run().steps(10)
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return Found(peak / 2**30, "GiB", note="of this process so far")
+    before = torch.cuda.memory_allocated(model.device)
+    torch.cuda.reset_peak_memory_stats(model.device)
+    model.run().steps(10)
+    peak = torch.cuda.max_memory_allocated(model.device) - before
+    return Found(peak / 2**30, "GiB")
+
+
+@_row("speed", seconds=10)
+def speed(model: Model) -> Found:
+    """In float32, by torch's own choice of TF32, for the plain loop too."""
+    return _speed(model, "fp32", nullcontext)
+
+
+@_row("speed-bf16", seconds=10)
+def speed_bf16(model: Model) -> Found:
+    """By autocast."""
+    if model.device.type != "cuda":
+        raise NotApplicable("for a GPU")
+    return _speed(model, "bf16", partial(torch.autocast, model.device.type, torch.bfloat16))
+
+
+SLOWEST = 0.5
+"""A GPU's step below this share of the plain loop's speed has something wrong with it."""
+
+
+def _speed(model: Model, precision: str, autocast: Autocast) -> Found:
+    """Images/s of a step on one batch that lies on the device."""
+    run = model.run(precision=precision)
+    ours = run.on_one_batch()
+    ours(8)
+    with FlopCounterMode(display=False) as counter:
+        ours(8)
+    flops, peak = counter.get_total_flops() / (8 * model.batch), _bf16_peak(model.device)
+    contestants = [ours]
+    if model.family.plain is not None:
+        step = model.family.plain(_plain_networks(run), autocast)
+        (images,) = run.images(1)
+
+        def plain(steps: int) -> None:
+            for _ in range(steps):
+                step(images)
+
+        contestants.append(plain)
+    speeds = _speeds(model, *contestants)
+    now = median(speeds[0])
+    note = f"{now * flops / peak:.1%} of {peak / 1e12:,.3g} TFLOP/s"
+    if len(speeds) == 1:
+        return Found(now, "images/s", note=note)
+    ratio = _ratio(*speeds)
+    note = f"{ratio:.2f} x plain loop, {note}"
+    slowest = SLOWEST * now / ratio if model.device.type == "cuda" else None
+    return Found(now, "images/s", at_least=slowest, note=note)
+
+
+def _plain_networks(run: Run) -> Networks:
+    """Those of a run before training, with torch's own BatchNorm."""
+    networks = build_networks(run.experiment, run.objective)
+    for module in list(networks.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, GroupBatchNorm):
+                channels = child.weight.numel()
+                plain = nn.BatchNorm2d(channels, eps=child.eps, momentum=child.momentum)
+                plain.load_state_dict(child.state_dict(), strict=False)
+                setattr(module, name, plain)
+    return networks.to(run.world.device).train()
+
+
+@_row("replay", seconds=10)
+def replay(model: Model) -> Found:
+    """20 steps in float64, most of them replayed, and their reports, against eager ones."""
+    if model.device.type != "cuda":
+        raise NotApplicable("CUDA graphs are a GPU's")
+    recorders: list[Replayed] = []
+
+    def record(program: Program) -> Program:
+        recorders.append(Replayed(program))
+        return recorders[-1]
+
+    both, every = (record, None), {"ema_every_steps": 2}  # both programs come often enough
+    with _deterministic():
+        runs = [model.run(record=r, precision="fp64", **every).steps(STEPS) for r in both]
+    found, expected = ({**run.weights(), **_tensors(run.meter.report())} for run in runs)
+    assert recorders and all(recorder.graph is not None for recorder in recorders)
+    apart, count = _relative(found, expected), len(recorders)
+    fast, slow = _speeds(model, *(model.run(record=r, **every).on_one_batch() for r in both))
+    note = f"{count} graphs, {median(fast):,.0f} images/s, {_ratio(fast, slow):.2f} x eager"
+    return Found(apart, "‖Δw‖/‖w‖", at_most=1e-6, note=note + ("" if apart else "; bit for bit"))
+
+
+@_row("sampling", seconds=4)
+def sampling(model: Model) -> Found:
+    """64 samples; a grey level is 4e-3."""
+    with _without_tf32():
+        there, here = (run.pipeline().sample(64, seed=0) for run in model.trained)
+    return Found(float((there - here).abs().max()), "max |Δx|", at_most=1e-4)
+
+
+@_row("evaluation", seconds=4)
+def evaluation(model: Model) -> Found:
+    """The objective's own scores of held-out images."""
+    if not isinstance(model.trained[0].objective, Evaluates):
+        raise NotApplicable("the objective has no scores")
+    with _without_tf32():
+        there, here = (
+            held_out_scores(r.experiment, r.objective, r.state, r.store.held_out, r.world)
+            for r in model.trained
+        )
+    apart = _relative(_tensors(there), _tensors(here))
+    return Found(apart, "relative", at_most=1e-5, note=", ".join(here))
+
+
+@_row("export", seconds=14)
+def exported(model: Model) -> Found:
+    """Files written from the device: programs run on the CPU, weights on the device."""
+    there, here = model.trained
+    with TemporaryDirectory() as work, _without_tf32():
+        folder = export(
+            there.pipeline(), Path(work) / "model", formats=["safetensors", "torch"]
+        ).path
+        loaded = Pipeline.from_pretrained(folder, device=model.device)
+        pairs = [(loaded.sample(16, seed=0), here.pipeline().sample(16, seed=0))]
+        programs, _ = programs_of(here.pipeline())
+        for program in programs:
+            run = torch.export.load(folder / f"{program.name}.pt2").module()
+            for given, expected in zip(program.probes, program.expected, strict=True):
+                found = run(*given)
+                found = (found,) if isinstance(found, Tensor) else found
+                pairs += zip(found, expected, strict=True)
+    apart = [(a - b).detach().abs().max() / b.abs().max().clamp(1.0) for a, b in pairs]
+    note = f"config, model, {', '.join(program.name for program in programs)}"
+    return Found(float(torch.stack(apart).max()), "max |Δ|", at_most=TOLERANCE, note=note)
+
+
+# The table
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    row: str
+    family: str
+    verdict: Literal["passed", "failed", "n/a"]
+    seconds: float
+    budget_seconds: float
+    value: float | None = None
+    unit: str = ""
+    bound: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        number = "" if self.value is None else f"{self.value:,.4g} {self.unit}"
+        over = self.seconds > self.budget_seconds
+        note = f"OVER its {self.budget_seconds:g} s. {self.note}" if over else self.note
+        return _line(
+            self.row, self.family, self.verdict, number, self.bound, f"{self.seconds:.1f}", note
+        )
+
+
+def _line(*cells: str) -> str:
+    widths = (11, 7, 7, 25, 11, 6, 0)
+    return "  ".join(cell.ljust(n) for cell, n in zip(cells, widths, strict=True)).rstrip()
+
+
+def checked(name: str, family: str, model: Callable[[], Model]) -> Row:
+    """A row, whatever its check does."""
+    check, budget = CHECKS[name]
+    start = time.perf_counter()
+
+    def row(verdict: Literal["passed", "failed", "n/a"], **more: Any) -> Row:
+        return Row(name, family, verdict, time.perf_counter() - start, budget, **more)
+
+    try:
+        found = check(model())
+    except NotApplicable as reason:
+        return row("n/a", note=str(reason))
+    except Exception:
+        traceback.print_exc()
+        return row("failed", note=traceback.format_exc().strip().splitlines()[-1])
+    return row(
+        "passed" if found.passed else "failed",
+        value=found.value,
+        unit=found.unit,
+        bound=found.bound,
+        note=found.note,
+    )
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Hardware and versions."""
+    found = {"device": device.type, "threads": str(torch.get_num_threads())}
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+        found["cuda"], found["cudnn"] = str(torch.version.cuda), str(torch.backends.cudnn.version())
+    found |= {"python": platform.python_version(), "torch": torch.__version__}
+    return {**found, "ray_gen": ray_gen.__version__}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table, writes the JSON if asked to, and gives the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--only", choices=tuple(CHECKS), nargs="+", help="some of the rows")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+    parser.add_argument("--seconds", type=float, help="of a timed block (1; on a CPU 0.1)")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here; use --device cpu")
+    if options.seconds is not None and options.seconds <= 0:
+        parser.error("--seconds must be positive")
+    device = torch.device(options.device)
+    seconds = options.seconds or (0.1 if device.type == "cpu" else 1.0)
+    found = environment(device)
+    print(", ".join(f"{name} {value}" for name, value in found.items()))
+    print("\n" + _line("row", "family", "verdict", "number", "bound", "s", "note"), flush=True)
+    rows: list[Row] = []
+    for family in FAMILIES:
+        model = cache(partial(Model, FAMILIES[family], device, seconds))
+        for name in options.only or CHECKS:
+            rows.append(checked(name, family, model))
+            print(rows[-1], flush=True)
+    counts = {v: sum(row.verdict == v for row in rows) for v in ("passed", "failed", "n/a")}
+    total = sum(row.seconds for row in rows)
+    print("\n" + ", ".join(f"{count} {v}" for v, count in counts.items()), f"in {total:.0f} s")
+    if device.type == "cuda" and total > TOTAL_SECONDS:
+        print(f"OVER the {TOTAL_SECONDS} s of the whole table")
+    if options.json is not None:
+        result = {"environment": found, "rows": [asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 1 if counts["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
