@@ -255,7 +255,7 @@ class Step:
         training = experiment.training
         if record is not None and training.compile:
             raise Refused(
-                "training.compile: makes CUDA graphs of its own, which a recorded step cannot hold; "
+                "training.compile: makes CUDA graphs of its own, which no recorded step can hold; "
                 "set it to false"
             )
         part = images_per_rank(experiment, world)
