@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ray_gen.recipes import recipe
     from ray_gen.scoring import evaluate
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "Experiment",
     "ExperimentError",
