@@ -102,7 +102,7 @@ def build_objective(experiment: Experiment) -> Objective:
             label_count=experiment.label_count,
             **settings.arguments(),
         )
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ExperimentError([f"objective.options: {error}"]) from error
     objective = v0_1.objective_of(objective)
     if not isinstance(objective, Objective):

@@ -476,10 +476,13 @@ class PhaseModule(nn.Module):
         every rank."""
 
 
-def phase_modules(network: nn.Module) -> dict[str, PhaseModule]:
-    """The modules of a network whose buffers a phase moves, by their paths, in a fixed order."""
+def phase_modules(network: nn.Module, name: str = "") -> dict[str, PhaseModule]:
+    """The modules of a network of this name whose buffers a phase moves, by their paths, in a fixed
+    order. The network may be one itself."""
     return {
-        path: module for path, module in network.named_modules() if isinstance(module, PhaseModule)
+        path: module
+        for path, module in network.named_modules(prefix=name)
+        if isinstance(module, PhaseModule)
     }
 
 
@@ -493,11 +496,11 @@ def begin_phase(network: nn.Module) -> None:
             module.begin_phase()
 
 
-def parametrised(network: nn.Module) -> dict[str, Tensor]:
+def parametrised(network: nn.Module, name: str = "") -> dict[str, Tensor]:
     """The tensors that the parametrisations of a network are of, by the paths of the latter."""
     return {
         f"{path}.{number}": module.original
-        for path, module in network.named_modules()
+        for path, module in network.named_modules(prefix=name)
         if isinstance(module, parametrize.ParametrizationList)
         for number in range(len(module))
     }

@@ -40,9 +40,10 @@ def squared_error(mean: Tensor, images: Tensor) -> Tensor:
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(μ, σ²) ‖ N(0, I)) = ½ Σ μ² + σ² - 1 - log σ².
 
-    Kingma and Welling 2014, appendix B. mean, log_variance: (N, D); in nats: (N,).
+    Kingma and Welling 2014, appendix B. mean, log_variance: (N, ...); sum over all numbers of a
+    latent, in nats: (N,).
     """
-    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)
+    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).flatten(1).sum(1)
 
 
 def discriminator_loss(

@@ -81,16 +81,11 @@ class _PhaseRunner:
         self.optimizer = state.optimizers[phase.name]
         self.optimizer.settings = experiment.optimizers[phase.name]
         self.parameters = self.optimizer.parameters
-        self._modules: dict[str, PhaseModule] = {
-            f"{name}.{path}": module
-            for name in phase.updates
-            for path, module in phase_modules(state.networks[name]).items()
-        }
-        self._originals = {
-            f"{name}.{path}": original
-            for name in phase.updates
-            for path, original in parametrised(state.networks[name]).items()
-        }
+        self._modules: dict[str, PhaseModule] = {}
+        self._originals: dict[str, Tensor] = {}
+        for name in phase.updates:
+            self._modules |= phase_modules(state.networks[name], name)
+            self._originals |= parametrised(state.networks[name], name)
         self._sum = FlatSum(self.parameters, world)
         self._batch = experiment.training.global_batch_size
         self._dtype = DTYPES[experiment.training.precision]
@@ -454,6 +449,11 @@ def _sums_by_tag(
 ) -> tuple[tuple[str, ...], Tensor]:
     """What the meter records, as sums over images: minimised losses under `loss/`, the rest under
     its own tag."""
+    for name in due - losses.minimised.keys():
+        raise ValueError(
+            f"term {term.name}: has a weight for the loss {name}, which is due and was not given; "
+            f"it gives {', '.join(losses.minimised)}"
+        )
     for name in losses.minimised:
         if name in term.weights and name not in due:
             raise ValueError(

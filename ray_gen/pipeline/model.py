@@ -333,7 +333,8 @@ class Model:
         if isinstance(self.objective, Encodes):
             return self.objective
         raise Refused(
-            f"{self._kind} has no encoder, so no latents of images; train a vae or an autoencoder"
+            f"{self._kind} has no encoder, so no latents of images; train a vae or an autoencoder "
+            "(a class of your own encodes by `ray_gen.core.Encodes`)"
         )
 
     def discriminator(self) -> Discriminates:

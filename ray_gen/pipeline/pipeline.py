@@ -216,13 +216,14 @@ class Pipeline(Model):
         return [self._latents_of(group, f"{argument}[{i}]") for i, group in enumerate(given)]
 
     def _latents_of(self, of: Latents, argument: str) -> dict[str, Tensor]:
-        """Latents as they are, images encoded."""
+        """Latents as they are, images encoded. What has the shape of latents is taken for some."""
         shapes = self.latent_shapes
         if isinstance(of, Mapping):
             return checked_levels(of, shapes, argument)
         given = tensor_of(of, argument, STACK)
         shape = self.experiment.image_shape
-        if given.shape[-3:] == shape and given.shape[1:] not in shapes.values():
+        is_latent = any(given.shape in (of, (len(given), *of)) for of in shapes.values())
+        if given.shape[-3:] == shape and not is_latent:
             self.encoder()
             if self.experiment.label_count is not None:
                 raise Refused(
