@@ -270,3 +270,14 @@ def test_exported_programs_take_every_latent_and_noise(
     made = program(*z.values(), *labels, *noise)
     assert made.shape == expected.shape
     assert ((made - expected).abs().max() < 1e-5) == (name != "noisy")
+
+
+def test_one_latent_in_the_shape_of_images_is_no_image(store_8, tmp_path: Path) -> None:
+    """Where the two cannot be told apart it is a latent, with the batch and without."""
+    from tests.proofs.flow import experiment as flow
+
+    pipeline = ray_gen.load(saved(flow(SHORT), store_8, tmp_path / "flow"))
+    z = pipeline.latents(2, seed=0)
+    assert z.shape == (2, 1, 8, 8)
+    (bare,), (whole,) = pipeline.interpolate(z[0], z[1], 3), pipeline.interpolate(z[:1], z[1:], 3)
+    assert torch.equal(bare, whole)

@@ -9,7 +9,7 @@ import torch
 
 from ray_gen.build import build_networks, build_objective
 from ray_gen.core import ImageToVector, Objective, Signature, VectorToImage
-from ray_gen.experiment import ExperimentError
+from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.networks.mlp import Mlp
 from tests.helpers import vae
 
@@ -95,3 +95,18 @@ def test_conditions_are_refused_where_nobody_takes_them() -> None:
     signature = Signature((1, 8, 8), (10,), conditions={"time": (1,)})
     with pytest.raises(ExperimentError, match="conv takes labels and no time"):
         build_networks(this, Wants(build_objective(this), signature))
+
+
+class Picky(Objective):
+    """An objective that refuses an option."""
+
+    def __init__(self, **options: object) -> None:
+        raise ValueError("latent_size: 5 is odd; take an even one")
+
+
+def test_what_an_objective_of_somebodys_refuses_is_told_in_a_sentence() -> None:
+    given = vae().model_dump(mode="json")
+    custom = {"kind": "custom", "target": "tests.test_signatures:Picky"}
+    this = Experiment.of({**given, "objective": custom})
+    with pytest.raises(ExperimentError, match=r"objective\.options: latent_size: 5 is odd"):
+        build_objective(this)
