@@ -20,8 +20,8 @@ class Block:
 
     def __init__(self, length: int, device: torch.device) -> None:
         self.length = length
-        self.place = torch.zeros(1, dtype=torch.int64, device=device)
-        """The row of the present update: int64 (1,). The update itself moves it to the next."""
+        self.place = torch.zeros((), dtype=torch.int64, device=device)
+        """The row of the present update: int64 (). At its end the update itself adds 1."""
         self._next: int | None = None
         self.update = 0
         """The present update of the phase, counted from 0."""
@@ -45,46 +45,38 @@ class Block:
         """The update that the block begins with."""
         return self.update - self.row
 
-    def advance(self) -> None:
-        """The end of an update, on the device."""
-        self.place.add_(1)
-
 
 class Numbers:
-    """Some numbers at the updates of a block: float64, computed on the host in Python's floats and
-    copied once a block."""
+    """Some numbers at the updates of a block, computed on the host in Python's floats and copied
+    once a block."""
 
     def __init__(
-        self, numbers: Mapping[str, Callable[[float], float]], length: int, device: torch.device
+        self,
+        numbers: Mapping[str, Callable[[float], float]],
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         """numbers: each a function of the images seen."""
         self._numbers = dict(numbers)
-        self._rows = torch.zeros(length, len(numbers), dtype=torch.float64, device=device)
+        self._values = torch.zeros(len(numbers), length, dtype=dtype, device=device)
+        self._by_name = dict(zip(numbers, self._values.unbind(), strict=True))
 
     def fill(self, images: Callable[[int], float]) -> None:
         """Write a block. images: those seen before the update in a row."""
         if not self._numbers:
             return
-        values = [
-            [number(images(row)) for number in self._numbers.values()]
-            for row in range(len(self._rows))
-        ]
+        seen = [images(row) for row in range(self._values.shape[1])]
+        values = [[number(before) for before in seen] for number in self._numbers.values()]
         # From memory that may be paged, a copy that does not block is staged before it returns.
-        self._rows.copy_(torch.tensor(values, dtype=torch.float64), non_blocking=True)
+        exact = torch.tensor(values, dtype=torch.float64).to(self._values.dtype)
+        self._values.copy_(exact, non_blocking=True)
 
     def read(self, place: Tensor) -> dict[str, Tensor]:
-        """Those of a row, 0-dimensional. place: int64 (1,), on the device."""
-        if not self._numbers:
-            return {}
-        row = self._rows.index_select(0, place)[0]
-        return dict(zip(self._numbers, row.unbind(), strict=True))
+        """Those of a row, 0-dimensional. place: int64 (), on the device."""
+        return {name: values.take(place) for name, values in self._by_name.items()}
 
 
 def value_at(number: Number, images: float) -> float:
     """A number itself, or a schedule's after so many images."""
     return number if isinstance(number, (int, float)) else number.at(images)
-
-
-def changes(number: Number) -> bool:
-    """Whether it is a schedule and no number."""
-    return not isinstance(number, (int, float))

@@ -193,7 +193,8 @@ class Batch:
     images_seen: Tensor
     """Images that the run has seen before this step: a float, 0-dimensional."""
     numbers: Mapping[str, Tensor] = field(default_factory=lambda: _NOTHING)
-    """By the names of `Phase.numbers`, as they are at this step: floats, 0-dimensional."""
+    """By the names of `Phase.numbers`, as they are at this step: floats, 0-dimensional. The step's
+    own, as weights that change, stand beside them."""
     due: frozenset[str] = frozenset()
     """Of the names in the term's `weights`, those whose losses count at this update. A term
     computes no other of them."""

@@ -6,7 +6,8 @@ synchronisation. A report adds the rows up over all workers, in one call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -20,20 +21,20 @@ class NonFiniteError(RuntimeError):
 
 
 class Rows:
-    """Sums over a rank's images: one row an update of a block, one column a tag."""
+    """Sums over a rank's images: one column an update of a block, one row a tag."""
 
-    def __init__(self, columns: int, block: Block, like: Tensor) -> None:
+    def __init__(self, tags: int, block: Block, like: Tensor) -> None:
         self.block = block
-        self._now = like.new_zeros(block.length, columns)
+        self._now = like.new_zeros(tags, block.length)
         self._steps: dict[int, int] = {}
         self._earlier: list[tuple[dict[int, int], Tensor]] = []
 
     def add(self, sums: Tensor) -> None:
-        """Sums (tags,) over a micro-batch of the present update. On the device."""
-        self._now.index_add_(0, self.block.place, sums[None])
+        """Sums (tags, 1) over a micro-batch of the present update. On the device."""
+        self._now.index_add_(1, self.block.place, sums)
 
     def note(self, step: int) -> None:
-        """That the present update, of this step, has written its row."""
+        """That the present update, of this step, has written its column."""
         self._steps[self.block.row] = step
 
     def turn(self) -> None:
@@ -51,8 +52,8 @@ class Rows:
         self._earlier = earlier.take()
 
     def take(self) -> list[tuple[dict[int, int], Tensor]]:
-        """What was written since this was last asked: the step of each row, and rows (length,
-        tags), of which those without a step mean nothing."""
+        """What was written since this was last asked: the step of each column, and sums (tags,
+        length), whose columns without a step mean nothing."""
         self._keep()
         taken, self._earlier = self._earlier, []
         return taken
@@ -67,10 +68,10 @@ class Meter:
         # By term, its tags, and the block of its phase: where settings change in mid-run, a term
         # comes to report other tags, and its phase has another block.
         self._rows: dict[tuple[str, tuple[str, ...]], Rows] = {}
-        self._written: list[Rows] = []
+        self._watched: list[Rows] | None = None
 
     def record(self, term: str, tags: Sequence[str], sums: Tensor, block: Block) -> None:
-        """Sums (tags,) over a part of this rank's images, at the present update of a block.
+        """Sums (tags, 1) over a part of this rank's images, at the present update of a block.
 
         term: one of its own for each term of each phase. Raises ValueError for a tag of two terms.
         """
@@ -79,8 +80,8 @@ class Meter:
         if rows is None or rows.block is not block:
             rows = self._begun(key, sums, block)
         rows.add(sums)
-        if rows not in self._written:
-            self._written.append(rows)
+        if self._watched is not None and rows not in self._watched:
+            self._watched.append(rows)
 
     def _begun(self, key: tuple[str, tuple[str, ...]], sums: Tensor, block: Block) -> Rows:
         term, tags = key
@@ -93,10 +94,14 @@ class Meter:
             rows.follow(before)
         return rows
 
-    def written(self) -> tuple[Rows, ...]:
-        """The rows that `record` has written since this was last asked."""
-        written, self._written = tuple(self._written), []
-        return written
+    @contextmanager
+    def watched(self) -> Generator[list[Rows]]:
+        """The rows that `record` writes in the block."""
+        self._watched = []
+        try:
+            yield self._watched
+        finally:
+            self._watched = None
 
     def turn(self, block: Block) -> None:
         """A block begins anew."""
@@ -108,7 +113,7 @@ class Meter:
         """Means since the last report. Raises NonFiniteError for the first value that is not a
         number. Collective: every rank, same order."""
         taken = [
-            (tags, steps, rows[list(steps)])
+            (tags, steps, rows[:, list(steps)])
             for (_, tags), table in self._rows.items()
             for steps, rows in table.take()
         ]
@@ -121,7 +126,7 @@ class Meter:
         offending: list[tuple[int, str]] = []
         for tags, steps, rows in taken:
             total, sums = sums[: rows.numel()].view(rows.shape), sums[rows.numel() :]
-            for name, column in zip(tags, total.unbind(1), strict=True):
+            for name, column in zip(tags, total.unbind(), strict=True):
                 columns.setdefault(name, []).append(column)
                 if not column.isfinite().all():
                     first = int((~column.isfinite()).nonzero()[0])

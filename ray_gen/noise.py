@@ -170,8 +170,7 @@ class Tape:
                 self._block[name] = values
 
     def read(self, place: Tensor) -> dict[str, Tensor]:
-        """The noise at a place of the block: by name, (N, *shape). place: int64 (1,), on the
-        device."""
+        """The noise at a place of the block: by name, (N, *shape). place: int64 (), there."""
         return {name: values.index_select(0, place)[0] for name, values in self._block.items()}
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:

@@ -41,6 +41,27 @@ class CheckpointError(Refused):
     """A checkpoint that cannot be used, with its path, why, and what to do."""
 
 
+@dataclass(frozen=True)
+class Average:
+    """The tensors of networks and those of their EMA, found once: their names take a small network
+    as long as their sums."""
+
+    averages: list[Tensor]
+    values: list[Tensor]
+    copies: list[tuple[Tensor, Tensor]]
+    """What is not averaged, and what it is to be equal to."""
+
+    @torch.no_grad()
+    def __call__(self, weight: Tensor) -> None:
+        """Move by `weight`, 0-dimensional."""
+        for copy_of_it, value in self.copies:
+            copy_of_it.copy_(value)
+        if self.averages:
+            weights = {dtype: weight.to(dtype) for dtype in {a.dtype for a in self.averages}}
+            each = [weights[a.dtype] for a in self.averages]
+            foreach.lerp_(self.averages, self.values, each)
+
+
 @dataclass
 class State:
     """The training state of one worker; all workers hold the same."""
@@ -66,11 +87,11 @@ class State:
         optimizers = build_optimizers(experiment, objective.phases(), networks)
         return cls(networks, ema, optimizers, averaged=objective.averaged)
 
-    @torch.no_grad()
-    def update_ema(self, weight: Tensor) -> None:
-        """Move the averages by `weight`, 0-dimensional, towards the networks, buffers included."""
+    def average(self) -> Average:
+        """What moves the averages towards the networks, buffers included."""
         averages: list[Tensor] = []
         values: list[Tensor] = []
+        copies: list[tuple[Tensor, Tensor]] = []
         for name, network in self.ema.items():
             averages_it = self.averaged is None or name in self.averaged
             for average, value in zip(
@@ -80,10 +101,8 @@ class State:
                     averages.append(average)
                     values.append(value.detach())
                 else:
-                    average.copy_(value)
-        if averages:
-            weights = {a.dtype: weight.to(a.dtype) for a in averages}
-            foreach.lerp_(averages, values, [weights[a.dtype] for a in averages])
+                    copies.append((average, value.detach()))
+        return Average(averages, values, copies)
 
     def non_finite(self) -> str | None:
         """The name of a weight or moment that is not a finite number, or None."""

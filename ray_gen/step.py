@@ -10,14 +10,16 @@ recorded once and replayed. What the host does, it does before and after.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from types import FunctionType
 
 import torch
 from torch import Tensor, nn
 
-from ray_gen.block import Block, Numbers, changes, value_at
+from ray_gen.block import Block, Numbers, value_at
 from ray_gen.build import DTYPES
 from ray_gen.core import (
     Batch,
@@ -51,8 +53,8 @@ TermLoss = Callable[
     [Tensor, Tensor | None, dict[str, Tensor], dict[str, Tensor]],
     tuple[tuple[str, ...], Tensor, Tensor],
 ]
-"""(images, labels, noise, numbers) of a micro-batch to tags, sums over its images (tags,), and the
-term's part of the loss. numbers: see `_PhaseRunner`."""
+"""(images, labels, noise, numbers) of a micro-batch to tags, sums over its images (tags, 1), and
+the term's part of the loss. numbers: see `_PhaseRunner`."""
 
 TermRun = Callable[
     [Tensor, Tensor | None, dict[str, Tensor], dict[str, Tensor]], tuple[tuple[str, ...], Tensor]
@@ -63,14 +65,16 @@ Due = tuple[tuple[str, frozenset[str]], ...]
 """The terms that are due in a phase, each with the due ones of its `weights`."""
 
 _SEEN = "images_seen"
+_LONGEST_PERIOD = 4096
+"""Steps of which is kept what is due."""
 
 
 class _PhaseRunner:
     """A phase with what it needs on this rank.
 
-    Its numbers go by a path: `images_seen`, `optimizer/FIELD`, `own/NAME` (those of the phase),
-    `weight/TERM` and `weight/TERM/LOSS`. Those that never change are Python's floats, which a
-    program has for good; `own` ones are tensors all the same.
+    Its numbers are `_SEEN`, those of the optimiser, and those that terms are given: the phase's own
+    by their names, weights as `_weight` names them. Those that never change are Python's floats,
+    which a program has for good; the phase's own are tensors all the same.
     """
 
     def __init__(
@@ -101,16 +105,22 @@ class _PhaseRunner:
         }
         once = torch.zeros(1, dtype=torch.int64, device=world.device)
         self._module_tape = Tape(of_modules, experiment.seed, phase.name, phase.every, once, length)
-        numbers = _numbers_of(phase, self.optimizer.numbers())
-        self._constant = {name: value_at(n, 0) for name, n in numbers.items() if not changes(n)}
+        weights, optimizer = _weights(phase), self.optimizer.numbers()
+        self._weights = _constant(weights)
+        self._optimizer = _constant(optimizer)
         self._own = {
             name: torch.full((), value, dtype=self._dtype, device=world.device)
-            for name, value in self._constant.items()
-            if name.startswith("own/")
+            for name, value in _constant(phase.numbers).items()
         }
-        moving = {name: n.at for name, n in numbers.items() if not isinstance(n, (int, float))}
-        self._numbers = Numbers({**moving, _SEEN: float}, length, world.device)
+        moving = _moving({**phase.numbers, **weights})
+        self._numbers = Numbers({**moving, _SEEN: float}, length, self._dtype, world.device)
+        # In float64, as an optimiser's settings are where they never change.
+        rates = _moving(optimizer)
+        self._rates = Numbers(rates, length, torch.float64, world.device) if rates else None
         self._terms = {term.name: term for term in phase.terms}
+        turns = [n for term in phase.terms for n in (term.every, *_turns(term))]
+        self.period = phase.every * math.lcm(*turns)
+        """Steps after which it repeats what is due."""
         self._runs: dict[tuple[str, frozenset[str]], TermRun] = {}
         self._networks, self._experiment, self._device = state.networks, experiment, world.device
 
@@ -134,48 +144,57 @@ class _PhaseRunner:
             first = self.block.first
             self._tape.fill(first)
             self._module_tape.fill(first)
-            self._numbers.fill(lambda row: float(((first + row + 1) * every - 1) * self._batch))
+            for numbers in (self._numbers, self._rates):
+                if numbers is not None:
+                    numbers.fill(lambda row: float(((first + row + 1) * every - 1) * self._batch))
             meter.turn(self.block)
 
     def run(
-        self, due: Due, images: Tensor, labels: Tensor | None, micro_batch: int, meter: Meter
+        self,
+        terms: Sequence[tuple[str, TermRun]],
+        images: Tensor,
+        labels: Tensor | None,
+        micro_batch: int,
+        meter: Meter,
     ) -> None:
-        """An update, on the device. Collective: every rank, same order."""
+        """An update by terms of `runs_of`, on the device. Collective: every rank, same order."""
         for path, module in self._modules.items():
             if path in self._originals:
                 module.begin_phase(self._originals[path])
             else:
                 module.begin_phase()
         noise = self._tape.read(self.block.place)
-        exact = self._numbers.read(self.block.place)
-        numbers = {name: value.to(self._dtype) for name, value in exact.items()} | self._own
-        for start in range(0, len(images), micro_batch):
-            part = slice(start, start + micro_batch)
-            drawn = {name: values[part].to(self._dtype) for name, values in noise.items()}
-            some = None if labels is None else labels[part]
-            for term, losses in due:
-                tags, sums = self._term(term, losses)(images[part], some, drawn, numbers)
-                meter.record(f"{self.phase.name}/{term}", tags, sums, self.block)
+        numbers = {**self._own, **self._numbers.read(self.block.place)}
+        noise = {name: values.to(self._dtype) for name, values in noise.items()}
+        for some, of_some, drawn in _micro_batches(images, labels, noise, micro_batch):
+            for name, term in terms:
+                tags, sums = term(some, of_some, drawn, numbers)
+                meter.record(name, tags, sums, self.block)
         statistics = [module.phase_statistics() for module in self._modules.values()]
         totals = self._sum([own for own in statistics if own is not None])
-        self._update_weights({**self._constant, **exact})
-        self._move_modules([own is not None for own in statistics], totals)
-        self.block.advance()
+        self._update_weights()
+        if self._modules:
+            self._move_modules([own is not None for own in statistics], totals)
+        self.block.place.add_(1)
 
-    def _term(self, name: str, losses: frozenset[str]) -> TermRun:
-        """What runs a term with these of its weighted losses."""
+    def runs_of(self, due: Due) -> list[tuple[str, TermRun]]:
+        """What runs these terms, with the name that the meter knows each by."""
+        return [(f"{self.phase.name}/{name}", self._run_of(name, losses)) for name, losses in due]
+
+    def _run_of(self, name: str, losses: frozenset[str]) -> TermRun:
         run = self._runs.get((name, losses))
         if run is None:
             term, experiment = self._terms[name], self._experiment
-            loss = _term_loss(term, losses, self._networks, experiment, self._constant)
+            loss = _term_loss(term, losses, self._networks, experiment, self._weights)
             compiled = experiment.training.compile
             run = _compiled(loss, self.parameters, self._device) if compiled else _eager(loss)
             self._runs[name, losses] = run
         return run
 
-    def _update_weights(self, numbers: Mapping[str, float | Tensor]) -> None:
-        prefix = "optimizer/"
-        now = {n.removeprefix(prefix): v for n, v in numbers.items() if n.startswith(prefix)}
+    def _update_weights(self) -> None:
+        now: Mapping[str, float | Tensor] = self._optimizer
+        if self._rates is not None:
+            now = {**now, **self._rates.read(self.block.place)}
         if "clip_norm" in now:
             clip_([p.grad for p in self.parameters if p.grad is not None], now["clip_norm"])
         self.optimizer.step(now)
@@ -193,15 +212,42 @@ class _PhaseRunner:
                 module.end_phase(total)
 
 
-def _numbers_of(phase: Phase, optimizer: Mapping[str, Number]) -> dict[str, Number]:
-    """All numbers of a phase, by their paths."""
-    numbers = {f"optimizer/{name}": number for name, number in optimizer.items()}
-    numbers |= {f"own/{name}": number for name, number in phase.numbers.items()}
+def _micro_batches(
+    images: Tensor, labels: Tensor | None, noise: dict[str, Tensor], size: int
+) -> Iterator[tuple[Tensor, Tensor | None, dict[str, Tensor]]]:
+    """Images, labels and noise, so many at a time."""
+    if size >= images.shape[0]:
+        yield images, labels, noise
+        return
+    for start in range(0, images.shape[0], size):
+        part = slice(start, start + size)
+        drawn = {name: values[part] for name, values in noise.items()}
+        yield images[part], None if labels is None else labels[part], drawn
+
+
+def _turns(term: Term) -> list[int]:
+    return [weight.every for weight in term.weights.values()]
+
+
+def _weight(term: Term, loss: str | None = None) -> str:
+    """What the weight of a term, or of one of its losses, is called among a phase's numbers."""
+    return f"weight of {term.name}" if loss is None else f"weight of {term.name}/{loss}"
+
+
+def _weights(phase: Phase) -> dict[str, Number]:
+    numbers: dict[str, Number] = {}
     for term in phase.terms:
-        numbers[f"weight/{term.name}"] = term.weight
-        for name, weight in term.weights.items():
-            numbers[f"weight/{term.name}/{name}"] = weight.value
+        numbers[_weight(term)] = term.weight
+        numbers |= {_weight(term, name): weight.value for name, weight in term.weights.items()}
     return numbers
+
+
+def _constant(numbers: Mapping[str, Number]) -> dict[str, float]:
+    return {name: value_at(n, 0) for name, n in numbers.items() if isinstance(n, (int, float))}
+
+
+def _moving(numbers: Mapping[str, Number]) -> dict[str, Callable[[float], float]]:
+    return {name: n.at for name, n in numbers.items() if not isinstance(n, (int, float))}
 
 
 class _Average:
@@ -209,7 +255,7 @@ class _Average:
 
     def __init__(self, experiment: Experiment, state: State, world: World) -> None:
         training = experiment.training
-        self._state = state
+        self._average = state.average()
         self.every = training.ema_every_steps
         self._batch = training.global_batch_size
         self._block = Block(128, world.device)
@@ -219,7 +265,7 @@ class _Average:
             half_life = value_at(training.ema_half_life_images, images)
             return 1.0 - ema_decay(images, since, half_life, training.ema_ramp)
 
-        self._numbers = Numbers({"weight": weight}, self._block.length, world.device)
+        self._numbers = Numbers({"weight": weight}, self._block.length, torch.float64, world.device)
 
     def begin(self, step: int) -> None:
         """The host's part, before the program."""
@@ -229,8 +275,19 @@ class _Average:
 
     def run(self) -> None:
         """Move the averages, on the device."""
-        self._state.update_ema(self._numbers.read(self._block.place)["weight"])
-        self._block.advance()
+        self._average(self._numbers.read(self._block.place)["weight"])
+        self._block.place.add_(1)
+
+
+@dataclass
+class _Turn:
+    """What is due at some steps."""
+
+    runners: list[_PhaseRunner]
+    averages: bool
+    program: Program
+    rows: tuple[Rows, ...] | None = None
+    """Where the program writes what terms report; known when it has run once."""
 
 
 class Step:
@@ -261,12 +318,14 @@ class Step:
         self._meter = meter
         self._micro_batch = min(training.micro_batch_size or len(part), len(part))
         self._record = record
-        self._programs: dict[tuple[object, ...], tuple[Program, tuple[Rows, ...] | None]] = {}
+        self._turns: dict[int, _Turn] = {}
+        self._programs: dict[tuple[object, ...], _Turn] = {}
         state.networks.train()
         self._runners = [
             _PhaseRunner(phase, experiment, state, world, images) for phase in objective.phases()
         ]
         self._average = _Average(experiment, state, world)
+        self._period = math.lcm(self._average.every, *(runner.period for runner in self._runners))
         # torch's generators are seeded only where a user's class may draw from them.
         self._seeds_torch = record is None and "custom" in {
             experiment.objective.kind,
@@ -280,25 +339,39 @@ class Step:
         Collective: every rank, same order.
         """
         step = self._state.step
-        due = [(runner, runner.due(step)) for runner in self._runners if runner.is_due(step)]
-        averages = (step + 1) % self._average.every == 0
-        for runner, _ in due:
+        turn = self._turns.get(step % self._period) or self._turn(step)
+        for runner in turn.runners:
             runner.begin(step, self._meter)
-        if averages:
+        if turn.averages:
             self._average.begin(step)
-        key = (averages, *((runner.phase.name, terms) for runner, terms in due))
-        program, rows = self._programs.get(key) or (self._program(due, averages), None)
-        program(images, labels)
-        written = self._meter.written()  # nothing, by a program that only repeats what it did
-        rows = written if rows is None else rows
-        self._programs[key] = program, rows
-        for of_term in rows:
-            of_term.note(step)
+        if turn.rows is None:
+            with self._meter.watched() as rows:
+                turn.program(images, labels)
+            turn.rows = tuple(rows)
+        else:
+            turn.program(images, labels)
+        for rows in turn.rows:
+            rows.note(step)
         self._state.step = step + 1
 
+    def _turn(self, step: int) -> _Turn:
+        """What is due at a step, and at all others that are as many periods away."""
+        due = [(runner, runner.due(step)) for runner in self._runners if runner.is_due(step)]
+        averages = (step + 1) % self._average.every == 0
+        key = (averages, *((runner.phase.name, terms) for runner, terms in due))
+        turn = self._programs.get(key)
+        if turn is None:
+            turn = _Turn([runner for runner, _ in due], averages, self._program(due, averages))
+            self._programs[key] = turn
+        if len(self._turns) < _LONGEST_PERIOD:
+            self._turns[step % self._period] = turn
+        return turn
+
     def _program(self, due: Sequence[tuple[_PhaseRunner, Due]], averages: bool) -> Program:
+        runs = [(runner, runner.runs_of(terms)) for runner, terms in due]
+
         def program(images: Tensor, labels: Tensor | None) -> None:
-            for runner, terms in due:
+            for runner, terms in runs:
                 self._make_trainable(runner.phase.updates)
                 if self._seeds_torch:
                     self._seed_torch(runner.phase.name)
@@ -333,11 +406,10 @@ def _term_loss(
     training, group_size = experiment.training, experiment.group_size
     exact = term.full_precision or any(term.weights[name].full_precision for name in due)
     autocast = training.precision == "bf16" and not exact
-    batch_size = training.global_batch_size
+    batch_size, whole = training.global_batch_size, _weight(term)
 
     def weight(numbers: Mapping[str, Tensor], name: str, every: int) -> float | Tensor:
-        path = f"weight/{name}"
-        return (constant[path] if path in constant else numbers[path]) * every
+        return (constant[name] if name in constant else numbers[name]) * every
 
     def loss(
         images: Tensor,
@@ -345,8 +417,7 @@ def _term_loss(
         noise: dict[str, Tensor],
         numbers: dict[str, Tensor],
     ) -> tuple[tuple[str, ...], Tensor, Tensor]:
-        own = {n.removeprefix("own/"): v for n, v in numbers.items() if n.startswith("own/")}
-        batch = Batch(images, labels, noise, numbers[_SEEN], own, due, group_size)
+        batch = Batch(images, labels, noise, numbers[_SEEN], numbers, due, group_size)
         precision = (
             torch.autocast(images.device.type, torch.bfloat16) if autocast else nullcontext()
         )
@@ -356,11 +427,11 @@ def _term_loss(
         parts = torch.stack([value.sum() for value in losses.minimised.values()])
         if term.weights:
             each = [
-                weight(numbers, f"{term.name}/{n}", term.weights[n].every) if n in due else 1.0
+                weight(numbers, _weight(term, n), term.weights[n].every) if n in due else 1.0
                 for n in losses.minimised
             ]
             parts = torch.stack([part * w for part, w in zip(parts.unbind(), each, strict=True)])
-        return tags, sums, parts.sum() * (weight(numbers, term.name, term.every) / batch_size)
+        return tags, sums, parts.sum() * (weight(numbers, whole, term.every) / batch_size)
 
     return loss
 
@@ -449,17 +520,8 @@ def _sums_by_tag(
 ) -> tuple[tuple[str, ...], Tensor]:
     """What the meter records, as sums over images: minimised losses under `loss/`, the rest under
     its own tag."""
-    for name in due - losses.minimised.keys():
-        raise ValueError(
-            f"term {term.name}: has a weight for the loss {name}, which is due and was not given; "
-            f"it gives {', '.join(losses.minimised)}"
-        )
-    for name in losses.minimised:
-        if name in term.weights and name not in due:
-            raise ValueError(
-                f"term {term.name}: gives the loss {name}, which is not due at this update; "
-                "compute it only where it is in `batch.due`"
-            )
+    if term.weights:
+        _check_turns(term, losses, due)
     tagged = {f"loss/{name}": value for name, value in losses.minimised.items()}
     tagged.update(losses.reported)
     for tag, value in tagged.items():
@@ -469,7 +531,7 @@ def _sums_by_tag(
                 "for each image, (N,), and the step averages over the global batch; a number of "
                 "the whole phase belongs in `of_phase`"
             )
-    sums = torch.stack([value.detach() for value in tagged.values()]).sum(1)
+    sums = torch.stack([value.detach() for value in tagged.values()]).sum(1, keepdim=True)
     if not losses.of_phase:
         return tuple(tagged), sums
     for tag, value in losses.of_phase.items():
@@ -479,7 +541,21 @@ def _sums_by_tag(
                 "is 0-dimensional"
             )
     numbers = torch.stack([value.detach().to(sums.dtype) for value in losses.of_phase.values()])
-    return (*tagged, *losses.of_phase), torch.cat([sums, numbers * count])
+    return (*tagged, *losses.of_phase), torch.cat([sums, numbers[:, None] * count])
+
+
+def _check_turns(term: Term, losses: Losses, due: frozenset[str]) -> None:
+    for name in due - losses.minimised.keys():
+        raise ValueError(
+            f"term {term.name}: has a weight for the loss {name}, which is due and was not given; "
+            f"it gives {', '.join(losses.minimised)}"
+        )
+    for name in term.weights.keys() - due:
+        if name in losses.minimised:
+            raise ValueError(
+                f"term {term.name}: gives the loss {name}, which is not due at this update; "
+                "compute it only where it is in `batch.due`"
+            )
 
 
 def images_per_rank(experiment: Experiment, world: World) -> range:

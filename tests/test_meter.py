@@ -35,12 +35,14 @@ def record(meter: Recorded, term: str, step: int, values: dict[str, Tensor]) -> 
     another = meter.steps.get(term) == step  # micro-batch of the same step
     if not another:
         if term in meter.steps:
-            block.advance()
+            block.place.add_(1)
         if block.begin(step):
             meter.turn(block)
         meter.steps[term] = step
-    meter.record(term, tuple(values), torch.stack(list(values.values())).sum(1).detach(), block)
-    for rows in meter.written():
+    sums = torch.stack(list(values.values())).sum(1, keepdim=True).detach()
+    with meter.watched() as written:
+        meter.record(term, tuple(values), sums, block)
+    for rows in written:
         rows.note(step)
 
 

@@ -242,14 +242,14 @@ def test_a_weight_that_is_not_a_number_is_never_saved(store_8, where: str) -> No
     objective = build_objective(experiment)
     state = State.build(experiment, objective, World())
     name = "layers.0.weight" if where == "parameter" else "layers.1.running_mean"
-    original = state.update_ema
+    average = state.average()
 
-    def spoil(weight: float) -> None:
-        original(weight)
+    def spoil(weight: Tensor) -> None:
+        average(weight)
         tensor = state.networks["generator"].state_dict()[name]
         tensor[(0,) * tensor.dim()] = math.nan
 
-    state.update_ema = spoil
+    state.average = lambda: spoil
     experiment = experiment.with_fields(training__ema_every_steps=1)
     with pytest.raises(NonFiniteError, match=rf"generator.{name} .* step 1"):
         list(train(experiment, objective, state, store_8, World()))

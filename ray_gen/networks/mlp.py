@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ray_gen.core import Shape, Signature
+from ray_gen.core import Signature
 from ray_gen.networks.labels import LabelVector
 from ray_gen.networks.spectral_norm import with_spectral_norm
 
@@ -49,14 +49,15 @@ class Mlp(nn.Module):
         spectral_norm: bool,
     ) -> None:
         super().__init__()
-        self._outputs = signature.outputs
+        outputs = signature.outputs
+        self._shape = None if isinstance(outputs, Mapping) else outputs
+        self._shapes = outputs if isinstance(outputs, Mapping) else {"": outputs}
         self._conditions = tuple(signature.conditions)
         self._tanh = signature.activation == "tanh"
         self.label = LabelVector(signature.label_count, label_size)
         inputs = math.prod(signature.input) + self.label.added
         inputs += sum(math.prod(shape) for shape in signature.conditions.values())
-        shapes = _by_name(signature.outputs).values()
-        sizes = [inputs, *hidden_sizes, sum(math.prod(shape) for shape in shapes)]
+        sizes = [inputs, *hidden_sizes, sum(math.prod(shape) for shape in self._shapes.values())]
         self.layers = _layers(sizes, activation, initial_weights)
         if spectral_norm:
             with_spectral_norm(self.layers)
@@ -65,16 +66,15 @@ class Mlp(nn.Module):
         self, x: Tensor, labels: Tensor | None = None, **conditions: Tensor
     ) -> Tensor | dict[str, Tensor]:
         """x: (N, *input); labels: int64 (N,) or None; conditions: (N, *shape) each, by name."""
-        more = [conditions[name].flatten(1) for name in self._conditions]
         joined = self.label(x.flatten(1), labels)
-        out = self.layers(torch.cat([joined, *more], dim=1) if more else joined)
-        out = torch.tanh(out) if self._tanh else out
-        if not isinstance(self._outputs, Mapping):
-            return out.view(-1, *self._outputs)
-        parts = out.split([math.prod(shape) for shape in self._outputs.values()], dim=1)
-        named = zip(self._outputs.items(), parts, strict=True)
+        if self._conditions:
+            more = [conditions[name].flatten(1) for name in self._conditions]
+            joined = torch.cat([joined, *more], dim=1)
+        out = self.layers(joined)
+        if self._tanh:
+            out = torch.tanh(out)
+        if self._shape is not None:
+            return out if len(self._shape) == 1 else out.view(-1, *self._shape)
+        parts = out.split([math.prod(shape) for shape in self._shapes.values()], dim=1)
+        named = zip(self._shapes.items(), parts, strict=True)
         return {name: part.reshape(-1, *shape) for (name, shape), part in named}
-
-
-def _by_name(outputs: Shape | Mapping[str, Shape]) -> Mapping[str, Shape]:
-    return outputs if isinstance(outputs, Mapping) else {"": outputs}

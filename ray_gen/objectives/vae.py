@@ -105,7 +105,8 @@ class Autoencoder(Objective):
         return Losses({"reconstruction": self._error(networks, batch)})
 
     def _error(self, networks: Networks, batch: Batch) -> Tensor:
-        encoding, decoding = (noise_of(batch.noise, name) for name in _OF_NETWORKS)
+        encoding = noise_of(batch.noise, "encoding")
+        decoding = noise_of(batch.noise, "decoding")
         z = networks["encoder"](batch.images, batch.labels, **encoding)
         output = networks["decoder"](z, batch.labels, **decoding)
         return self._likelihood.nll(networks, output, batch.images)
@@ -238,7 +239,8 @@ class Vae(Objective):
 
     def _nll_and_kl(self, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor]:
         images = self.observed(batch.images, batch.noise.get("pixels"))
-        encoding, decoding = (noise_of(batch.noise, name) for name in _OF_NETWORKS)
+        encoding = noise_of(batch.noise, "encoding")
+        decoding = noise_of(batch.noise, "decoding")
         mean, log_variance = self._posterior(networks, images, batch.labels, **encoding)
         z = mean + (0.5 * log_variance).exp() * batch.noise["epsilon"]
         output = networks["decoder"](z, batch.labels, **decoding)
