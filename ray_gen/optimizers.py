@@ -59,11 +59,11 @@ class PhaseOptimizer:
             return
         gradients: list[Tensor] = [p.grad for p in self.parameters if p.grad is not None]
         parameters: list[Tensor] = [*self.parameters]
-        settings, device = self.settings, parameters[0].device
-        # Fused kernels on a GPU read a rate in float32; those on a CPU one in float64.
-        rate = _as(now["learning_rate"], torch.float32 if device.type == "cuda" else torch.float64)
+        settings, rate = self.settings, now["learning_rate"]
+        if isinstance(rate, Tensor) and rate.device.type == "cuda":
+            rate = rate.float()  # fused kernels on a GPU read it in float32, on a CPU in float64
         decay = now.get("weight_decay", 0.0)
-        if isinstance(settings, Sgd):
+        if settings.kind == "sgd":
             if isinstance(decay, Tensor):  # L2: the gradient of decay/2 ‖w‖²
                 weights = foreach.mul(parameters, _as(decay, parameters[0].dtype))
                 gradients = list(foreach.add(gradients, weights))
@@ -80,12 +80,11 @@ class PhaseOptimizer:
                 maximize=False,
             )
             return
-        assert isinstance(settings, (Adam, AdamW))
         beta2 = now["beta2"]
         if isinstance(beta2, Tensor) or isinstance(decay, Tensor):
             self._adam_with_tensors(gradients, rate, beta2, decay)
             return
-        (adamw if isinstance(settings, AdamW) else adam)(
+        (adamw if settings.kind == "adamw" else adam)(
             parameters,
             gradients,
             self._moments["exp_avg"],

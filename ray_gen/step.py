@@ -423,8 +423,9 @@ def _term_loss(
         )
         with precision:
             losses = term.loss(networks, batch)
-        tags, sums = _sums_by_tag(term, losses, due, len(images))
+        _check(term, losses, due, images.shape[0])
         parts = torch.stack([value.sum() for value in losses.minimised.values()])
+        tags, sums = _sums_by_tag(losses, parts.detach(), images.shape[0])
         if term.weights:
             each = [
                 weight(numbers, _weight(term, n), term.weights[n].every) if n in due else 1.0
@@ -515,33 +516,39 @@ def _accumulate(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor |
             parameter.grad += gradient
 
 
-def _sums_by_tag(
-    term: Term, losses: Losses, due: frozenset[str], count: int
-) -> tuple[tuple[str, ...], Tensor]:
-    """What the meter records, as sums over images: minimised losses under `loss/`, the rest under
-    its own tag."""
+def _sums_by_tag(losses: Losses, minimised: Tensor, count: int) -> tuple[tuple[str, ...], Tensor]:
+    """What the meter records, as sums over `count` images, (tags, 1): minimised losses, which are
+    summed already, under `loss/`, the rest under its own tag."""
+    tags = [f"loss/{name}" for name in losses.minimised]
+    sums = [minimised]
+    if losses.reported:
+        tags += losses.reported
+        sums.append(torch.stack([v.detach() for v in losses.reported.values()]).sum(1))
+    if losses.of_phase:
+        tags += losses.of_phase
+        numbers = [v.detach().to(minimised.dtype) for v in losses.of_phase.values()]
+        sums.append(torch.stack(numbers) * count)
+    return tuple(tags), (minimised if len(sums) == 1 else torch.cat(sums))[:, None]
+
+
+def _check(term: Term, losses: Losses, due: frozenset[str], count: int) -> None:
+    """Raises ValueError for what a term must not return."""
     if term.weights:
         _check_turns(term, losses, due)
-    tagged = {f"loss/{name}": value for name, value in losses.minimised.items()}
-    tagged.update(losses.reported)
-    for tag, value in tagged.items():
-        if value.shape != (count,):
-            raise ValueError(
-                f"term {term.name}: {tag} has shape {tuple(value.shape)}; a term returns one value "
-                "for each image, (N,), and the step averages over the global batch; a number of "
-                "the whole phase belongs in `of_phase`"
-            )
-    sums = torch.stack([value.detach() for value in tagged.values()]).sum(1, keepdim=True)
-    if not losses.of_phase:
-        return tuple(tagged), sums
+    for values, prefix in ((losses.minimised, "loss/"), (losses.reported, "")):
+        for tag, value in values.items():
+            if value.shape != (count,):
+                raise ValueError(
+                    f"term {term.name}: {prefix}{tag} has shape {tuple(value.shape)}; a term "
+                    "returns one value for each image, (N,), and the step averages over the global "
+                    "batch; a number of the whole phase belongs in `of_phase`"
+                )
     for tag, value in losses.of_phase.items():
         if value.ndim:
             raise ValueError(
                 f"term {term.name}: {tag} has shape {tuple(value.shape)}; a number of the phase "
                 "is 0-dimensional"
             )
-    numbers = torch.stack([value.detach().to(sums.dtype) for value in losses.of_phase.values()])
-    return (*tagged, *losses.of_phase), torch.cat([sums, numbers[:, None] * count])
 
 
 def _check_turns(term: Term, losses: Losses, due: frozenset[str]) -> None:
