@@ -68,8 +68,9 @@ class Numbers:
             return
         seen = [images(row) for row in range(self._values.shape[1])]
         values = [[number(before) for before in seen] for number in self._numbers.values()]
-        # From memory that may be paged, a copy that does not block is staged before it returns.
         exact = torch.tensor(values, dtype=torch.float64).to(self._values.dtype)
+        if self._values.device.type == "cuda":
+            exact = exact.pin_memory()  # so that the copy waits for nothing
         self._values.copy_(exact, non_blocking=True)
 
     def read(self, place: Tensor) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ray_gen import v0_1
-from ray_gen.core import Networks, Objective, Phase, Signature
+from ray_gen.core import Networks, Objective, Phase, Settles, Signature
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.networks import CustomNetwork, Network
 from ray_gen.experiment.objectives import CustomObjective
@@ -112,6 +112,25 @@ def build_objective(experiment: Experiment) -> Objective:
                 f"{field}: {type(objective).__name__} lacks {', '.join(lacking)} of "
                 "ray_gen.core.Objective; a subclass of it has what may be left out"
             ]
+        )
+    own = [name for name, of in objective.networks().items() if isinstance(of, nn.Module)]
+    if own:
+        raise ExperimentError(
+            [f"{field}: {own[0]} among `networks()` is a module; return it from `modules()`"]
+        )
+    if experiment.training.stop_at_equilibrium is not None and not isinstance(objective, Settles):
+        raise ExperimentError(
+            [
+                f"training.stop_at_equilibrium: {type(objective).__name__} has no `watch` and no "
+                "`settled` (ray_gen.core.Settles), which say when it has come to rest; set it to "
+                "null"
+            ]
+        )
+    names = ["labels", *objective.latents, *objective.sampling_noise]
+    twice = [name for number, name in enumerate(names) if name in names[:number]]
+    if twice:
+        raise ExperimentError(
+            [f"{field}: {twice[0]} is the name of two inputs of `sample`; rename a latent or noise"]
         )
     phases = {phase.name for phase in objective.phases()}
     _same_names("optimizers", experiment.optimizers, phases)

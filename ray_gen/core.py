@@ -63,7 +63,7 @@ def _word(shape: Shape) -> str:
 
 
 class ImageToVector(Signature):
-    """images_NCHW to vectors (N, vector_size): the signature by its name of 0.1."""
+    """images_NCHW to vectors (N, vector_size), with the names that 0.1 had."""
 
     def __init__(
         self, image_shape: ImageShape, vector_size: int, label_count: int | None = None
@@ -82,7 +82,7 @@ class ImageToVector(Signature):
 
 
 class VectorToImage(Signature):
-    """vectors (N, vector_size) to images_NCHW: the signature by its name of 0.1."""
+    """vectors (N, vector_size) to images_NCHW, with the names that 0.1 had."""
 
     def __init__(
         self,
@@ -124,9 +124,9 @@ class Noise:
 
 @dataclass(frozen=True)
 class NoiseOf:
-    """Stands for all that a network or own module declares, for one call of it. Under the name
-    "fakes" its noise "layer_0" is drawn as "fakes.layer_0", and `noise_of(noise, "fakes")` gives it
-    to the call."""
+    """All the noise that one call of a network or own module takes. A phase that declares
+    `{"fakes": NoiseOf("generator")}` has the generator's noise "layer_0" as "fakes.layer_0", and
+    `noise_of(batch.noise, "fakes")` gives it to the call."""
 
     network: str
 
@@ -288,7 +288,7 @@ class Objective(Protocol):
     @property
     def averaged(self) -> tuple[str, ...]:
         """Those of `sampled_from` that an average over training (EMA) is kept of. The others are
-        used as they are: a codebook that moves by itself, for example."""
+        copied whenever the average moves: a codebook that is an average itself, for example."""
         return self.sampled_from
 
     def networks(self) -> Mapping[str, Signature]:
@@ -346,22 +346,38 @@ class Encodes(Protocol):
     def encode(
         self, networks: Networks, images: Tensor, labels: Tensor | None
     ) -> Mapping[str, Posterior]:
-        """images_NCHW in `image_range` to a posterior for each of `latents`."""
+        """images_NCHW in `image_range` to a posterior for each of `latents`. The networks are not
+        `training`, and draw nothing here."""
         ...
+
+
+def posteriors_of(
+    objective: Encodes, networks: Networks, images: Tensor, labels: Tensor | None
+) -> Mapping[str, Posterior]:
+    """What `encode` gives, if it is that. Raises TypeError for what an `encode` of 0.1 gave."""
+    found = objective.encode(networks, images, labels)
+    if not isinstance(found, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"{type(objective).__name__}.encode has to give a mapping of each latent to a "
+            f"ray_gen.core.Posterior since ray_gen 0.2, and gave {type(found).__name__}"
+        )
+    return found
 
 
 @runtime_checkable
 class Discriminates(Protocol):
-    """An objective with a network that tells real images from others."""
+    """An objective with a network that tells real images from others.
+
+    Where its `gives_probability` is true, the sigmoid of a logit is D(x), the probability that x is
+    real.
+    """
 
     discriminates_with: tuple[str, ...]
     """The networks that this takes. No EMA is kept of them, unless they are `sampled_from`."""
 
-    gives_probability: bool
-    """Whether the sigmoid of a logit is D(x), the probability that x is real."""
-
     def discriminate(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
-        """images_NCHW in `image_range` to logits (N,), the higher the more real."""
+        """images_NCHW in `image_range` to logits (N,), the higher the more real. The network, which
+        is not `training`, draws nothing here."""
         ...
 
 
@@ -376,7 +392,8 @@ class Evaluates(Protocol):
     evaluation_noise: Noises
 
     def evaluate(self, networks: Networks, batch: Batch) -> Mapping[str, Tensor]:
-        """Scores of each image, (N,), by name."""
+        """Scores of each image, (N,), by name. The batch has images, labels and
+        `evaluation_noise`, any number of images, and no numbers of phases."""
         ...
 
 

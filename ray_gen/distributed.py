@@ -121,12 +121,14 @@ class FlatSum:
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        if self._world.size == 1:
-            return list(others)
+        layouts = [*self._parameters, *others]
+        others = [other.to(layouts[0].dtype) for other in others]  # as in one flat buffer
+        if self._world.size == 1 or not layouts:
+            return others
         gradients: list[Tensor] = [p.grad for p in self._parameters if p.grad is not None]
         sources = [*gradients, *others]
         if self._flat is None:
-            self._allocate([*self._parameters, *others])
+            self._allocate(layouts)
         assert self._flat is not None
         foreach.copy_(self._views, sources)
         self._world.sum_(self._flat)

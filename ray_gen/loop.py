@@ -238,7 +238,6 @@ def held_out_scores(
             None if labels is None else labels[part].to(device),
             noise,
             seen,
-            group_size=experiment.group_size,
         )
         for name, values in objective.evaluate(state.ema, batch).items():
             added = values.sum(dtype=torch.float64) * bool(share)

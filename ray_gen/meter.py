@@ -47,10 +47,6 @@ class Rows:
             self._earlier.append((self._steps, self._now.clone()))
             self._steps = {}
 
-    def follow(self, earlier: Rows) -> None:
-        """Go on where rows of another block of the same term ended."""
-        self._earlier = earlier.take()
-
     def take(self) -> list[tuple[dict[int, int], Tensor]]:
         """What was written since this was last asked: the step of each column, and sums (tags,
         length), whose columns without a step mean nothing."""
@@ -65,9 +61,10 @@ class Meter:
     def __init__(self, global_batch_size: int, world: World) -> None:
         self._global_batch_size = global_batch_size
         self._world = world
-        # By term, its tags, and the block of its phase: where settings change in mid-run, a term
-        # comes to report other tags, and its phase has another block.
         self._rows: dict[tuple[str, tuple[str, ...]], Rows] = {}
+        """By term and its tags, which depend on what is due."""
+        self._of_stages: list[tuple[tuple[str, ...], dict[int, int], Tensor]] = []
+        """What stages that have ended wrote, and no report has told."""
         self._watched: list[Rows] | None = None
 
     def record(self, term: str, tags: Sequence[str], sums: Tensor, block: Block) -> None:
@@ -77,7 +74,7 @@ class Meter:
         """
         key = (term, tuple(tags))
         rows = self._rows.get(key)
-        if rows is None or rows.block is not block:
+        if rows is None:
             rows = self._begun(key, sums, block)
         rows.add(sums)
         if self._watched is not None and rows not in self._watched:
@@ -88,11 +85,20 @@ class Meter:
         for other, known in self._rows:
             for tag in set(tags) & set(known) if other != term else ():
                 raise ValueError(f"the terms {other} and {term} both report {tag}; rename one")
-        before = self._rows.get(key)
         rows = self._rows[key] = Rows(len(tags), block, sums)
-        if before is not None:
-            rows.follow(before)
         return rows
+
+    def begin_stage(self) -> None:
+        """Settings have changed: terms may come to report other tags, at other blocks."""
+        self._of_stages += self._taken()
+        self._rows.clear()
+
+    def _taken(self) -> list[tuple[tuple[str, ...], dict[int, int], Tensor]]:
+        return [
+            (tags, steps, rows)
+            for (_, tags), table in self._rows.items()
+            for steps, rows in table.take()
+        ]
 
     @contextmanager
     def watched(self) -> Generator[list[Rows]]:
@@ -112,11 +118,9 @@ class Meter:
     def report(self) -> dict[str, float]:
         """Means since the last report. Raises NonFiniteError for the first value that is not a
         number. Collective: every rank, same order."""
-        taken = [
-            (tags, steps, rows[:, list(steps)])
-            for (_, tags), table in self._rows.items()
-            for steps, rows in table.take()
-        ]
+        all_of_it = [*self._of_stages, *self._taken()]
+        taken = [(tags, steps, rows[:, list(steps)]) for tags, steps, rows in all_of_it]
+        self._of_stages = []
         if not taken:
             return {}
         flat = torch.cat([rows.flatten().to(torch.float64) for _, _, rows in taken])

@@ -60,13 +60,12 @@ class PhaseOptimizer:
         gradients: list[Tensor] = [p.grad for p in self.parameters if p.grad is not None]
         parameters: list[Tensor] = [*self.parameters]
         settings, rate = self.settings, now["learning_rate"]
-        if isinstance(rate, Tensor) and rate.device.type == "cuda":
-            rate = rate.float()  # fused kernels on a GPU read it in float32, on a CPU in float64
         decay = now.get("weight_decay", 0.0)
         if settings.kind == "sgd":
             if isinstance(decay, Tensor):  # L2: the gradient of decay/2 ‖w‖²
                 weights = foreach.mul(parameters, _as(decay, parameters[0].dtype))
                 gradients = list(foreach.add(gradients, weights))
+            rate = _for_kernel(rate)
             sgd(
                 parameters,
                 gradients,
@@ -84,6 +83,7 @@ class PhaseOptimizer:
         if isinstance(beta2, Tensor) or isinstance(decay, Tensor):
             self._adam_with_tensors(gradients, rate, beta2, decay)
             return
+        rate = _for_kernel(rate)
         (adamw if settings.kind == "adamw" else adam)(
             parameters,
             gradients,
@@ -148,6 +148,12 @@ def clip_(gradients: list[Tensor], largest: float | Tensor) -> None:
     norm = nn.utils.get_total_norm(gradients)
     factor = (_as(largest, norm.dtype) / (norm + 1e-6)).clamp(max=1.0)
     foreach.mul_(gradients, factor)
+
+
+def _for_kernel(rate: float | Tensor) -> float | Tensor:
+    """Fused kernels read a rate in float32 on a GPU, in float64 on a CPU."""
+    on_gpu = isinstance(rate, Tensor) and rate.device.type == "cuda"
+    return rate.float() if on_gpu else rate  # pyright: ignore
 
 
 def _as(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:

@@ -10,6 +10,7 @@ recorded once and replayed. What the host does, it does before and after.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -51,10 +52,10 @@ Recorder = Callable[[Program], Program]
 
 TermLoss = Callable[
     [Tensor, Tensor | None, dict[str, Tensor], dict[str, Tensor]],
-    tuple[tuple[str, ...], Tensor, Tensor],
+    tuple[tuple[str, ...], Tensor, Tensor | None],
 ]
 """(images, labels, noise, numbers) of a micro-batch to tags, sums over its images (tags, 1), and
-the term's part of the loss. numbers: see `_PhaseRunner`."""
+the term's part of the loss; None where no loss is due. numbers: see `_PhaseRunner`."""
 
 TermRun = Callable[
     [Tensor, Tensor | None, dict[str, Tensor], dict[str, Tensor]], tuple[tuple[str, ...], Tensor]
@@ -66,7 +67,7 @@ Due = tuple[tuple[str, frozenset[str]], ...]
 
 _SEEN = "images_seen"
 _LONGEST_PERIOD = 4096
-"""Steps of which is kept what is due."""
+"""What is due is kept for so many steps at most."""
 
 
 class _PhaseRunner:
@@ -90,19 +91,23 @@ class _PhaseRunner:
         for name in phase.updates:
             self._modules |= phase_modules(state.networks[name], name)
             self._originals |= parametrised(state.networks[name], name)
+        for path, module in self._modules.items():
+            if not inspect.signature(module.begin_phase).parameters:  # of a class of 0.1
+                self._originals.pop(path, None)
         self._sum = FlatSum(self.parameters, world)
         self._batch = experiment.training.global_batch_size
         self._dtype = DTYPES[experiment.training.precision]
         noise = declared(phase.noise, state.networks)
-        # As long on every rank; their shares differ by a group at most.
-        length = Tape.length_for(noise, -(-self._batch // world.size))
-        self.block = Block(length, world.device)
-        self._tape = Tape(noise, experiment.seed, phase.name, phase.every, images, length)
         of_modules = {
             f"{path}.{name}": spec
             for path, module in self._modules.items()
             for name, spec in module.phase_noise.items()
         }
+        # By the largest share, so that a block is as long on every rank.
+        largest = -(-self._batch // world.size)
+        length = min(Tape.length_for(noise, largest), Tape.length_for(of_modules, 1))
+        self.block = Block(length, world.device)
+        self._tape = Tape(noise, experiment.seed, phase.name, phase.every, images, length)
         once = torch.zeros(1, dtype=torch.int64, device=world.device)
         self._module_tape = Tape(of_modules, experiment.seed, phase.name, phase.every, once, length)
         weights, optimizer = _weights(phase), self.optimizer.numbers()
@@ -118,8 +123,8 @@ class _PhaseRunner:
         rates = _moving(optimizer)
         self._rates = Numbers(rates, length, torch.float64, world.device) if rates else None
         self._terms = {term.name: term for term in phase.terms}
-        turns = [n for term in phase.terms for n in (term.every, *_turns(term))]
-        self.period = phase.every * math.lcm(*turns)
+        of_losses = [weight.every for term in phase.terms for weight in term.weights.values()]
+        self.period = phase.every * math.lcm(*(term.every for term in phase.terms), *of_losses)
         """Steps after which it repeats what is due."""
         self._runs: dict[tuple[str, frozenset[str]], TermRun] = {}
         self._networks, self._experiment, self._device = state.networks, experiment, world.device
@@ -169,7 +174,8 @@ class _PhaseRunner:
         for some, of_some, drawn in _micro_batches(images, labels, noise, micro_batch):
             for name, term in terms:
                 tags, sums = term(some, of_some, drawn, numbers)
-                meter.record(name, tags, sums, self.block)
+                if tags:
+                    meter.record(name, tags, sums, self.block)
         statistics = [module.phase_statistics() for module in self._modules.values()]
         totals = self._sum([own for own in statistics if own is not None])
         self._update_weights()
@@ -223,10 +229,6 @@ def _micro_batches(
         part = slice(start, start + size)
         drawn = {name: values[part] for name, values in noise.items()}
         yield images[part], None if labels is None else labels[part], drawn
-
-
-def _turns(term: Term) -> list[int]:
-    return [weight.every for weight in term.weights.values()]
 
 
 def _weight(term: Term, loss: str | None = None) -> str:
@@ -316,6 +318,7 @@ class Step:
         self._state = state
         self._world = world
         self._meter = meter
+        meter.begin_stage()
         self._micro_batch = min(training.micro_batch_size or len(part), len(part))
         self._record = record
         self._turns: dict[int, _Turn] = {}
@@ -416,7 +419,7 @@ def _term_loss(
         labels: Tensor | None,
         noise: dict[str, Tensor],
         numbers: dict[str, Tensor],
-    ) -> tuple[tuple[str, ...], Tensor, Tensor]:
+    ) -> tuple[tuple[str, ...], Tensor, Tensor | None]:
         batch = Batch(images, labels, noise, numbers[_SEEN], numbers, due, group_size)
         precision = (
             torch.autocast(images.device.type, torch.bfloat16) if autocast else nullcontext()
@@ -424,6 +427,9 @@ def _term_loss(
         with precision:
             losses = term.loss(networks, batch)
         _check(term, losses, due, images.shape[0])
+        if not losses.minimised:  # none of them is due
+            none = images.new_zeros(0)
+            return *_sums_by_tag(losses, none, images.shape[0]), None
         parts = torch.stack([value.sum() for value in losses.minimised.values()])
         tags, sums = _sums_by_tag(losses, parts.detach(), images.shape[0])
         if term.weights:
@@ -447,7 +453,8 @@ def _eager(loss: TermLoss) -> TermRun:
         numbers: dict[str, Tensor],
     ) -> tuple[tuple[str, ...], Tensor]:
         tags, sums, total = loss(images, labels, noise, numbers)
-        total.backward()
+        if total is not None:
+            total.backward()
         return tags, sums
 
     return run
@@ -474,6 +481,8 @@ def _compiled(loss: TermLoss, parameters: list[nn.Parameter], device: torch.devi
         numbers: dict[str, Tensor],
     ) -> tuple[tuple[str, ...], Tensor, tuple[Tensor | None, ...]]:
         tags, sums, total = loss(images, labels, noise, numbers)
+        if total is None:
+            return tags, sums, (None,) * len(parameters)
         return tags, sums, torch.autograd.grad(total, parameters, allow_unused=True)
 
     assert isinstance(gradients, FunctionType)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ray_gen
 from ray_gen import Pipeline, latent
+from ray_gen.build import build_objective
 from ray_gen.core import (
     Batch,
     ImageShape,
@@ -28,9 +29,18 @@ from ray_gen.core import (
     noise_of,
 )
 from ray_gen.errors import Refused
+from ray_gen.experiment import ExperimentError
 from ray_gen.exporting import export
 from ray_gen.losses import squared_error
-from tests.helpers import ADAM, TRAINING, experiment
+from tests.helpers import (
+    ADAM,
+    TRAINING,
+    experiment,
+    gan,
+    relative_difference,
+    trained,
+    weights,
+)
 from tests.runs import SHORT, saved
 
 
@@ -281,3 +291,50 @@ def test_one_latent_in_the_shape_of_images_is_no_image(store_8, tmp_path: Path) 
     assert z.shape == (2, 1, 8, 8)
     (bare,), (whole,) = pipeline.interpolate(z[0], z[1], 3), pipeline.interpolate(z[:1], z[1:], 3)
     assert torch.equal(bare, whole)
+
+
+class Dropping(torch.nn.Module):
+    """A discriminator with dropout, by noise of its own."""
+
+    def __init__(self, signature: Signature) -> None:
+        super().__init__()
+        self.body = torch.nn.Linear(torch.Size(signature.input).numel(), 16)
+        self.head = torch.nn.Linear(16, signature.output_shape[0])
+
+    @property
+    def noise(self) -> dict[str, Noise]:
+        return {"keep": Noise((16,), "uniform")} if self.training else {}
+
+    def forward(self, x: Tensor, labels: Any = None, *, noise: Any = None) -> Tensor:
+        hidden = self.body(x.flatten(1)).relu()
+        return self.head(hidden * (noise["keep"] < 0.7) if noise else hidden)
+
+
+def test_a_discriminator_that_draws_is_given_its_noise_in_every_call(store_8, tmp_path) -> None:
+    custom = "networks.discriminator={kind: custom, target: tests.test_latents:Dropping}"
+    this = gan(custom, "objective.r1_weight=1", "training.precision=fp64", SHORT)
+    parts = gan(
+        *(custom, "objective.r1_weight=1", "training.precision=fp64", SHORT),
+        "training.micro_batch_size=6",
+    )
+    whole, split = (weights(trained(of, store_8)[0]) for of in (this, parts))
+    assert relative_difference(split, whole) < 1e-9
+    pipeline = ray_gen.load(saved(this, store_8, tmp_path / "gan"))
+    assert pipeline.discriminate(pipeline.sample(3, seed=0)).shape == (3,)
+
+
+@pytest.mark.parametrize("name", ["labels", "bottom"])
+def test_inputs_of_one_name_are_refused(name: str, monkeypatch) -> None:
+    both = {"bottom": Noise((2,)), **({"labels": Noise((2,))} if name == "labels" else {})}
+    noise = {} if name == "labels" else {"bottom": NoiseOf("decoder")}
+    monkeypatch.setattr(Levels, "sampling_noise", noise)
+    original = Levels.__init__
+
+    def changed(self, **given: Any) -> None:
+        original(self, **given)
+        self.latents = both
+
+    monkeypatch.setattr(Levels, "__init__", changed)
+    refused = "labels" if name == "labels" else "bottom"
+    with pytest.raises(ExperimentError, match=f"{refused} is the name of two inputs"):
+        build_objective(levels())

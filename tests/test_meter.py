@@ -155,3 +155,15 @@ def test_a_tag_of_two_terms_is_refused() -> None:
     record(meter, "encoder/likelihood", 0, {"loss/kl": row, "loss/features": row})
     with pytest.raises(ValueError, match=r"encoder/likelihood and decoder/.* loss/features"):
         record(meter, "decoder/likelihood", 0, {"loss/features": row})
+
+
+def test_a_later_stage_may_move_a_tag_to_another_term() -> None:
+    """And what the earlier one wrote is told with it."""
+    meter, drawn = Recorded(BATCH, World()), values(4)
+    for step in (0, 1):
+        record(meter, "first", step, {"loss/a": drawn[step]})
+    meter.begin_stage()
+    for step in (2, 3):
+        record(meter, "second", step, {"loss/a": drawn[step]})
+    assert meter.report()["loss/a"] == pytest.approx(float(drawn.mean()))
+    assert meter.report() == {}

@@ -6,6 +6,8 @@ chooses one of a few programs.
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from torch import Tensor
 from ray_gen.build import build_objective
 from ray_gen.core import Losses
 from ray_gen.experiment import Experiment
+from ray_gen.experiment.networks import Network
+from ray_gen.experiment.objectives import Objective
 from ray_gen.noise import Tape
 from tests.helpers import batches, gan, largest_difference, vae, weights
 from tests.programs import Recorded, eager, replayed, runs_on_meta
@@ -64,6 +68,16 @@ def test_a_replayed_step_is_the_step(store_8, monkeypatch, family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_reads_no_number_and_mixes_no_devices(family: str) -> None:
     runs_on_meta(FAMILIES[family], steps=12)
+
+
+@pytest.mark.parametrize("union", [Objective, Network], ids=["objectives", "networks"])
+def test_every_kind_that_ships_is_held_to_the_contract(union: Any) -> None:
+    """A new objective or architecture joins FAMILIES in the commit that brings it."""
+    (kinds, *_) = get_args(union)
+    shipped = {kind.model_fields["kind"].default for kind in get_args(kinds)} - {"custom"}
+    held = {this.objective.kind for this in FAMILIES.values()}
+    held |= {network.kind for this in FAMILIES.values() for network in this.networks.values()}
+    assert shipped <= held
 
 
 @pytest.mark.parametrize("reads", [lambda x: x.item(), float, lambda x: x if x > 0 else -x])

@@ -155,3 +155,14 @@ def test_the_half_life_of_the_average_may_change(store_8) -> None:
                 expected[key] = decay * expected[key] + (1 - decay) * value
     for key, value in state.ema["decoder"].state_dict().items():
         torch.testing.assert_close(value, expected[key], rtol=1e-12, atol=1e-14)
+
+
+def test_a_lineage_may_change_the_steps_of_a_count(store_8) -> None:
+    """The stages of both are those of the schedule that results."""
+    path = "objective.discriminator_steps"
+    values = {f"{path}.values": [[0, 3], [240, 1]]}
+    both = gan(f"{path}={{kind: steps, values: [[0, 3], [360, 2]]}}", lineage((120, values)))
+    assert [(s, of.value_at(path)) for s, of in both.stages()] == [(0, 3), (5, 3), (10, 1)]
+    plain = gan(f"{path}={{kind: steps, values: [[0, 3], [240, 1]]}}")
+    ours, theirs = (weights(trained(of, store_8)[0]) for of in (both, plain))
+    assert largest_difference(ours, theirs) == 0

@@ -235,3 +235,28 @@ def test_a_loss_in_full_precision_takes_its_term_along_when_it_is_due(
     this = vae("training.precision=bf16")
     stepped(this, With(build_objective(this), terms), store_8, 6)
     assert seen == [True, True, not penalised] * 2
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_term_of_which_nothing_is_due_trains_nothing(store_8, reports: bool) -> None:
+    """It may report all the same."""
+
+    def terms(phase: Phase) -> tuple[Term, ...]:
+        (elbo,) = phase.terms
+
+        def lazy(networks: Networks, batch: Batch) -> Losses:
+            found = elbo.loss(networks, batch).minimised["kl"]
+            due = {"lazy": found} if "lazy" in batch.due else {}
+            return Losses(due, {"latent/kl": found} if reports else {})
+
+        return (elbo, Term("regulariser", lazy, weights={"lazy": Weight(1.0, every=4)}))
+
+    this = vae(FP64)
+    found, meter = stepped(this, With(build_objective(this), terms), store_8, 3)
+    plain, _ = stepped(this, build_objective(this), store_8, 3)
+    assert largest_difference(weights(found), weights(plain)) == 0
+    metrics = meter.report()
+    assert ("latent/kl" in metrics) == reports
+    later, _ = stepped(this, With(build_objective(this), terms), store_8, 4)
+    four, _ = stepped(this, build_objective(this), store_8, 4)
+    assert largest_difference(weights(later), weights(four)) > 0

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import ray_gen
 from ray_gen.build import better, build_objective
@@ -27,6 +28,7 @@ from ray_gen.core import (
     Noise,
     Objective,
     Phase,
+    PhaseModule,
     Reconstructs,
     Term,
     VectorToImage,
@@ -185,14 +187,73 @@ def custom(name: str) -> Experiment:
     given = vae().model_dump(mode="json")
     options = {k: v for k, v in given["objective"].items() if k not in ("kind", "conditional")}
     target = f"tests.test_v0_1:{name}"
-    return Experiment.of(
+    this = Experiment.of(
         {**given, "objective": {"kind": "custom", "target": target, "options": options}}
     )
+    return this.with_values({"training.images": 240})
+
+
+class Pairs(Vae):
+    """A subclass of one of ours whose encoder gives what it gave."""
+
+    def encode(self, networks, images, labels):  # type: ignore[override]
+        return self._posterior(networks, images, labels)
+
+
+class Modules(Vae):
+    """A subclass of one of ours with a module among its networks."""
+
+    def networks(self) -> dict[str, Any]:
+        return {**super().networks(), "own": Scale()}
+
+
+def test_a_pair_where_posteriors_belong_is_told(store_8, tmp_path) -> None:
+    pipeline = ray_gen.load(saved(custom("Pairs"), store_8, tmp_path / "run"))
+    with pytest.raises(TypeError, match=r"Pairs\.encode has to give a mapping .*Posterior"):
+        pipeline.encode(torch.rand(2, 1, 8, 8))
+
+
+def test_a_stop_that_nobody_can_tell_is_refused() -> None:
+    stop = "training.stop_at_equilibrium={}"
+    with pytest.raises(ExperimentError, match=r"stop_at_equilibrium: .* no `watch` and no `sett"):
+        build_objective(old(stop))
+
+
+class Phased(PhaseModule):
+    """A parametrisation of 0.1, whose phase begins without the tensor that it is of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("phases", torch.zeros(()))
+
+    def begin_phase(self) -> None:  # type: ignore[override]
+        self.phases += 1
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+class Parametrised(nn.Module):
+    def __init__(self, signature: ImageToVector) -> None:
+        super().__init__()
+        channels, height, width = signature.image_shape
+        self.body = nn.Linear(channels * height * width, signature.vector_size)
+        parametrize.register_parametrization(self.body, "weight", Phased())
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.body(images.flatten(1))
+
+
+def test_a_parametrisation_of_0_1_begins_its_phases_as_it_did(store_8) -> None:
+    encoder = "networks.encoder={kind: custom, target: tests.test_v0_1:Parametrised}"
+    state, _ = trained(vae(encoder, SHORT), store_8)
+    assert float(state.networks["encoder"].body.parametrizations.weight[0].phases) == state.step
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("Modules", r"own among `networks\(\)` is a module; return it from `modules\(\)`"),
         ("OfOurs", r"objective\.target: OfOurs\.sample has to take \(networks, latents, labels"),
         ("Incomplete", r"Incomplete lacks sampled_from, has_prior, .* a subclass of it has"),
     ],

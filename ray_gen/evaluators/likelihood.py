@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ray_gen.core import Bounds, Encodes, Networks, Reconstructs
+from ray_gen.core import Bounds, Encodes, Networks, Reconstructs, posteriors_of
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.evaluators.base import Progress, Score, silent
@@ -149,7 +149,8 @@ def _measure(
     if images.dequantised is not None:
         sums.add("dequantised", weighted(images.dequantised)[2])
     if isinstance(objective, Encodes):
-        posteriors = objective.encode(networks, images.observed, images.labels).values()
+        found = posteriors_of(objective, networks, images.observed, images.labels)
+        posteriors = found.values()
         sums.add_units(torch.cat([posterior.mean.flatten(1) for posterior in posteriors], dim=1))
     if isinstance(objective, Reconstructs):
         noise = noise_for(

@@ -28,6 +28,12 @@ def _strided_problem(height: int, width: int) -> str | None:
     )
 
 
+def _in_words(form: str) -> str:
+    """ "map_to_vector" as "a map to a vector"."""
+    words = {"array": "an array", "several": "several outputs"}
+    return " to ".join(words.get(part, f"a {part}") for part in form.split("_to_"))
+
+
 class NetworkSettings(Component):
     """What every architecture shares. `targets` has a class for each form of signature that it can
     do (`ray_gen.core.Signature.form`), or one for "any"."""
@@ -43,10 +49,9 @@ class NetworkSettings(Component):
         """Why it cannot do such a signature, and what can; None if it can."""
         kind = getattr(self, "kind", "custom")
         if form not in self.targets and "any" not in self.targets:
-            can = " or ".join(f"a {known.replace('_to_', ' to a ')}" for known in self.targets)
-            wanted = form.replace("_to_", " to a ").replace("a several", "several outputs")
+            can = " or ".join(map(_in_words, self.targets))
             return (
-                f"{kind} maps {can}, and the objective asks for a {wanted}; take mlp, or a "
+                f"{kind} maps {can}, and the objective asks for {_in_words(form)}; take mlp, or a "
                 "class of your own (kind: custom)"
             )
         if conditions and not self.takes_conditions:

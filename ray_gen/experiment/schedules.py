@@ -157,7 +157,7 @@ def number(given: Any) -> float | Constant | Linear | Cosine | Steps:
 
     Raises ValueError for what is neither.
     """
-    if isinstance(given, (int, float)):
+    if isinstance(given, (int, float)) and not isinstance(given, bool) and math.isfinite(given):
         return float(given)
     try:
         return _SCHEDULES.validate_python(given)

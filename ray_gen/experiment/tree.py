@@ -131,7 +131,9 @@ class Experiment(Settings):
             for step in (first, *sorted(begin for begin in begins if first < begin < end)):
                 images = step * self.training.global_batch_size
                 values = {path: count.at(images) for path, count in counts.items()}
-                stages.append((step, stage.with_values(values) if values else stage))
+                # Its lineage, which is dealt with, may change the schedules that values replace.
+                known = {**values, "lineage": []}
+                stages.append((step, stage.with_values(known) if values else stage))
         return stages
 
     def _step_from(self, images: int) -> int:

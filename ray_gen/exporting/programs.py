@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ray_gen.core import Encodes, Networks, Noise, Objective, declared
+from ray_gen.core import Encodes, Networks, Noise, Objective, declared, posteriors_of
 from ray_gen.errors import Failed, Refused
 from ray_gen.noise import drawn, key_of
 from ray_gen.pipeline import Pipeline
@@ -76,7 +76,7 @@ class Encode(nn.Module):
         super().__init__()
         assert isinstance(objective, Encodes)
         self.networks = networks
-        self._encode = objective.encode
+        self._objective = objective
         self._low, self._high = objective.image_range
         self._dtype = dtype
         self._conditional = LABELS in inputs
@@ -87,7 +87,7 @@ class Encode(nn.Module):
         if (self._low, self._high) != (0.0, 1.0):
             seen = seen * (self._high - self._low) + self._low
         labels = given[1] if self._conditional else None
-        posteriors = self._encode(self.networks, seen, labels).values()
+        posteriors = posteriors_of(self._objective, self.networks, seen, labels).values()
         found = [part.float() for of_one in posteriors for part in of_one if part is not None]
         return found[0] if len(found) == 1 else tuple(found)
 
@@ -190,7 +190,7 @@ def _encoder_outputs(pipeline: Pipeline) -> list[str]:
     labels = None if pipeline.experiment.label_count is None else torch.zeros(1).long()
     if labels is not None:
         labels = labels.to(image.device)
-    found = objective.encode(pipeline.networks, image, labels)
+    found = posteriors_of(objective, pipeline.networks, image, labels)
     names: list[str] = []
     for name, (_, log_variance) in found.items():
         parts = ["mean", "log_variance"] if log_variance is not None else [name]

@@ -29,6 +29,12 @@ from ray_gen.core import (
 )
 from ray_gen.objectives.equilibrium import settled, watch
 
+_OF_DISCRIMINATOR: Noises = {
+    "judged_real": NoiseOf("discriminator"),
+    "judged_fake": NoiseOf("discriminator"),
+}
+"""What D draws for real and for generated images; most draw nothing."""
+
 
 class Gan(Objective):
     """min_G max_D E log D(x) + E log(1 - D(G(z))) (Goodfellow et al. 2014, eq. 1).
@@ -83,6 +89,7 @@ class Gan(Objective):
         noise: Noises = {
             **self.latents,
             "fakes": NoiseOf("generator"),
+            **_OF_DISCRIMINATOR,
             **augment_noise(self._augment),
         }
         terms = [Term("discriminator", self._discriminator_loss)]
@@ -97,10 +104,11 @@ class Gan(Objective):
             Phase("generator", ("generator",), (generator,), noise, every=every),
         ]
 
-    def _logits(self, networks: Networks, images: Tensor, batch: Batch) -> Tensor:
+    def _logits(self, networks: Networks, images: Tensor, batch: Batch, call: str) -> Tensor:
         """D's logits (N, 1) of images as it sees them: augmented, real and generated alike."""
         seen = augment(images, self._augment, batch.noise)
-        return networks["discriminator"](seen, batch.labels).to(batch.images.dtype)
+        noise = noise_of(batch.noise, call)
+        return networks["discriminator"](seen, batch.labels, **noise).to(batch.images.dtype)
 
     def _fakes(self, networks: Networks, batch: Batch) -> Tensor:
         return networks["generator"](
@@ -108,8 +116,8 @@ class Gan(Objective):
         )
 
     def _discriminator_loss(self, networks: Networks, batch: Batch) -> Losses:
-        fake = self._logits(networks, self._fakes(networks, batch), batch)
-        real = self._logits(networks, batch.images, batch)
+        fake = self._logits(networks, self._fakes(networks, batch), batch, "judged_fake")
+        real = self._logits(networks, batch.images, batch, "judged_real")
         if self._loss == "hinge":
             loss = losses.discriminator_loss_hinge(real, fake)
             reported = {"discriminator/real_logit": real, "discriminator/fake_logit": fake}
@@ -123,11 +131,11 @@ class Gan(Objective):
 
     def _r1(self, networks: Networks, batch: Batch) -> Losses:
         images = batch.images.detach().requires_grad_()
-        logits = self._logits(networks, images, batch)
+        logits = self._logits(networks, images, batch, "judged_real")
         return Losses({"r1": losses.squared_gradient_norm(logits, images)})
 
     def _generator_loss(self, networks: Networks, batch: Batch) -> Losses:
-        fake = self._logits(networks, self._fakes(networks, batch), batch)
+        fake = self._logits(networks, self._fakes(networks, batch), batch, "judged_fake")
         equation = {
             "non_saturating": losses.generator_loss_non_saturating,
             "minimax": losses.generator_loss_minimax,

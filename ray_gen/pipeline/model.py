@@ -23,6 +23,7 @@ from ray_gen.core import (
     Posterior,
     Reconstructs,
     Shape,
+    posteriors_of,
 )
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
@@ -234,9 +235,11 @@ class Model:
 
     def posteriors(self, images: Floats, labels: Labels | None = None) -> dict[str, Posterior]:
         """The posterior of each latent, by name."""
-        encode = self.encoder().encode
+        encoder = self.encoder()
         parts = self._of_images(
-            lambda images, labels: encode(self.networks, images, labels), images, labels
+            lambda images, labels: posteriors_of(encoder, self.networks, images, labels),
+            images,
+            labels,
         )
         posteriors: dict[str, Posterior] = {}
         for name in parts[0]:

@@ -106,6 +106,9 @@ def test_a_schedule_that_cannot_be_is_refused_by_its_path(assignment: str, said:
 def test_an_option_of_a_class_may_be_a_number_or_a_schedule() -> None:
     assert number(2) == 2.0
     assert number({"kind": "linear", "start": 0, "end": 1, "until_images": 10}).at(5) == 0.5
+    for wrong in (float("nan"), True, None):
+        with pytest.raises(ValueError, match="a schedule: "):
+            number(wrong)
     with pytest.raises(ValueError, match="a schedule: kind: 'liner' is not one of"):
         number({"kind": "liner"})
 

@@ -240,7 +240,7 @@ def test_samples_are_drawn_without_ray(sampled, family: str) -> None:
     assert not torch.equal(other, first)
 
 
-@some_of("flow")
+@some_of("flow", "style")
 def test_an_export_is_the_run(run_of, tmp_path: Path, family: str) -> None:
     written = ray_gen.export(run_of(family), tmp_path / "out")
     files = {file.name: file.difference for file in written.files}

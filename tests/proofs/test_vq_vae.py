@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import ray_gen
 from ray_gen.build import build_objective
 from ray_gen.core import Batch
+from ray_gen.noise import Tape
 from tests.helpers import stepped
 from tests.proofs.vq_networks import Codebook
 from tests.proofs.vq_vae import experiment
@@ -219,3 +220,20 @@ def test_the_codebook_is_used_as_it_is_and_not_averaged(store_8) -> None:
     raw, kept = (of["codebook"].state_dict() for of in (state.networks, state.ema))
     assert same(kept, raw)
     assert not same(state.ema["decoder"].state_dict(), state.networks["decoder"].state_dict())
+
+
+def test_a_large_codebook_is_not_drawn_for_many_phases_at_once(store_8, monkeypatch) -> None:
+    """Its noise is of every code, and counts for the length of a block as an image's does."""
+    lengths: list[tuple[int, int]] = []
+
+    class Watched(Tape):
+        def __init__(self, specs, *given) -> None:
+            super().__init__(specs, *given)
+            size = sum(math.prod(spec.shape) for spec in specs.values())
+            lengths.append((self.length, size))
+
+    monkeypatch.setattr("ray_gen.step.Tape", Watched)
+    this = experiment("objective.options.codebook.count=512")
+    stepped(this, build_objective(this), store_8, 1)
+    assert max(size for _, size in lengths) == 512 * 5
+    assert all(length == 1 or length * size <= Tape.numbers for length, size in lengths)
