@@ -104,6 +104,8 @@ def build_objective(experiment: Experiment) -> Objective:
         )
     except (TypeError, ValueError) as error:
         raise ExperimentError([f"objective.options: {error}"]) from error
+    except KeyError as error:
+        raise ExperimentError([f"objective.options: {error} is missing"]) from error
     objective = v0_1.objective_of(objective)
     if not isinstance(objective, Objective):
         lacking = [part for part in _PARTS if not hasattr(objective, part)]

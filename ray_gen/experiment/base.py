@@ -119,6 +119,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+SCHEDULES = ("constant", "linear", "cosine", "steps")
+"""Kinds of a number that changes with the images seen: see schedules.py."""
+
+
 def problems_of(error: ValidationError, root: type[Settings], given: Any) -> list[str]:
     """pydantic's errors as sentences that begin with the dotted path of the field."""
     return [_sentence(entry, root, given) for entry in error.errors()]
@@ -147,6 +151,8 @@ def _sentence(entry: Any, root: type[Settings], given: Any) -> str:
         message = str(context.get("error", entry["msg"]))
         inner = message.partition(":")[0].isidentifier()  # of a field of what was validated
         return f"{path}{'.' if inner else ': '}{message}" if path else message
+    if isinstance(entry["input"], dict) and entry["input"].get("kind") in SCHEDULES:
+        return f"{path}: takes no schedule"
     return f"{path}: {entry['msg'][0].lower()}{entry['msg'][1:]}, not {entry['input']!r}"
 
 

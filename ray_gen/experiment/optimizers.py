@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ray_gen.experiment.base import Settings, live
-from ray_gen.experiment.schedules import NonNegative, Positive, Share
+from ray_gen.experiment.schedules import NonNegative, Positive, Rate, Share
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -29,8 +29,8 @@ class Schedule(Settings):
 class OptimizerSettings(Settings):
     """What every optimiser shares."""
 
-    learning_rate: Positive = live(...)
-    """Step size, before the schedule."""
+    learning_rate: Rate = live(...)
+    """Step size. `schedule` multiplies it."""
     clip_norm: Positive | None = live(None)
     """Largest norm of a phase's gradient, over all its networks."""
     schedule: Schedule = Schedule()

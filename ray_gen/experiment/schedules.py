@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
-from ray_gen.experiment.base import Settings, problems_of
+from ray_gen.experiment.base import SCHEDULES, Settings, problems_of
 
 
 class Constant(Settings):
@@ -169,8 +169,16 @@ def number(given: Any) -> float | Constant | Linear | Cosine | Steps:
 class _Either:
     """Validates a number, or a schedule all of whose values could stand in the number's place."""
 
-    def __init__(self, number: Any, schedules: TypeAdapter[Any], kinds: tuple[type, ...]) -> None:
+    def __init__(
+        self,
+        number: Any,
+        schedules: TypeAdapter[Any],
+        kinds: tuple[type, ...],
+        value: Any = None,
+    ) -> None:
+        """number: what may stand alone; value: what a schedule may come to, if that is more."""
         self._number: TypeAdapter[Any] = TypeAdapter(number)
+        self._value: TypeAdapter[Any] = TypeAdapter(number if value is None else value)
         self._schedules = schedules
         self._kinds = kinds
 
@@ -178,6 +186,10 @@ class _Either:
         del handler  # it tells of every alternative, whatever was meant
         if not isinstance(given, (dict, *self._kinds)):
             return self._checked(given)
+        if CountSteps in self._kinds and isinstance(given, dict) and given.get("kind") != "steps":
+            raise ValueError(
+                "kind: of a whole number is steps, e.g. {kind: steps, values: [[0, 5], [50000, 1]]}"
+            )
         try:
             schedule = self._schedules.validate_python(given)
         except ValidationError as error:
@@ -187,7 +199,7 @@ class _Either:
             raise ValueError("; ".join(problems)) from None
         for value in schedule.extremes():
             try:
-                self._number.validate_python(value)
+                self._value.validate_python(value)
             except ValidationError as error:
                 why = error.errors()[0]["msg"].removeprefix("Input ")
                 raise ValueError(f"the schedule comes to {value:g}, which {why}") from None
@@ -197,6 +209,9 @@ class _Either:
         try:
             return self._number.validate_python(number)
         except ValidationError as error:
+            if number in SCHEDULES:
+                example = "values: [[0, 1], [50000, 2]]" if number == "steps" else "start: 1, …"
+                raise ValueError(f"a schedule is written {{kind: {number}, {example}}}") from None
             found = error.errors()[0]
             raise PydanticKnownError(found["type"], found.get("ctx")) from None  # pyright: ignore
 
@@ -215,6 +230,11 @@ _Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 Positive = Annotated[_Positive | AnySchedule, _number(_Positive)]
 """A number above 0, or a schedule of such."""
+Rate = Annotated[
+    _Positive | AnySchedule,
+    WrapValidator(_Either(_Positive, _SCHEDULES, (Constant, Linear, Cosine, Steps), _NonNegative)),
+]
+"""A number above 0, or a schedule that may begin or end at 0."""
 NonNegative = Annotated[_NonNegative | AnySchedule, _number(_NonNegative)]
 """A number from 0 up, or a schedule of such."""
 Share = Annotated[_Share | AnySchedule, _number(_Share)]

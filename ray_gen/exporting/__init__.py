@@ -96,7 +96,11 @@ def export(
         notes += missing if kinds else []
         for program in made if kinds else ():
             exported = programs.traced(program)
-            content = f"{', '.join(program.inputs)} to {', '.join(program.outputs)}"
+            given = [
+                f"{name} {('N', *probe.shape[1:])}".replace("'", "")
+                for name, probe in zip(program.inputs, program.probes[0], strict=True)
+            ]
+            content = f"{', '.join(given)} to {', '.join(program.outputs)}"
             for kind in kinds:
                 suffix, write_program = _WRITERS[kind]
                 path = work / f"{program.name}{suffix}"

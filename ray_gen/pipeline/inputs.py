@@ -182,8 +182,8 @@ def checked_levels(
         return {name: checked_latents(given, shape, argument) for name, shape in shapes.items()}
     if given.keys() != shapes.keys():
         raise Refused(
-            f"{argument}: has {', '.join(map(str, given)) or 'nothing'}, and this run has the "
-            f"latents {levels_in_words(shapes)}"
+            f"{argument}: has {', '.join(map(str, given)) or 'nothing'}, and not all or not only "
+            f"the latents of this run: {levels_in_words(shapes)}"
         )
     levels = {
         name: checked_latents(given[name], shape, f"{argument}[{name!r}]")

@@ -344,7 +344,10 @@ class Model:
         """The objective, if it discriminates; it takes what networks see. Raises Refused."""
         if isinstance(self.objective, Discriminates):
             return self.objective
-        raise Refused(f"{self._kind} has no discriminator; take a run whose objective has one")
+        raise Refused(
+            f"{self._kind} has no discriminator; take a run whose objective has one "
+            "(a class of your own judges by `ray_gen.core.Discriminates`)"
+        )
 
     def _check_prior(self, prior: Mixture | None) -> None:
         """Whether there is something to draw latents from."""

@@ -90,6 +90,15 @@ def test_every_live_number_may_be_a_schedule_and_survives_yaml(
             "beta.values: 0 images do not come after 0",
         ),
         ("objective.beta=large", "objective.beta: input should be a valid number.*'large'"),
+        ("objective.beta=cosine", r"objective.beta: a schedule is written \{kind: cosine, start"),
+        (
+            "objective.latent_size={kind: linear, start: 1, end: 2, until_images: 9}",
+            "objective.latent_size: takes no schedule",
+        ),
+        (
+            "optimizers.autoencoder.betas=[{kind: constant, value: 0.5}, 0.9]",
+            "betas.0: takes no schedule",
+        ),
         (
             "optimizers.autoencoder.betas=[0.9, {kind: linear, start: 0.9, end: 1, "
             "until_images: 9}]",
@@ -113,10 +122,20 @@ def test_an_option_of_a_class_may_be_a_number_or_a_schedule() -> None:
         number({"kind": "liner"})
 
 
+def test_a_learning_rate_may_begin_and_end_at_0() -> None:
+    path = "optimizers.autoencoder.learning_rate"
+    this = vae(f"{path}={{kind: cosine, start: 1e-3, end: 0, until_images: 9}}")
+    assert this.value_at(path)["end"] == 0.0
+    with pytest.raises(ExperimentError, match=f"{path}: .*greater than 0"):
+        vae(f"{path}=0")
+    with pytest.raises(ExperimentError, match=f"{path}: the schedule comes to -1"):
+        vae(f"{path}={{kind: cosine, start: 1e-3, end: -1, until_images: 9}}")
+
+
 def test_a_count_takes_steps_alone() -> None:
     path = "objective.discriminator_steps"
     assert gan(f"{path}={{kind: steps, values: [[0, 5], [48, 1]]}}").value_at(path)["kind"]
-    with pytest.raises(ExperimentError, match=f"{path}.kind: .*steps"):
+    with pytest.raises(ExperimentError, match=f"{path}.kind: of a whole number is steps"):
         gan(f"{path}={{kind: linear, start: 1, end: 5, until_images: 9}}")
     with pytest.raises(ExperimentError, match=f"{path}: the schedule comes to 0"):
         gan(f"{path}={{kind: steps, values: [[0, 5], [48, 0]]}}")
