@@ -65,7 +65,7 @@ def by_workers(store_8, tmp_path_factory, request) -> Callable[[int], dict[str, 
     that this session asks for."""
     wanted: dict[int, list[str]] = {}
     for item in request.session.items:
-        if getattr(item, "originalname", "") == test_workers_do_not_change_the_result.__name__:
+        if getattr(item, "function", None) is test_workers_do_not_change_the_result:
             wanted.setdefault(item.callspec.params["count"], []).append(
                 item.callspec.params["family"]
             )
@@ -218,7 +218,7 @@ def sampled(run_of, tmp_path_factory, request) -> dict[str, list[Tensor]]:
     asked = [
         item.callspec.params["family"]
         for item in request.session.items
-        if getattr(item, "originalname", "") == test_samples_are_drawn_without_ray.__name__
+        if getattr(item, "function", None) is test_samples_are_drawn_without_ray
     ]
     file = tmp_path_factory.mktemp("samples") / "samples.pt"
     folders = [part for family in asked for part in (family, str(run_of(family)))]
