@@ -64,8 +64,6 @@ class Numbers:
 
     def fill(self, images: Callable[[int], float]) -> None:
         """Write a block. images: those seen before the update in a row."""
-        if not self._numbers:
-            return
         seen = [images(row) for row in range(self._values.shape[1])]
         values = [[number(before) for before in seen] for number in self._numbers.values()]
         exact = torch.tensor(values, dtype=torch.float64).to(self._values.dtype)

@@ -138,9 +138,6 @@ def build_objective(experiment: Experiment) -> Objective:
     _same_names("optimizers", experiment.optimizers, phases)
     _same_names("networks", experiment.networks, objective.networks())
     _check_calls(objective, field)
-    both = objective.networks().keys() & _own_modules(experiment, objective).keys()
-    if both:
-        raise ExperimentError([f"{field}: {min(both)} is both a network and a module; rename one"])
     return objective
 
 
@@ -204,8 +201,13 @@ def build_networks(
     `only` names the ones to build.
     """
     networks: dict[str, nn.Module] = {}
-    own = _own_modules(experiment, objective)
-    wanted: Mapping[str, Signature | nn.Module] = {**objective.networks(), **own}
+    signatures, own = objective.networks(), _own_modules(experiment, objective)
+    both = signatures.keys() & own.keys()
+    if both:
+        raise ExperimentError(
+            [f"objective: {min(both)} is both a network and a module; rename one"]
+        )
+    wanted: Mapping[str, Signature | nn.Module] = {**signatures, **own}
     for name, signature in wanted.items():
         if only is not None and name not in only:
             continue

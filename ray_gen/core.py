@@ -6,6 +6,7 @@ An *objective* says which networks a model has, which *phases* train them, and w
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -506,8 +507,12 @@ def phase_modules(network: nn.Module, name: str = "") -> dict[str, PhaseModule]:
 
 def begin_phase(network: nn.Module) -> None:
     """Begin a phase of a network by itself, as `step.py` does of those that a phase updates."""
-    originals = parametrised(network)
-    for path, module in phase_modules(network).items():
+    begin_phases(phase_modules(network), parametrised(network))
+
+
+def begin_phases(modules: Mapping[str, PhaseModule], originals: Mapping[str, Tensor]) -> None:
+    """Begin a phase of some modules; originals: what those that are parametrisations are given."""
+    for path, module in modules.items():
         if path in originals:
             module.begin_phase(originals[path])
         else:
@@ -515,10 +520,12 @@ def begin_phase(network: nn.Module) -> None:
 
 
 def parametrised(network: nn.Module, name: str = "") -> dict[str, Tensor]:
-    """The tensors that the parametrisations of a network are of, by the paths of the latter."""
+    """The tensors that the parametrisations among `phase_modules` are of, by their paths. Those of
+    0.1, whose `begin_phase` takes none, are left out."""
     return {
         f"{path}.{number}": module.original
         for path, module in network.named_modules(prefix=name)
         if isinstance(module, parametrize.ParametrizationList)
-        for number in range(len(module))
+        for number, part in enumerate(module)
+        if isinstance(part, PhaseModule) and inspect.signature(part.begin_phase).parameters
     }

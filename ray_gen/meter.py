@@ -85,8 +85,8 @@ class Meter:
         for other, known in self._rows:
             for tag in set(tags) & set(known) if other != term else ():
                 raise ValueError(f"the terms {other} and {term} both report {tag}; rename one")
-        rows = self._rows[key] = Rows(len(tags), block, sums)
-        return rows
+        self._rows[key] = Rows(len(tags), block, sums)
+        return self._rows[key]
 
     def begin_stage(self) -> None:
         """Settings have changed: terms may come to report other tags, at other blocks."""

@@ -10,7 +10,6 @@ recorded once and replayed. What the host does, it does before and after.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -31,6 +30,7 @@ from ray_gen.core import (
     Phase,
     PhaseModule,
     Term,
+    begin_phases,
     declared,
     parametrised,
     phase_modules,
@@ -91,9 +91,6 @@ class _PhaseRunner:
         for name in phase.updates:
             self._modules |= phase_modules(state.networks[name], name)
             self._originals |= parametrised(state.networks[name], name)
-        for path, module in self._modules.items():
-            if not inspect.signature(module.begin_phase).parameters:  # of a class of 0.1
-                self._originals.pop(path, None)
         self._sum = FlatSum(self.parameters, world)
         self._batch = experiment.training.global_batch_size
         self._dtype = DTYPES[experiment.training.precision]
@@ -163,11 +160,7 @@ class _PhaseRunner:
         meter: Meter,
     ) -> None:
         """An update by terms of `runs_of`, on the device. Collective: every rank, same order."""
-        for path, module in self._modules.items():
-            if path in self._originals:
-                module.begin_phase(self._originals[path])
-            else:
-                module.begin_phase()
+        begin_phases(self._modules, self._originals)
         noise = self._tape.read(self.block.place)
         numbers = {**self._own, **self._numbers.read(self.block.place)}
         noise = {name: values.to(self._dtype) for name, values in noise.items()}
@@ -245,7 +238,7 @@ def _weights(phase: Phase) -> dict[str, Number]:
 
 
 def _constant(numbers: Mapping[str, Number]) -> dict[str, float]:
-    return {name: value_at(n, 0) for name, n in numbers.items() if isinstance(n, (int, float))}
+    return {name: n for name, n in numbers.items() if isinstance(n, (int, float))}
 
 
 def _moving(numbers: Mapping[str, Number]) -> dict[str, Callable[[float], float]]:

@@ -71,13 +71,47 @@ class _Likelihood:
         return output.sigmoid() if self._bernoulli else output.clamp(0.0, 1.0)
 
 
-class Autoencoder(Objective):
-    """Encoder and decoder trained on reconstruction alone: no prior, so nothing to sample from."""
+class _Decoding(Objective):
+    """What both autoencoders do with z: decode it to E[x|z]."""
 
     image_range = (0.0, 1.0)
+    sampling_noise: Noises = {"decoding": NoiseOf("decoder")}  # noqa: RUF012
+    _likelihood: _Likelihood
+
+    def encode(
+        self, networks: Networks, images: Tensor, labels: Tensor | None
+    ) -> Mapping[str, Posterior]:
+        """See `ray_gen.core.Encodes`."""
+        raise NotImplementedError
+
+    def sample(
+        self,
+        networks: Networks,
+        latents: Mapping[str, Tensor],
+        labels: Tensor | None,
+        noise: Mapping[str, Tensor],
+    ) -> Tensor:
+        """E[x|z], in [0, 1]; where z comes from, a plain autoencoder does not say."""
+        decoding = noise_of(noise, "decoding")
+        return self._likelihood.mean(networks["decoder"](latents["z"], labels, **decoding))
+
+    def reconstruct(
+        self,
+        networks: Networks,
+        images: Tensor,
+        labels: Tensor | None,
+        noise: Mapping[str, Tensor],
+    ) -> Tensor:
+        """E[x|z] at the z, or at the mean of q(z|x), that images are encoded to."""
+        z = self.encode(networks, images, labels)["z"].mean
+        return self.sample(networks, {"z": z}, labels, noise)
+
+
+class Autoencoder(_Decoding):
+    """Encoder and decoder trained on reconstruction alone: no prior, so nothing to sample from."""
+
     sampled_from: tuple[str, ...] = ("encoder", "decoder")
     has_prior = False
-    sampling_noise: Noises = {"decoding": NoiseOf("decoder")}  # noqa: RUF012
     evaluation_noise: Noises = _OF_NETWORKS
 
     def __init__(
@@ -121,29 +155,8 @@ class Autoencoder(Objective):
         """z (N, latent_size), and no distribution."""
         return {"z": Posterior(networks["encoder"](images, labels).to(images.dtype), None)}
 
-    def sample(
-        self,
-        networks: Networks,
-        latents: Mapping[str, Tensor],
-        labels: Tensor | None,
-        noise: Mapping[str, Tensor],
-    ) -> Tensor:
-        """Decode z; where z should come from, an autoencoder does not say."""
-        decoding = noise_of(noise, "decoding")
-        return self._likelihood.mean(networks["decoder"](latents["z"], labels, **decoding))
 
-    def reconstruct(
-        self,
-        networks: Networks,
-        images: Tensor,
-        labels: Tensor | None,
-        noise: Mapping[str, Tensor],
-    ) -> Tensor:
-        """Decode what was encoded."""
-        return self.sample(networks, {"z": networks["encoder"](images, labels)}, labels, noise)
-
-
-class Vae(Objective):
+class Vae(_Decoding):
     """max log p(x|z) - β KL(q(z|x) ‖ N(0, I)), z = μ(x) + σ(x) ε (Kingma and Welling 2014, eq. 10).
 
     β = 1 is the evidence lower bound. z is drawn once an image and step, and so are the pixels
@@ -151,8 +164,6 @@ class Vae(Objective):
     loss and no bound, as a reconstruction, takes x as it is.
     """
 
-    image_range = (0.0, 1.0)
-    sampling_noise: Noises = {"decoding": NoiseOf("decoder")}  # noqa: RUF012
     likelihood: Literal["bernoulli", "gaussian"]
     pixel_noise: Noise | None
 
@@ -260,25 +271,3 @@ class Vae(Objective):
         """The evidence lower bound and its two terms, in nats, with one z an image."""
         nll, kl = self._nll_and_kl(networks, batch)
         return {"elbo": -nll - kl, "reconstruction": nll, "kl": kl}
-
-    def sample(
-        self,
-        networks: Networks,
-        latents: Mapping[str, Tensor],
-        labels: Tensor | None,
-        noise: Mapping[str, Tensor],
-    ) -> Tensor:
-        """E[x|z], in [0, 1]."""
-        decoding = noise_of(noise, "decoding")
-        return self._likelihood.mean(networks["decoder"](latents["z"], labels, **decoding))
-
-    def reconstruct(
-        self,
-        networks: Networks,
-        images: Tensor,
-        labels: Tensor | None,
-        noise: Mapping[str, Tensor],
-    ) -> Tensor:
-        """E[x|z] at the mean of q(z|x)."""
-        mean, _ = self._posterior(networks, images, labels)
-        return self.sample(networks, {"z": mean}, labels, noise)
