@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import ray_gen.step
-from ray_gen.build import build_objective
-from ray_gen.distributed import FlatSum, World, use_cores
+import ray_gen.training.step
+from ray_gen.distributed import World, use_cores
 from ray_gen.experiment import Experiment
-from ray_gen.loop import build_feed
-from ray_gen.meter import Meter
-from ray_gen.sources import open_data
-from ray_gen.state import State
+from ray_gen.training.build import build_objective
+from ray_gen.training.gradients import FlatSum
+from ray_gen.training.loop import build_feed
+from ray_gen.training.meter import Meter
+from ray_gen.training.sources import open_data
+from ray_gen.training.state import State
 
 
 def _zero_where_none(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
@@ -177,9 +178,9 @@ class _Training:
         objective = build_objective(experiment)
         state = State.build(experiment, objective, world)
         self.meter = Meter(experiment.training.global_batch_size, world)
-        ray_gen.step.FlatSum = kind  # the name by which the step finds it
-        self.step = ray_gen.step.Step(experiment, objective, state, world, self.meter)
-        ray_gen.step.FlatSum = FlatSum
+        ray_gen.training.step.FlatSum = kind  # the name by which the step finds it
+        self.step = ray_gen.training.step.Step(experiment, objective, state, world, self.meter)
+        ray_gen.training.step.FlatSum = FlatSum
         feed = build_feed(experiment, objective, open_data(experiment).train, world)
         self._batches = iter(feed.steps(0, experiment.steps))
 

@@ -11,8 +11,8 @@ table gives the median of images/s and the medians of the ratios within each rou
 
     bare step         our step on one batch that already lies on the device: the limit
     ray_gen           our step on the batches of our data path
-    whole trainer     ray_gen.loop.train with its reports and control steps, without Ray; what is
-                      done with a report is not counted
+    whole trainer     ray_gen.training.loop.train with its reports and control steps, without Ray;
+                      what is done with a report is not counted
     pytorch/examples  a plain loop that does what `vae/main.py` or `dcgan/main.py` do: see _peers.py
     pythae            its own trainer and data path (`pip install '.[benchmark]'`)
 
@@ -56,15 +56,15 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ray_gen
-from ray_gen.build import build_objective
 from ray_gen.data import Split, Store
 from ray_gen.distributed import World, use_cores
 from ray_gen.experiment import Experiment
-from ray_gen.loop import build_feed, train
-from ray_gen.meter import Meter
-from ray_gen.sources import class_names, open_data
-from ray_gen.state import State
-from ray_gen.step import Step
+from ray_gen.training.build import build_objective
+from ray_gen.training.loop import build_feed, train
+from ray_gen.training.meter import Meter
+from ray_gen.training.sources import class_names, open_data
+from ray_gen.training.state import State
+from ray_gen.training.step import Step
 
 ENDLESS = 10**12
 REPORT_EVERY_IMAGES = 20_000
@@ -163,7 +163,7 @@ class BareStep(_Ours):
 
 
 class WholeTrainer:
-    """`ray_gen.loop.train`, from report to report."""
+    """`ray_gen.training.loop.train`, from report to report."""
 
     def __init__(self, experiment: Experiment, store: Store, device: torch.device) -> None:
         world = World(device=device)

@@ -44,7 +44,7 @@ sys.path.insert(0, str(ROOT))
 from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from ray_gen.checkpoints import checkpoints, fetched  # noqa: E402
+from ray_gen.runs.checkpoints import checkpoints, fetched  # noqa: E402
 from ray_gen.storage import Folder  # noqa: E402
 from tests.s3 import S3  # noqa: E402
 

@@ -59,21 +59,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ray_gen
 from ray_gen import losses
-from ray_gen.build import build_networks, build_objective
 from ray_gen.core import Evaluates, Networks, declared
 from ray_gen.data import Split, Store
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
-from ray_gen.exporting import export
-from ray_gen.exporting.programs import TOLERANCE, programs_of
-from ray_gen.loop import build_feed, held_out_scores
-from ray_gen.meter import Meter
 from ray_gen.networks.batch_norm import GroupBatchNorm
 from ray_gen.noise import Tape
 from ray_gen.pipeline import Pipeline
-from ray_gen.state import State
-from ray_gen.step import Program, Recorder, Step
+from ray_gen.pipeline.export import export
+from ray_gen.pipeline.export.programs import TOLERANCE, programs_of
+from ray_gen.training.build import build_networks, build_objective
+from ray_gen.training.loop import build_feed, held_out_scores
+from ray_gen.training.meter import Meter
+from ray_gen.training.state import State
+from ray_gen.training.step import Program, Recorder, Step
 
 CPU = torch.device("cpu")
 ENDLESS = 10**12

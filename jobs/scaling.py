@@ -35,14 +35,14 @@ from torch.utils.flop_counter import FlopCounterMode
 # A script sees only its own folder; without this it would measure an installed version.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ray_gen.build import build_networks, build_objective
 from ray_gen.core import begin_phase, phase_modules
 from ray_gen.distributed import World
 from ray_gen.experiment import Experiment
-from ray_gen.meter import Meter
 from ray_gen.recipes import recipe
-from ray_gen.state import State
-from ray_gen.step import Step
+from ray_gen.training.build import build_networks, build_objective
+from ray_gen.training.meter import Meter
+from ray_gen.training.state import State
+from ray_gen.training.step import Step
 
 CLASSES = tuple("0123456789")
 RGB_64 = ("data.image_size=64", "data.channels=3")

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray_gen.evaluation import Scores
     from ray_gen.experiment import Experiment, ExperimentError
-    from ray_gen.exporting import export
     from ray_gen.launch import train
-    from ray_gen.launch.search import search
-    from ray_gen.mixture import Mixture
+    from ray_gen.launch.search.driver import search
     from ray_gen.pipeline import Pipeline, load
+    from ray_gen.pipeline.export import export
+    from ray_gen.pipeline.mixture import Mixture
     from ray_gen.recipes import recipe
     from ray_gen.scoring import evaluate
+    from ray_gen.version import __version__ as __version__
 
-__version__ = "0.2.0.dev0"
 __all__ = [
     "Experiment",
     "ExperimentError",
@@ -41,15 +41,16 @@ __all__ = [
 _HOMES = {
     "Experiment": "ray_gen.experiment",
     "ExperimentError": "ray_gen.experiment",
-    "Mixture": "ray_gen.mixture",
+    "Mixture": "ray_gen.pipeline.mixture",
     "Pipeline": "ray_gen.pipeline",
     "load": "ray_gen.pipeline",
     "recipe": "ray_gen.recipes",
-    "search": "ray_gen.launch.search",
+    "search": "ray_gen.launch.search.driver",
     "train": "ray_gen.launch",
     "Scores": "ray_gen.evaluation",
     "evaluate": "ray_gen.scoring",
-    "export": "ray_gen.exporting",
+    "export": "ray_gen.pipeline.export",
+    "__version__": "ray_gen.version",
 }
 
 

@@ -51,7 +51,7 @@ def _translation(images: Tensor, uniform: Tensor) -> Tensor:
 
 def _shifted(uniform: Tensor, size: int) -> Tensor:
     """Source index in a line padded by 1 for each target index: (N, size)."""
-    reach = int(size / 8 + 0.5)
+    reach = (size + 4) // 8
     shift = (uniform * (2 * reach + 1)).floor().to(torch.int64) - reach
     source = torch.arange(size, device=uniform.device) + shift[:, None]
     return source.clamp(-1, size) + 1
@@ -68,7 +68,7 @@ def _cutout(images: Tensor, uniform: Tensor) -> Tensor:
 
 def _inside(uniform: Tensor, size: int) -> Tensor:
     """Whether each position lies in the hole: (N, size)."""
-    length = int(size * 0.5 + 0.5)
+    length = (size + 1) // 2
     centre = (uniform * (size + 1 - length % 2)).floor()[:, None]
     position = torch.arange(size, device=uniform.device)
     first = centre - length // 2

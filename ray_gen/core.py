@@ -1,7 +1,7 @@
-"""What the rooms agree on: the words of training, as types. Imports torch and nothing else.
+"""The types that all parts of the package share. Imports torch and nothing else.
 
 An *objective* says which networks a model has, which *phases* train them, and what a sample is.
-`step.py` runs phases without knowing the model; objectives know nothing of ranks or optimisers.
+`step.py` runs phases without knowing the model. Objectives know nothing of ranks or optimisers.
 """
 
 from __future__ import annotations
@@ -15,33 +15,35 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 Shape = tuple[int, ...]
-"""Of one item of a batch: (D,) is a vector, (C, H, W) a map."""
+"""Shape of one item of a batch: (D,) is a vector, (C, H, W) a map."""
 
 ImageShape = tuple[int, int, int]
 """(channels, height, width)"""
 
 Networks = nn.ModuleDict
-"""The networks and the own modules of a model, by name. A network is called as
-`network(x, labels, **more)`: `more` holds the conditions of its signature by name, and `noise`
-where it declares some. See `noise_of`."""
+"""A model's networks and the objective's own modules, by name. A network is called as
+`network(x, labels, **more)`. `more` holds the conditions of its signature by name, and `noise` if
+the network declares noise (see `noise_of`)."""
 
 _NOTHING: Mapping[str, Any] = {}  # torch.compile cannot trace `dict[str, Tensor]`
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a network maps to what. Shapes are of one item of a batch.
+    """The inputs and outputs of a network. Shapes are of one item of a batch.
 
-    `labels`, int64 (N,), are given if there is a `label_count`. `conditions` are further inputs,
-    (N, *shape) each, by keyword: a time, for example. Several outputs come as a mapping by name.
+    The call passes `labels`, int64 (N,), if `label_count` is set. `conditions` are further inputs,
+    (N, *shape) each, by keyword: a time, for example. A network with several outputs returns a
+    mapping by name.
     """
 
     input: Shape
     outputs: Shape | Mapping[str, Shape]
-    """Of the only output, or by name."""
+    """Shape of the only output, or a mapping from output names to shapes."""
     label_count: int | None = None
     activation: Literal["tanh", "identity"] = "identity"
-    """The last function: "tanh" gives values in (-1, 1), "identity" gives any (logits, means)."""
+    """Last function of the network: "tanh" gives values in (-1, 1), "identity" any value (logits,
+    means)."""
     conditions: Mapping[str, Shape] = field(default_factory=lambda: _NOTHING)
 
     @property
@@ -52,10 +54,10 @@ class Signature:
 
     @property
     def output_shape(self) -> Shape:
-        """The shape of the only output. Raises ValueError where there are several."""
+        """The shape of the only output. Raises ValueError if there are several."""
         if isinstance(self.outputs, Mapping):
             names = " and ".join(self.outputs)
-            raise ValueError(f"has one output, and {names} are asked for")
+            raise ValueError(f"has one output, but the signature asks for {names}")
         return self.outputs
 
 
@@ -64,7 +66,7 @@ def _word(shape: Shape) -> str:
 
 
 class ImageToVector(Signature):
-    """images_NCHW to vectors (N, vector_size), with the names that 0.1 had."""
+    """images_NCHW to vectors (N, vector_size), with the attribute names of 0.1."""
 
     def __init__(
         self, image_shape: ImageShape, vector_size: int, label_count: int | None = None
@@ -83,7 +85,7 @@ class ImageToVector(Signature):
 
 
 class VectorToImage(Signature):
-    """vectors (N, vector_size) to images_NCHW, with the names that 0.1 had."""
+    """vectors (N, vector_size) to images_NCHW, with the attribute names of 0.1."""
 
     def __init__(
         self,
@@ -106,7 +108,7 @@ class VectorToImage(Signature):
 
     @property
     def output(self) -> Literal["tanh", "identity"]:
-        """What the last function was called."""
+        """`activation`, under its name in 0.1."""
         return self.activation
 
 
@@ -125,9 +127,9 @@ class Noise:
 
 @dataclass(frozen=True)
 class NoiseOf:
-    """All the noise that one call of a network or own module takes. A phase that declares
-    `{"fakes": NoiseOf("generator")}` has the generator's noise "layer_0" as "fakes.layer_0", and
-    `noise_of(batch.noise, "fakes")` gives it to the call."""
+    """All the noise of one call of a network or own module. A phase declares, for example,
+    `{"fakes": NoiseOf("generator")}`. Its `batch.noise` then holds the generator's noise "layer_0"
+    as "fakes.layer_0", and `noise_of(batch.noise, "fakes")` gives the arguments of the call."""
 
     network: str
 
@@ -140,30 +142,32 @@ class TakesNoise(Protocol):
     """A network or own module that takes random numbers: noise of layers, dropout, style mixing,
     augmentation.
 
-    It is called with `noise=`, a mapping of (N, *shape) by these names, and never draws itself.
-    What it declares may depend on its mode: dropout declares nothing when not `training`.
+    Its call takes `noise=`, a mapping from the names in `noise` to tensors (N, *shape). The module
+    never draws random numbers itself. What it declares may depend on its mode: dropout declares
+    nothing when not `training`.
     """
 
     noise: Mapping[str, Noise]
 
 
 def noise_of(noise: Mapping[str, Tensor], name: str) -> dict[str, Any]:
-    """Keyword arguments for the call whose noise was declared as `name: NoiseOf(network)`: nothing
-    for a network that takes none."""
+    """Keyword arguments for the call whose noise is declared as `name: NoiseOf(network)`. Empty if
+    the network takes no noise."""
     prefix = f"{name}."
     own = {key.removeprefix(prefix): x for key, x in noise.items() if key.startswith(prefix)}
     return {"noise": own} if own else {}
 
 
 def declared(noises: Noises, networks: Networks) -> dict[str, Noise]:
-    """What is to be drawn: `NoiseOf` replaced by what the network declares in its present mode."""
+    """The noise to draw, by name: each `NoiseOf` becomes the noise that its network declares in its
+    present mode."""
     found: dict[str, Noise] = {}
     for name, spec in noises.items():
         if isinstance(spec, Noise):
             found[name] = spec
             continue
         own = getattr(networks[spec.network], "noise", None)
-        if isinstance(own, Mapping):  # and not a layer of this name
+        if isinstance(own, Mapping):  # else `noise` may be a layer of that name
             found |= {f"{name}.{key}": of_network for key, of_network in own.items()}
     return found
 
@@ -173,44 +177,50 @@ class Schedule(Protocol):
     """A number that changes with the images that a run has seen."""
 
     def at(self, images: float) -> float:
-        """Its value after so many images: the same on every rank, a pure function."""
+        """The value after `images` images. A pure function, so equal on every rank."""
         ...
 
 
 Number = float | Schedule
-"""A number, or one that changes with the images seen. It reaches a step as a tensor."""
+"""A constant, or a number that changes with the images seen. A number of a phase reaches its terms
+as a tensor."""
+
+
+def value_at(number: Number, images: float) -> float:
+    """The value of a number, or of a schedule after `images` images."""
+    return number if isinstance(number, (int, float)) else number.at(images)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a term of a loss sees: a part of the global batch, of whole groups, on one rank."""
+    """The input of a term: a part of the global batch on one rank, always whole groups."""
 
     images: Tensor
     """(N, C, H, W), in the objective's `image_range`."""
     labels: Tensor | None
     """int64 (N,)"""
     noise: Mapping[str, Tensor]
-    """By the names that the phase declares, each (N, *shape)."""
+    """(N, *shape) each, by the names that the phase declares."""
     images_seen: Tensor
-    """Images that the run has seen before this step: a float, 0-dimensional."""
+    """Number of images that the run has seen before this step: a float, 0-dimensional."""
     numbers: Mapping[str, Tensor] = field(default_factory=lambda: _NOTHING)
-    """By the names of `Phase.numbers`, as they are at this step: floats, 0-dimensional. The step's
-    own, as weights that change, stand beside them."""
+    """The values of `Phase.numbers` at this step, by name: floats, 0-dimensional. The mapping also
+    holds the step's own numbers, such as weights that change."""
     due: frozenset[str] = frozenset()
-    """Of the names in the term's `weights`, those whose losses count at this update. A term
-    computes no other of them."""
+    """The names in the term's `weights` whose losses count at this update. A term must not return
+    the other losses in `weights`."""
     group_size: int = 1
-    """Losses that couple images couple those of a group: N is a multiple of it, and image i
+    """A loss may couple images only within a group. N is a multiple of `group_size`. Image i
     belongs to group i // group_size."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What a term returns: values of each image, (N,), which nobody but `step.py` averages.
+    """What a term returns: one value per image, (N,). Only `step.py` averages them.
 
-    minimised: their weighted sum is the term's loss. reported: averaged over images, for the eye
-    only. of_phase: numbers, 0-dimensional, that belong to the phase and not to an image, for the
-    eye only. They come from buffers of a `PhaseModule`, so every rank has the same.
+    minimised: their weighted sum is the term's loss. reported: averaged over images, for display
+    only. of_phase: 0-dimensional numbers of the phase, not of an image, for display only. They
+    come from buffers of a `PhaseModule`, so they are equal on every rank.
     """
 
     minimised: Mapping[str, Tensor]
@@ -220,9 +230,10 @@ class Losses:
 
 @dataclass(frozen=True)
 class Weight:
-    """Of one loss of a term. `every` counts updates of the phase: a loss that is due on every n-th
-    update weighs `value * n` there (lazy regularisation, Karras et al. 2020, StyleGAN2, 3.1).
-    `full_precision` takes the term out of autocast at the updates where the loss is due."""
+    """The weight of one loss of a term. `every` counts updates of the phase: with `every` = n the
+    loss is due at every n-th update and weighs `value * n` there (lazy regularisation, Karras et
+    al. 2020, StyleGAN2, 3.1). `full_precision` takes the term out of autocast at the updates where
+    the loss is due."""
 
     value: Number = 1.0
     every: int = 1
@@ -231,10 +242,10 @@ class Weight:
 
 @dataclass(frozen=True)
 class Term:
-    """A part of a phase's loss: one forward pass, and the losses that come from it.
+    """A part of a phase's loss: one forward pass and the losses that come from it.
 
-    `weight` and `every` are of all its losses together, `weights` of single ones by name, on top
-    of that; both as `Weight` says. `full_precision` takes the term out of autocast: penalties on
+    `weight` and `every` apply to all losses of the term, as in `Weight`. `weights` apply to single
+    losses by name, in addition. `full_precision` takes the term out of autocast: penalties on
     gradients overflow or vanish in 16 bits.
     """
 
@@ -250,9 +261,9 @@ class Term:
 class Phase:
     """Networks that one optimiser updates together, by the gradient of the sum of `terms`.
 
-    Due at step s (from 0) when (s + 1) mod `every` = 0. `updates` names networks and own modules,
-    whose parameters the optimiser moves and whose `PhaseModule`s the phase moves. `noise` is what
-    its terms draw, `numbers` what they take from schedules.
+    Due at step s (from 0) when (s + 1) mod `every` = 0. `updates` names networks and own modules:
+    the optimiser updates their parameters, and the phase updates their `PhaseModule`s. `noise` is
+    the noise of the terms. `numbers` are constants and schedules for the terms.
     """
 
     name: str
@@ -265,40 +276,40 @@ class Phase:
 
 @runtime_checkable
 class Objective(Protocol):
-    """A model: which losses on which networks in which phases, and how to sample from it.
+    """A model: its networks, the losses and phases that train them, and how to sample from it.
 
-    To be subclassed: what has a default here may be left out.
+    Subclass this. A subclass may omit every member that has a default here.
     """
 
     image_range: tuple[float, float]
-    """Range of the images that its networks see: (0, 1) or (-1, 1)."""
+    """Range of the images that the networks see: (0, 1) or (-1, 1)."""
 
     sampled_from: tuple[str, ...]
-    """Networks and own modules that are used after training."""
+    """Names of the networks and own modules that are used after training."""
 
     latents: Mapping[str, Noise]
-    """What an image is made of, by name: one vector, a map, or the levels of a hierarchy."""
+    """The latents of one image, by name: a vector, a map, or the levels of a hierarchy."""
 
     has_prior: bool = True
-    """Whether `latents` also says how they are distributed. A plain autoencoder knows the shape of
-    z and not where it comes from."""
+    """Whether `latents` also gives their distribution. A plain autoencoder knows only the shape of
+    z."""
 
     sampling_noise: Noises = _NOTHING
-    """What `sample` and `reconstruct` draw beside the latents: the noise of networks."""
+    """The networks' noise in `sample` and `reconstruct`, in addition to the latents."""
 
     @property
     def averaged(self) -> tuple[str, ...]:
-        """Those of `sampled_from` that an average over training (EMA) is kept of. The others are
-        copied whenever the average moves: a codebook that is an average itself, for example."""
+        """The names in `sampled_from` that have an average over training (EMA). The others are
+        copied whenever the average moves: a codebook, for example, is already an average."""
         return self.sampled_from
 
     def networks(self) -> Mapping[str, Signature]:
-        """What the networks map, by name. The experiment says by which architecture."""
+        """The signature of each network, by name. The experiment chooses the architectures."""
         ...
 
     def modules(self) -> Mapping[str, nn.Module]:
-        """What the objective brings itself, by name: a learned σ, a codebook, an adaptive
-        probability. It stands among the networks, and in every checkpoint."""
+        """The objective's own modules, by name: a learned σ, a codebook, an adaptive probability.
+        They are among the networks and in every checkpoint."""
         return _NOTHING
 
     def phases(self) -> Sequence[Phase]:
@@ -312,13 +323,14 @@ class Objective(Protocol):
         labels: Tensor | None,
         noise: Mapping[str, Tensor],
     ) -> Tensor:
-        """Latents (N, *shape), labels (N,) and `sampling_noise` to images_NCHW in [0, 1]."""
+        """Latents (N, *shape), labels (N,) or None, and `sampling_noise` to images_NCHW in
+        [0, 1]."""
         ...
 
 
 @runtime_checkable
 class Reconstructs(Protocol):
-    """An objective whose networks can map an image to itself."""
+    """An objective whose networks can reconstruct an image."""
 
     def reconstruct(
         self,
@@ -332,35 +344,35 @@ class Reconstructs(Protocol):
 
 
 class Posterior(NamedTuple):
-    """Where an image lies in one of the latents: q(z|x) = N(mean, exp(log_variance))."""
+    """The position of an image in one latent: q(z|x) = N(mean, exp(log_variance))."""
 
     mean: Tensor
     """(N, *shape)"""
     log_variance: Tensor | None
-    """The same shape; None where the encoder gives one z and no distribution."""
+    """(N, *shape); None if the encoder gives one z and no distribution."""
 
 
 @runtime_checkable
 class Encodes(Protocol):
-    """An objective whose networks can say where an image lies among the latents."""
+    """An objective whose networks can map an image to its latents."""
 
     def encode(
         self, networks: Networks, images: Tensor, labels: Tensor | None
     ) -> Mapping[str, Posterior]:
-        """images_NCHW in `image_range` to a posterior for each of `latents`. The networks are not
-        `training`, and draw nothing here."""
+        """images_NCHW in `image_range` to a posterior for each of `latents`. The networks are in
+        eval mode and draw nothing here."""
         ...
 
 
 def posteriors_of(
     objective: Encodes, networks: Networks, images: Tensor, labels: Tensor | None
 ) -> Mapping[str, Posterior]:
-    """What `encode` gives, if it is that. Raises TypeError for what an `encode` of 0.1 gave."""
+    """The result of `encode`. Raises TypeError if it is not a mapping, as in 0.1."""
     found = objective.encode(networks, images, labels)
     if not isinstance(found, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
-            f"{type(objective).__name__}.encode has to give a mapping of each latent to a "
-            f"ray_gen.core.Posterior since ray_gen 0.2, and gave {type(found).__name__}"
+            f"{type(objective).__name__}.encode must return a mapping from each latent to a "
+            f"ray_gen.core.Posterior (since ray_gen 0.2), but returned {type(found).__name__}"
         )
     return found
 
@@ -369,37 +381,37 @@ def posteriors_of(
 class Discriminates(Protocol):
     """An objective with a network that tells real images from others.
 
-    Where its `gives_probability` is true, the sigmoid of a logit is D(x), the probability that x is
-    real.
+    If the objective's `gives_probability` is true, the sigmoid of a logit is D(x), the probability
+    that x is real.
     """
 
     discriminates_with: tuple[str, ...]
-    """The networks that this takes. No EMA is kept of them, unless they are `sampled_from`."""
+    """The networks that `discriminate` uses. They have no EMA unless they are in `sampled_from`."""
 
     def discriminate(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
-        """images_NCHW in `image_range` to logits (N,), the higher the more real. The network, which
-        is not `training`, draws nothing here."""
+        """images_NCHW in `image_range` to logits (N,): a higher logit means more real. The network
+        is in eval mode and draws nothing here."""
         ...
 
 
 @runtime_checkable
 class Evaluates(Protocol):
-    """An objective with held-out scores of its own, as the ELBO of a VAE.
+    """An objective with held-out scores of its own, such as the ELBO of a VAE.
 
-    Which of two values is the better one say its settings. The class of an objective of your own
-    says it by `better`, a mapping of scores to "min" or "max", and need not have one.
+    The settings of a shipped objective say whether "min" or "max" is better. A class of your own
+    may say it in `better`, a mapping from scores to "min" or "max". `better` is optional.
     """
 
     evaluation_noise: Noises
 
     def evaluate(self, networks: Networks, batch: Batch) -> Mapping[str, Tensor]:
-        """Scores of each image, (N,), by name. The batch has images, labels and
-        `evaluation_noise`, any number of images, and no numbers of phases."""
+        """Scores of each image, (N,), by name. The batch holds any number of images, with labels
+        and `evaluation_noise`. It has no `numbers`."""
         ...
 
 
 class Window(Protocol):
-    """How exactly, and how long, an objective has to be at rest."""
+    """How close to its optimum, and for how many images, an objective must stay to be settled."""
 
     @property
     def tolerance(self) -> float:
@@ -408,30 +420,30 @@ class Window(Protocol):
 
     @property
     def window_images(self) -> int:
-        """Images over which it must stay within."""
+        """Number of images for which it must stay within the tolerance."""
         ...
 
 
 @runtime_checkable
 class Settles(Protocol):
-    """An objective that knows from its own reports when it has come to rest, and training may end.
+    """An objective that sees in its own reports that it has settled. Training may then end.
 
-    What it remembers between two reports is a mapping of numbers, which a checkpoint holds. A run
-    that has settled has the key `STOPPED` in it.
+    Its memory between two reports is a mapping of numbers. A checkpoint stores it. Once the run has
+    settled, the memory has the key `STOPPED`.
     """
 
     def watch(self, memory: dict[str, float], metrics: Mapping[str, float], steps: int) -> None:
-        """Take note of a report: `metrics` are means over so many steps."""
+        """Take note of a report: `metrics` are means over `steps` steps."""
         ...
 
     def settled(self, memory: dict[str, float], images: int, window: Window) -> bool:
-        """Whether it has, after so many images; asked at every full
+        """Whether the objective has settled after `images` images. Training asks at every full
         `training.report_every_images`."""
         ...
 
 
 STOPPED = "stopped"
-"""In the memory of a stopping rule: the images after which it ended the run."""
+"""Key in the memory of a stopping rule: the number of images after which the rule ended the run."""
 
 
 @runtime_checkable
@@ -444,14 +456,15 @@ class Bounds(Protocol):
     """p(x|z): probabilities of pixels that are 0 or 1, or densities of pixels in `image_range`."""
 
     pixel_noise: Noise | None
-    """What `observed` redraws the pixels of an image with; None: it leaves them as they are."""
+    """Noise with which `observed` redraws the pixels of an image. None: `observed` leaves them
+    unchanged."""
 
     posterior_noise: Noise
-    """What one z from q(z|x) takes for an image."""
+    """Noise for one draw of z from q(z|x), for one image."""
 
     def observed(self, images: Tensor, noise: Tensor | None) -> Tensor:
-        """images_NCHW in `image_range` to the pixels that the likelihood is of; noise as
-        `pixel_noise` says."""
+        """images_NCHW in `image_range` to the pixels that the likelihood describes. noise: as
+        `pixel_noise` declares."""
         ...
 
     def log_weights(
@@ -466,38 +479,40 @@ class Bounds(Protocol):
 
 
 class PhaseModule(nn.Module):
-    """A module with buffers that training moves: once in a phase that updates its network, by
-    `step.py`, and never in a forward pass.
+    """A module with buffers that training moves. `step.py` moves them once in each phase that
+    updates the module's network. A forward pass never moves them.
 
-    Running statistics and power iterations then do not depend on how often a network was called, on
-    micro-batches or on the number of workers. A module whose new state needs random numbers
-    declares them as `phase_noise`.
+    So running statistics and power iterations do not depend on the number of calls of a network, of
+    micro-batches or of workers. A module whose new state needs random numbers declares them as
+    `phase_noise`.
     """
 
     phase_noise: Mapping[str, Noise] = _NOTHING
-    """What `end_phase` draws: the shapes are of one draw a phase, not of one an image."""
+    """Noise for `end_phase`. The shapes are for one draw per phase, not per image."""
 
     def begin_phase(self, original: Tensor | None = None) -> None:
-        """Before the forward passes of a phase that updates this module's network.
+        """Called before the forward passes of a phase that updates this module's network.
 
-        original: of a parametrisation (torch.nn.utils.parametrize), the tensor that it is of.
+        original: for a parametrisation (torch.nn.utils.parametrize), the tensor that it
+        parametrises.
         """
 
     def phase_statistics(self) -> Tensor | None:
-        """Sums over what this rank saw since `begin_phase`, to be added up over all ranks."""
+        """Sums over the images of this rank since `begin_phase`, or None if the module has none.
+        The step adds them up over all ranks."""
         return None
 
     def end_phase(
         self, statistics: Tensor | None, noise: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Move the buffers. `statistics` are the sums over all ranks; a module that saw nothing in
-        this phase keeps still. noise: by the names of `phase_noise`, if there are any; the same on
-        every rank."""
+        """Move the buffers. statistics: the sums over all ranks; a module that saw nothing in this
+        phase stays unchanged. noise: by the names of `phase_noise`, the same on every rank; not
+        passed if `phase_noise` is empty."""
 
 
 def phase_modules(network: nn.Module, name: str = "") -> dict[str, PhaseModule]:
-    """The modules of a network of this name whose buffers a phase moves, by their paths, in a fixed
-    order. The network may be one itself."""
+    """The `PhaseModule`s of a network, by path, in a fixed order. Each path begins with `name`. The
+    network itself may be one."""
     return {
         path: module
         for path, module in network.named_modules(prefix=name)
@@ -506,12 +521,12 @@ def phase_modules(network: nn.Module, name: str = "") -> dict[str, PhaseModule]:
 
 
 def begin_phase(network: nn.Module) -> None:
-    """Begin a phase of a network by itself, as `step.py` does of those that a phase updates."""
+    """Begin a phase for one network, as `step.py` does for the networks that a phase updates."""
     begin_phases(phase_modules(network), parametrised(network))
 
 
 def begin_phases(modules: Mapping[str, PhaseModule], originals: Mapping[str, Tensor]) -> None:
-    """Begin a phase of some modules; originals: what those that are parametrisations are given."""
+    """Begin a phase of these modules. originals: from `parametrised`."""
     for path, module in modules.items():
         if path in originals:
             module.begin_phase(originals[path])
@@ -520,8 +535,8 @@ def begin_phases(modules: Mapping[str, PhaseModule], originals: Mapping[str, Ten
 
 
 def parametrised(network: nn.Module, name: str = "") -> dict[str, Tensor]:
-    """The tensors that the parametrisations among `phase_modules` are of, by their paths. Those of
-    0.1, whose `begin_phase` takes none, are left out."""
+    """The original tensor of each parametrisation among `phase_modules`, by path. Parametrisations
+    of 0.1 are left out: their `begin_phase` takes no tensor."""
     return {
         f"{path}.{number}": module.original
         for path, module in network.named_modules(prefix=name)

@@ -15,7 +15,6 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from ray_gen.build import DTYPES, class_of, import_target
 from ray_gen.core import Bounds, Networks, Objective
 from ray_gen.data import Split, Store
 from ray_gen.distributed import World
@@ -31,8 +30,9 @@ from ray_gen.experiment.evaluation import CustomFeatures, Evaluation, InceptionF
 from ray_gen.pipeline import Pipeline, load
 from ray_gen.pipeline.pretrained import is_pretrained, read_config
 from ray_gen.sampling import sampled
-from ray_gen.sources import cache_folder, open_source
 from ray_gen.storage import Folder
+from ray_gen.training.build import DTYPES, class_of, import_target
+from ray_gen.training.sources import cache_folder, open_source
 
 COUNT = 50_000
 """Images to generate where the settings do not say, or as many as the reference has."""

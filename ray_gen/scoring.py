@@ -15,9 +15,9 @@ from ray_gen.errors import Refused
 from ray_gen.evaluation import Request, Scores, exported, measure, name_of
 from ray_gen.evaluators.base import Progress, Score, silent
 from ray_gen.experiment import Experiment, absolute_path
-from ray_gen.experiment.base import problems_of
 from ray_gen.experiment.data import Data
 from ray_gen.experiment.evaluation import Evaluation
+from ray_gen.experiment.settings import problems_of
 from ray_gen.pipeline import loading
 from ray_gen.pipeline.pretrained import read_config
 from ray_gen.storage import without_credentials

@@ -14,15 +14,15 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
-from ray_gen.build import build_objective
 from ray_gen.core import Objective, Phase
 from ray_gen.data import Split, Store
 from ray_gen.distributed import World
 from ray_gen.experiment import Experiment
-from ray_gen.loop import Report, build_feed, train
-from ray_gen.meter import Meter
-from ray_gen.state import State
-from ray_gen.step import Step
+from ray_gen.training.build import build_objective
+from ray_gen.training.loop import Report, build_feed, train
+from ray_gen.training.meter import Meter
+from ray_gen.training.state import State
+from ray_gen.training.step import Step
 
 CLASSES = tuple("0123456789")
 
@@ -214,7 +214,7 @@ def trained_by_workers(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "ray_gen.loop", "tests.helpers"])
+    context.set_forkserver_preload(["torch", "ray_gen.training.loop", "tests.helpers"])
     texts = [this.to_yaml() for this in experiments]
     processes = [
         context.Process(target=_worker, args=(rank, count, port, texts, store, folder, before))

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental import proxy_tensor
 
-from ray_gen.build import DTYPES, build_objective, build_optimizers
 from ray_gen.distributed import World
 from ray_gen.experiment import Experiment
-from ray_gen.meter import Meter
-from ray_gen.state import State
-from ray_gen.step import Program, Step
+from ray_gen.training.build import DTYPES, build_objective, build_optimizers
+from ray_gen.training.meter import Meter
+from ray_gen.training.state import State
+from ray_gen.training.step import Program, Step
 
 
 class Recorded:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from ray_gen.build import build_networks, build_objective
 from ray_gen.experiment import Experiment
+from ray_gen.training.build import build_networks, build_objective
 from tests.helpers import CLASSES
 
 JOBS = Path(__file__).resolve().parent.parent / "jobs"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_gen import checkpoints as module
 from ray_gen import storage
-from ray_gen.checkpoints import (
+from ray_gen.runs import checkpoints as module
+from ray_gen.runs.checkpoints import (
     BEST,
     checkpoint_name,
     checkpoints,
@@ -23,7 +23,7 @@ from ray_gen.checkpoints import (
     newest_checkpoint,
     prune,
 )
-from ray_gen.state import EMA, EXPERIMENT, MANIFEST, NETWORKS, OPTIMIZERS, CheckpointError
+from ray_gen.runs.manifest import EMA, EXPERIMENT, MANIFEST, NETWORKS, OPTIMIZERS, CheckpointError
 from ray_gen.storage import Folder
 from tests.s3 import S3
 

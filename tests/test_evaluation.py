@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from PIL import Image
 
 import ray_gen
-from ray_gen.build import build_objective
 from ray_gen.cli import main
 from ray_gen.data import Split, Store
 from ray_gen.distributed import World
@@ -23,9 +22,10 @@ from ray_gen.evaluation import Evaluator, Model, Request, Samples, Scores
 from ray_gen.evaluators.names import LIKELIHOOD, METRICS
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.evaluation import Evaluation
-from ray_gen.loop import train
 from ray_gen.scoring import table
-from ray_gen.state import State
+from ray_gen.training.build import build_objective
+from ray_gen.training.loop import train
+from ray_gen.training.state import State
 from tests.helpers import ADAM, experiment, gan, trained, vae, weights
 from tests.runs import saved
 
@@ -216,7 +216,7 @@ def test_a_request_is_the_same_behind_the_wire() -> None:
 def run(tmp_path_factory) -> Path:
     """A run on the built-in digits, which evaluation reads again."""
     this = gan("training.images=48", f"evaluation.features={json.dumps(TINY)}")
-    from ray_gen.sources import open_data
+    from ray_gen.training.sources import open_data
 
     store: Store = open_data(this)
     return saved(this, store, tmp_path_factory.mktemp("runs") / "a" / "checkpoint_000000000048")
@@ -360,7 +360,7 @@ def test_a_check_measures_nothing(store_8) -> None:
 
 def _of_a_folder(folder: Path) -> Path:
     """A run on twelve by twelve pictures in `data`, which are made as eight by eight."""
-    from ray_gen.sources import class_names, open_data
+    from ray_gen.training.sources import class_names, open_data
 
     _pictures(folder / "data", 40, 1)
     changes = [f"data=folder:{folder}/data", "data.channels=3", "data.image_size=8"]

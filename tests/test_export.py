@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 import os
 import pickle
@@ -25,15 +23,16 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import ray_gen
-from ray_gen.build import build_networks, build_objective
 from ray_gen.cli import main
 from ray_gen.core import Encodes, ImageToVector, VectorToImage
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment
-from ray_gen.exporting import export, from_pretrained, programs, push_to_hub, save_pretrained
-from ray_gen.pipeline import exporter
+from ray_gen.pipeline import Pipeline
+from ray_gen.pipeline import export as exporting
+from ray_gen.pipeline.export import export, programs, push_to_hub, save_pretrained
 from ray_gen.pipeline.pretrained import read_config
-from ray_gen.state import CheckpointError
+from ray_gen.runs.manifest import CheckpointError
+from ray_gen.training.build import build_networks, build_objective
 from tests.helpers import gan, relativistic, trained, vae, vae_gan
 
 SHORT = "training.images=48"
@@ -162,15 +161,18 @@ def test_an_exported_folder_is_the_run_bit_for_bit(model: str, run_of, tmp_path:
         folder = tmp_path / weights
         export(run_of(this), folder, weights=weights, formats=["safetensors"])
         assert names(folder) == ["README.md", "config.json", "model.safetensors"]
-        pipeline, expected = from_pretrained(folder), ray_gen.load(run_of(this), weights=weights)
+        pipeline, expected = (
+            Pipeline.from_pretrained(folder),
+            ray_gen.load(run_of(this), weights=weights),
+        )
         assert pipeline.experiment == this
         tensors = pipeline.networks.state_dict()
         torch.testing.assert_close(tensors, expected.networks.state_dict(), rtol=0.0, atol=0.0)
         if pipeline.objective.has_prior:
             assert torch.equal(pipeline.sample(5, seed=1), expected.sample(5, seed=1))
-    assert from_pretrained(tmp_path / "raw", weights="raw").experiment == this
+    assert Pipeline.from_pretrained(tmp_path / "raw", weights="raw").experiment == this
     with pytest.raises(CheckpointError, match="holds averaged weights"):
-        from_pretrained(tmp_path / "ema", weights="raw")
+        Pipeline.from_pretrained(tmp_path / "ema", weights="raw")
 
 
 def test_a_model_without_encode_is_exported_without_its_encoder_and_says_so(
@@ -200,12 +202,12 @@ def test_the_mixin_of_the_hub_reads_the_folder_and_writes_one_that_is_read(
 ) -> None:
     export(run_of(MODELS["gan-dcgan"]), tmp_path / "ours", formats=["safetensors"])
     model = Mixin.from_pretrained(tmp_path / "ours", strict=True)
-    ours = from_pretrained(tmp_path / "ours")
+    ours = Pipeline.from_pretrained(tmp_path / "ours")
     torch.testing.assert_close(model.state_dict(), ours.networks.state_dict(), rtol=0.0, atol=0.0)
     with torch.no_grad():
         model.get_parameter("generator.label.table.weight").add_(1.0)
     model.save_pretrained(tmp_path / "theirs")
-    theirs = from_pretrained(tmp_path / "theirs").networks.state_dict()
+    theirs = Pipeline.from_pretrained(tmp_path / "theirs").networks.state_dict()
     torch.testing.assert_close(theirs, model.state_dict(), rtol=0.0, atol=0.0)
 
 
@@ -228,10 +230,10 @@ def test_nothing_is_unpickled_and_no_file_holds_a_pickle(
 
     for module, name in ((torch, "load"), (pickle, "load"), (pickle, "loads")):
         monkeypatch.setattr(module, name, refuse)
-    assert from_pretrained(written.path).sample(2, seed=0).shape == (2, 1, 8, 8)
+    assert Pipeline.from_pretrained(written.path).sample(2, seed=0).shape == (2, 1, 8, 8)
     (written.path / "model.safetensors").rename(written.path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"model.safetensors: is missing"):
-        from_pretrained(written.path)
+        Pipeline.from_pretrained(written.path)
 
 
 def test_no_file_tells_where_the_run_was_or_what_only_its_machine_knows(
@@ -246,7 +248,7 @@ def test_no_file_tells_where_the_run_was_or_what_only_its_machine_knows(
             content = file.read_bytes()
             for word in ("hidden", "ivory", "/tmp", "site-packages", str(Path.cwd())):
                 assert word.encode() not in content, (file, word)
-        experiment = from_pretrained(written.path).experiment
+        experiment = Pipeline.from_pretrained(written.path).experiment
         assert experiment == this.with_fields(storage=None, data__path=kept)
 
 
@@ -401,7 +403,7 @@ def test_a_damaged_or_foreign_config_is_refused(
     config = folder / "config.json"
     config.write_text(change(config.read_text()))
     with pytest.raises(Refused, match=sentence):
-        from_pretrained(folder)
+        Pipeline.from_pretrained(folder)
 
 
 def test_damaged_weights_and_folders_that_are_none_are_refused(run: Path, tmp_path: Path) -> None:
@@ -409,11 +411,11 @@ def test_damaged_weights_and_folders_that_are_none_are_refused(run: Path, tmp_pa
     with (folder / "model.safetensors").open("r+b") as file:
         file.truncate(1000)
     with pytest.raises(CheckpointError, match=r"model.safetensors: cannot be read"):
-        from_pretrained(folder)
+        Pipeline.from_pretrained(folder)
     with pytest.raises(CheckpointError, match=r"is no exported model, config.json is missing"):
-        from_pretrained(tmp_path)
+        Pipeline.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"/no/such/folder: there is no such folder"):
-        from_pretrained("/no/such/folder")
+        Pipeline.from_pretrained("/no/such/folder")
 
 
 # What need not be installed
@@ -450,12 +452,12 @@ import sys
 for name in ("ray", "torchvision", "tensorboard", "pyarrow", "onnx", "onnxscript", "onnxruntime",
              "huggingface_hub"):
     sys.modules[name] = None
-from ray_gen.exporting import export, from_pretrained
+from ray_gen.pipeline.export import export, from_pretrained
 from ray_gen.errors import Refused
 folder = export({str(run)!r}, {str(tmp_path / "out")!r}).path
-assert from_pretrained(folder).sample(4, seed=0).shape == (4, 1, 8, 8)
+assert Pipeline.from_pretrained(folder).sample(4, seed=0).shape == (4, 1, 8, 8)
 try:
-    from_pretrained("somebody/model")
+    Pipeline.from_pretrained("somebody/model")
 except Refused as refused:
     print(refused)
 """
@@ -477,7 +479,7 @@ def test_a_repository_of_the_hub_is_loaded_from_its_two_files(
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    pipeline = from_pretrained("somebody/model", revision="v1")
+    pipeline = Pipeline.from_pretrained("somebody/model", revision="v1")
     assert torch.equal(pipeline.sample(2, seed=0), ray_gen.load(run).sample(2, seed=0))
     files = ["config.json", "model.safetensors"]
     assert asked == [("somebody/model", {"revision": "v1", "allow_patterns": files})]
@@ -487,7 +489,7 @@ def test_a_repository_of_the_hub_is_loaded_from_its_two_files(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(CheckpointError, match=r"neither a folder here nor a repository.*no route"):
-        from_pretrained("somebody/model")
+        Pipeline.from_pretrained("somebody/model")
 
 
 def test_classes_that_a_strangers_config_names_are_not_imported_unasked(
@@ -497,9 +499,14 @@ def test_classes_that_a_strangers_config_names_are_not_imported_unasked(
     folder = export(run_of(MODELS["custom"]), tmp_path / "out", formats=["safetensors"]).path
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
     with pytest.raises(CheckpointError, match=r"\(tests.custom_objectives:RelativisticGan\)"):
-        from_pretrained("somebody/model")
-    assert from_pretrained("somebody/model", custom_classes=True).sample(1).shape == (1, 1, 8, 8)
-    assert from_pretrained(folder).sample(1).shape == (1, 1, 8, 8)
+        Pipeline.from_pretrained("somebody/model")
+    assert Pipeline.from_pretrained("somebody/model", custom_classes=True).sample(1).shape == (
+        1,
+        1,
+        8,
+        8,
+    )
+    assert Pipeline.from_pretrained(folder).sample(1).shape == (1, 1, 8, 8)
 
 
 def test_a_model_is_pushed_in_one_commit(run: Path, monkeypatch) -> None:
@@ -515,7 +522,8 @@ def test_a_model_is_pushed_in_one_commit(run: Path, monkeypatch) -> None:
         def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> Any:
             done.append((repo_id, names(folder_path), commit_message))
             assert torch.equal(
-                from_pretrained(folder_path).sample(2, seed=0), ray_gen.load(run).sample(2, seed=0)
+                Pipeline.from_pretrained(folder_path).sample(2, seed=0),
+                ray_gen.load(run).sample(2, seed=0),
             )
             return SimpleNamespace(commit_url="https://hub/commit")
 
@@ -577,7 +585,7 @@ def test_a_metric_that_is_no_number_is_left_out(run_of, store_8, tmp_path: Path)
 def test_a_pipeline_is_saved_as_it_is(run: Path, tmp_path: Path) -> None:
     raw = ray_gen.load(run, weights="raw")
     assert save_pretrained(raw, tmp_path / "out") == tmp_path / "out"
-    again = from_pretrained(tmp_path / "out", weights="raw")
+    again = Pipeline.from_pretrained(tmp_path / "out", weights="raw")
     assert torch.equal(again.sample(3, seed=0), raw.sample(3, seed=0))
 
 
@@ -591,19 +599,11 @@ def test_a_pipeline_writes_and_reads_its_own_folder(run: Path, tmp_path: Path) -
         assert torch.equal(again.sample(3, seed=0), ours.sample(3, seed=0))
 
 
-def test_a_pipeline_asks_the_room_above_for_what_it_offers(monkeypatch) -> None:
-    """The only reference that points upwards is a name: it exists, and takes what it is given."""
-    room = importlib.import_module(exporter.TARGET)
-    assert exporter.exporter() is room
-    for name, asked in inspect.getmembers(exporter.Exporter, inspect.isfunction):
-        if name.startswith("_"):
-            continue
-        offered = inspect.signature(getattr(room, name)).parameters
-        assert list(inspect.signature(asked).parameters)[1:] == [
-            argument for argument in offered if (name, argument) != ("push_to_hub", "weights")
-        ]
+def test_a_pipeline_is_pushed_with_what_was_asked(monkeypatch) -> None:
     pushed: list[Any] = []
-    monkeypatch.setattr(room, "push_to_hub", lambda *given, **named: pushed.append((given, named)))
+    monkeypatch.setattr(
+        exporting, "push_to_hub", lambda *given, **named: pushed.append((given, named))
+    )
     pipeline = ray_gen.Pipeline.__new__(ray_gen.Pipeline)
     pipeline.push_to_hub("me/model", private=True)
     named = {"formats": ("safetensors",), "private": True, "token": None}

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ray_gen import latent
 from ray_gen.core import Noise
 from ray_gen.errors import Refused
+from ray_gen.pipeline import latent
 
 NORMAL = Noise((1,))
 UNIFORM = Noise((1,), "uniform", -1.0, 1.0)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 import ray_gen
-from ray_gen import Pipeline, latent
-from ray_gen.build import build_objective
+from ray_gen import Pipeline
 from ray_gen.core import (
     Batch,
     ImageShape,
@@ -30,8 +29,10 @@ from ray_gen.core import (
 )
 from ray_gen.errors import Refused
 from ray_gen.experiment import ExperimentError
-from ray_gen.exporting import export
 from ray_gen.losses import squared_error
+from ray_gen.pipeline import latent
+from ray_gen.pipeline.export import export
+from ray_gen.training.build import build_objective
 from tests.helpers import (
     ADAM,
     TRAINING,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from ray_gen.build import build_objective
 from ray_gen.distributed import World
 from ray_gen.experiment import Experiment, ExperimentError, differences
-from ray_gen.loop import Control, train
-from ray_gen.state import State, copy_of, read_manifest
+from ray_gen.runs.manifest import Manifest
+from ray_gen.training.build import build_objective
+from ray_gen.training.loop import Control, train
+from ray_gen.training.state import State, copy_of
 from tests.helpers import (
     gan,
     largest_difference,
@@ -97,7 +99,7 @@ def same(ours: State, theirs: State) -> bool:
 
 @pytest.fixture(autouse=True)
 def _a_control_step_after_every_step(monkeypatch) -> None:
-    monkeypatch.setattr("ray_gen.loop.CONTROL_SECONDS", 0.0)
+    monkeypatch.setattr("ray_gen.training.loop.CONTROL_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -276,7 +278,7 @@ def test_a_copied_checkpoint_is_another_experiments(store_8, tmp_path: Path) -> 
     copied.mkdir()
     copy_of(checkpoint, copied, other)
     assert Experiment.from_yaml((copied / "experiment.yaml").read_text()) == other
-    ours, theirs = read_manifest(copied), read_manifest(checkpoint)
-    assert ours.pop("files")["experiment.yaml"] != theirs.pop("files")["experiment.yaml"]
-    assert ours == theirs
+    ours, theirs = Manifest.of(copied), Manifest.of(checkpoint)
+    assert ours.files["experiment.yaml"] != theirs.files["experiment.yaml"]
+    assert replace(ours, files=theirs.files) == theirs
     assert same(gone_on(other, copied, store_8), expected)

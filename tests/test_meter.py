@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_gen.block import Block
 from ray_gen.distributed import World
-from ray_gen.meter import Meter, NonFiniteError
+from ray_gen.training.block import Block
+from ray_gen.training.meter import Meter, NonFiniteError
 
 BATCH = 8
 

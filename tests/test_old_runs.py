@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 import ray_gen
-from ray_gen.build import build_objective
 from ray_gen.distributed import World, use_cores
 from ray_gen.experiment import Experiment
-from ray_gen.loop import train
 from ray_gen.pipeline import Pipeline
-from ray_gen.sources import open_data
-from ray_gen.state import State
+from ray_gen.training.build import build_objective
+from ray_gen.training.loop import train
+from ray_gen.training.sources import open_data
+from ray_gen.training.state import State
 
 RUNS = Path(__file__).parent / "old_runs" / "v0_1"
 EXPECTED = json.loads((RUNS / "expected.json").read_text())

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_gen import pictures
 from ray_gen.errors import Refused
+from ray_gen.runs import pictures
 
 
 def rows(count: int, steps: int, channels: int = 1) -> torch.Tensor:

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 import ray_gen
-from ray_gen import pictures
-from ray_gen.checkpoints import checkpoint_name, checkpoints, commit, prune
 from ray_gen.errors import Refused
+from ray_gen.runs import pictures
+from ray_gen.runs.checkpoints import checkpoint_name, checkpoints, commit, prune
 from ray_gen.storage import Folder, StorageError
 from tests.helpers import gan, trained, vae
 
@@ -98,7 +98,7 @@ for name in ("ray", "torchvision", "tensorboard", "pyarrow"):
     sys.modules[name] = None
 import ray_gen
 assert ray_gen.load({str(run)!r}).sample(4, seed=0).shape == (4, 1, 8, 8)
-assert "ray_gen.exporting" not in sys.modules
+assert "ray_gen.pipeline.export" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_gen.build import build_objective
 from ray_gen.core import Losses
 from ray_gen.experiment import Experiment
 from ray_gen.experiment.networks import Network
 from ray_gen.experiment.objectives import Objective
 from ray_gen.noise import Tape
+from ray_gen.training.build import build_objective
 from tests.helpers import batches, gan, largest_difference, vae, weights
 from tests.programs import Recorded, eager, replayed, runs_on_meta
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from ray_gen.experiment import Experiment
 from ray_gen.experiment.search import Search
-from ray_gen.report import write_report
-from ray_gen.report.importance import shares_of
-from ray_gen.report.results import Results, score_axis
+from ray_gen.searches.records import Mode, Trial
+from ray_gen.searches.report import write_report
+from ray_gen.searches.report.importance import shares_of
+from ray_gen.searches.report.results import Results, score_axis
 from ray_gen.storage import Folder
-from ray_gen.trials import Mode, Trial
 from tests.helpers import vae
 
 SPACE = {
@@ -229,7 +229,10 @@ def test_the_newest_samples_of_the_best_are_in_it(tmp_path: Path, scheme: str) -
 
 
 def test_its_libraries_are_imported_only_when_it_is_written() -> None:
-    code = "import sys, ray_gen.report; print({'plotly', 'optuna', 'sklearn'} & {*sys.modules})"
+    code = (
+        "import sys, ray_gen.searches.report\n"
+        "print({'plotly', 'optuna', 'sklearn'} & {*sys.modules})"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ray_gen.build import build_objective
 from ray_gen.distributed import World
-from ray_gen.loop import Control, train
-from ray_gen.state import CheckpointError, State
+from ray_gen.runs.manifest import CheckpointError
+from ray_gen.training.build import build_objective
+from ray_gen.training.loop import Control, train
+from ray_gen.training.state import State
 from tests.helpers import gan, largest_difference, trained, weights
 from tests.test_invariance import EXPERIMENTS
 
@@ -45,7 +46,7 @@ def test_training_longer_equals_one_long_run(
 def test_a_stop_that_is_asked_for_saves_where_it_stands(
     store_8, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("ray_gen.loop.CONTROL_SECONDS", 0.0)  # a control step after every step
+    monkeypatch.setattr("ray_gen.training.loop.CONTROL_SECONDS", 0.0)  # after every step
     whole, _ = trained(EXPERIMENTS["vae"](), store_8)
     experiment = EXPERIMENTS["vae"]()
     objective = build_objective(experiment)
@@ -76,7 +77,7 @@ def test_an_interrupted_run_stops_at_its_equilibrium_where_the_undisturbed_one_d
 ) -> None:
     """After 3 steps it is there, at 9 for 6 steps of the 8 that count, at 12 for 9. Other reports
     than those every 3 steps would make that 9, 10 or 11."""
-    monkeypatch.setattr("ray_gen.loop.CONTROL_SECONDS", 0.0)  # a control step after every step
+    monkeypatch.setattr("ray_gen.training.loop.CONTROL_SECONDS", 0.0)  # after every step
 
     def stopped(interruptions: tuple[int, ...], checkpoint_every_images: int) -> tuple[int, State]:
         experiment = gan(

@@ -14,11 +14,12 @@ import torch
 import torch.distributed as dist
 from click.testing import CliRunner
 
-import ray_gen.step
-from ray_gen.build import build_objective
-from ray_gen.distributed import FlatSum, World
-from ray_gen.meter import Meter
-from ray_gen.state import State
+import ray_gen.training.step
+from ray_gen.distributed import World
+from ray_gen.training.build import build_objective
+from ray_gen.training.gradients import FlatSum
+from ray_gen.training.meter import Meter
+from ray_gen.training.state import State
 from tests.helpers import largest_difference, weights
 
 JOBS = Path(__file__).resolve().parent.parent / "jobs"
@@ -57,8 +58,8 @@ def _stepped(experiment, steps: int, kind: type[FlatSum], patch: pytest.MonkeyPa
     state = State.build(experiment, objective, PRETENDED)
     meter = Meter(experiment.training.global_batch_size, PRETENDED)
     with patch.context() as patched:
-        patched.setattr(ray_gen.step, "FlatSum", kind)
-        step = ray_gen.step.Step(experiment, objective, state, PRETENDED, meter)
+        patched.setattr(ray_gen.training.step, "FlatSum", kind)
+        step = ray_gen.training.step.Step(experiment, objective, state, PRETENDED, meter)
     generator = torch.Generator().manual_seed(0)
     part = experiment.training.global_batch_size // 2
     for _ in range(steps):

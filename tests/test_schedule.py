@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_gen.experiment.optimizers import Schedule
-from ray_gen.schedule import ema_decay, learning_rate_factor
+from ray_gen.training.schedule import ema_decay, learning_rate_factor
 
 kinds = st.sampled_from(["constant", "linear", "cosine"])
 

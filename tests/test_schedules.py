@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ray_gen.build import build_objective
 from ray_gen.distributed import World
 from ray_gen.experiment import Experiment
-from ray_gen.state import State
+from ray_gen.training.build import build_objective
+from ray_gen.training.state import State
 from tests.helpers import batches, gan, largest_difference, stepped, trained, vae, weights
 from tests.test_lineage import lineage
 from tests.test_step import elbo_by_hand

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from ray_gen.build import build_networks, build_objective
 from ray_gen.core import ImageToVector, Objective, Signature, VectorToImage
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.networks.mlp import Mlp
+from ray_gen.training.build import build_networks, build_objective
 from tests.helpers import vae
 
 SIGNATURES: dict[str, Signature] = {

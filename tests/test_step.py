@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ray_gen.build import build_objective
 from ray_gen.core import Losses, Networks, Phase
 from ray_gen.distributed import World
-from ray_gen.loop import Report, held_out_scores, train
-from ray_gen.meter import Meter, NonFiniteError
 from ray_gen.noise import draw, key_of
-from ray_gen.state import State
-from ray_gen.step import Step
+from ray_gen.training.build import build_objective
+from ray_gen.training.loop import Report, held_out_scores, train
+from ray_gen.training.meter import Meter, NonFiniteError
+from ray_gen.training.state import State
+from ray_gen.training.step import Step
 from tests.helpers import (
     batches,
     gan,

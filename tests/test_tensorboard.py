@@ -8,13 +8,13 @@ from typing import Any
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from ray_gen.build import build_objective
 from ray_gen.data import Store
 from ray_gen.distributed import World
-from ray_gen.loop import train
-from ray_gen.run import RunWriter
-from ray_gen.state import State
+from ray_gen.runs.writer import RunWriter
 from ray_gen.storage import Folder
+from ray_gen.training.build import build_objective
+from ray_gen.training.loop import train
+from ray_gen.training.state import State
 from tests.helpers import vae
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_gen.build import build_objective
 from ray_gen.core import Batch, Losses, Networks, Number, Phase, Term, Weight
 from ray_gen.distributed import World
 from ray_gen.experiment.schedules import Linear
-from ray_gen.state import State
+from ray_gen.training.build import build_objective
+from ray_gen.training.state import State
 from tests.helpers import gan, largest_difference, relative_difference, stepped, vae, weights
 from tests.programs import eager, replayed
 

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_gen.errors import Refused
-from ray_gen.storage import Folder
-from ray_gen.trials import (
+from ray_gen.searches.records import (
     RECORDS,
     TRIALS,
     Trial,
@@ -25,6 +24,7 @@ from ray_gen.trials import (
     score_of,
     write_trials,
 )
+from ray_gen.storage import Folder
 
 values = st.dictionaries(
     st.text(min_size=1),

@@ -19,14 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 import ray_gen
-from ray_gen import build
-from ray_gen.build import build_objective
-from ray_gen.checkpoints import checkpoint_name
 from ray_gen.cli import main
 from ray_gen.distributed import World
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment
-from ray_gen.state import State
+from ray_gen.runs.checkpoints import checkpoint_name
+from ray_gen.training import build
+from ray_gen.training.build import build_objective
+from ray_gen.training.state import State
 from tests.helpers import gan
 
 FILES = ("experiment.yaml", "networks.safetensors", "ema.safetensors", "optimizers.safetensors")

@@ -16,9 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 import ray_gen
-from ray_gen import Pipeline, latent, pictures
+from ray_gen import Pipeline
 from ray_gen.errors import Refused
-from ray_gen.mixture import Mixture
+from ray_gen.pipeline import latent
+from ray_gen.pipeline.mixture import Mixture
+from ray_gen.runs import pictures
 from tests.helpers import gan, trained, vae
 from tests.runs import SHORT, saved
 
@@ -445,7 +447,7 @@ import sys
 absent = ("ray", "torchvision", "tensorboard", "pyarrow", "sklearn", "scipy")
 sys.modules.update(dict.fromkeys(absent))
 import ray_gen
-from ray_gen.mixture import Mixture
+from ray_gen.pipeline.mixture import Mixture
 vae, gan = ray_gen.load({str(runs["vae"])!r}), ray_gen.load({str(runs["gan"])!r})
 image = vae.read({str(tmp_path / "a.png")!r})
 z = vae.encode(image)

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from ray_gen import __version__
 from ray_gen.cli.data import data
 from ray_gen.cli.evaluate import evaluate
 from ray_gen.cli.export import export
@@ -17,6 +16,7 @@ from ray_gen.cli.tensorboard import tensorboard
 from ray_gen.cli.train import recipes, train
 from ray_gen.cli.use import discriminate, mixture, reconstruct, sample
 from ray_gen.errors import Failed, Refused
+from ray_gen.version import __version__
 
 
 class _Commands(click.Group):

@@ -24,7 +24,7 @@ def export(run: str, folder: str, weights: str, formats: str | None) -> None:
     Images are in [0, 1], batches of any size. Each file is read back and compared with the run.
     """
     from ray_gen.cli.options import import_from_here
-    from ray_gen.exporting import export as write
+    from ray_gen.pipeline.export import export as write
 
     import_from_here(run)
     chosen = None if formats is None else [name.strip() for name in formats.split(",")]

@@ -70,7 +70,7 @@ def interpolate(
     samples = options.samples(pipeline, seed, labels, truncation)
     a, b = samples.chosen(starts), samples.chosen(ends)
     images = pipeline.interpolate(a.z, b.z, steps, a.labels, spherical=not straight)
-    from ray_gen import pictures
+    from ray_gen.runs import pictures
 
     with options.writing(output):
         click.echo(pictures.save_rows(images, output, zoom))
@@ -128,7 +128,8 @@ def arithmetic(
     samples = options.samples(pipeline, seed, labels, truncation)
     groups = [(sign, samples.chosen(names)) for sign, names in named]
     label = _shared_class([label for _, group in groups for label in group.labels or ()])
-    from ray_gen import latent, pictures
+    from ray_gen.pipeline import latent
+    from ray_gen.runs import pictures
 
     result, means = {}, [dict[str, Any]() for _ in groups]
     for name in pipeline.latent_shapes:
@@ -202,7 +203,7 @@ def traverse(
     else:
         start, label = None, samples.label(0)
     images = pipeline.traverse(rows, start, extent, steps, label, latent_name)
-    from ray_gen import pictures
+    from ray_gen.runs import pictures
 
     with options.writing(output):
         click.echo(pictures.save_rows(images, output, zoom))

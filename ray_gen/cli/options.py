@@ -15,7 +15,7 @@ from ray_gen.errors import Refused
 
 if TYPE_CHECKING:
     from ray_gen.pipeline import Pipeline
-    from ray_gen.pipeline.chosen import Samples
+    from ray_gen.pipeline.selection import Samples
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -94,7 +94,7 @@ def import_from_here(*runs: str) -> None:
     of these runs, which may be anybody's. Last, so that it takes no other module's place."""
     here = Path.cwd().resolve()
     for run in runs:
-        from ray_gen.checkpoints import is_in_a_run
+        from ray_gen.runs.checkpoints import is_in_a_run
 
         folder = Path(run).expanduser().resolve()
         if here.is_relative_to(folder.parent if is_in_a_run(folder.name) else folder):
@@ -153,6 +153,6 @@ def names_of(text: str, option: str) -> list[int | Path]:
 
 def samples(pipeline: Pipeline, seed: int, labels: str | None, truncation: float | None) -> Samples:
     """The samples that `ray-gen sample` draws with the same options."""
-    from ray_gen.pipeline.chosen import Samples
+    from ray_gen.pipeline.selection import Samples
 
     return Samples(pipeline, seed, class_list(labels), truncation)

@@ -41,7 +41,7 @@ def search(
             f"--trials: a grid tries all of its {experiment.search.total:,} points; leave it out, "
             "or set search.algorithm=random"
         )
-    from ray_gen.launch.search import search as launch
+    from ray_gen.launch.search.driver import search as launch
 
     found = launch(experiment, storage=storage, name=name, fresh=fresh, show=True)
     sys.exit(found.exit_code)

@@ -48,8 +48,8 @@ def sample(
     """Draw images from a run folder or one of its checkpoints; needs no data set."""
     options.check_output(output, ".png", ".npz")
     pipeline = options.opened(run, weights)
-    from ray_gen import pictures
-    from ray_gen.mixture import Mixture
+    from ray_gen.pipeline.mixture import Mixture
+    from ray_gen.runs import pictures
 
     prior = None if mixture is None else Mixture.load(mixture)
     batches = pipeline.batches(count, options.in_turn(labels, count), seed, truncation, prior)
@@ -87,7 +87,7 @@ def reconstruct(
     options.check_output(output, ".png", ".npz")
     pipeline = options.opened(run, weights)
     parts = _parts(pipeline, images, "held_out" if data else None, labels, count)
-    from ray_gen import pictures
+    from ray_gen.runs import pictures
 
     pairs = (
         (
@@ -171,7 +171,7 @@ def mixture(
     pipeline = options.opened(run, weights)
     pipeline.check_mixture()  # told first, before any image is read
     parts = _parts(pipeline, images, "train" if data else None, labels, None)
-    from ray_gen.mixture import Mixture
+    from ray_gen.pipeline.mixture import Mixture
 
     z = (pipeline.posterior(some, classes).mean for some, classes in parts)
     fitted = Mixture.fit(z, components, seed, pipeline.origin)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from ray_gen.experiment.base import Component, Location, free
+from ray_gen.experiment.settings import Component, Location, free
 
 ImageSize = PositiveInt | tuple[PositiveInt, PositiveInt]
 

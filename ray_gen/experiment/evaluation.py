@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, field_validator
 
 from ray_gen.evaluators.names import LIKELIHOOD, LIKELIHOOD_SCORES, METRICS
-from ray_gen.experiment.base import Component, Settings, free
+from ray_gen.experiment.settings import Component, Settings, free
 
 
 class InceptionFeatures(Component):

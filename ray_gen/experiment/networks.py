@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from ray_gen.experiment.base import Component
+from ray_gen.experiment.settings import Component
 
 _STRIDED_SIZES = "4·2^n from 8 up (8, 16, 32, 64, …) or 28"
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from ray_gen.experiment.base import Component, live
 from ray_gen.experiment.schedules import Count, CountSteps, NonNegative, Share
+from ray_gen.experiment.settings import Component, live
 
 Better = Literal["min", "max"]
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ray_gen.experiment.base import Settings, live
 from ray_gen.experiment.schedules import NonNegative, Positive, Rate, Share
+from ray_gen.experiment.settings import Settings, live
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 

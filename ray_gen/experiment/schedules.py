@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
-from ray_gen.experiment.base import SCHEDULES, Settings, problems_of
+from ray_gen.experiment.settings import SCHEDULES, Settings, problems_of
 
 
 class Constant(Settings):

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from ray_gen.evaluators.names import LIKELIHOOD_SCORES, METRICS
-from ray_gen.experiment.base import Settings, free
+from ray_gen.experiment.settings import Settings, free
 
 OFFLINE = "sliced_wasserstein"
 """The metric that judges where nothing else is asked for: it needs no weights."""

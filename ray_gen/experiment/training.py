@@ -12,8 +12,8 @@ from pydantic import (
     model_validator,
 )
 
-from ray_gen.experiment.base import Settings, free, live, problems_of
 from ray_gen.experiment.schedules import Positive
+from ray_gen.experiment.settings import Settings, free, live, problems_of
 
 
 class EquilibriumStop(Settings):

@@ -9,14 +9,6 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, PositiveInt, ValidationError
 
-from ray_gen.experiment.base import (
-    ExperimentError,
-    Location,
-    Settings,
-    free,
-    is_marked,
-    problems_of,
-)
 from ray_gen.experiment.data import (
     Data,
     FolderData,
@@ -24,13 +16,19 @@ from ray_gen.experiment.data import (
     TorchvisionData,
 )
 from ray_gen.experiment.evaluation import Evaluation
-from ray_gen.experiment.networks import Network, NetworkSettings
+from ray_gen.experiment.networks import Network
 from ray_gen.experiment.objectives import Objective
 from ray_gen.experiment.optimizers import Optimizer
-from ray_gen.experiment.plain import Dumper, apply_override, parse_yaml, set_field, unshared
+from ray_gen.experiment.reading import Dumper, apply_override, parse_yaml, set_field, unshared
 from ray_gen.experiment.schedules import counts_in
 from ray_gen.experiment.search import OFFLINE, Search, better
-from ray_gen.experiment.search_problems import search_problems
+from ray_gen.experiment.settings import (
+    ExperimentError,
+    Location,
+    Settings,
+    free,
+    problems_of,
+)
 from ray_gen.experiment.training import Checkpoints, Training, Workers
 
 AUTO_GROUP_SIZE = 16
@@ -47,8 +45,8 @@ class Change(Settings):
     """The trial that population based training took the weights from."""
 
 
-class Experiment(Settings):
-    """Everything that a run is made of. Two runs of equal experiments are equal runs."""
+class Tree(Settings):
+    """The fields of an experiment, and copies of it with other values."""
 
     name: str = free("experiment", min_length=1)
     """What the run is called where no --name is given."""
@@ -72,6 +70,10 @@ class Experiment(Settings):
     search: Search | None = free(None)
     """What `ray-gen search` varies; `ray-gen train` passes it over."""
 
+    def problems(self) -> Iterator[str]:
+        """The checks of several fields together; none here: see `Experiment`."""
+        yield from ()
+
     @classmethod
     def of(cls, given: Any) -> Self:
         """From a mapping; raises ExperimentError with every problem by its dotted path."""
@@ -81,7 +83,7 @@ class Experiment(Settings):
             experiment = cls.model_validate(given)
         except ValidationError as error:
             raise ExperimentError(problems_of(error, cls, given)) from None
-        problems = list(experiment._problems())
+        problems = list(experiment.problems())
         if problems:
             raise ExperimentError(problems)
         return experiment
@@ -213,62 +215,10 @@ class Experiment(Settings):
         """Classes that a resolved experiment's networks are given; None without condition."""
         return len(self.data.classes or ()) if self.needs_labels else None
 
-    def _problems(self) -> Iterator[str]:
-        """Checks of several fields together, as far as the settings alone can say."""
-        yield from _missing_or_extra("networks", self.networks, self.objective.network_names)
-        yield from _missing_or_extra("optimizers", self.optimizers, self.objective.phase_names)
-        yield from self._data_problems()
-        yield from self._batch_problems()
-        yield from self._schedule_problems()
-        yield from self._best_problems()
-        yield from self._lineage_problems()
-        if self.search is not None:
-            yield from search_problems(self, self.search)
-        problem = self.objective.stop_problem()
-        if self.training.stop_at_equilibrium is not None and problem is not None:
-            yield f"training.stop_at_equilibrium: {problem}; set it to null"
-
-    def _best_problems(self) -> Iterator[str]:
-        best, known = self.checkpoints.best, self.objective.evaluated
-        if best is None or known is None:
-            return
-        evaluation = self.evaluation
-        if evaluation.every_images is not None and evaluation.placement == "inline":
-            known = (*known, *evaluation.score_names)
-        if best.metric not in known:
-            has = f"one of {', '.join(known)}" if known else "none: leave the field out"
-            more = "" if evaluation.every_images else "; evaluation.every_images measures more"
-            if evaluation.placement == "beside":
-                more = "; evaluation.placement=inline measures more in time for it"
-            yield (
-                f"checkpoints.best.metric: a {self.objective.kind} objective has no held-out score "
-                f"{best.metric!r}; it has {has}{more}"
-            )
-        mode = self.better(best.metric)
-        if mode not in (None, best.mode):
-            word = {"min": "lower", "max": "higher"}[mode or best.mode]
-            yield f"checkpoints.best.mode: a {word} {best.metric} is better, not {best.mode}"
-
     def better(self, score: str) -> Literal["min", "max"] | None:
         """Which of two values of a held-out score or metric is the better one; None where nobody
         says."""
         return better(score, self.objective.evaluated)
-
-    def _lineage_problems(self) -> Iterator[str]:
-        bare = self.model_copy(update={"lineage": (), "search": None})
-        images = 0
-        for number, change in enumerate(self.lineage):
-            where = f"lineage.{number}"
-            if change.images <= images:
-                yield f"{where}.images: {change.images} does not come after {images}"
-            images = change.images
-            for path in change.values:
-                if not is_marked(self, path, "live"):
-                    yield f"{where}.values.{path}: cannot change while a run goes on"
-            try:
-                bare = bare.with_values(change.values)
-            except ExperimentError as error:
-                yield from (f"{where}.values: {problem}" for problem in error.problems)
 
     @property
     def search_metric(self) -> str:
@@ -281,81 +231,6 @@ class Experiment(Settings):
         """`search.every_images`, or what stands for it."""
         assert self.search is not None
         return self.search.every_images or -(-self.training.images // 9)
-
-    def _data_problems(self) -> Iterator[str]:
-        size = self.data.height_and_width()
-        if size is not None:
-            for name, network in self.networks.items():
-                assert isinstance(network, NetworkSettings)
-                problem = network.size_problem(*size)
-                if problem:
-                    yield f"networks.{name}: {network.kind} {problem}"
-        if self.needs_labels and self.data.has_labels() is False:
-            yield (
-                "objective.conditional: the data has no labels to condition on; set it to false, "
-                "or put the images in one folder a class (or name data.label_column)"
-            )
-
-    def _batch_problems(self) -> Iterator[str]:
-        training, group = self.training, self.group_size
-        batch = training.global_batch_size
-        if batch % group:
-            yield (
-                f"training.group_size: {group} does not divide training.global_batch_size {batch}; "
-                f"nearest that do: {', '.join(map(str, _near_divisors(batch, group)))}"
-            )
-            return
-        micro = training.micro_batch_size
-        if micro is not None and micro % group:
-            yield (
-                f"training.micro_batch_size: {micro} is not a multiple of training.group_size "
-                f"{group}"
-            )
-        count = self.workers.most
-        if count is not None and count > batch // group:
-            yield too_many_workers(count, batch, group)
-
-    def _schedule_problems(self) -> Iterator[str]:
-        for name, optimizer in self.optimizers.items():
-            schedule = optimizer.schedule
-            where = f"optimizers.{name}.schedule.horizon_images"
-            if schedule.kind != "constant" and schedule.horizon_images is None:
-                yield f"{where}: a {schedule.kind} schedule needs it (images at which it ends)"
-            elif (
-                schedule.horizon_images is not None
-                and schedule.horizon_images <= schedule.warmup_images
-            ):
-                yield (
-                    f"{where}: {schedule.horizon_images} does not lie after warmup_images "
-                    f"{schedule.warmup_images}"
-                )
-
-
-def too_many_workers(count: int, batch: int, group: int) -> str:
-    """The sentence for more workers than groups."""
-    return (
-        f"workers.count: {count} workers cannot share {batch // group} groups "
-        f"(training.global_batch_size {batch} / training.group_size {group}); "
-        f"use at most {batch // group} workers, or a smaller training.group_size"
-    )
-
-
-def _near_divisors(number: int, near: int) -> list[int]:
-    divisors = [n for n in range(1, number + 1) if number % n == 0]
-    return sorted(sorted(divisors, key=lambda n: abs(n - near))[:2])
-
-
-def _missing_or_extra(
-    section: str, given: dict[str, Any], wanted: tuple[str, ...] | None
-) -> Iterator[str]:
-    if wanted is None:
-        return
-    for name in wanted:
-        if name not in given:
-            yield f"{section}.{name}: is required by the objective and was not given"
-    for name in given:
-        if name not in wanted:
-            yield f"{section}.{name}: the objective has no such part; it has {', '.join(wanted)}"
 
 
 def absolute_path(path: str) -> str:

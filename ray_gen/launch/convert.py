@@ -20,8 +20,8 @@ from ray_gen.experiment import absolute_path
 from ray_gen.experiment.data import DataSettings
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.cluster import check_shared, connected
-from ray_gen.sources import source_of
 from ray_gen.storage import Folder, StorageError
+from ray_gen.training.sources import source_of
 
 Progress = Callable[[int, int, str], None]
 

@@ -24,8 +24,6 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from ray_gen.build import build_networks, build_objective
-from ray_gen.checkpoints import DUE, checkpoints, prune, take_up_due
 from ray_gen.errors import Failed, Refused
 from ray_gen.evaluators.names import METRICS
 from ray_gen.experiment import Experiment, ExperimentError, absolute_path, differences
@@ -43,18 +41,17 @@ from ray_gen.launch.evaluate import evaluate_checkpoint, failures_beside
 from ray_gen.launch.failures import EndOnError, in_words, is_of_the_controller
 from ray_gen.launch.progress import ProgressLine, read_progress
 from ray_gen.launch.worker import train_worker
-from ray_gen.loop import ALL_SEEN, ASKED, finished
-from ray_gen.run import PROGRESS, STOP
-from ray_gen.sources import class_names, open_data
-from ray_gen.state import (
+from ray_gen.runs.checkpoints import DUE, checkpoints, prune, take_up_due
+from ray_gen.runs.manifest import (
     EXPERIMENT,
-    MANIFEST,
     CheckpointError,
-    check_sizes,
-    parsed_manifest,
-    verify,
+    Manifest,
 )
+from ray_gen.runs.writer import PROGRESS, STOP
 from ray_gen.storage import Folder, StorageError, default_storage
+from ray_gen.training.build import build_networks, build_objective
+from ray_gen.training.loop import ALL_SEEN, ASKED, finished
+from ray_gen.training.sources import class_names, open_data
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 CONTROLLER_RESTARTS = 3
@@ -170,9 +167,9 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
                 ]
             )
         if manifest is not None:
-            ended = finished(experiment, manifest["step"], manifest["settled"])
+            ended = finished(experiment, manifest.step, manifest.settled)
             if ended is not None:
-                return Run(run.location, manifest["images"], _before(ended), manifest["metrics"])
+                return Run(run.location, manifest.images, _before(ended), dict(manifest.metrics))
         # Ray's own record of an earlier fit would be restored, and raises if a checkpoint is gone.
         for file in (STOP, PROGRESS, DUE, SNAPSHOT):
             run.remove(file)
@@ -206,7 +203,7 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
 
 def _goes_on_from(
     run: Folder, experiment: Experiment, say: Callable[[str], None]
-) -> dict[str, Any] | None:
+) -> Manifest | None:
     """The manifest of the checkpoint that the run goes on from: the newest that is whole, as the
     workers choose it too. None at its beginning.
 
@@ -216,7 +213,7 @@ def _goes_on_from(
     found = checkpoints(run)
     for newest, earlier in zip_longest(found, found[1:]):
         try:
-            manifest = verify(newest.path) if newest.is_local else _of_sizes(newest)
+            manifest = Manifest.verified(newest.path) if newest.is_local else _of_sizes(newest)
             text = newest.read_text(EXPERIMENT)
             break
         except (CheckpointError, FileNotFoundError, ValueError) as error:
@@ -241,11 +238,11 @@ def _goes_on_from(
     return manifest
 
 
-def _of_sizes(checkpoint: Folder) -> dict[str, Any]:
+def _of_sizes(checkpoint: Folder) -> Manifest:
     """The manifest of a checkpoint behind a URI whose files are as long as it says. Their bytes are
     looked at by the workers, which fetch them."""
-    manifest = parsed_manifest(checkpoint.read_text(MANIFEST), checkpoint.location)
-    check_sizes(manifest, checkpoint.sizes(""), checkpoint.location)
+    manifest = Manifest.read(checkpoint)
+    manifest.check_sizes(checkpoint.sizes(""), checkpoint.location)
     return manifest
 
 

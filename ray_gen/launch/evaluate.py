@@ -19,7 +19,6 @@ from ray.train import Checkpoint, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_gen.checkpoints import AWAITED, checkpoint_name, checkpoints
 from ray_gen.distributed import World, use_cores
 from ray_gen.errors import Failed
 from ray_gen.evaluation import Request, Scores, measure
@@ -27,7 +26,8 @@ from ray_gen.evaluators.base import Progress, silent
 from ray_gen.experiment.evaluation import Evaluation
 from ray_gen.launch.cluster import check_seen, connected, equal_share, when_there
 from ray_gen.launch.failures import EndOnError, in_words
-from ray_gen.run import EVALUATIONS, evaluation_file, write_scalars
+from ray_gen.runs.checkpoints import AWAITED, checkpoint_name, checkpoints
+from ray_gen.runs.writer import EVALUATIONS, evaluation_file, write_scalars
 from ray_gen.storage import Folder
 
 POLL_SECONDS = 0.5

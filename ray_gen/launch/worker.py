@@ -22,8 +22,13 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2._internal.execution.context import get_train_context
 
-from ray_gen.build import build_objective
-from ray_gen.checkpoints import (
+from ray_gen.core import Objective
+from ray_gen.data import Store
+from ray_gen.distributed import WorkerLostError, World, use_cores
+from ray_gen.errors import Failed, Refused
+from ray_gen.evaluation import Evaluator, Model, name_of
+from ray_gen.experiment import Experiment
+from ray_gen.runs.checkpoints import (
     AWAITED,
     checkpoint_name,
     checkpoints,
@@ -33,18 +38,14 @@ from ray_gen.checkpoints import (
     newest_manifest,
     prune,
 )
-from ray_gen.core import Objective
-from ray_gen.data import Store
-from ray_gen.distributed import WorkerLostError, World, use_cores
-from ray_gen.errors import Failed, Refused
-from ray_gen.evaluation import Evaluator, Model, name_of
-from ray_gen.experiment import Experiment
-from ray_gen.loop import Control, Report, finished, train
-from ray_gen.meter import NonFiniteError
-from ray_gen.run import RunWriter, write_environment
-from ray_gen.sources import open_data
-from ray_gen.state import CheckpointError, State
+from ray_gen.runs.manifest import CheckpointError
+from ray_gen.runs.writer import RunWriter, write_environment
 from ray_gen.storage import INTACT, Folder, StorageError
+from ray_gen.training.build import build_objective
+from ray_gen.training.loop import Control, Report, finished, train
+from ray_gen.training.meter import NonFiniteError
+from ray_gen.training.sources import open_data
+from ray_gen.training.state import State
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -244,8 +245,8 @@ def ended_before(experiment: Experiment, run: Folder) -> dict[str, Any]:
     """How a run ended whose newest checkpoint is its last: a worker died between the two."""
     manifest = newest_manifest(run)
     assert manifest is not None
-    stop = finished(experiment, manifest["step"], manifest["settled"])
-    return {"stop": stop, "images": manifest["images"], "metrics": manifest["metrics"]}
+    stop = finished(experiment, manifest.step, manifest.settled)
+    return {"stop": stop, "images": manifest.images, "metrics": dict(manifest.metrics)}
 
 
 def _restore(state: State, run: Folder, world: World) -> list[str]:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ray_gen import losses
 from ray_gen.augment import augment, augment_noise
-from ray_gen.block import value_at
 from ray_gen.core import (
     Batch,
     ImageShape,
@@ -26,6 +25,7 @@ from ray_gen.core import (
     Term,
     Window,
     noise_of,
+    value_at,
 )
 from ray_gen.objectives.equilibrium import settled, watch
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
-from ray_gen.pipeline.inputs import BATCH
+from ray_gen.pipeline.arguments import BATCH
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -113,7 +113,7 @@ def from_data(
     """The images that a run was trained on, or those held out, in parts; at most `count`. Needs the
     data set. Labels are given of a conditional run."""
     from ray_gen.data.feed import to_range
-    from ray_gen.sources import open_data
+    from ray_gen.training.sources import open_data
 
     store = open_data(experiment)
     found = store.train if split == "train" else store.held_out

@@ -1,17 +1,16 @@
-"""From a run folder to a pipeline."""
+"""From a run folder, or an exported one, to a model that can be used."""
 
 from __future__ import annotations
 
 import os
 import weakref
 from contextlib import ExitStack
+from typing import TypeVar
 
 import torch
 
-from ray_gen.build import build_networks, build_objective, distrust
-from ray_gen.checkpoints import fetched, is_in_a_run, newest_checkpoint
 from ray_gen.experiment import Experiment, absolute_path
-from ray_gen.pipeline.pipeline import Pipeline
+from ray_gen.pipeline.model import Model
 from ray_gen.pipeline.pretrained import (
     Weights,
     checked_device,
@@ -20,38 +19,39 @@ from ray_gen.pipeline.pretrained import (
     placed,
     read,
 )
-from ray_gen.state import EMA, EXPERIMENT, NETWORKS, load_tensors, read_manifest
+from ray_gen.runs.checkpoints import fetched, is_in_a_run, newest_checkpoint
+from ray_gen.runs.manifest import EMA, EXPERIMENT, NETWORKS, Manifest
 from ray_gen.storage import Folder
+from ray_gen.training.build import build_networks, build_objective, distrust
+from ray_gen.training.state import load_tensors
+
+_Model = TypeVar("_Model", bound=Model)
 
 
-def load(
+def load_as(
+    kind: type[_Model],
     run: str | os.PathLike[str],
     *,
     weights: Weights = "ema",
     device: str | torch.device | None = None,
-) -> Pipeline:
-    """A pipeline from a run folder (its newest whole checkpoint), one of its checkpoints, or what
-    `export` wrote.
-
-    run: a path or URI. device None: a GPU if there is one. Raises Refused, CheckpointError among
-    it.
-    """
+) -> _Model:
+    """A run, a checkpoint or an exported folder as an object of `kind`: see `Pipeline`'s `load`."""
     weights, device = checked_weights(weights), checked_device(device)
     given = _distrusted(run)
     if given.is_local and is_pretrained(given.path):
-        return Pipeline(*read(given.path, weights=weights, device=device))
+        return kind(*read(given.path, weights=weights, device=device))
     with ExitStack() as stack:
         found, folder = stack.enter_context(fetched(given))
-        manifest = read_manifest(folder)
+        manifest = Manifest.of(folder)
         experiment = Experiment.from_yaml(Folder(str(folder)).read_text(EXPERIMENT))
         objective = build_objective(experiment)
         networks = build_networks(experiment, objective, objective.sampled_from)
         load_tensors(folder, EMA if weights == "ema" else NETWORKS, networks)
         placed(networks, device)
-        name, images = _run_name(given, found), int(manifest["images"])
-        pipeline = Pipeline(experiment, objective, networks, folder, images, name)
-        weakref.finalize(pipeline, stack.pop_all().close)  # it may yet read its discriminator
-        return pipeline
+        name, images = _run_name(given, found), manifest.images
+        model = kind(experiment, objective, networks, folder, images, name)
+        weakref.finalize(model, stack.pop_all().close)  # it may yet read its discriminator
+        return model
 
 
 def _distrusted(run: str | os.PathLike[str]) -> Folder:

@@ -12,8 +12,6 @@ from typing import SupportsFloat, SupportsIndex, TypeVar
 import torch
 from torch import Tensor
 
-from ray_gen import latent
-from ray_gen.build import build_networks
 from ray_gen.core import (
     Discriminates,
     Encodes,
@@ -27,8 +25,8 @@ from ray_gen.core import (
 )
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
-from ray_gen.mixture import Mixture, Origin
-from ray_gen.pipeline.inputs import (
+from ray_gen.pipeline import latent
+from ray_gen.pipeline.arguments import (
     BATCH,
     Array,
     Floats,
@@ -42,8 +40,11 @@ from ray_gen.pipeline.inputs import (
     real,
     whole,
 )
+from ray_gen.pipeline.mixture import Mixture, Origin
+from ray_gen.runs.manifest import NETWORKS, Manifest
 from ray_gen.sampling import latents_of, noise_for
-from ray_gen.state import NETWORKS, load_tensors, read_manifest
+from ray_gen.training.build import build_networks
+from ray_gen.training.state import load_tensors
 
 Latents = Floats | Mapping[str, Floats]
 """One latent: a tensor (N, *shape). Several, the levels of a hierarchy: such tensors by name."""
@@ -319,7 +320,7 @@ class Model:
             raise Refused(
                 "discriminate: this pipeline was not loaded from a run, where its discriminator is"
             )
-        read_manifest(self._checkpoint)  # it may have been pruned since
+        Manifest.of(self._checkpoint)  # it may have been pruned since
         only = self.discriminator().discriminates_with
         networks = build_networks(self.experiment, self.objective, only)
         load_tensors(self._checkpoint, NETWORKS, networks)

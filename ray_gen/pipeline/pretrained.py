@@ -23,15 +23,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from ray_gen import __version__
-from ray_gen.build import build_networks, build_objective, distrust
 from ray_gen.core import Networks, Objective
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
 from ray_gen.experiment.data import FolderData, ParquetData, TorchvisionData
 from ray_gen.experiment.networks import CustomNetwork
 from ray_gen.experiment.objectives import CustomObjective
-from ray_gen.state import CheckpointError
+from ray_gen.runs.manifest import CheckpointError
+from ray_gen.training.build import build_networks, build_objective, distrust
+from ray_gen.version import __version__
 
 FORMAT = 1
 CONFIG = "config.json"

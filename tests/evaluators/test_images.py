@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.evaluators.images import Spread, chosen, own_share, quantised, show
-from ray_gen.pictures import to_bytes
+from ray_gen.runs.pictures import to_bytes
 from tests.evaluators.helpers import Made, pictures
 
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from ray_gen.build import build_objective
 from ray_gen.core import Networks, Objective
 from ray_gen.data import Split
 from ray_gen.distributed import World
@@ -26,9 +25,10 @@ from ray_gen.evaluators.base import Score
 from ray_gen.evaluators.importance import bernoulli_bits, gaussian_bits, importance_weighted
 from ray_gen.evaluators.likelihood import likelihood_scores
 from ray_gen.evaluators.reconstruction import mean_squared_error, structural_similarity
-from ray_gen.loop import held_out_scores
 from ray_gen.noise import Noise, draw, key_of
-from ray_gen.state import State
+from ray_gen.training.build import build_objective
+from ray_gen.training.loop import held_out_scores
+from ray_gen.training.state import State
 from tests.evaluators.helpers import by_name, by_workers
 from tests.helpers import random_store, vae
 
@@ -270,9 +270,9 @@ def test_memory_does_not_grow_with_the_samples() -> None:
 import resource, torch
 from tests.evaluators.test_likelihood import BINARIZE, scores_of
 from tests.helpers import random_store, vae
-from ray_gen.build import build_objective
+from ray_gen.training.build import build_objective
 from ray_gen.distributed import World
-from ray_gen.state import State
+from ray_gen.training.state import State
 this = vae(BINARIZE, "data.image_size=64").resolved((1, 64, 64), tuple("0123456789"))
 objective = build_objective(this)
 state = State.build(this, objective, World())

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ray_gen import recipes
 from ray_gen.experiment import Experiment, ExperimentError, differences
-from ray_gen.experiment.base import Settings
+from ray_gen.experiment.settings import Settings
 from ray_gen.experiment.tree import absolute_path
 from tests.helpers import gan, vae
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import ray_gen
-from ray_gen.sources import open_data
+from ray_gen.training.sources import open_data
 from tests.helpers import gan
 from tests.runs import saved
 

@@ -328,7 +328,7 @@ def test_a_data_set_is_converted_and_streamed(cluster, storage: Path, tmp_path: 
     import ray_gen
     from ray_gen.experiment import data_settings
     from ray_gen.launch.convert import convert
-    from ray_gen.sources import class_names, open_data
+    from ray_gen.training.sources import class_names, open_data
     from tests.helpers import relative_difference, trained, weights
 
     to = tmp_path / "digits"

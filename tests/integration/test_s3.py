@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_gen.checkpoints import BEST, checkpoints
-from ray_gen.run import METRICS
+from ray_gen.runs.checkpoints import BEST, checkpoints
+from ray_gen.runs.writer import METRICS
 from ray_gen.storage import Folder
 from tests.s3 import S3, SECRET
 

@@ -63,7 +63,7 @@ def trained_here(experiment_file: Path, run: Path) -> dict:
     code = f"""
 import shutil, torch
 from pathlib import Path
-from ray_gen.checkpoints import checkpoint_name
+from ray_gen.runs.checkpoints import checkpoint_name
 from ray_gen.experiment import Experiment
 from ray_gen.launch.worker import prepare, reports
 from ray_gen.storage import Folder

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_gen.launch import board as module
-from ray_gen.launch.board import ROWS, Board, short_names
-from ray_gen.trials import Trial
+from ray_gen.launch.search import board as module
+from ray_gen.launch.search.board import ROWS, Board, short_names
+from ray_gen.searches.records import Trial
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from ray_gen.experiment import ExperimentError
 from ray_gen.launch import cluster
 from ray_gen.launch.cluster import Share, bundles_of, equal_share, share_of, when_there
 from ray_gen.launch.driver import _bounded
-from ray_gen.launch.search_checks import bundles_of_trials, room_for, trials_at_once
+from ray_gen.launch.search.checks import bundles_of_trials, room_for, trials_at_once
 from tests.helpers import vae
 
 # 24 images in groups of 6: at most 4 workers.

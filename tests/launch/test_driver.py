@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from ray_gen.build import build_objective
-from ray_gen.checkpoints import checkpoint_name
 from ray_gen.distributed import World
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment
 from ray_gen.launch import train
 from ray_gen.launch.driver import _goes_on_from
 from ray_gen.launch.worker import _check_agreement, _restore
-from ray_gen.sources import class_names, open_data
-from ray_gen.state import CheckpointError, State
+from ray_gen.runs.checkpoints import checkpoint_name
+from ray_gen.runs.manifest import CheckpointError
 from ray_gen.storage import Folder
+from ray_gen.training.build import build_objective
+from ray_gen.training.sources import class_names, open_data
+from ray_gen.training.state import State
 from tests.data.pictures import noise, write, write_classes
 from tests.helpers import gan, vae
 
@@ -108,7 +109,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(
     experiment = Experiment.from_yaml((run / checkpoint_name(240) / "experiment.yaml").read_text())
     manifest = _goes_on_from(Folder(str(run)), experiment, said.append)
     assert manifest is not None
-    assert manifest["images"] == 240
+    assert manifest.images == 240
     assert said[0].startswith(str(run / checkpoint_name(480) / file))
     assert said[0].endswith(f"going on from {checkpoint_name(240)}")
     if file != "experiment.yaml":  # which workers have from the driver

@@ -9,16 +9,16 @@ import pytest
 import torch
 from ray.train import Checkpoint
 
-from ray_gen.build import build_objective
-from ray_gen.checkpoints import AWAITED, DUE, checkpoint_name, checkpoints, prune, take_up_due
 from ray_gen.data import Store
 from ray_gen.distributed import World
 from ray_gen.errors import Failed
 from ray_gen.launch import worker
 from ray_gen.launch.evaluate import evaluate_checkpoint, failures_beside
-from ray_gen.run import RunWriter
-from ray_gen.state import State
+from ray_gen.runs.checkpoints import AWAITED, DUE, checkpoint_name, checkpoints, prune, take_up_due
+from ray_gen.runs.writer import RunWriter
 from ray_gen.storage import Folder
+from ray_gen.training.build import build_objective
+from ray_gen.training.state import State
 from tests.helpers import vae
 
 

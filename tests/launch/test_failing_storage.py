@@ -11,18 +11,18 @@ import pytest
 import torch
 from ray.train import Checkpoint
 
-from ray_gen import run as run_module
 from ray_gen import storage
-from ray_gen.build import build_objective
-from ray_gen.checkpoints import BEST, checkpoint_name, checkpoints, fetched
 from ray_gen.data import Store
 from ray_gen.distributed import World
 from ray_gen.errors import Failed
 from ray_gen.experiment import Experiment
 from ray_gen.launch import worker
-from ray_gen.run import METRICS, PROGRESS, SAMPLES
-from ray_gen.state import State
+from ray_gen.runs import writer as run_module
+from ray_gen.runs.checkpoints import BEST, checkpoint_name, checkpoints, fetched
+from ray_gen.runs.writer import METRICS, PROGRESS, SAMPLES
 from ray_gen.storage import Folder, StorageError
+from ray_gen.training.build import build_objective
+from ray_gen.training.state import State
 from tests.helpers import largest_difference, vae, weights
 from tests.s3 import S3, SECRET
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from ray_gen.build import build_objective
 from ray_gen.distributed import World
 from ray_gen.launch.progress import LOG_SECONDS, ProgressLine, read_progress
-from ray_gen.loop import Report
-from ray_gen.run import PACE_SECONDS, PROGRESS, Pace, RunWriter
-from ray_gen.state import State
+from ray_gen.runs.writer import PACE_SECONDS, PROGRESS, Pace, RunWriter
 from ray_gen.storage import Folder
+from ray_gen.training.build import build_objective
+from ray_gen.training.loop import Report
+from ray_gen.training.state import State
 from tests.helpers import vae
 
 

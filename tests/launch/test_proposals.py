@@ -7,8 +7,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from ray_gen.experiment.search import Search
-from ray_gen.launch.proposals import Proposer
-from ray_gen.trials import Trial
+from ray_gen.launch.search.proposals import Proposer
+from ray_gen.searches.records import Trial
 
 SPACE = {
     "rate": {"loguniform": [1e-5, 1e-1]},

@@ -17,18 +17,18 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.search import Range
-from ray_gen.launch import search as module
-from ray_gen.launch import search_checks
+from ray_gen.launch.search import driver as module
 from ray_gen.launch.cluster import Share
-from ray_gen.launch.schedulers import Asha, Known, Median, _mutation, scheduler_of
-from ray_gen.launch.search import TUNE, Searched, _tuner, search
-from ray_gen.launch.search_checks import check, of_a_trial, resolved, room_for
-from ray_gen.launch.study import DEATHS, Study
-from ray_gen.launch.trial import Shared
-from ray_gen.run import STOP
-from ray_gen.state import EXPERIMENT
+from ray_gen.launch.search import checks as search_checks
+from ray_gen.launch.search.checks import check, of_a_trial, resolved, room_for
+from ray_gen.launch.search.driver import TUNE, Searched, _tuner, search
+from ray_gen.launch.search.schedulers import Asha, Known, Median, _mutation, scheduler_of
+from ray_gen.launch.search.study import DEATHS, Study
+from ray_gen.launch.search.trial import Shared
+from ray_gen.runs.manifest import EXPERIMENT
+from ray_gen.runs.writer import STOP
+from ray_gen.searches.records import RECORDS, SEARCH, TRIALS, Trial, read_trials, write_trials
 from ray_gen.storage import Folder
-from ray_gen.trials import RECORDS, SEARCH, TRIALS, Trial, read_trials, write_trials
 from tests.data.pictures import write_classes
 from tests.helpers import gan, random_store, vae
 
@@ -640,7 +640,7 @@ class FakeTune:
         monkeypatch.setattr(module, "room_for", lambda experiment: (ALONE, 2))
         monkeypatch.setattr(module, "check_shared", lambda folder: None)
         monkeypatch.setattr(module, "_run", self._run)
-        monkeypatch.setattr("ray_gen.report.write_report", self._report)
+        monkeypatch.setattr("ray_gen.searches.report.write_report", self._report)
 
     @contextmanager
     def _connected(self) -> Iterator[None]:

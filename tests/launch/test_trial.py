@@ -15,19 +15,20 @@ from typing import Any
 
 import pytest
 
-from ray_gen.build import build_objective
-from ray_gen.checkpoints import checkpoint_name, checkpoints
 from ray_gen.data import Store
 from ray_gen.distributed import World
 from ray_gen.errors import Failed
 from ray_gen.experiment import Experiment
-from ray_gen.launch import trial as module
 from ray_gen.launch.cluster import Share
-from ray_gen.launch.trial import DONOR, Shared, TrialProcess, adopt
-from ray_gen.meter import NonFiniteError
-from ray_gen.run import SPREAD, STOP
-from ray_gen.state import EMA, EXPERIMENT, FORMAT, MANIFEST, NETWORKS, OPTIMIZERS, State
+from ray_gen.launch.search import trial as module
+from ray_gen.launch.search.trial import DONOR, Shared, TrialProcess, adopt
+from ray_gen.runs.checkpoints import checkpoint_name, checkpoints
+from ray_gen.runs.manifest import EMA, EXPERIMENT, FORMAT, MANIFEST, NETWORKS, OPTIMIZERS
+from ray_gen.runs.writer import SPREAD, STOP
 from ray_gen.storage import Folder
+from ray_gen.training.build import build_objective
+from ray_gen.training.meter import NonFiniteError
+from ray_gen.training.state import State
 from tests.helpers import largest_difference, trained, vae, weights
 
 BATCH = 24

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ray_gen import loop
-from ray_gen.build import build_objective
 from ray_gen.core import Batch, Losses, Phase
 from ray_gen.distributed import World
-from ray_gen.meter import Meter
 from ray_gen.noise import draw, key_of
-from ray_gen.state import State
-from ray_gen.step import Step
+from ray_gen.training import loop
+from ray_gen.training.build import build_objective
+from ray_gen.training.meter import Meter
+from ray_gen.training.state import State
+from ray_gen.training.step import Step
 from tests.helpers import batches, gan, largest_difference, stepped, trained, weights
 
 RATE = 0.05

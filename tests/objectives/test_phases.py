@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from ray_gen.build import build_objective
 from ray_gen.core import Batch, declared
 from ray_gen.distributed import World
-from ray_gen.state import State
+from ray_gen.training.build import build_objective
+from ray_gen.training.state import State
 from tests import custom_objectives
 from tests.helpers import Only, batches, gan, relativistic, stepped, vae, vae_gan
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import ray_gen
-from ray_gen.build import build_networks, build_objective
 from ray_gen.core import Noise
 from ray_gen.distributed import World
 from ray_gen.experiment import ExperimentError
 from ray_gen.noise import draw, key_of
-from ray_gen.state import State
+from ray_gen.training.build import build_networks, build_objective
+from ray_gen.training.state import State
 from tests.helpers import batches, stepped
 from tests.proofs.flow import Flow, experiment
 from tests.runs import saved

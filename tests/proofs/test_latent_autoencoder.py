@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 import ray_gen
-from ray_gen.build import build_objective
 from ray_gen.core import Batch, Networks
 from ray_gen.distributed import World
 from ray_gen.noise import draw, key_of
-from ray_gen.state import State
+from ray_gen.training.build import build_objective
+from ray_gen.training.state import State
 from tests.helpers import Only, batches, largest_difference, stepped, weights
 from tests.proofs.latent_autoencoder import experiment
 from tests.proofs.latent_networks import LastLayer

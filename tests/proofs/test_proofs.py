@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 import ray_gen
-from ray_gen.build import build_objective
 from ray_gen.core import PhaseModule
 from ray_gen.distributed import World
-from ray_gen.meter import Meter
 from ray_gen.noise import Tape
-from ray_gen.state import State
-from ray_gen.step import Program, Step
+from ray_gen.training.build import build_objective
+from ray_gen.training.meter import Meter
+from ray_gen.training.state import State
+from ray_gen.training.step import Program, Step
 from tests.helpers import (
     batches,
     largest_difference,

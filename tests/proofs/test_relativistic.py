@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu, softplus
 
-from ray_gen.build import build_objective
 from ray_gen.core import Networks, declared
 from ray_gen.distributed import World
 from ray_gen.noise import Tape
-from ray_gen.state import State
+from ray_gen.training.build import build_objective
+from ray_gen.training.state import State
 from tests.helpers import Only, batches, stepped
 from tests.proofs.relativistic import experiment
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_gen.build import build_objective
 from ray_gen.core import NoiseOf, declared, noise_of
 from ray_gen.distributed import World
 from ray_gen.experiment import Experiment
-from ray_gen.meter import Meter
 from ray_gen.noise import Tape
 from ray_gen.sampling import latents_of, noise_for
-from ray_gen.state import State
-from ray_gen.step import Step
+from ray_gen.training.build import build_objective
+from ray_gen.training.meter import Meter
+from ray_gen.training.state import State
+from ray_gen.training.step import Step
 from tests.helpers import batches, stepped, trained
 from tests.proofs.style import experiment
 from tests.proofs.style_modules import AdaptiveAugment

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import ray_gen
-from ray_gen.build import build_objective
 from ray_gen.core import Batch
 from ray_gen.noise import Tape
+from ray_gen.training.build import build_objective
 from tests.helpers import stepped
 from tests.proofs.vq_networks import Codebook
 from tests.proofs.vq_vae import experiment
@@ -232,7 +232,7 @@ def test_a_large_codebook_is_not_drawn_for_many_phases_at_once(store_8, monkeypa
             size = sum(math.prod(spec.shape) for spec in specs.values())
             lengths.append((self.length, size))
 
-    monkeypatch.setattr("ray_gen.step.Tape", Watched)
+    monkeypatch.setattr("ray_gen.training.step.Tape", Watched)
     this = experiment("objective.options.codebook.count=512")
     stepped(this, build_objective(this), store_8, 1)
     assert max(size for _, size in lengths) == 512 * 5

@@ -1,0 +1,144 @@
+"""The checks of several fields together, as far as the settings alone can say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ray_gen.experiment.networks import NetworkSettings
+from ray_gen.experiment.search_checks import search_problems
+from ray_gen.experiment.settings import ExperimentError, is_marked
+from ray_gen.experiment.tree import Tree
+
+
+def problems(experiment: Tree) -> Iterator[str]:
+    """Checks of several fields together, as far as the settings alone can say."""
+    objective = experiment.objective
+    yield from _missing_or_extra("networks", experiment.networks, objective.network_names)
+    yield from _missing_or_extra("optimizers", experiment.optimizers, objective.phase_names)
+    yield from _data_problems(experiment)
+    yield from _batch_problems(experiment)
+    yield from _schedule_problems(experiment)
+    yield from _best_problems(experiment)
+    yield from _lineage_problems(experiment)
+    if experiment.search is not None:
+        yield from search_problems(experiment, experiment.search)
+    problem = objective.stop_problem()
+    if experiment.training.stop_at_equilibrium is not None and problem is not None:
+        yield f"training.stop_at_equilibrium: {problem}; set it to null"
+
+
+def _best_problems(experiment: Tree) -> Iterator[str]:
+    best, known = experiment.checkpoints.best, experiment.objective.evaluated
+    if best is None or known is None:
+        return
+    evaluation = experiment.evaluation
+    if evaluation.every_images is not None and evaluation.placement == "inline":
+        known = (*known, *evaluation.score_names)
+    if best.metric not in known:
+        has = f"one of {', '.join(known)}" if known else "none: leave the field out"
+        more = "" if evaluation.every_images else "; evaluation.every_images measures more"
+        if evaluation.placement == "beside":
+            more = "; evaluation.placement=inline measures more in time for it"
+        yield (
+            f"checkpoints.best.metric: a {experiment.objective.kind} objective has no "
+            f"held-out score {best.metric!r}; it has {has}{more}"
+        )
+    mode = experiment.better(best.metric)
+    if mode not in (None, best.mode):
+        word = {"min": "lower", "max": "higher"}[mode or best.mode]
+        yield f"checkpoints.best.mode: a {word} {best.metric} is better, not {best.mode}"
+
+
+def _lineage_problems(experiment: Tree) -> Iterator[str]:
+    bare = experiment.model_copy(update={"lineage": (), "search": None})
+    images = 0
+    for number, change in enumerate(experiment.lineage):
+        where = f"lineage.{number}"
+        if change.images <= images:
+            yield f"{where}.images: {change.images} does not come after {images}"
+        images = change.images
+        for path in change.values:
+            if not is_marked(experiment, path, "live"):
+                yield f"{where}.values.{path}: cannot change while a run goes on"
+        try:
+            bare = bare.with_values(change.values)
+        except ExperimentError as error:
+            yield from (f"{where}.values: {problem}" for problem in error.problems)
+
+
+def _data_problems(experiment: Tree) -> Iterator[str]:
+    size = experiment.data.height_and_width()
+    if size is not None:
+        for name, network in experiment.networks.items():
+            assert isinstance(network, NetworkSettings)
+            problem = network.size_problem(*size)
+            if problem:
+                yield f"networks.{name}: {network.kind} {problem}"
+    if experiment.needs_labels and experiment.data.has_labels() is False:
+        yield (
+            "objective.conditional: the data has no labels to condition on; set it to false, "
+            "or put the images in one folder a class (or name data.label_column)"
+        )
+
+
+def _batch_problems(experiment: Tree) -> Iterator[str]:
+    training, group = experiment.training, experiment.group_size
+    batch = training.global_batch_size
+    if batch % group:
+        yield (
+            f"training.group_size: {group} does not divide training.global_batch_size {batch}; "
+            f"nearest that do: {', '.join(map(str, _near_divisors(batch, group)))}"
+        )
+        return
+    micro = training.micro_batch_size
+    if micro is not None and micro % group:
+        yield (
+            f"training.micro_batch_size: {micro} is not a multiple of training.group_size {group}"
+        )
+    count = experiment.workers.most
+    if count is not None and count > batch // group:
+        yield too_many_workers(count, batch, group)
+
+
+def _schedule_problems(experiment: Tree) -> Iterator[str]:
+    for name, optimizer in experiment.optimizers.items():
+        schedule = optimizer.schedule
+        where = f"optimizers.{name}.schedule.horizon_images"
+        if schedule.kind != "constant" and schedule.horizon_images is None:
+            yield f"{where}: a {schedule.kind} schedule needs it (images at which it ends)"
+        elif (
+            schedule.horizon_images is not None
+            and schedule.horizon_images <= schedule.warmup_images
+        ):
+            yield (
+                f"{where}: {schedule.horizon_images} does not lie after warmup_images "
+                f"{schedule.warmup_images}"
+            )
+
+
+def too_many_workers(count: int, batch: int, group: int) -> str:
+    """The sentence for more workers than groups."""
+    return (
+        f"workers.count: {count} workers cannot share {batch // group} groups "
+        f"(training.global_batch_size {batch} / training.group_size {group}); "
+        f"use at most {batch // group} workers, or a smaller training.group_size"
+    )
+
+
+def _near_divisors(number: int, near: int) -> list[int]:
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    return sorted(sorted(divisors, key=lambda n: abs(n - near))[:2])
+
+
+def _missing_or_extra(
+    section: str, given: dict[str, Any], wanted: tuple[str, ...] | None
+) -> Iterator[str]:
+    if wanted is None:
+        return
+    for name in wanted:
+        if name not in given:
+            yield f"{section}.{name}: is required by the objective and was not given"
+    for name in given:
+        if name not in wanted:
+            yield f"{section}.{name}: the objective has no such part; it has {', '.join(wanted)}"

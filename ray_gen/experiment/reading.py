@@ -1,0 +1,113 @@
+"""An experiment as plain Python: YAML both ways, and fields set by dotted path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ray_gen.experiment.data import Data, DataSettings, from_short_form
+from ray_gen.experiment.settings import ExperimentError, Settings, kinds_at, problems_of
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: 1e-4 is a number, where YAML 1.1 reads a string."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes a string that `_Loader` would read as a number."""
+
+
+for _side in (_Loader, Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML to plain Python; raises ExperimentError with the line of a mistake."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise ExperimentError([f"the experiment is not YAML: {problem}{where}"]) from None
+
+
+def unshared(tree: Any) -> Any:
+    """A copy in which what YAML aliases share stands apart: an assignment to one is to no other."""
+    if isinstance(tree, dict):
+        return {key: unshared(value) for key, value in tree.items()}
+    return [unshared(value) for value in tree] if isinstance(tree, list) else tree
+
+
+class _DataAlone(Settings):
+    data: Data
+
+
+def data_settings(source: str, assignments: Sequence[str] = ()) -> DataSettings:
+    """`data` alone, from its short form (a folder by its path) and `data.path=value` assignments.
+
+    Raises ExperimentError.
+    """
+    if Path(source).expanduser().is_dir():
+        source = f"folder:{source}"
+    given: dict[str, Any] = {"data": source}
+    for assignment in assignments:
+        apply_override(given, assignment, _DataAlone)
+    try:
+        return _DataAlone.model_validate(given).data
+    except ValidationError as error:
+        raise ExperimentError(problems_of(error, _DataAlone, given)) from None
+
+
+def apply_override(given: Any, assignment: str, model: type[Settings]) -> None:
+    """Set one field of a plain tree of a model from `path=value`; the value is YAML."""
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise ExperimentError(
+            [f"{assignment!r} is not of the form path=value, e.g. training.images=100000"]
+        )
+    set_field(given, path, parse_yaml(text), model)
+
+
+def set_field(given: Any, path: str, value: Any, model: type[Settings]) -> None:
+    """Set one field of a plain tree of a model by its dotted path."""
+    *parents, last = _keys(path)
+    here = given
+    for position, part in enumerate(parents):
+        if isinstance(here, dict) and isinstance(here.get(part), str) and part == "data":
+            here[part] = from_short_form(here[part])
+        child = here.get(part) if isinstance(here, dict) else None
+        if child is None and isinstance(here, dict):
+            child = here[part] = {}
+        if not isinstance(child, dict):
+            before = ".".join(parents[: position + 1])
+            raise ExperimentError([f"{path}: {before} is {child!r} and has no fields"])
+        here = child
+    if last == "kind":
+        _drop_fields_of_another_kind(here, value, kinds_at(parents, model))
+    here[last] = value
+
+
+def _keys(path: str) -> list[str]:
+    """The keys of a dotted path; those of `search.space` are dotted paths themselves."""
+    prefix = "search.space."
+    return ["search", "space", path[len(prefix) :]] if path.startswith(prefix) else path.split(".")
+
+
+def _drop_fields_of_another_kind(
+    here: dict[str, Any], kind: Any, kinds: dict[str, type[Settings]]
+) -> None:
+    """Drop what the kind that is here has and `kind` has not; what neither knows is refused."""
+    old, new = kinds.get(str(here.get("kind"))), kinds.get(str(kind))
+    if old is not None and new is not None:
+        for name in old.model_fields.keys() - new.model_fields.keys():
+            here.pop(name, None)

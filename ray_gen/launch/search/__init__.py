@@ -1,0 +1,1 @@
+"""A search through Ray Tune, from its checks to its results."""

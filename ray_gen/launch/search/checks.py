@@ -1,0 +1,218 @@
+"""What is known of a search before its first trial: its data, what an earlier one of its name left,
+whether each value can be built, and what a trial is given."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import ray
+
+from ray_gen.core import Weight
+from ray_gen.data import Store
+from ray_gen.distributed import World
+from ray_gen.errors import Refused
+from ray_gen.evaluation import Evaluator, Model, name_of
+from ray_gen.evaluators.names import LIKELIHOOD, LIKELIHOOD_SCORES, METRICS
+from ray_gen.experiment import Experiment, ExperimentError, differences
+from ray_gen.launch.cluster import Share
+from ray_gen.searches.records import (
+    SEARCH,
+    Trial,
+    read_trials,
+    score_of,
+)
+from ray_gen.storage import Folder
+from ray_gen.training.build import build_networks, build_objective
+from ray_gen.training.loop import train
+from ray_gen.training.sources import class_names
+from ray_gen.training.state import State
+
+
+def resolved(experiment: Experiment, store: Store) -> Experiment:
+    """With what the data knows. A group size of auto stays: it is each trial's, by its batch."""
+    given = experiment.model_dump(mode="json")
+    bare = experiment.model_copy(update={"search": None})
+    resolved = bare.resolved(store.image_shape, class_names(store), store.digest)
+    return resolved.with_values(
+        {"training.group_size": given["training"]["group_size"], "search": given["search"]}
+    )
+
+
+def trials_before(folder: Folder, experiment: Experiment) -> list[Trial]:
+    """What an earlier search of the same name left. Refuses one of another experiment."""
+    try:
+        before = Experiment.from_yaml(folder.read_text(SEARCH))
+    except FileNotFoundError:
+        return []
+    different = list(differences(experiment, before))
+    ours, theirs = experiment.search, before.search
+    if ours is not None and theirs is not None:
+        different += [f"search.{d}" for d in differences(ours, theirs)]
+    if _is_evaluated(experiment):
+        now, then = experiment.evaluation, before.evaluation
+        different += [
+            f"evaluation.{name}: {getattr(now, name)!r} here, {getattr(then, name)!r} there"
+            for name in type(now).model_fields
+            if name != "batch_size" and getattr(now, name) != getattr(then, name)
+        ]
+    if experiment.training.images != before.training.images:
+        different.append(
+            f"training.images: {experiment.training.images} here, {before.training.images} there"
+        )
+    if different:
+        raise ExperimentError(
+            [
+                f"{folder.location} is the search of another experiment; choose another --name, or "
+                "undo:",
+                *(f"  {difference}" for difference in different),
+            ]
+        )
+    trials = read_trials(folder)
+    for trial in trials:
+        trial.state = trial.state if trial.ended else "waiting"
+    return trials
+
+
+def check(experiment: Experiment, store: Store) -> None:
+    """What only the data and the classes of networks and objective know: each value of the space
+    can be built, and there is the metric."""
+    settings = experiment.search
+    assert settings is not None
+    bare = experiment.model_copy(update={"search": None})
+    problems: list[str] = []
+    for path, values in settings.space.items():
+        for value in values.examples():
+            try:
+                tried = bare.with_values({path: value})
+                build_networks(tried, build_objective(tried))
+            except (Refused, ValueError, TypeError) as error:
+                problems.append(f"search.space.{path}: {value}: {error}")
+    if problems:
+        raise ExperimentError(problems)
+    metric = experiment.search_metric
+    if _is_evaluated(experiment):
+        _check_evaluation(bare.with_values(_evaluation_of(experiment)), metric, store)
+        return
+    objective = build_objective(bare)
+    every = max(
+        phase.every * math.lcm(term.every, weight.every)
+        for phase in objective.phases()
+        for term in phase.terms
+        for weight in (*term.weights.values(), Weight())
+    )
+    images = experiment.training.global_batch_size * every  # every loss is due once
+    short = ("images", "report_every_images", "checkpoint_every_images")
+    changes: dict[str, Any] = {f"training.{name}": images for name in short}
+    one = bare.with_values({**changes, "training.compile": False})
+    one = one.with_fields(evaluation__every_images=None)
+    state = State.build(one, objective, World())
+    (report,) = train(one, objective, state, store, World())
+    if score_of(report.metrics, metric) is None:
+        found = sorted(tag for tag in report.metrics if not tag.startswith(("speed/", "memory/")))
+        raise ExperimentError(
+            [
+                f"search.metric: nothing of this experiment yields {metric!r}; there are "
+                + ", ".join(found)
+            ]
+        )
+
+
+def _check_evaluation(experiment: Experiment, metric: str, store: Store) -> None:
+    """Whether an evaluation of this experiment measures the metric."""
+    objective = build_objective(experiment)
+    state = State.build(experiment, objective, World())
+    evaluator = Evaluator(experiment.evaluation, store, name_of(experiment.data), World())
+    evaluator.scores(Model(experiment, objective, state.ema, {"weights": "ema"}), check_only=True)
+    if (metric if metric in METRICS else LIKELIHOOD) not in evaluator.metrics:
+        without = "; ".join(evaluator.without)
+        raise ExperimentError([f"search.metric: {metric} cannot be measured here ({without})"])
+
+
+def _is_evaluated(experiment: Experiment) -> bool:
+    """Whether the metric is measured by `evaluation`, and not by the objective itself."""
+    metric, own = experiment.search_metric, experiment.objective.evaluated or ()
+    return metric in (*METRICS, *LIKELIHOOD_SCORES) and metric not in own
+
+
+def of_a_trial(experiment: Experiment, share: Share) -> Experiment:
+    """The experiment of every trial, before it gets its values: judged as often as the search
+    asks, on the workers that it has."""
+    every = experiment.search_every_images
+    changes: dict[str, Any] = {
+        "search": None,
+        "workers.count": share.workers,
+        "workers.gpu": share.gpu > 0,
+        "workers.cpus": share.cpus,
+        "training.checkpoint_every_images": every,
+        "training.report_every_images": min(every, experiment.training.report_every_images),
+    }
+    if _is_evaluated(experiment):
+        changes |= _evaluation_of(experiment)
+    return experiment.with_values(changes)
+
+
+def _evaluation_of(experiment: Experiment) -> dict[str, Any]:
+    """The changes after which `evaluation` measures the metric, beside what it did before."""
+    metric, before = experiment.search_metric, experiment.evaluation
+    asked = metric if metric in METRICS else LIKELIHOOD
+    metrics: Any = before.metrics if before.every_images is not None else ()
+    if metrics != "auto" and asked not in metrics:
+        metrics = [*metrics, asked]
+    return {
+        "evaluation.metrics": metrics,
+        "evaluation.every_images": experiment.search_every_images,
+    }
+
+
+def room_for(experiment: Experiment) -> tuple[Share, int]:
+    """What a trial gets, and how many trials there is room for. Raises ExperimentError."""
+    settings = experiment.search
+    assert settings is not None
+    asked = settings.workers
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    gpu = (1.0 if gpus else 0.0) if asked.gpu == "auto" else asked.gpu
+    slots = 0
+    for node in nodes:
+        fitting = int(node.get("CPU", 0)) // asked.cpus
+        if gpu:
+            fitting = min(fitting, int(node.get("GPU", 0)) * math.floor(1 / gpu + 1e-9))
+        slots += fitting
+    room = slots // asked.count
+    if room < 1:
+        has = f"{sum(node.get('CPU', 0) for node in nodes):g} CPU cores and {gpus:g} GPUs"
+        raise ExperimentError(
+            [
+                f"search.workers: a trial takes {asked.count} x ({asked.cpus} CPU cores and "
+                f"{gpu:g} GPUs), and the cluster has {has}; ask for less"
+            ]
+        )
+    if settings.scheduler == "pbt" and asked.count > 1 and room < settings.total:
+        raise ExperimentError(
+            [
+                f"search.trials: in population based training {settings.total} trials of several "
+                f"workers train at once, and the cluster has room for {room}; use fewer trials, "
+                "or search.workers.count=1"
+            ]
+        )
+    if settings.concurrent != "auto":
+        room = min(room, settings.concurrent)
+    return Share(asked.count, gpu, asked.cpus), room
+
+
+def trials_at_once(experiment: Experiment) -> int:
+    """Trials that nodes are asked for where there is room for none."""
+    settings = experiment.search
+    assert settings is not None
+    return 1 if settings.concurrent == "auto" else min(settings.concurrent, settings.total)
+
+
+def bundles_of_trials(experiment: Experiment, trials: int) -> list[dict[str, float]]:
+    """What nodes are asked for: a bundle for each worker of so many trials."""
+    settings = experiment.search
+    assert settings is not None
+    asked = settings.workers
+    gpu = 0.0 if asked.gpu == "auto" else asked.gpu
+    bundle = {"CPU": float(asked.cpus)} | ({"GPU": gpu} if gpu else {})
+    return [bundle] * (asked.count * trials)

@@ -1,0 +1,327 @@
+"""`search`: trials of one experiment through Ray Tune, from the process that the user started.
+
+A search goes on from its own files: what ended is told to the algorithm and the scheduler anew,
+what was cut off is tried first and goes on from its run folder. What Tune writes of itself is never
+read.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import traceback
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import ray
+import ray.tune
+from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.stopper import FunctionStopper
+
+from ray_gen.errors import Failed, Refused
+from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.launch.claim import Claim
+from ray_gen.launch.cluster import check_shared, connected, when_there
+from ray_gen.launch.driver import check_is_experiment, folder_of, interruptible, timed
+from ray_gen.launch.search.board import Board
+from ray_gen.launch.search.checks import (
+    bundles_of_trials,
+    check,
+    of_a_trial,
+    resolved,
+    room_for,
+    trials_at_once,
+    trials_before,
+)
+from ray_gen.launch.search.proposals import Proposer, config_of
+from ray_gen.launch.search.schedulers import scheduler_of
+from ray_gen.launch.search.study import DEATHS, Study
+from ray_gen.launch.search.trial import Shared, TrialProcess
+from ray_gen.runs.manifest import EXPERIMENT
+from ray_gen.runs.writer import STOP
+from ray_gen.searches.records import (
+    BEST,
+    REPORT,
+    SEARCH,
+    TABLE,
+    TRIALS,
+    Mode,
+    Trial,
+    as_csv,
+    best_trial,
+)
+from ray_gen.storage import Folder, StorageError
+from ray_gen.training.build import better
+from ray_gen.training.sources import open_data
+
+TUNE = ".tune"
+"""What Ray Tune writes while it runs, in the search folder; deleted at the end, never read."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A search that has ended."""
+
+    location: str
+    metric: str
+    mode: Mode
+    trials: list[Trial] = field(repr=False)
+    interrupted: bool = False
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial whose last score is the best."""
+        return best_trial(self.trials, self.mode)
+
+    @property
+    def best_run(self) -> str:
+        """Its run folder: `ray_gen.load(searched.best_run)`. Raises Failed."""
+        if self.best is None:
+            raise Failed(f"{self.location}: no trial was judged")
+        return (Folder(self.location) / TRIALS / self.best.name).location
+
+    @property
+    def exit_code(self) -> int:
+        """Of a command: 130 after an interruption, as shells have it."""
+        return 130 if self.interrupted else 0
+
+
+def search(
+    experiment: Experiment,
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    fresh: bool = False,
+    show: bool = False,
+) -> Searched:
+    """Search what `experiment.search` says, on Ray, and return all trials.
+
+    storage: folder or URI of search folders; None: the experiment's, $RAY_GEN_STORAGE, or
+    ~/ray_gen_runs. name: a known one goes on; None: the experiment's name and the time. fresh:
+    refuse a name that exists. show: a table and a few words on stderr. Raises Refused for what
+    cannot start, Failed where no trial came to a score.
+    """
+    check_is_experiment(experiment)
+    if experiment.search is None:
+        phase = next(iter(experiment.optimizers))
+        raise Refused(
+            "search: the experiment does not say what to search; add e.g.\n"
+            f"  search: {{space: {{optimizers.{phase}.learning_rate: "
+            "{loguniform: [1e-5, 1e-3]}}}"
+        )
+    experiment = experiment.absolute()
+    folder = folder_of(experiment, storage, name or timed(f"{experiment.name}-search"))
+    if fresh and folder.exists(SEARCH):
+        raise Refused(f"{folder.location}: there is such a search; leave out --fresh to go on")
+    if folder.exists(EXPERIMENT):
+        raise Refused(f"{folder.location}: is a run and no search; choose another --name")
+    try:
+        found = _search(experiment, folder, show)
+    finally:
+        folder.remove_if_empty()
+    if show:
+        _tell(found)
+    if found.best is None and not found.interrupted:
+        reasons = [f"{trial.name}: {trial.reason}" for trial in found.trials if trial.reason]
+        raise Failed("\n".join(["no trial came to a score", *reasons[:5]]))
+    return found
+
+
+def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
+    settings = experiment.search
+    assert settings is not None
+    metric = experiment.search_metric
+    mode = settings.mode or better(experiment, metric)
+    if mode is None:
+        raise ExperimentError(
+            [
+                f"search.mode: neither settings nor objective say which {metric} is better; set it "
+                "to min or max"
+            ]
+        )
+    board = Board(settings.total, experiment.training.images, metric, mode, show=show)
+    with board, Claim(folder):
+        board.say("reading data")
+        store = open_data(experiment)
+        experiment = resolved(experiment, store)
+        trials = trials_before(folder, experiment)
+        check(experiment, store)
+        searched = Searched(folder.location, metric, mode, trials)
+        study = Study(experiment, folder, trials, mode)
+        if not study.goes_on:
+            _write_results(folder, experiment, searched)
+            return searched
+        board.say("starting Ray")
+        with connected():
+            wanted = trials_at_once(experiment)
+            share, room = when_there(
+                partial(room_for, experiment),
+                bundles_of_trials(experiment, wanted),
+                board.say,
+                enough=lambda found: found[1] >= wanted,
+            )
+            check_shared(folder)
+            folder.write_text(SEARCH, experiment.to_yaml())
+            shared = Shared(
+                folder.location,
+                of_a_trial(experiment, share).to_yaml(),
+                metric,
+                experiment.search_every_images,
+                share,
+                tuple(path for path in sys.path if path),
+                tuple(settings.space),
+            )
+            folder.remove(STOP)
+            try:
+                with interruptible(study.stop, board.say, folder.location):
+                    _run(study, shared, room, board)
+            except Failed:
+                with suppress(OSError, StorageError):  # what is raised is told
+                    _write_results(folder, experiment, searched)
+                raise
+            finally:
+                with suppress(OSError, StorageError):
+                    folder.remove(STOP)
+                    folder.remove(TUNE)
+        _write_results(folder, experiment, searched)
+    return Searched(folder.location, metric, mode, trials, study.stopping.is_set())
+
+
+def _run(study: Study, shared: Shared, room: int, board: Board) -> None:
+    """Tune, started again where a lack of memory ends it."""
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # the table tells what failed
+    board.begin(study.trials)
+    crashes, before = 0, -1
+    while study.goes_on and not study.stopping.is_set():
+        failure = _run_once(study, shared, room, board)
+        if failure is None:
+            break
+        images = sum(trial.images for trial in study.trials)
+        crashes = crashes + 1 if images == before else 1
+        before = images
+        if "OutOfMemoryError" not in failure or crashes > DEATHS:
+            raise Failed(
+                f"Ray Tune: {failure.strip().splitlines()[-1]}; the same --name goes on from what "
+                "was saved"
+            )
+        # Ray kills what takes too much memory, and Tune ends with it, without a word which it was:
+        # from here on there is one at a time.
+        study.lost("its process died: this machine ran out of memory", blame=room == 1)
+        room = 1
+        board.say("the machine ran out of memory; going on, with one trial at a time")
+    if study.ends is not None:
+        raise Failed(study.ends)
+
+
+def _run_once(study: Study, shared: Shared, room: int, board: Board) -> str | None:
+    """Tune in a thread beside this one, which draws the table and hears signals. Returns why Tune
+    itself failed."""
+    failures: list[str] = []
+
+    def fit() -> None:
+        try:
+            _tuner(study, shared, room).fit()
+        except Exception:
+            # As text: the frames of an exception would keep the trials' processes alive.
+            failures.append(traceback.format_exc())
+
+    thread = threading.Thread(target=fit, name="tune", daemon=True)
+    # Tune prints a banner whatever its verbosity; the table is drawn on stderr.
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.5)
+            board.show(list(study.trials), study.reached())
+    return failures[0] if failures else None
+
+
+def _tuner(study: Study, shared: Shared, room: int) -> Tuner:
+    settings, share = study.settings, shared.share
+    space: dict[str, Any] | None = None
+    proposer = None
+    waiting = [trial for trial in study.trials if not trial.ended]
+    new = max(0, settings.total - len(study.trials))
+    study.folder.remove(TUNE)
+    if settings.learns:
+        proposer = Proposer(settings, study.mode, study.trials, study.begin)
+    else:
+        for number in range(len(study.trials), settings.total):
+            study.begin(settings.values_of(number))
+        waiting = [trial for trial in study.trials if not trial.ended]
+        space = {"trial": ray.tune.grid_search([config_of(trial) for trial in waiting])}
+    scheduler = scheduler_of(study.experiment, study.mode, study.trials)
+    # A trial of several workers follows a Ray Train, which takes its own CPU cores and GPUs; Tune
+    # wants to hear something.
+    alone = share.workers == 1
+    resources = {"cpu": float(share.cpus), "gpu": share.gpu} if alone else {"memory": 1e6}
+    return Tuner(
+        ray.tune.with_resources(ray.tune.with_parameters(TrialProcess, shared=shared), resources),
+        param_space=space,
+        tune_config=TuneConfig(
+            search_alg=proposer,
+            scheduler=scheduler,
+            num_samples=1 if proposer is None else len(waiting) + new,
+            # A population lives at once: trials that wait for room are begun and take turns.
+            max_concurrent_trials=None if settings.scheduler == "pbt" and alone else room,
+            reuse_actors=True,
+            trial_name_creator=_name_of,
+            trial_dirname_creator=_name_of,
+        ),
+        run_config=RunConfig(
+            name=TUNE,
+            storage_path=study.folder.location,
+            failure_config=FailureConfig(max_failures=study.experiment.workers.max_restarts),
+            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[study],
+            stop=FunctionStopper(lambda trial_id, result: study.stopping.is_set()),
+            verbose=0,
+        ),
+    )
+
+
+def _name_of(trial: Any) -> str:
+    return str(trial.config["trial"]["name"])
+
+
+def _write_results(folder: Folder, experiment: Experiment, searched: Searched) -> None:
+    """search.csv, best.yaml and report.html."""
+    folder.write_text(TABLE, as_csv(searched.trials, searched.metric))
+    best = searched.best
+    if best is not None:
+        run = folder / TRIALS / best.name
+        trained = Experiment.from_yaml(run.read_text(EXPERIMENT))
+        trained = trained.with_fields(training__images=best.images)
+        text = f"# {best.name} of {folder.name}: {searched.metric} {best.score:.6g}\n"
+        folder.write_text(BEST, text + trained.to_yaml())
+    from ray_gen.searches.report import write_report  # its figures take a second to import
+
+    write_report(folder, experiment, searched.trials, searched.mode)
+
+
+def _tell(searched: Searched) -> None:
+    """Where the search is, what it found, and how to look at it."""
+    at = searched.location
+    states = [trial.state for trial in searched.trials]
+    counts = ", ".join(
+        f"{states.count(state)} {word}"
+        for state, word in (
+            ("done", "done"),
+            ("stopped", "stopped early"),
+            ("failed", "failed"),
+            ("waiting", "to go on with: the same --name again"),
+        )
+        if state in states
+    )
+    print(f"{at}: {len(states)} trials ({counts})")
+    best = searched.best
+    if best is None:
+        return
+    values = "  ".join(f"{path}={value}" for path, value in best.values.items())
+    print(f"  best:   {best.name}, {searched.metric} {best.score:.5g}  {values}")
+    print(f"  look:   {at}/{REPORT}, ray-gen tensorboard {at}")
+    print(f"  sample: ray-gen sample {searched.best_run} --count 64 --seed 0 --output grid.png")
+    print(f"  train:  ray-gen train {at}/{BEST}")

@@ -1,0 +1,120 @@
+"""Ray Tune's schedulers, as a search sets them up and tells them what was judged before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import ray
+import ray.tune
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+
+from ray_gen.experiment import Experiment
+from ray_gen.experiment.search import Range
+from ray_gen.searches.records import Mode, Trial
+
+
+def scheduler_of(experiment: Experiment, mode: Mode, trials: Sequence[Trial]) -> TrialScheduler:
+    """What `search.scheduler` asks for. trials: all there are, those of an earlier search too."""
+    settings = experiment.search
+    assert settings is not None
+    every = experiment.search_every_images
+    judged: dict[str, Any] = {"time_attr": "images", "metric": "score", "mode": mode}
+    grace = settings.grace_images or every
+    if settings.scheduler == "asha":
+        asha = Asha(
+            **judged,
+            grace_period=grace,
+            max_t=max(grace, experiment.training.images),
+            reduction_factor=settings.reduction_factor,
+            stop_last_trials=False,
+        )
+        return asha.remember(trials)
+    if settings.scheduler == "median":
+        return Median(**judged, grace_period=grace).remember(trials)
+    if settings.scheduler == "pbt":
+        space = settings.space
+        mutations = {path: _mutation(values) for path, values in space.items()}
+
+        def within(config: dict[str, Any]) -> dict[str, Any]:
+            values = config["trial"]["values"]
+            config["trial"]["values"] = {p: space[p].nearest(v) for p, v in values.items()}
+            return config
+
+        return PopulationBasedTraining(
+            **judged,
+            perturbation_interval=1,  # at each judgement
+            burn_in_period=settings.grace_images or 0,
+            hyperparam_mutations={"trial": {"values": mutations}},
+            quantile_fraction=settings.quantile,
+            perturbation_factors=(settings.perturbation, 1 / settings.perturbation),
+            custom_explore_fn=within,
+            log_config=False,
+        )
+    return FIFOScheduler()
+
+
+def _mutation(values: Range) -> Any:
+    """A range as population based training takes it."""
+    if values.choice is not None:
+        return list(values.choice)
+    return getattr(ray.tune, values.kind)(*(values.bounds or ()))
+
+
+class _Remembers(TrialScheduler):
+    """A scheduler that knows what trials were worth before it was made; decisions about that were
+    taken then."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)  # pyright: ignore
+        self.earlier: dict[str, Sequence[tuple[int, float]]] = {}
+
+    def remember(self, trials: Sequence[Trial]) -> Self:
+        """Those that ended now, those that go on when Tune adds them."""
+        self.earlier = {trial.name: trial.history for trial in trials}
+        for trial in trials:
+            if trial.ended:
+                self.on_trial_add(None, Known(trial.name, trial.name))  # pyright: ignore
+        return self
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A trial that is new to this scheduler, but not always to the search."""
+        super().on_trial_add(tune_controller, trial)
+        for images, score in self.earlier.pop(trial.custom_trial_name, ()):
+            self.recall(trial, {"images": images, "score": score})
+
+    def recall(self, trial: Any, result: dict[str, Any]) -> None:
+        """An earlier judgement."""
+        self.on_trial_result(None, trial, result)  # pyright: ignore
+
+
+class Asha(_Remembers, ASHAScheduler):
+    pass
+
+
+class Median(_Remembers, MedianStoppingRule):
+    def recall(self, trial: Any, result: dict[str, Any]) -> None:
+        """An earlier judgement, which is not decided about again: others may be better by now."""
+        self._results[trial].append(result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Tune tells of the judgement that stopped a trial twice, and a failure may have none."""
+        known = self._results.get(trial)
+        if "score" in result and not (known and known[-1]["images"] == result["images"]):
+            super().on_trial_complete(tune_controller, trial, result)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A trial of an earlier search, as far as a scheduler looks at it."""
+
+    trial_id: str
+    custom_trial_name: str
+    status: str = "TERMINATED"

@@ -1,0 +1,170 @@
+"""The records of a search while Ray Tune runs it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+
+from ray_gen.experiment import Experiment
+from ray_gen.launch.progress import read_progress
+from ray_gen.runs.writer import PROGRESS, STOP
+from ray_gen.searches.records import (
+    TABLE,
+    TRIALS,
+    Mode,
+    Trial,
+    as_csv,
+    write_trials,
+)
+from ray_gen.storage import Folder
+from ray_gen.training.loop import ALL_SEEN, ASKED
+
+DEATHS = 3
+"""Of a trial's process without a judgement between them, after which it is given up."""
+
+
+class Study(Callback):
+    """The records of a search, kept while Tune runs it. Called on Tune's thread."""
+
+    def __init__(
+        self, experiment: Experiment, folder: Folder, trials: list[Trial], mode: Mode
+    ) -> None:
+        assert experiment.search is not None
+        self.experiment = experiment
+        self.settings = experiment.search
+        self.folder = folder
+        self.trials = trials
+        self.mode: Mode = mode
+        self.stopping = threading.Event()
+        self._spent: dict[str, float] = {}
+        self._deaths: dict[str, list[int]] = {}
+        self.ends: str | None = None
+        """Why no trial can go on."""
+        self._ended: dict[str, dict[str, Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles what it is given, for a restore that never comes
+
+    def begin(self, values: Mapping[str, Any]) -> Trial | None:
+        """A new trial; None where the search is to end."""
+        if self.stopping.is_set():
+            return None
+        trial = Trial(f"trial_{len(self.trials):03d}", dict(values))
+        self.trials.append(trial)
+        return trial
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is a trial that has not ended."""
+        ended = sum(trial.ended for trial in self.trials)
+        return ended < max(self.settings.total, len(self.trials))
+
+    def stop(self) -> None:
+        """Ask the trials that run to save and stop, and those that wait not to begin."""
+        self.stopping.set()
+        self.folder.write_text(STOP, "")
+        for trial in self.trials:
+            if trial.state == "running":
+                (self.folder / TRIALS / trial.name).write_text(STOP, "")
+
+    def lost(self, reason: str, *, blame: bool) -> None:
+        """Tune itself has ended: what ran goes on when it is started again; where it ran alone,
+        unless it died too often without having come further."""
+        for trial in self.trials:
+            if trial.state == "running":
+                given_up = blame and self._died(trial)
+                trial.state, trial.reason = ("failed", reason) if given_up else ("waiting", None)
+        self._write()
+
+    def _died(self, trial: Trial) -> bool:
+        """Note a death; whether there were as many without a new judgement as are tolerated."""
+        deaths = self._deaths.setdefault(trial.name, [])
+        deaths.append(trial.images)
+        return deaths.count(trial.images) >= DEATHS
+
+    def reached(self) -> dict[str, int]:
+        """Images of the trials that run, as they last said."""
+        found: dict[str, int] = {}
+        for trial in list(self.trials):
+            run = self.folder / TRIALS / trial.name
+            if trial.state == "running" and run.is_local:
+                progress = read_progress(run, PROGRESS)
+                found[trial.name] = 0 if progress is None else int(progress["images"])
+        return found
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        record = self._of(trial)
+        # Not where it is judged: there it may have been given the values that it goes on with.
+        record.values = dict(trial.config["trial"]["values"])
+        self._spent[record.name] = record.seconds  # a result tells of this attempt alone
+        record.state = "running"
+        self._write()
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        record = self._of(trial)
+        self._ended[record.name] = result
+        images = int(result["images"])
+        record.seconds = self._spent.get(record.name, 0.0) + float(result.get("seconds", 0.0))
+        if "score" in result:
+            # What was judged from here on was of other weights, before it took over another's.
+            record.history = [point for point in record.history if point[0] < images]
+            record.images, record.score = images, float(result["score"])
+            record.history.append((record.images, record.score))
+            trial.max_failures = self.experiment.workers.max_restarts  # it came further
+        self._write()
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        record = self._of(trial)
+        result = self._ended.get(record.name, {})
+        stop = result.get("stop")
+        if "ends" in result:
+            self.ends = result["ends"]
+            self.stopping.set()
+            record.state = "waiting"
+        elif "failed" in result:
+            record.state, record.reason = "failed", result["failed"]
+        elif stop is not None and stop != ASKED:
+            record.state = "done"
+            record.reason = None if stop == ALL_SEEN else stop
+        elif self.stopping.is_set():
+            record.state = "waiting"
+        else:
+            record.state, record.reason = "stopped", f"by {self.settings.scheduler}"
+        self._write()
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """A process that died is replaced, but for the last time if it does not come further."""
+        record = self._of(trial)
+        self._died(record)
+        if self._deaths[record.name].count(record.images) >= DEATHS - 1:
+            trial.max_failures = 0
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        record = self._of(trial)
+        record.state, record.reason = "failed", f"its process died: {_error_of(trial)}"
+        self._write()
+
+    def _of(self, trial: Any) -> Trial:
+        name = str(trial.custom_trial_name)
+        return next(record for record in self.trials if record.name == name)
+
+    def _write(self) -> None:
+        write_trials(self.folder, self.trials)
+        metric = self.experiment.search_metric
+        self.folder.write_text(TABLE, as_csv(self.trials, metric))
+
+
+def _error_of(trial: Any) -> str:
+    """A line of what Tune wrote down when a trial's process died for the last time."""
+    file = trial.error_file
+    text = Path(file).read_text(errors="replace") if file and Path(file).exists() else ""
+    lines = [line for line in text.rpartition("Failure # ")[2].splitlines()[1:] if line.strip()]
+    if not lines:
+        return "it did not say why"
+    return lines[-1].strip() if "ray::" in lines[0] else lines[0].strip()  # of a traceback the end

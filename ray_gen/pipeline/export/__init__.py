@@ -1,0 +1,288 @@
+"""A trained run as files that others use: for ray_gen and the Hugging Face hub (safetensors), for
+torch without ray_gen (torch.export), and for everything else (ONNX)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ray_gen.errors import Refused
+from ray_gen.experiment import absolute_path
+from ray_gen.pipeline.export import programs
+from ray_gen.pipeline.export.card import CARD, ExportedFile, card
+from ray_gen.pipeline.loading import load_as
+from ray_gen.pipeline.model import Model
+from ray_gen.pipeline.pretrained import (
+    CONFIG,
+    MODEL,
+    Facts,
+    Weights,
+    checked_weights,
+    custom_targets,
+    finite,
+    is_pretrained,
+    read,
+    read_config,
+    write,
+)
+from ray_gen.runs.checkpoints import newest_checkpoint
+from ray_gen.runs.manifest import CheckpointError, Manifest
+from ray_gen.storage import Folder
+
+__all__ = ["FORMATS", "Exported", "export", "from_pretrained", "push_to_hub", "save_pretrained"]
+
+_Model = TypeVar("_Model", bound=Model)
+
+FORMATS = ("safetensors", "torch", "onnx")
+_WRITERS = {"torch": (".pt2", programs.write_torch), "onnx": (".onnx", programs.write_onnx)}
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` has written."""
+
+    path: Path
+    files: tuple[ExportedFile, ...]
+    notes: tuple[str, ...]
+    """What was not written and why, a sentence each."""
+
+
+def export(
+    run: str | os.PathLike[str] | Model,
+    folder: str | os.PathLike[str],
+    *,
+    weights: Weights = "ema",
+    formats: Sequence[str] | None = None,
+) -> Exported:
+    """Write a trained model into a new or empty folder, whole or not at all.
+
+    run: a run folder (its newest checkpoint), a checkpoint, an exported folder or a pipeline.
+    weights: of a run; a pipeline has its own. formats: of "safetensors" (`model.safetensors` and
+    `config.json`), "torch" (.pt2) and "onnx"; None takes all three, ONNX where it is installed.
+    A README.md always lies beside them.
+
+    Every file is read back and compared with the model. Raises Refused for a folder that has
+    something in it, Failed for a file that differs by more than `programs.TOLERANCE`.
+    """
+    weights = checked_weights(weights)
+    chosen, notes = _chosen(formats)
+    target = _target(folder)
+    pipeline, facts = _opened(run, weights)
+    experiment, objective, networks = pipeline.experiment, pipeline.objective, pipeline.networks
+    made, missing = programs.programs_of(pipeline)
+    files: list[ExportedFile] = []
+    with _whole(target) as work:
+        if "safetensors" in chosen:
+            write(work, experiment, objective, networks, facts)
+            difference = _reread(work, made)
+            files.append(_file(work / CONFIG, "the experiment"))
+            files.append(_file(work / MODEL, "the networks", difference))
+        kinds = [kind for kind in _WRITERS if kind in chosen]
+        notes += missing if kinds else []
+        for program in made if kinds else ():
+            exported = programs.traced(program)
+            given = [
+                f"{name} {('N', *probe.shape[1:])}".replace("'", "")
+                for name, probe in zip(program.inputs, program.probes[0], strict=True)
+            ]
+            content = f"{', '.join(given)} to {', '.join(program.outputs)}"
+            for kind in kinds:
+                suffix, write_program = _WRITERS[kind]
+                path = work / f"{program.name}{suffix}"
+                difference = write_program(exported, program, path)
+                files.append(_file(path, content, difference))
+                if difference is None:
+                    notes.append(f"{path.name}: was not run, onnxruntime is not installed")
+        text = card(experiment, objective, facts, files)
+        (work / CARD).write_text(text, encoding="utf-8")
+        files.append(_file(work / CARD, "the model card"))
+    return Exported(target, tuple(files), tuple(notes))
+
+
+def save_pretrained(pipeline: Model, folder: str | os.PathLike[str]) -> Path:
+    """`config.json`, `model.safetensors` and a model card in a new or empty folder."""
+    return export(pipeline, folder, formats=["safetensors"]).path
+
+
+def from_pretrained(
+    kind: type[_Model],
+    folder_or_repository: str | os.PathLike[str],
+    *,
+    weights: Weights = "ema",
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    custom_classes: bool = False,
+) -> _Model:
+    """An exported folder, or a repository OWNER/NAME of the Hugging Face hub, as a `kind`.
+
+    Nothing is unpickled. weights "ema" takes what is there. revision: a branch, tag or commit of a
+    repository. custom_classes: a model of somebody's own classes names them in its config; loading
+    imports them from what is installed here and calls them with options of the config's, which can
+    be anything (torch.hub's `load` among them), so from a repository this takes your consent.
+    Raises Refused, CheckpointError, ExperimentError.
+    """
+    name = os.fspath(folder_or_repository)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if not _REPOSITORY.fullmatch(name):
+            raise CheckpointError(f"{name}: there is no such folder")
+        folder = _downloaded(name, revision)
+        targets = custom_targets(read_config(folder)[0])
+        if targets and not custom_classes:
+            raise CheckpointError(
+                f"{name}: is made of classes that are not ray_gen's ({', '.join(targets)}), which "
+                "loading would import and call; if you trust its owner, give custom_classes=True"
+            )
+    return kind(*read(folder, weights=weights, device=device))
+
+
+def push_to_hub(
+    run: str | os.PathLike[str] | Model,
+    repository: str,
+    *,
+    weights: Weights = "ema",
+    formats: Sequence[str] | None = ("safetensors",),
+    private: bool | None = None,
+    token: str | None = None,
+) -> str:
+    """Export into a repository OWNER/NAME of the Hugging Face hub, made if need be, in one commit.
+
+    private None: as the hub's account has it. token None: that of `hf auth login`. The address of
+    the commit. Raises Refused.
+    """
+    hub = _hub(repository)
+    with tempfile.TemporaryDirectory(prefix="ray_gen-") as work:
+        made = export(run, Path(work) / "model", weights=weights, formats=formats)
+        try:
+            api = hub.HfApi(token=token, library_name="ray_gen")
+            api.create_repo(repository, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repository, folder_path=made.path, commit_message="Export from ray_gen"
+            )
+        except Exception as error:
+            raise Refused(f"{repository}: cannot be written on the hub: {error}") from error
+    return str(commit.commit_url)
+
+
+def _downloaded(repository: str, revision: str | None) -> Path:
+    """The two files of a repository, in the hub's own cache."""
+    hub = _hub(repository)
+    try:
+        return Path(
+            hub.snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, MODEL])
+        )
+    except Exception as error:
+        raise CheckpointError(
+            f"{repository}: is neither a folder here nor a repository that can be read: {error}"
+        ) from error
+
+
+def _hub(repository: str) -> Any:
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise Refused(
+            f"{repository}: the Hugging Face hub needs huggingface_hub: "
+            "pip install 'ray_gen[hub]' (folders of this machine do not)"
+        )
+    import huggingface_hub
+
+    return huggingface_hub
+
+
+def _chosen(formats: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """The formats to write, and a note if one is left out."""
+    lacking = programs.missing_for_onnx()
+    sentence = (
+        f"onnx: not written, {' and '.join(lacking)} is missing: pip install 'ray_gen[export]'"
+    )
+    if formats is None:
+        return [f for f in FORMATS if f != "onnx" or not lacking], [sentence] if lacking else []
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        what = repr(unknown[0]) if unknown else "nothing"
+        raise Refused(f"--formats: {what} is not one of {', '.join(FORMATS)}")
+    if "onnx" in formats and lacking:
+        raise Refused(f"--formats: {sentence}")
+    return list(formats), []
+
+
+def _target(folder: str | os.PathLike[str]) -> Path:
+    """The folder to make, which is not there or has nothing in it."""
+    if "://" in os.fspath(folder):
+        raise Refused(f"{folder}: is not a folder of this machine; export to one and copy it there")
+    target = Path(folder).expanduser().resolve()
+    if target == Path.cwd():
+        raise Refused(f"{target}: is where this runs; give the name of a new folder in it")
+    with _refusals(target):
+        if target.exists() and not target.is_dir():
+            raise Refused(f"{target}: is a file; give the name of a new folder")
+        inside = sorted(entry.name for entry in target.iterdir()) if target.is_dir() else []
+    if inside:
+        raise Refused(f"{target}: has {inside[0]} in it; give a new or empty folder")
+    return target
+
+
+def _opened(run: str | os.PathLike[str] | Model, weights: Weights) -> tuple[Model, Facts]:
+    """The model, and what its manifest or config says of it."""
+    if isinstance(run, Model):
+        return run, Facts()
+    folder = Folder(absolute_path(os.fspath(run)))
+    if folder.is_local and is_pretrained(folder.path):
+        pipeline = from_pretrained(Model, folder.path, weights=weights, device="cpu")
+        return pipeline, read_config(folder.path)[1]
+    found = newest_checkpoint(folder)
+    pipeline = load_as(Model, found.location, weights=weights, device="cpu")
+    manifest = Manifest.read(found)
+    return pipeline, Facts(weights, manifest.images, finite(manifest.metrics))
+
+
+def _reread(folder: Path, made: Sequence[programs.Program]) -> float | None:
+    """The largest difference between the model and what is read from the folder."""
+    again, _ = programs.programs_of(Model(*read(folder, device="cpu")))
+    return max(
+        (
+            programs.check(MODEL, ours.expected, theirs.expected)
+            for ours, theirs in zip(made, again, strict=True)
+        ),
+        default=None,
+    )
+
+
+def _file(path: Path, content: str, difference: float | None = None) -> ExportedFile:
+    return ExportedFile(path.name, path.stat().st_size, content, difference)
+
+
+@contextmanager
+def _whole(target: Path) -> Generator[Path]:
+    """A folder beside the target that becomes it if the block ends well, else disappears."""
+    with _refusals(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        around = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            work = around / target.name  # a folder in it: what mkdtemp makes only its owner enters
+            work.mkdir()
+            yield work
+            if target.exists():
+                target.rmdir()  # empty, as `_target` saw
+            work.rename(target)
+        finally:
+            shutil.rmtree(around, ignore_errors=True)
+
+
+@contextmanager
+def _refusals(target: Path) -> Generator[None]:
+    """Whatever the file system refuses, in a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise Refused(f"{target}: cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,128 @@
+"""The README.md of an exported model: what it is, how to load it, how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ray_gen.core import Objective
+from ray_gen.experiment import Experiment
+from ray_gen.pipeline.pretrained import Facts, custom_targets, finite, published
+from ray_gen.version import __version__
+
+CARD = "README.md"
+_NAMED_CLASSES = 30
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file of an exported model."""
+
+    name: str
+    bytes: int
+    content: str
+    """What it is, in a few words."""
+    difference: float | None = None
+    """Largest |difference| between what it gives, read back, and the original; None: not run."""
+
+    def checked(self) -> str:
+        """The difference in figures."""
+        return "–" if self.difference is None else f"{self.difference:.2g}"
+
+
+def card(
+    experiment: Experiment, objective: Objective, facts: Facts, files: Sequence[ExportedFile]
+) -> str:
+    """The text, as Hugging Face's hub reads it too."""
+    sections = [
+        _head(experiment, objective),
+        _summary(experiment, facts),
+        _use(experiment, objective, files),
+        _files(files),
+        _metrics(facts),
+        f"## Recipe\n\n```yaml\n{published(experiment).to_yaml()}```",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _head(experiment: Experiment, objective: Objective) -> str:
+    kind = experiment.objective.kind
+    lines = ["---", "library_name: ray_gen", "tags:", "- ray_gen", f"- {kind}"]
+    if objective.has_prior and experiment.label_count is None:
+        lines.append("pipeline_tag: unconditional-image-generation")
+    return "\n".join([*lines, "---"])
+
+
+def _summary(experiment: Experiment, facts: Facts) -> str:
+    what = experiment.objective.title
+    channels, height, width = experiment.image_shape
+    conditional = " given their class" if experiment.label_count is not None else ""
+    trained = "" if facts.images is None else f", trained on {facts.images:,} images"
+    weights = {"ema": " Its weights are averages over training (EMA).", "raw": "", None: ""}
+    return (
+        f"# {experiment.name}\n\n{what} of {channels} x {height} x {width} images{conditional}"
+        f"{trained}; made with ray_gen {__version__}.{weights[facts.weights]}"
+    )
+
+
+def _use(experiment: Experiment, objective: Objective, files: Sequence[ExportedFile]) -> str:
+    parts = ["## Use"]
+    shape = ", ".join(map(str, experiment.image_shape))
+    if any(file.name.endswith(".safetensors") for file in files):
+        labels = "" if experiment.label_count is None else ", labels"
+        second = (
+            f"again = model.reconstruct(images{labels})  # float (N, {shape}) in [0, 1], both"
+            if not objective.has_prior
+            else f"images = model.sample(64, seed=0)  # float (64, {shape}) in [0, 1]"
+        )
+        parts.append(
+            "```python\nfrom ray_gen import Pipeline\n\n"
+            f'model = Pipeline.from_pretrained("FOLDER_OR_REPOSITORY")\n{second}\n```'
+        )
+    targets = custom_targets(experiment)
+    if targets:
+        parts.append(
+            f"Its classes are not part of ray_gen: {', '.join(f'`{name}`' for name in targets)}. "
+            "They are imported when it is loaded and must be installed; from a repository only "
+            "with `Pipeline.from_pretrained(..., custom_classes=True)`."
+        )
+    for name, z in objective.latents.items() if objective.has_prior else ():
+        drawn = "N(0, 1)" if z.distribution == "normal" else f"U[{z.low:g}, {z.high:g})"
+        parts.append(f"{name} ({', '.join(map(str, ('N', *z.shape)))}) is drawn from {drawn}.")
+    names = experiment.data.classes or ()
+    if experiment.label_count is not None:
+        named = [f"{number} {name}" for number, name in enumerate(names) if str(number) != name]
+        listed = f" ({', '.join(named)})" if 0 < len(named) <= _NAMED_CLASSES else ""
+        parts.append(f"Labels are int64 (N,) from 0 to {len(names) - 1}{listed}.")
+    if any(file.name.endswith(".pt2") for file in files):
+        parts.append(
+            "The `.pt2` files hold no pickle, but `torch.export.load` would unpickle one: give it "
+            "no file of somebody whom you do not trust. `.safetensors` and `.onnx` are data only."
+        )
+    return "\n\n".join(parts)
+
+
+def _files(files: Sequence[ExportedFile]) -> str:
+    rows = [f"| `{file.name}` | {file.content} | {file.checked()} |" for file in files]
+    return "\n".join(
+        [
+            "## Files",
+            "",
+            "The last column is the largest difference between what a file gives, read back, and "
+            "the model that it was made of.",
+            "",
+            "| file | content | difference |",
+            "|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _metrics(facts: Facts) -> str:
+    found = finite(facts.metrics)
+    if not found:
+        return ""
+    rows = [f"| `{tag}` | {value:.6g} |" for tag, value in sorted(found.items())]
+    return "\n".join(
+        ["## Metrics of the run at this point", "", "| metric | |", "|---|---|", *rows]
+    )

@@ -1,0 +1,365 @@
+"""Generator, decoder and encoder as programs that need no ray_gen: torch.export and ONNX.
+
+A program is traced from a float32 copy of the networks on the CPU. Parametrised weights (spectral
+norm) are baked: the copy has W / σ(W) as its weight. Both files of a program are read back and run
+against the original, at several batch sizes.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ray_gen.core import Encodes, Networks, Noise, Objective, declared, posteriors_of
+from ray_gen.errors import Failed, Refused
+from ray_gen.noise import drawn, key_of
+from ray_gen.pipeline.model import Model
+
+BATCH_SIZES = (1, 2, 5, 16)
+"""What a program is checked with; it is traced with 2 images."""
+
+LABELS = "labels"
+
+TOLERANCE = 1e-4
+"""Largest |difference| to the original, in units of its largest |output|, at least of 1. A grey
+level is 40 of it; of three trained runs the largest was 2.4e-6 (onnxruntime 1.32, float32 sums in
+another order), of networks with weights four times too large 2.2e-5."""
+
+
+class Decode(nn.Module):
+    """Latents (N, *shape), [labels int64 (N,)] and what the networks draw, in this order, to images
+    (N, C, H, W) in [0, 1], float32."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        networks: Networks,
+        dtype: torch.dtype,
+        inputs: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self.networks = networks
+        self._sample = objective.sample
+        self._dtype = dtype
+        self._inputs = tuple(inputs)
+        self._latents = tuple(objective.latents)
+
+    def forward(self, *given: Tensor) -> Tensor:
+        """E[x|z] or G(z)."""
+        named = dict(zip(self._inputs, given, strict=True))
+        labels = named.pop(LABELS, None)
+        floats = {name: value.to(self._dtype) for name, value in named.items()}
+        latents = {name: floats.pop(name) for name in self._latents}
+        return self._sample(self.networks, latents, labels, floats).float()
+
+
+class Encode(nn.Module):
+    """images (N, C, H, W) in [0, 1] [and labels int64 (N,)] to the mean and log-variance of each
+    latent's q(z|x), (N, *shape) each, float32; of a plain autoencoder to z alone."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        networks: Networks,
+        dtype: torch.dtype,
+        inputs: Sequence[str],
+    ) -> None:
+        super().__init__()
+        assert isinstance(objective, Encodes)
+        self.networks = networks
+        self._objective = objective
+        self._low, self._high = objective.image_range
+        self._dtype = dtype
+        self._conditional = LABELS in inputs
+
+    def forward(self, *given: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Images are first taken to the objective's `image_range`."""
+        seen = given[0].to(self._dtype)
+        if (self._low, self._high) != (0.0, 1.0):
+            seen = seen * (self._high - self._low) + self._low
+        labels = given[1] if self._conditional else None
+        posteriors = posteriors_of(self._objective, self.networks, seen, labels).values()
+        found = [part.float() for of_one in posteriors for part in of_one if part is not None]
+        return found[0] if len(found) == 1 else tuple(found)
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program, and what the original makes of some inputs."""
+
+    name: str
+    """generator, decoder or encoder: its files are NAME.pt2 and NAME.onnx."""
+    module: nn.Module
+    """Decode or Encode on the float32 copy, with the networks that it needs."""
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    probes: tuple[tuple[Tensor, ...], ...]
+    """Inputs, one tuple for each of BATCH_SIZES, on the CPU."""
+    expected: tuple[tuple[Tensor, ...], ...]
+    """What the original makes of each."""
+
+
+_Maker = Callable[[Objective, Networks, torch.dtype, Sequence[str]], nn.Module]
+
+
+def programs_of(pipeline: Model) -> tuple[list[Program], list[str]]:
+    """The programs that a model has, and a sentence for each that it has not.
+
+    The pipeline's networks, on any device, are not changed.
+    """
+    objective = pipeline.objective
+    programs: list[Program] = []
+    missing: list[str] = []
+    decodes = isinstance(objective, Encodes) or "decoder" in objective.sampled_from
+    name = "decoder" if decodes else "generator"
+    try:
+        pipeline.latent_shapes  # noqa: B018
+    except Refused as refused:
+        missing.append(f"{name}: not written, {refused}")
+    else:
+        own = declared(objective.sampling_noise, pipeline.networks)
+        inputs = _Inputs(objective.latents, own)
+        programs.append(_program(name, Decode, inputs, ("images",), pipeline))
+    if isinstance(objective, Encodes):
+        pixels = _Inputs({"images": Noise(pipeline.experiment.image_shape, "uniform")}, {})
+        programs.append(_program("encoder", Encode, pixels, None, pipeline))
+    elif "encoder" in objective.sampled_from:
+        missing.append("encoder: not written, the objective has no `encode` (ray_gen.core.Encodes)")
+    return programs, missing
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a program takes beside labels, which stand between the two."""
+
+    main: Mapping[str, Noise]
+    noise: Mapping[str, Noise]
+
+
+def _program(
+    name: str,
+    make: _Maker,
+    of: _Inputs,
+    outputs: Sequence[str] | None,
+    pipeline: Model,
+) -> Program:
+    experiment, objective, networks = pipeline.experiment, pipeline.objective, _used(pipeline)
+    classes = experiment.label_count
+    inputs = (*of.main, *(() if classes is None else (LABELS,)), *of.noise)
+    original = make(objective, networks, next(iter(networks.parameters())).dtype, inputs)
+    probes: list[tuple[Tensor, ...]] = []
+    for count in BATCH_SIZES:
+        numbers = torch.arange(count)
+        drawn_for = drawn(
+            {**of.main, **of.noise},
+            lambda key: key_of(experiment.seed, "export", key),
+            numbers,
+            torch.float32,
+        )
+        if classes is not None:
+            drawn_for[LABELS] = (numbers + count) % classes
+        probes.append(tuple(drawn_for[key] for key in inputs))
+    expected = tuple(_run(original, probe) for probe in probes)
+    needed = _needed(make, objective, _baked(networks).float(), probes[1], inputs)
+    return Program(
+        name=name,
+        module=make(objective, needed, torch.float32, inputs).eval(),
+        inputs=tuple(key.replace(".", "_") for key in inputs),
+        outputs=tuple(_encoder_outputs(pipeline) if outputs is None else outputs),
+        probes=tuple(probes),
+        expected=expected,
+    )
+
+
+@torch.no_grad()
+def _encoder_outputs(pipeline: Model) -> list[str]:
+    """Mean and log-variance, or z; of several latents each with its name."""
+    objective = pipeline.encoder()
+    image = torch.zeros(1, *pipeline.experiment.image_shape).to(
+        next(pipeline.networks.parameters())
+    )
+    labels = None if pipeline.experiment.label_count is None else torch.zeros(1).long()
+    if labels is not None:
+        labels = labels.to(image.device)
+    found = posteriors_of(objective, pipeline.networks, image, labels)
+    names: list[str] = []
+    for name, (_, log_variance) in found.items():
+        parts = ["mean", "log_variance"] if log_variance is not None else [name]
+        several = len(found) > 1 and log_variance is not None
+        names += [f"{name}_{part}" if several else part for part in parts]
+    return names
+
+
+def _used(pipeline: Model) -> Networks:
+    """The networks that are used after training, whatever others a pipeline has; on the CPU, as a
+    GPU's convolutions round to 10 bits (TF32) unless they are told not to."""
+    names = pipeline.objective.sampled_from
+    networks = nn.ModuleDict({name: pipeline.networks[name] for name in names})
+    return networks if pipeline.device.type == "cpu" else copy.deepcopy(networks).cpu()
+
+
+@torch.no_grad()
+def _run(
+    of: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """The outputs of a module, as a tuple."""
+    out = of(*inputs)
+    return (out,) if isinstance(out, Tensor) else tuple(out)
+
+
+def _baked(networks: Networks) -> Networks:
+    """A copy whose parametrised tensors are plain ones of the same values.
+
+    Not by `remove_parametrizations`, which takes the tensor from a class that the copy shares with
+    the original.
+    """
+    copied = copy.deepcopy(networks).eval().requires_grad_(False)
+    for layer in list(copied.modules()):
+        if parametrize.is_parametrized(layer):
+            assert isinstance(layer.parametrizations, nn.ModuleDict)
+            with torch.no_grad():
+                values = {name: getattr(layer, name).detach() for name in layer.parametrizations}
+            layer.__class__ = parametrize.type_before_parametrizations(layer)
+            del layer.parametrizations
+            for name, value in values.items():
+                layer.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    return copied
+
+
+def _needed(
+    make: _Maker,
+    objective: Objective,
+    networks: Networks,
+    probe: tuple[Tensor, ...],
+    inputs: Sequence[str],
+) -> Networks:
+    """Those of the networks that the outputs depend on: a decoder's file has no encoder in it."""
+    expected = _run(make(objective, networks, torch.float32, inputs), probe)
+    kept = dict(networks.items())
+    for name in list(kept):
+        fewer = {other: network for other, network in kept.items() if other != name}
+        try:
+            found = _run(make(objective, nn.ModuleDict(fewer), torch.float32, inputs), probe)
+        except (KeyError, AttributeError):
+            continue
+        if all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)):
+            kept = fewer
+    return nn.ModuleDict(kept)
+
+
+def traced(program: Program) -> torch.export.ExportedProgram:
+    """The program with any number of images, without inputs of its tracing and without the paths of
+    the files that it was traced through."""
+    batch = torch.export.Dim("batch")
+    with _quiet(program.name, "torch.export cannot trace it"):
+        exported = torch.export.export(
+            program.module,
+            program.probes[1],
+            dynamic_shapes=(tuple({0: batch} for _ in program.inputs),),  # of `*given`
+        )
+    exported.example_inputs = None  # they would be a pickle in the file
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return exported
+
+
+def write_torch(exported: torch.export.ExportedProgram, program: Program, path: Path) -> float:
+    """Write a .pt2, read it back and run it; the largest difference. Raises Failed."""
+    with _quiet(path.name, "torch.export cannot write it"):
+        torch.export.save(exported, path)
+        # This function can unpickle what it is given: here that is the file of the line above.
+        loaded = torch.export.load(path).module()
+    return check(path.name, program.expected, [_run(loaded, probe) for probe in program.probes])
+
+
+def missing_for_onnx() -> list[str]:
+    """The packages that writing ONNX needs and that are not installed."""
+    return [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+
+
+def write_onnx(
+    exported: torch.export.ExportedProgram, program: Program, path: Path
+) -> float | None:
+    """Write a .onnx, read it back and run it; the largest difference, or None where onnxruntime is
+    not installed. Raises Failed."""
+    import onnx
+
+    with _quiet(path.name, "it has no form in ONNX"):
+        made = torch.onnx.export(
+            exported,
+            dynamo=True,
+            dynamic_shapes={name: {0: "batch"} for name in program.inputs},
+            input_names=program.inputs,
+            output_names=program.outputs,
+            verbose=False,
+        )
+        assert made is not None
+        model = made.model_proto
+        for node in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
+            node.ClearField("metadata_props")  # how torch came to it, as long as the graph
+        onnx.save(model, path)
+        onnx.checker.check_model(path, full_check=True)
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    with _quiet(path.name, "onnxruntime cannot run it"):
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        found: list[tuple[Tensor, ...]] = []
+        for probe in program.probes:
+            named = zip(program.inputs, probe, strict=True)
+            given = {name: tensor.numpy() for name, tensor in named}
+            outputs = session.run(list(program.outputs), given)
+            found.append(tuple(torch.from_numpy(output) for output in outputs))
+    return check(path.name, program.expected, found)
+
+
+def check(
+    file: str, expected: Sequence[Sequence[Tensor]], found: Sequence[Sequence[Tensor]]
+) -> float:
+    """The largest |difference| over all outputs of all probes. Raises Failed above TOLERANCE."""
+    largest = 0.0
+    for here, there in zip(expected, found, strict=True):
+        for ours, theirs in zip(here, there, strict=True):
+            if ours.shape != theirs.shape:
+                raise Failed(
+                    f"{file}: gives {tuple(theirs.shape)} where the original gives "
+                    f"{tuple(ours.shape)}; nothing was written"
+                )
+            difference = float((ours - theirs).abs().max())
+            scale = max(1.0, float(ours.abs().max()))
+            if not difference <= TOLERANCE * scale:  # NaN is no agreement
+                raise Failed(
+                    f"{file}: differs from the original by {difference:.2g} with {len(ours)} "
+                    f"images, and {TOLERANCE * scale:.2g} is allowed; nothing was written"
+                )
+            largest = max(largest, difference)
+    return largest
+
+
+@contextmanager
+def _quiet(file: str, problem: str) -> Generator[None]:
+    """Without the warnings of exporters; what they raise becomes a sentence."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+            if "Constraints violated" in reason:
+                reason = (
+                    "a network fixes the number of images; where it takes len(x), take x.shape[0]"
+                )
+            raise Failed(
+                f"{file}: {problem} ({reason}); nothing was written: leave this format out with "
+                "--formats"
+            ) from error

@@ -1,0 +1,178 @@
+"""A prior that is fitted after training: a mixture of Gaussians on what an encoder gives.
+
+Ex-post density estimation (Ghosh et al. 2020, "From variational to deterministic autoencoders",
+section 4): the decoder has learnt where the encodings lie, which N(0, I) covers only in part. It
+makes a plain autoencoder a model that can be sampled from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ray_gen.core import Noise
+from ray_gen.errors import Refused
+from ray_gen.noise import draw, key_of
+from ray_gen.pipeline.latent import truncated
+
+FORMAT = "ray_gen mixture 1"
+_TENSORS = ("weights", "means", "cholesky")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose encodings a mixture was fitted to. Of another run, or of the same one at another time,
+    the same latents mean other images."""
+
+    run: str
+    """Its name."""
+    weights: str
+    """The digest of its weights, which an exported model shares."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """p(z) = Σ_k w_k N(z; μ_k, L_k L_kᵀ), in float64 on the CPU."""
+
+    weights: Tensor
+    """w: (K,), positive, with the sum 1."""
+    means: Tensor
+    """μ: (K, D)."""
+    cholesky: Tensor
+    """L: (K, D, D), lower triangular."""
+    origin: Origin | None = None
+    """None where nobody said, which fits any run."""
+
+    def __repr__(self) -> str:
+        return f"Mixture(components={len(self.weights)}, latent_size={self.latent_size})"
+
+    @property
+    def latent_size(self) -> int:
+        """D."""
+        return self.means.shape[1]
+
+    @classmethod
+    def fit(
+        cls,
+        latents: Tensor | Iterable[Tensor],
+        components: int = 10,
+        seed: int = 0,
+        origin: Origin | None = None,
+    ) -> Mixture:
+        """By expectation maximisation from k-means, full covariances (scikit-learn's).
+
+        latents: (N, D), or parts of it. origin: of the run that encoded them. Equal arguments give
+        equal mixtures on one machine and version of scikit-learn. Raises Refused without
+        scikit-learn, and for fewer latents than components.
+        """
+        if hasattr(latents, "__array__"):  # a tensor, or NumPy's
+            latents = torch.as_tensor(latents)
+        if not isinstance(latents, Tensor):
+            parts = [torch.as_tensor(part) for part in latents]
+            latents = torch.cat(parts) if parts else torch.empty(0, 1)
+        if not 1 <= components <= len(latents):
+            raise Refused(
+                f"components: {components} cannot be fitted to {len(latents)} images; take at "
+                "least one component, and many images for each"
+            )
+        try:
+            from sklearn.mixture import GaussianMixture
+        except ImportError as error:
+            raise Refused(
+                "a mixture is fitted by scikit-learn, which is not installed: pip install "
+                "scikit-learn (sampling from a saved one does not need it)"
+            ) from error
+        numbers = latents.detach().flatten(1).double().cpu().numpy()
+        try:
+            fitted = GaussianMixture(components, random_state=seed % 2**32).fit(numbers)
+        except ValueError as error:
+            raise Refused(f"components: {components} cannot be fitted: {error}") from error
+        return cls(
+            weights=torch.from_numpy(fitted.weights_),
+            means=torch.from_numpy(fitted.means_),
+            cholesky=torch.linalg.cholesky(torch.from_numpy(fitted.covariances_)),
+            origin=origin,
+        )
+
+    def check_origin(self, run: Origin) -> None:
+        """Refuse a run whose encodings these were not. Equal weights are the same run, under
+        whatever name."""
+        if self.origin is None or self.origin.weights == run.weights:
+            return
+        theirs = (
+            f"other weights of {run.run} than these: another checkpoint, or --weights"
+            if self.origin.run == run.run
+            else f"{self.origin.run}, and this is {run.run}"
+        )
+        raise Refused(f"prior: the mixture was fitted to {theirs}; fit one to what is sampled from")
+
+    def draw(self, seed: int, indices: Tensor, truncation: float | None = None) -> Tensor:
+        """Latents by their numbers: int64 (N,) to float32 (N, D), a function of (seed, number).
+
+        truncation: of the normal numbers that each component scales; see `latent.truncated`.
+        """
+        step, indices = torch.zeros(1, dtype=torch.int64), indices.cpu()
+        which = draw(Noise((1,), "uniform"), key_of(seed, "mixture", "component"), step, indices)
+        bounds = self.weights.cumsum(0)[:-1]  # the last component takes what rounding leaves
+        chosen = torch.searchsorted(bounds, which[0, :, 0].double(), right=True)
+        normal = Noise((self.latent_size,))
+        epsilon = draw(normal, key_of(seed, "mixture", "z"), step, indices)[0]
+        moved = truncated(epsilon.double(), normal, truncation)
+        # Row by row, so that no latent depends on how many are drawn: a matrix product's rounding
+        # would.
+        spread = (self.cholesky[chosen] * moved[:, None]).sum(dim=2)
+        return (self.means[chosen] + spread).float()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a .safetensors file, whole or not at all."""
+        target = Path(path).expanduser()
+        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        metadata = {"format": FORMAT}
+        if self.origin is not None:
+            metadata |= {"run": self.origin.run, "run_weights": self.origin.weights}
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            # Not `save_file`: it makes a file that only its owner can read, and its errors of the
+            # file system are no OSError.
+            partial.write_bytes(save(tensors, metadata=metadata))
+            partial.replace(target)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Mixture:
+        """What `save` wrote, strictly; nothing is unpickled."""
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise Refused(f"{path}: there is no such file; `Mixture.save` writes one")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise Refused(f"{path}: is not a mixture that can be read: {error}") from error
+        if metadata.get("format") != FORMAT or set(found) != set(_TENSORS):
+            raise Refused(f"{path}: is not a mixture; this version reads {FORMAT!r}")
+        if found["means"].ndim != 2:
+            raise Refused(f"{path}: is damaged in 'means'; fit and save the mixture again")
+        count, size = found["means"].shape
+        shapes = {"weights": (count,), "means": (count, size), "cholesky": (count, size, size)}
+        for name, shape in shapes.items():
+            if tuple(found[name].shape) != shape or not bool(found[name].isfinite().all()):
+                raise Refused(f"{path}: is damaged in {name!r}; fit and save the mixture again")
+        run, weights = metadata.get("run"), metadata.get("run_weights")
+        return cls(
+            **{name: found[name].double() for name in _TENSORS},
+            origin=None if run is None or weights is None else Origin(run, weights),
+        )

@@ -1,0 +1,187 @@
+"""The checkpoints of a run folder: found, committed whole or not at all, and pruned."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ray_gen.runs.manifest import EXPERIMENT, MANIFEST, CheckpointError, Manifest
+from ray_gen.storage import Folder, StorageError
+
+BEST = "best"
+"""The copy of the best checkpoint in a run folder."""
+DUE = ".due"
+"""In a run folder, the checkpoint that comes with the evaluation that is going on."""
+AWAITED = "evaluation_awaited"
+"""In a checkpoint, that an evaluation beside the training has still to read it."""
+_NAME = re.compile(r"checkpoint_\d+")
+_CUT_OFF = re.compile(r"\.checkpoint_\d+\.(whole|(whole\.)?partial)")
+FETCHES = 3
+"""Attempts at a checkpoint that somebody replaces while it is read."""
+
+
+def checkpoint_name(images: int) -> str:
+    """Sorted by name is sorted by images."""
+    return f"checkpoint_{images:012d}"
+
+
+def is_in_a_run(name: str) -> bool:
+    """Whether a checkpoint of this name lies in the folder of its run."""
+    return name == BEST or name.startswith("checkpoint_")
+
+
+def images_of(checkpoint: Folder) -> int:
+    """Seen when it was saved, by its name."""
+    return int(checkpoint.name.rpartition("_")[2])
+
+
+def checkpoints(run: Folder) -> list[Folder]:
+    """The checkpoints of a run folder that have a manifest, newest first."""
+    names = [name for name in reversed(run.names()) if _NAME.fullmatch(name)]
+    return [run / name for name in names if (run / name).exists(MANIFEST)]
+
+
+def newest_manifest(run: Folder) -> Manifest | None:
+    """The manifest of a run's newest checkpoint; None without one. Sizes and digests unchecked."""
+    found = checkpoints(run)
+    return Manifest.read(found[0]) if found else None
+
+
+def newest_checkpoint(run: Folder) -> Folder:
+    """The folder itself if it is a checkpoint, else the newest one in it."""
+    given = whole(run)
+    if given is not None:
+        return given
+    found = checkpoints(run)
+    if found:
+        return found[0]
+    best = whole(run / BEST)
+    if best is not None:
+        return best
+    if not run.exists():
+        raise CheckpointError(f"{run.location}: there is no such run")
+    raise CheckpointError(
+        f"{run.location}: has no complete checkpoint yet"
+        if run.exists(EXPERIMENT)
+        else f"{run.location}: is neither a run folder nor a checkpoint"
+    )
+
+
+def whole(checkpoint: Folder) -> Folder | None:
+    """Where a checkpoint is whole: under its name, or beside it while it is replaced; else None."""
+    if checkpoint.exists(MANIFEST):
+        return checkpoint
+    if checkpoint.name not in (BEST, DUE) and not _NAME.fullmatch(checkpoint.name):
+        return None
+    spare = checkpoint.parent / _spare(checkpoint.name)
+    return spare if spare.exists(MANIFEST) else None
+
+
+@contextmanager
+def fetched(run: Folder) -> Generator[tuple[Folder, Path]]:
+    """The newest checkpoint of a run, or a checkpoint, and where it lies on this machine while the
+    block lasts. A CheckpointError of the block names the checkpoint, and not its copy."""
+    for _ in range(FETCHES):
+        found = newest_checkpoint(run)
+        with ExitStack() as stack:
+            try:
+                before = found.read_text(MANIFEST)
+                folder = stack.enter_context(found.fetched())
+                if not found.is_local and found.read_text(MANIFEST) != before:
+                    continue
+            except FileNotFoundError:  # replaced or pruned meanwhile
+                continue
+            try:
+                yield found, folder
+            except CheckpointError as error:
+                told = str(error).replace(str(folder), found.location)
+                raise CheckpointError(told) from error
+            return
+    raise CheckpointError(f"{run.location}: changes faster than it can be read; try again")
+
+
+def commit(source: Path, run: Folder, name: str) -> None:
+    """Copy a checkpoint of this machine into the run folder as `name`, in the place of another.
+
+    It has its name only when it is whole: locally by a rename, elsewhere because the manifest comes
+    last. One that it replaces goes when the new one lies whole beside it (see `whole`). Raises
+    StorageError; what was whole before, or the new one, then still is.
+    """
+    spare = _spare(name)
+    try:
+        replaces = (run / name).exists(MANIFEST)
+        if replaces:
+            _copy(source, run, spare)
+            discard(run, name)
+        if replaces and run.is_local:
+            (run.path / spare).rename(run.path / name)
+        else:
+            _copy(source, run, name)
+            discard(run, spare)
+    except OSError as error:
+        raise StorageError(
+            f"storage: {run.location} cannot take {name} ({error.strerror or error}); what was "
+            "saved before is intact: make room, or choose another --storage, and start again with "
+            "the same --name"
+        ) from error
+
+
+def _copy(source: Path, run: Folder, name: str) -> None:
+    """A checkpoint of this machine as `name`, which is not there or not whole."""
+    discard(run, name)
+    if not run.is_local:
+        for file in sorted(source.iterdir(), key=lambda file: file.name == MANIFEST):
+            run.put(file, f"{name}/{file.name}")
+        return
+    partial = f".{name.lstrip('.')}.partial"
+    try:
+        run.remove(partial)
+        run.put(source, partial)
+        (run.path / partial).rename(run.path / name)
+    except OSError:
+        shutil.rmtree(run.path / partial, ignore_errors=True)
+        raise
+
+
+def _spare(name: str) -> str:
+    """Where a checkpoint waits, whole, to take the place of the one that has its name."""
+    return f".{name.lstrip('.')}.whole"
+
+
+def discard(run: Folder, name: str) -> None:
+    """Delete a checkpoint. The manifest goes first: what is left if this is cut off is none."""
+    run.remove(f"{name}/{MANIFEST}")
+    run.remove(name)
+
+
+def prune(run: Folder, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints and those that an evaluation awaits, and what
+    cut-off copies left."""
+    kept = {folder.name for folder in checkpoints(run)[:keep]}
+    for name in run.names():
+        old = _NAME.fullmatch(name) and name not in kept and not (run / name).exists(AWAITED)
+        if old or _CUT_OFF.fullmatch(name):
+            discard(run, name)
+
+
+def mend_best(run: Folder) -> None:
+    """Give the best checkpoint its name, if its commit was cut off. Nobody may write it."""
+    best = whole(run / BEST)
+    if best is not None and best.name != BEST:
+        with best.fetched() as folder:
+            commit(folder, run, BEST)
+
+
+def take_up_due(run: Folder) -> None:
+    """Give the checkpoint of an evaluation that a run failed in its name. Nobody may write it."""
+    due = whole(run / DUE)
+    if due is not None:
+        name = checkpoint_name(Manifest.read(due).images)
+        if not any(known.name >= name for known in checkpoints(run)):
+            with due.fetched() as folder:
+                commit(folder, run, name)
+    for name in (DUE, _spare(DUE)):
+        discard(run, name)

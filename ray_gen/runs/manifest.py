@@ -1,0 +1,146 @@
+"""The files of a checkpoint, and the manifest that says of them what they are.
+
+The manifest is written last: a folder that has one is a whole checkpoint. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_gen.errors import Refused
+from ray_gen.storage import Folder
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+NETWORKS = "networks.safetensors"
+EMA = "ema.safetensors"
+OPTIMIZERS = "optimizers.safetensors"
+EXPERIMENT = "experiment.yaml"
+FILES = (NETWORKS, EMA, OPTIMIZERS, EXPERIMENT)
+
+
+class CheckpointError(Refused):
+    """A checkpoint that cannot be used, with its path, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """How long a file is, and its SHA-256 in hexadecimal digits."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileFacts:
+        """The facts of a file as it lies there."""
+        return cls(path.stat().st_size, _digest(path))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself."""
+
+    step: int
+    """Steps done."""
+    images: int
+    """Images seen."""
+    settled: Mapping[str, float]
+    """What the objective's stopping rule remembers: see `ray_gen.core.Settles`."""
+    metrics: Mapping[str, float]
+    """Of the report that the checkpoint came with."""
+    files: Mapping[str, FileFacts]
+
+    @classmethod
+    def parsed(cls, text: str, where: str) -> Manifest:
+        """A manifest from its text. `where` it was found stands in the error.
+
+        Raises CheckpointError for a damaged text and for another format.
+        """
+        try:
+            given = json.loads(text)
+            written_as = given["format"]
+            if written_as == FORMAT:
+                return cls._checked(given)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise CheckpointError(
+                f"{where}: is damaged; use another checkpoint of the run"
+            ) from None
+        raise CheckpointError(f"{where}: has format {written_as}, this version reads {FORMAT}")
+
+    @classmethod
+    def _checked(cls, given: Mapping[str, Any]) -> Manifest:
+        files = {name: FileFacts(f["bytes"], f["sha256"]) for name, f in given["files"].items()}
+        numbers = (given["step"], given["images"], *(facts.bytes for facts in files.values()))
+        if (
+            files.keys() != set(FILES)
+            or any(type(number) is not int or number < 0 for number in numbers)
+            or any(type(facts.sha256) is not str for facts in files.values())
+            or any(type(given[name]) is not dict for name in ("settled", "metrics"))
+        ):
+            raise ValueError
+        return cls(given["step"], given["images"], given["settled"], given["metrics"], files)
+
+    @classmethod
+    def read(cls, checkpoint: Folder) -> Manifest:
+        """The manifest of a checkpoint, here or behind a URI. Its files are not looked at.
+
+        Raises CheckpointError, and FileNotFoundError where there is none.
+        """
+        return cls.parsed(checkpoint.read_text(MANIFEST), (checkpoint / MANIFEST).location)
+
+    @classmethod
+    def of(cls, folder: Path) -> Manifest:
+        """The manifest of a checkpoint on this machine. All its files are there and as long as it
+        says. Raises CheckpointError."""
+        path = folder / MANIFEST
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{folder}: is no complete checkpoint, {MANIFEST} is missing (it is written last)"
+            ) from None
+        manifest = cls.parsed(text, str(path))
+        sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+        manifest.check_sizes(sizes, str(folder))
+        return manifest
+
+    @classmethod
+    def verified(cls, folder: Path) -> Manifest:
+        """The same, and every byte is as it was written."""
+        manifest = cls.of(folder)
+        for name in manifest.files:
+            manifest.check_digest(folder / name)
+        return manifest
+
+    def check_sizes(self, sizes: Mapping[str, int], where: str) -> None:
+        """sizes: in bytes, of the files that are there. Raises CheckpointError."""
+        for name, facts in self.files.items():
+            size = sizes.get(name)
+            if size != facts.bytes:
+                found = (
+                    "is missing" if size is None else f"has {size} bytes instead of {facts.bytes}"
+                )
+                raise CheckpointError(f"{where}/{name}: {found}; use another checkpoint of the run")
+
+    def check_digest(self, path: Path) -> None:
+        """Raises CheckpointError for a file of this checkpoint that has other bytes."""
+        if _digest(path) != self.files[path.name].sha256:
+            raise CheckpointError(
+                f"{path}: is damaged (its SHA-256 is not the manifest's); use another checkpoint"
+            )
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest. From now on the folder is a whole checkpoint."""
+        text = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2)
+        (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

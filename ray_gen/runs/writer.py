@@ -1,0 +1,392 @@
+"""The run folder: what one worker writes of a run, to read, to look at and to resume from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import tempfile
+import time
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ray_gen.core import Objective, Reconstructs
+from ray_gen.data import Store
+from ray_gen.data.feed import to_range
+from ray_gen.distributed import World
+from ray_gen.evaluators.names import measured
+from ray_gen.experiment import Experiment
+from ray_gen.runs import pictures
+from ray_gen.runs.checkpoints import BEST, DUE, commit, discard, mend_best
+from ray_gen.runs.manifest import CheckpointError, Manifest
+from ray_gen.sampling import noise_for, sampled
+from ray_gen.storage import Folder
+from ray_gen.training.build import DTYPES
+from ray_gen.training.loop import Report
+from ray_gen.training.state import State
+
+METRICS = "metrics.jsonl"
+PROGRESS = "progress.json"
+STOP = "stop"
+SAMPLES = "samples"
+EVALUATIONS = "evaluations"
+SPREAD = "samples/spread"
+"""How much samples differ from each other, of how much real images do: near 0, all are alike."""
+PICTURED = 64
+"""Images in a grid."""
+EVENTS_BYTES = 4 * 2**20
+"""Of an event file behind a URI, after which another one begins."""
+PACE_SECONDS = 30.0
+"""Of training, over which its pace is told."""
+
+
+class Pace:
+    """Images a second, of training alone: what reports and evaluations take is left out."""
+
+    def __init__(self) -> None:
+        self._parts: deque[tuple[float, int]] = deque()  # seconds, images
+        self._seconds, self._images = 0.0, 0
+        self._last: tuple[float, int] | None = None
+
+    def trained(self, images: int) -> None:
+        """So many images are done, and nothing but training was since the last call."""
+        now = time.monotonic()
+        if self._last is not None:
+            part = now - self._last[0], images - self._last[1]
+            self._parts.append(part)
+            self._add(*part)
+        self._last = now, images
+        while self._parts and self._seconds - self._parts[0][0] >= PACE_SECONDS:
+            seconds, count = self._parts.popleft()
+            self._add(-seconds, -count)
+
+    def interrupted(self) -> None:
+        """Something else was, or is, since the last call."""
+        self._last = None
+
+    def _add(self, seconds: float, images: int) -> None:
+        self._seconds, self._images = self._seconds + seconds, self._images + images
+
+    @property
+    def rate(self) -> float | None:
+        """Images a second of the last half minute of training; None where nothing is known."""
+        return self._images / self._seconds if self._parts and self._seconds > 0 else None
+
+
+class RunWriter:
+    """Writes metrics, TensorBoard events and pictures. One worker has it.
+
+    A run folder behind a URI is written beside this process first; what has changed is copied at
+    every report.
+    """
+
+    def __init__(
+        self,
+        run: Folder,
+        experiment: Experiment,
+        objective: Objective,
+        store: Store,
+        state: State,
+        compared: Sequence[str] = (),
+        passed_over: Sequence[str] = (),
+    ) -> None:
+        """compared: paths of the fields in TensorBoard's HParams; none: all of the experiment.
+        passed_over: what is to be said of checkpoints that were damaged."""
+        self._run = run
+        self._experiment = experiment
+        self._objective = objective
+        self._state = state
+        self._store = store
+        self._compared = compared
+        self._passed_over = passed_over
+        self._beside = None if run.is_local else tempfile.TemporaryDirectory(prefix="ray_gen-run-")
+        self._folder = run.path if self._beside is None else Path(self._beside.name)
+        self._events: Any = None
+        self._pace = Pace()
+        self._latest: Mapping[str, float] = {}
+        self._progress_at = 0.0
+        self._asked_at = 0.0
+        self._pushed: dict[Path, tuple[int, int]] = {}
+        self._start = state.step * experiment.training.global_batch_size
+        self._cut(self._start)
+        mend_best(run)
+        stored = store.train.images_NHWC
+        apart = stored[:: max(1, len(stored) // PICTURED)][:PICTURED]  # files lie by class
+        self._real = to_range(apart, (0.0, 1.0))
+        self._real_spread = _spread(self._real).clamp(min=1e-6)
+
+    def _cut(self, images: int) -> None:
+        """Drop what an earlier attempt wrote beyond the checkpoint that this one starts from.
+        TensorBoard's events are cut by their writer: see `_tensorboard`."""
+        try:
+            lines = self._run.read_text(METRICS).splitlines()
+        except FileNotFoundError:
+            lines = []
+        kept = [line for line in lines if _images_of(line) <= images]
+        if kept != lines or not self._run.is_local:
+            Folder(str(self._folder)).write_text(METRICS, "".join(f"{line}\n" for line in kept))
+        for part in (SAMPLES, EVALUATIONS):
+            for name in (self._run / part).names():
+                digits = name.partition(".")[0].rpartition("_")[2]
+                if digits.isdigit() and int(digits) > images:
+                    (self._run / part).remove(name)
+
+    def progress(self, images: int, metrics: Mapping[str, float]) -> None:
+        """Tell how far the run is, in the midst of training; at most once a second."""
+        self._pace.trained(images)
+        self._latest = metrics
+        if time.time() - self._progress_at >= 1.0:
+            self._tell(images)
+
+    def _tell(self, images: int, doing: str = "training") -> None:
+        """At once in a local folder; behind a URI with the next report."""
+        self._progress_at = time.time()
+        told: dict[str, Any] = {"doing": doing, "images": images, "rate": self._pace.rate}
+        told |= {"passed_over": self._passed_over} if self._passed_over else {}
+        text = json.dumps({**told, "metrics": dict(self._latest)})
+        Folder(str(self._folder)).write_text(PROGRESS, text)
+
+    @contextmanager
+    def evaluating(self, images: int) -> Generator[None]:
+        """Tell of an evaluation while it goes on, and hold the checkpoint ready that is due with
+        it, for `take_up_due` if the run ends here."""
+        self._pace.interrupted()
+        self._tell(images, "evaluating")
+        with tempfile.TemporaryDirectory(prefix="ray_gen-due-") as folder:
+            self._state.save(Path(folder), self._experiment)
+            commit(Path(folder), self._run, DUE)
+        yield
+        discard(self._run, DUE)
+
+    def stop_is_asked(self) -> bool:
+        """Whether somebody asked this run to save and stop."""
+        if not self._run.is_local and time.time() < self._asked_at + 5.0:
+            return False  # a request to an object store takes as long as a step
+        self._asked_at = time.time()
+        return self._run.exists(STOP)
+
+    def report(self, report: Report) -> Report:
+        """Write one report: a line of metrics, scalars and grids. Returns it with what the
+        pictures add."""
+        samples = self._samples()
+        if samples is not None:
+            spread = float(_spread(samples) / self._real_spread)
+            report = replace(report, metrics={**report.metrics, SPREAD: spread})
+        line = {"step": report.step, "images": report.images, "time": time.time(), **report.metrics}
+        with (self._folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        first = self._events is None
+        events = self._tensorboard(report.metrics)
+        for tag, value in report.metrics.items():
+            events.add_scalar(tag, value, report.images)
+        grids = self._grids(samples)
+        if first:
+            grids["real"] = pictures.grid(self._real)
+        for name, picture in grids.items():
+            events.add_image(f"images/{name}", picture, report.images, dataformats="HWC")
+            file_name = "real.png" if name == "real" else f"{name}_{report.images:012d}.png"
+            pictures.save_png(picture, self._folder / SAMPLES / file_name)
+        events.flush()
+        self._pace.interrupted()
+        self._latest = report.metrics
+        beside = self._experiment.evaluation.placement == "beside"
+        ends_evaluating = report.evaluate and report.stop is not None and beside
+        self._tell(report.images, "evaluating" if ends_evaluating else "training")
+        self._push()
+        return report
+
+    def evaluated(self, images: int, scores: Mapping[str, Any]) -> None:
+        """Write scores with their protocols."""
+        folder = self._folder / EVALUATIONS
+        Folder(str(folder)).write_text(evaluation_file(images), json.dumps(scores, indent=2))
+
+    def close(self) -> None:
+        """Write what is still held."""
+        try:
+            if self._events is not None:
+                self._events.close()
+                self._push()
+        finally:
+            if self._beside is not None:
+                self._beside.cleanup()
+
+    def keep_best(self, report: Report, checkpoint: Path) -> None:
+        """Copy a checkpoint to `best/` if it is the best so far."""
+        settings = self._experiment.checkpoints.best
+        if settings is None:
+            return
+        value = measured(report.metrics, settings.metric)
+        if value is None or not math.isfinite(value):
+            return
+        best = self._best_value(settings.metric)
+        if best is not None and (value <= best if settings.mode == "max" else value >= best):
+            return
+        commit(checkpoint, self._run, BEST)
+
+    def _best_value(self, metric: str) -> float | None:
+        # One from beyond the checkpoint that this run goes on from is met again on the same way.
+        try:
+            metrics = Manifest.read(self._run / BEST).metrics
+        except (FileNotFoundError, CheckpointError):  # what a storage refuses is passed on
+            return None
+        return measured(metrics, metric)
+
+    def _tensorboard(self, metrics: Mapping[str, float]) -> Any:
+        """The event writer. Made at the first report: its import takes 3 s, which nobody should
+        wait for before the first step. `purge_step` cuts events beyond the checkpoint."""
+        if self._events is None:
+            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard.summary import hparams
+
+            folder = self._folder / "tensorboard"
+            self._events = SummaryWriter(str(folder), purge_step=self._start + 1)
+            values = _flat(self._experiment.model_dump(mode="json"))
+            if self._compared:  # a field, or all that lies in one
+                parts = tuple(f"{path}." for path in self._compared)
+                values = {p: v for p, v in values.items() if f"{p}.".startswith(parts)}
+            later = self._experiment.objective.evaluated or ()  # come with checkpoints
+            tags = [*metrics, *(f"held_out/{name}" for name in later)]
+            if self._experiment.evaluation.every_images is not None:
+                tags += [f"evaluation/{n}" for n in self._experiment.evaluation.score_names]
+            for summary in hparams(values, dict.fromkeys(tags)):
+                self._events.file_writer.add_summary(summary)
+        return self._events
+
+    @torch.no_grad()
+    def _samples(self) -> Tensor | None:
+        """Samples from a fixed noise by the EMA, (64, C, H, W) in [0, 1]."""
+        experiment, objective, networks = self._experiment, self._objective, self._state.ema
+        if not objective.has_prior:
+            return None
+        device = next(iter(networks.parameters())).device
+        numbers = torch.arange(PICTURED, device=device)
+        labels = None if experiment.label_count is None else numbers % experiment.label_count
+        dtype = DTYPES[experiment.training.precision]
+        return sampled(objective, networks, experiment.seed, "fixed", numbers, labels, dtype)
+
+    @torch.no_grad()
+    def _grids(self, samples: Tensor | None) -> dict[str, Any]:
+        """Samples, and reconstructions of held-out images by the EMA."""
+        grids: dict[str, Any] = {}
+        experiment, objective, networks = self._experiment, self._objective, self._state.ema
+        device = next(iter(networks.parameters())).device
+        dtype = DTYPES[experiment.training.precision]
+        if samples is not None:
+            classes = experiment.label_count
+            # A column a class, where there are few enough.
+            grids["samples"] = pictures.grid(
+                samples, classes if classes and classes <= 16 else None
+            )
+        held_out = self._store.held_out
+        if isinstance(objective, Reconstructs) and len(held_out.images_NHWC):
+            stored = held_out.images_NHWC[: PICTURED // 2].to(device)
+            labels = None
+            if experiment.needs_labels and held_out.labels is not None:
+                labels = held_out.labels[: PICTURED // 2].to(device)
+            images = to_range(stored, objective.image_range, dtype)
+            numbers = torch.arange(len(images), device=device)
+            noise = noise_for(
+                objective.sampling_noise, networks, experiment.seed, "fixed", numbers, dtype
+            )
+            reconstructed = objective.reconstruct(networks, images, labels, noise)
+            pairs = pictures.in_turn_rows(to_range(stored, (0.0, 1.0)), reconstructed.float(), 8)
+            grids["reconstructions"] = pictures.grid(pairs, 8)
+        return grids
+
+    def _push(self) -> None:
+        """Copy what has changed to the run folder behind a URI."""
+        if self._run.is_local:
+            return
+        self._rotate()
+        for file in self._folder.rglob("*"):
+            stat = file.stat()
+            stamp = (stat.st_size, stat.st_mtime_ns)
+            if file.is_file() and self._pushed.get(file) != stamp:
+                self._run.put(file, file.relative_to(self._folder).as_posix())
+                self._pushed[file] = stamp
+
+    def _rotate(self) -> None:
+        """Begin another event file where this one is large: a copy is always of a whole file."""
+        writer = self._events.file_writer
+        if (
+            writer is not None
+            and Path(writer.event_writer._file_name).stat().st_size > EVENTS_BYTES
+        ):
+            self._events.purge_step = None  # else the next file would hide what this one holds
+            self._events.close()
+
+
+def _spread(images: Tensor) -> Tensor:
+    """How much images (N, C, H, W) differ: a pixel's standard deviation over them, on average."""
+    return images.float().std(0, correction=0).mean().cpu()
+
+
+def evaluation_file(images: int) -> str:
+    """Where the protocols of an evaluation are written, in `evaluations/`."""
+    return f"images_{images:012d}.json"
+
+
+def write_scalars(run: Folder, images: int, metrics: Mapping[str, float]) -> None:
+    """TensorBoard scalars of another process than the run's writer, in a file of their own."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with tempfile.TemporaryDirectory(prefix="ray_gen-scalars-") as folder:
+        events = SummaryWriter(folder, filename_suffix=f".beside-{images}")
+        for tag, value in metrics.items():
+            events.add_scalar(tag, value, images)
+        events.close()
+        for file in Path(folder).iterdir():
+            run.put(file, f"tensorboard/{file.name}")
+
+
+def _images_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["images"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line cut short by a crash
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    """Hyperparameters by dotted path, as TensorBoard takes them: numbers, strings, booleans."""
+    if isinstance(tree, dict):
+        flat: dict[str, Any] = {}
+        for key, value in tree.items():
+            flat |= _flat(value, f"{path}.{key}" if path else str(key))
+        return flat
+    return {path: tree if isinstance(tree, (int, float, str, bool)) else json.dumps(tree)}
+
+
+def write_environment(run: Folder, world: World, images: int) -> None:
+    """environment.json: versions, hardware, the number of workers, and the images that they began
+    at."""
+    versions = {name: _version(name) for name in ("ray_gen", "torch", "ray", "numpy", "pyarrow")}
+    gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
+    facts = {
+        "python": platform.python_version(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "gpu": gpu,
+        "cuda": torch.version.cuda if gpu else None,
+        "workers": world.size,
+        "from_images": images,
+        "threads_each": torch.get_num_threads(),
+    }
+    run.write_text("environment.json", json.dumps(facts, indent=2))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""What of a search needs no Ray: its records and its report."""

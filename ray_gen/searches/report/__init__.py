@@ -1,0 +1,26 @@
+"""The report of a search: one HTML file, which needs no network and is forbidden to use one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ray_gen.experiment import Experiment
+from ray_gen.searches.records import REPORT, Mode, Trial
+from ray_gen.searches.report.figures import curves, panels, parallel
+from ray_gen.searches.report.page import page
+from ray_gen.searches.report.results import Results
+from ray_gen.searches.report.sections import headline, pictures, table
+from ray_gen.storage import Folder
+
+
+def write_report(
+    search: Folder, experiment: Experiment, trials: Sequence[Trial], mode: Mode
+) -> None:
+    """Write report.html into the search folder."""
+    assert experiment.search is not None
+    results = Results(experiment.search, experiment.search_metric, mode, trials)
+    body = headline(search, results)
+    if results.judged:
+        body += pictures(search, results) + panels(results) + parallel(results)
+    body += curves(results) + table(results)
+    search.write_text(REPORT, page(f"{search.name}: {results.metric}", body))

@@ -1,0 +1,1 @@
+"""What trains: the step and its program, the state, optimisers, the loop."""

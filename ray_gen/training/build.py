@@ -1,0 +1,256 @@
+"""From settings to what they name: objective, networks and optimisers, imported only when built."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ray_gen.core import Networks, Objective, Phase, Settles, Signature
+from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.experiment.networks import CustomNetwork, Network
+from ray_gen.experiment.objectives import CustomObjective
+from ray_gen.networks.batch_norm import with_group_batch_norm
+from ray_gen.noise import seed_of
+from ray_gen.training import v0_1
+from ray_gen.training.optimizers import PhaseOptimizer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+"""Of weights, by `training.precision`: bf16 keeps them in float32."""
+
+
+_runs: set[Path] = set()
+"""Folders that may be somebody else's: nothing is imported from them."""
+
+
+def distrust(folder: Path) -> None:
+    """From now on no module in this folder is imported because an experiment names it. Importing
+    runs a module, and a run that is loaded may be anybody's."""
+    _runs.add(folder.resolve())
+
+
+def _check_is_in_no_run(module: str, field: str) -> None:
+    """Looks for a module as the import would, but imports nothing, not even its package."""
+    name, within = "", None
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        specs = (finder.find_spec(name, within) for finder in sys.meta_path)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is None:
+            return  # which the import says better
+        within = spec.submodule_search_locations
+        places = [*([spec.origin] if spec.has_location and spec.origin else []), *(within or ())]
+        for place in (Path(place).resolve() for place in places):
+            if any(place.is_relative_to(run) for run in _runs):
+                raise ExperimentError(
+                    [
+                        f"{field}: {module} lies in a run folder ({place}), from which no code is "
+                        "run; if you trust it, move it out and put it on PYTHONPATH"
+                    ]
+                )
+
+
+def import_target(target: str, field: str) -> Any:
+    """The class that "package.module:Name" names."""
+    module_name, _, name = target.partition(":")
+    if not all(module_name.split(".")):
+        raise ExperimentError([f"{field}: {target} names no module; write package.module:Name"])
+    _check_is_in_no_run(module_name, field)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ExperimentError(
+            [f"{field}: {target} cannot be imported ({error}); put it on PYTHONPATH of every node"]
+        ) from error
+    if not hasattr(module, name):
+        raise ExperimentError([f"{field}: the module {module_name} has no {name}"])
+    return getattr(module, name)
+
+
+def class_of(target: str, field: str, *parts: str, of: type = object) -> type:
+    """A user's own class, which has methods of these names. What an experiment names is called only
+    if it is such a class: a run folder of somebody else's cannot name any function there is."""
+    found = import_target(target, field)
+    if isinstance(found, type) and issubclass(found, of):
+        has = {name for base in found.__mro__[:-1] for name in vars(base)}
+        if has.issuperset(parts):
+            return found
+    wanted = f"a subclass of torch.nn.{of.__name__}" if of is not object else "a class"
+    raise ExperimentError(
+        [f"{field}: {target} is not {wanted}" + (f" with {', '.join(parts)}" if parts else "")]
+    )
+
+
+def build_objective(experiment: Experiment) -> Objective:
+    """The objective of a resolved experiment, checked against its networks and optimisers."""
+    settings = experiment.objective
+    field = "objective.kind"
+    if isinstance(settings, CustomObjective):
+        field = "objective.target"
+        factory: Any = class_of(settings.target, field, "networks", "phases", "sample")
+    else:
+        factory = import_target(settings.targets["objective"], field)
+    try:
+        objective = factory(
+            image_shape=experiment.image_shape,
+            label_count=experiment.label_count,
+            **settings.arguments(),
+        )
+    except (TypeError, ValueError) as error:
+        raise ExperimentError([f"objective.options: {error}"]) from error
+    except KeyError as error:
+        raise ExperimentError([f"objective.options: {error} is missing"]) from error
+    objective = v0_1.objective_of(objective)
+    if not isinstance(objective, Objective):
+        lacking = [part for part in _PARTS if not hasattr(objective, part)]
+        raise ExperimentError(
+            [
+                f"{field}: {type(objective).__name__} lacks {', '.join(lacking)} of "
+                "ray_gen.core.Objective; a subclass of it has what may be left out"
+            ]
+        )
+    own = [name for name, of in objective.networks().items() if isinstance(of, nn.Module)]
+    if own:
+        raise ExperimentError(
+            [f"{field}: {own[0]} among `networks()` is a module; return it from `modules()`"]
+        )
+    if experiment.training.stop_at_equilibrium is not None and not isinstance(objective, Settles):
+        raise ExperimentError(
+            [
+                f"training.stop_at_equilibrium: {type(objective).__name__} has no `watch` and no "
+                "`settled` (ray_gen.core.Settles), which say when it has come to rest; set it to "
+                "null"
+            ]
+        )
+    names = ["labels", *objective.latents, *objective.sampling_noise]
+    twice = [name for number, name in enumerate(names) if name in names[:number]]
+    if twice:
+        raise ExperimentError(
+            [f"{field}: {twice[0]} is the name of two inputs of `sample`; rename a latent or noise"]
+        )
+    phases = {phase.name for phase in objective.phases()}
+    _same_names("optimizers", experiment.optimizers, phases)
+    _same_names("networks", experiment.networks, objective.networks())
+    _check_calls(objective, field)
+    return objective
+
+
+def better(experiment: Experiment, score: str) -> Literal["min", "max"] | None:
+    """Which of two values of a score is the better one, by the settings, or of somebody's own
+    objective by its class (`ray_gen.core.Evaluates.better`); None where nobody says."""
+    said, settings = experiment.better(score), experiment.objective
+    if said is None and isinstance(settings, CustomObjective):
+        kind: Any = class_of(settings.target, "objective.target")
+        found = getattr(kind, "better", {}).get(score)
+        return found if found in ("min", "max") else None
+    return said
+
+
+_PARTS = (
+    *("image_range", "sampled_from", "latents", "has_prior", "sampling_noise", "averaged"),
+    *("networks", "modules", "phases", "sample"),
+)
+
+
+def _check_calls(objective: Objective, field: str) -> None:
+    """A class of somebody's may be a subclass of one of ours as it was in 0.1."""
+    for name, given in (("sample", "latents"), ("reconstruct", "images")):
+        method = getattr(objective, name, None)
+        try:
+            if method is not None:
+                inspect.signature(method).bind(None, None, None, None)
+        except TypeError:
+            raise ExperimentError(
+                [
+                    f"{field}: {type(objective).__name__}.{name} has to take (networks, {given}, "
+                    "labels, noise): latents and noise are mappings by name since ray_gen 0.2"
+                ]
+            ) from None
+
+
+def _own_modules(experiment: Experiment, objective: Objective) -> Mapping[str, nn.Module]:
+    """New ones, whose initial weights are a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(experiment.seed, "weights", "modules of the objective"))
+        return objective.modules()
+
+
+def _same_names(section: str, given: Iterable[str], wanted: Iterable[str]) -> None:
+    if set(given) != set(wanted):
+        raise ExperimentError(
+            [
+                f"{section}: the objective has {', '.join(sorted(wanted))} and the experiment "
+                f"gives {', '.join(sorted(given))}"
+            ]
+        )
+
+
+def build_networks(
+    experiment: Experiment, objective: Objective, only: Iterable[str] | None = None
+) -> Networks:
+    """Networks and own modules with their initial weights, on the CPU: a function of the experiment
+    alone.
+
+    Each has a random stream of its own, so the weights of one do not depend on another's size.
+    `only` names the ones to build.
+    """
+    networks: dict[str, nn.Module] = {}
+    signatures, own = objective.networks(), _own_modules(experiment, objective)
+    both = signatures.keys() & own.keys()
+    if both:
+        raise ExperimentError(
+            [f"objective: {min(both)} is both a network and a module; rename one"]
+        )
+    wanted: Mapping[str, Signature | nn.Module] = {**signatures, **own}
+    for name, signature in wanted.items():
+        if only is not None and name not in only:
+            continue
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(experiment.seed, "weights", name))
+            if isinstance(signature, nn.Module):
+                network = signature
+            else:
+                network = _build_network(experiment.networks[name], signature, name)
+        network = with_group_batch_norm(network, experiment.group_size)
+        network.to(DTYPES[experiment.training.precision])
+        networks[name] = network.to(memory_format=torch.channels_last)  # pyright: ignore
+    return nn.ModuleDict(networks)
+
+
+def _build_network(settings: Network, signature: Signature, name: str) -> nn.Module:
+    field = f"networks.{name}"
+    if isinstance(settings, CustomNetwork):
+        factory: Any = class_of(settings.target, f"{field}.target", of=nn.Module)
+        signature = v0_1.signature_of(signature)
+    else:
+        problem = settings.form_problem(signature.form, tuple(signature.conditions))
+        if problem is not None:
+            raise ExperimentError([f"{field}.kind: {problem}"])
+        factory = import_target(settings.target_for(signature.form), f"{field}.kind")
+    try:
+        return factory(signature, **settings.arguments())
+    except (TypeError, ValueError) as error:
+        raise ExperimentError([f"{field}: {error}"]) from error
+
+
+def build_optimizers(
+    experiment: Experiment, phases: Iterable[Phase], networks: Networks
+) -> dict[str, PhaseOptimizer]:
+    """One optimiser a phase, over the parameters of the networks that the phase updates."""
+    return {
+        phase.name: PhaseOptimizer(
+            experiment.optimizers[phase.name],
+            {
+                f"{name}.{key}": parameter
+                for name in phase.updates
+                for key, parameter in networks[name].named_parameters()
+            },
+        )
+        for phase in phases
+    }

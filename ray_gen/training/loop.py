@@ -1,0 +1,284 @@
+"""Training as a generator of reports: no Ray, no files, no models.
+
+`train` yields at steps that are a function of the step count, or of what all ranks agreed on at a
+control step, so the count of reports is the same on every rank and a collective report cannot
+deadlock.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+
+from ray_gen.core import STOPPED, Batch, Evaluates, Objective, Settles, declared
+from ray_gen.data import Split, Store
+from ray_gen.data.feed import Feed, FeedSettings, Reader, Stored, fits_device, to_range
+from ray_gen.data.stream import Streamed
+from ray_gen.distributed import World
+from ray_gen.errors import Failed
+from ray_gen.experiment import Experiment
+from ray_gen.noise import Key, drawn, key_of
+from ray_gen.training.build import DTYPES, build_objective
+from ray_gen.training.meter import Meter, NonFiniteError
+from ray_gen.training.state import State
+from ray_gen.training.step import Step, images_per_rank
+
+CONTROL_SECONDS = 0.25
+"""Aimed at between two control steps; one costs some 0.3 ms with gloo."""
+ALL_SEEN = "all images seen"
+ASKED = "asked to stop"
+
+
+class Control(IntEnum):
+    """What a rank asks for at a control step; the ranks do the largest that any asks for."""
+
+    GO_ON = 0
+    SAVE = 1
+    SAVE_AND_STOP = 2
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run says of itself: the same on every rank, but for speed and memory.
+
+    metrics: means since the last report, by tag. save: whether a checkpoint is due. evaluate:
+    whether `evaluation.every_images` is, whose values belong to weights that one can load, so a
+    checkpoint is too. stop: why the run ends here, or None if it goes on.
+    """
+
+    step: int
+    images: int
+    metrics: dict[str, float]
+    save: bool
+    evaluate: bool = False
+    stop: str | None = None
+
+
+def train(
+    experiment: Experiment,
+    objective: Objective,
+    state: State,
+    store: Store,
+    world: World,
+    control: Callable[[int], Control] = lambda images: Control.GO_ON,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
+) -> Iterator[Report]:
+    """Trains `state` from its step to the end of the experiment. Collective: every rank.
+
+    `control(images)` is asked at control steps. `evaluate()` gives further metrics where
+    `evaluation.every_images` is due and at the end; it must not change the state. Raises
+    NonFiniteError, on every rank alike, within one report of a loss or weight that is not a finite
+    number; nothing of it is ever yielded.
+    """
+    if finished(experiment, state.step, state.settled):
+        return
+    training = experiment.training
+    batch = training.global_batch_size
+    every = experiment.evaluation.every_images
+    meter = Meter(batch, world)
+    stages = dict(experiment.stages())  # of a run whose settings change, each from a step on
+    start = max(first for first in stages if first <= state.step)
+    of_stage = objective if start == 0 else build_objective(stages[start])
+    step = Step(stages[start], of_stage, state, world, meter)
+    feed = build_feed(experiment, objective, store, world)
+    clock = _Clock(world.device, state.step * batch)
+    next_control = state.step + 1
+    reported = state.step  # a checkpoint comes with a report
+    for images, labels in feed.steps(state.step, experiment.steps):
+        if state.step in stages and state.step != start:
+            start = state.step
+            of_stage = build_objective(stages[start])
+            step = Step(stages[start], of_stage, state, world, meter)
+        step(images, labels)
+        done = state.step
+        asked = Control.GO_ON
+        if done >= next_control:
+            wanted, interval = world.maxima(
+                [int(control(done * batch)), clock.steps_within(CONTROL_SECONDS)]
+            )
+            asked, next_control = Control(wanted), done + interval
+        last = done == experiment.steps
+        measured = every is not None and _due(done, batch, every)
+        save = (
+            last
+            or measured
+            or asked > Control.GO_ON
+            or _due(done, batch, training.checkpoint_every_images)
+        )
+        due = _due(done, batch, training.report_every_images)
+        if not (save or due):
+            continue
+        metrics = {**meter.report(), **clock.report(done * batch)}
+        stop = ASKED if asked == Control.SAVE_AND_STOP else None
+        rest = training.stop_at_equilibrium
+        if rest is not None and isinstance(of_stage, Settles):
+            of_stage.watch(state.settled, metrics, done - reported)
+            if due and of_stage.settled(state.settled, done * batch, rest):
+                stop = at_rest(experiment)
+        if last:
+            stop = ALL_SEEN
+        measured |= every is not None and stop not in (None, ASKED)
+        save = save or stop is not None
+        if save:
+            _check_weights(state, world)
+            scores = held_out_scores(experiment, objective, state, store.held_out, world)
+            for name, value in scores.items():
+                if not math.isfinite(value):
+                    raise NonFiniteError(f"{name} is not a finite number at step {done}")
+            metrics |= scores
+            if measured and evaluate is not None:
+                metrics |= evaluate()
+        reported = done
+        yield Report(done, done * batch, metrics, save, measured, stop)
+        if stop is not None:
+            return
+        clock.resume(done * batch)
+
+
+def finished(experiment: Experiment, step: int, settled: Mapping[str, float]) -> str | None:
+    """Why a run at this step, whose stopping rule remembers this, has come to its end; None if it
+    has not. Step and memory are a state's, or a manifest's."""
+    if step >= experiment.steps:
+        return ALL_SEEN
+    return at_rest(experiment) if STOPPED in settled else None
+
+
+def at_rest(experiment: Experiment) -> str:
+    """Why a run ends that its objective's own stopping rule ends."""
+    return experiment.objective.at_rest or "its objective has settled"
+
+
+def _due(step: int, batch: int, every_images: int) -> bool:
+    """Whether a multiple of `every_images` lies in this step."""
+    return step * batch // every_images > (step - 1) * batch // every_images
+
+
+def build_feed(experiment: Experiment, objective: Objective, store: Store, world: World) -> Feed:
+    """The images of this rank."""
+    settings = FeedSettings(
+        seed=experiment.seed,
+        global_batch_size=experiment.training.global_batch_size,
+        part=images_per_rank(experiment, world),
+        image_range=objective.image_range,
+        flip=experiment.data.flip,
+        dtype=DTYPES[experiment.training.precision],
+    )
+    return Feed(_reader(experiment, store, settings, world.device), settings, world.device)
+
+
+def _reader(
+    experiment: Experiment, store: Store, settings: FeedSettings, device: torch.device
+) -> Reader:
+    labelled = experiment.needs_labels
+    if store.stream is not None:
+        return Streamed(
+            store.stream,
+            seed=settings.seed,
+            streams=experiment.training.global_batch_size // experiment.group_size,
+            group_size=experiment.group_size,
+            part=settings.part,
+            labelled=labelled,
+            pinned=device.type == "cuda",
+        )
+    placement = experiment.data.placement
+    images = store.train.images_NHWC
+    on_device = placement == "device" or (placement == "auto" and fits_device(images, device))
+    labels = store.train.labels if labelled else None
+    return Stored(images, labels, settings, device, on_device=on_device)
+
+
+def _check_weights(state: State, world: World) -> None:
+    """Nothing is saved that is not finite, or that differs between workers."""
+    name = state.non_finite()
+    if world.maxima([int(name is not None)])[0]:
+        where = f"the weight or moment {name}" if name else "a weight or moment of another worker"
+        raise NonFiniteError(f"{where} is not a finite number at step {state.step}")
+    differing = world.differing(state.networks)
+    if differing:
+        raise Failed(
+            f"the workers' weights differ at step {state.step}, first in {differing[0]}: a network "
+            "or objective draws random numbers of its own, or its buffers change in forward passes"
+        )
+
+
+@torch.no_grad()
+def held_out_scores(
+    experiment: Experiment, objective: Objective, state: State, split: Split, world: World
+) -> dict[str, float]:
+    """The objective's own scores on the held-out split, with EMA weights: means over its images.
+
+    Each rank takes a share of them. Collective: every rank, same order.
+    """
+    total = len(split.images_NHWC)
+    if not isinstance(objective, Evaluates) or not total:
+        return {}
+    share = world.share(total)
+    device, dtype = world.device, DTYPES[experiment.training.precision]
+    specs = declared(objective.evaluation_noise, state.ema)
+
+    def key(name: str) -> Key:
+        return key_of(experiment.seed, "held out", name)
+
+    seen = torch.full((), float("inf"), dtype=dtype, device=device)
+    sums: dict[str, torch.Tensor] = {}
+    # A rank without a share still has to know the names of the scores: it weighs one image with 0.
+    own = share or range(1)
+    for start in range(own.start, own.stop, 512):
+        part = torch.arange(start, min(start + 512, own.stop))
+        noise = drawn(specs, key, part.to(device), dtype)
+        labels = split.labels if experiment.needs_labels else None
+        images = to_range(split.images_NHWC[part].to(device), objective.image_range, dtype)
+        batch = Batch(
+            images,
+            None if labels is None else labels[part].to(device),
+            noise,
+            seen,
+        )
+        for name, values in objective.evaluate(state.ema, batch).items():
+            added = values.sum(dtype=torch.float64) * bool(share)
+            sums[name] = sums[name] + added if name in sums else added
+    flat = torch.stack([sums[name] for name in sorted(sums)])
+    world.sum_(flat)
+    means = (flat / total).tolist()
+    return {f"held_out/{name}": mean for name, mean in zip(sorted(sums), means, strict=True)}
+
+
+class _Clock:
+    """Speed and memory of this worker; the time that a report takes is not counted."""
+
+    def __init__(self, device: torch.device, images: int) -> None:
+        self._device = device
+        self._steps = 1
+        self._since = time.perf_counter()
+        self.resume(images)
+
+    def resume(self, images: int) -> None:
+        self._images = images
+        self._start = time.perf_counter()
+
+    def steps_within(self, seconds: float) -> int:
+        """How many steps of the present pace fit."""
+        now = time.perf_counter()
+        pace = max(1e-6, (now - self._since) / self._steps)
+        self._since = now
+        self._steps = max(1, min(1000, int(seconds / pace)))
+        return self._steps
+
+    def report(self, images: int) -> dict[str, float]:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            peak = torch.cuda.max_memory_allocated(self._device)
+        else:
+            import resource
+
+            peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seconds = time.perf_counter() - self._start
+        return {
+            "speed/images_per_second": (images - self._images) / max(seconds, 1e-9),
+            "memory/peak_GiB": peak / 2**30,
+        }

@@ -1,0 +1,144 @@
+"""Means of what terms report, kept on the device and read back once a report.
+
+A term's values, summed over images, are one row an update: one small operation, no host
+synchronisation. A report adds the rows up over all workers, in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ray_gen.distributed import World
+from ray_gen.training.block import Block
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or weight that is not a finite number. The same on every rank."""
+
+
+class Rows:
+    """Sums over a rank's images: one column an update of a block, one row a tag."""
+
+    def __init__(self, tags: int, block: Block, like: Tensor) -> None:
+        self.block = block
+        self._now = like.new_zeros(tags, block.length)
+        self._steps: dict[int, int] = {}
+        self._earlier: list[tuple[dict[int, int], Tensor]] = []
+
+    def add(self, sums: Tensor) -> None:
+        """Sums (tags, 1) over a micro-batch of the present update. On the device."""
+        self._now.index_add_(1, self.block.place, sums)
+
+    def note(self, step: int) -> None:
+        """That the present update, of this step, has written its column."""
+        self._steps[self.block.row] = step
+
+    def turn(self) -> None:
+        """Make room for the next block."""
+        self._keep()
+        self._now.zero_()
+
+    def _keep(self) -> None:
+        if self._steps:
+            self._earlier.append((self._steps, self._now.clone()))
+            self._steps = {}
+
+    def take(self) -> list[tuple[dict[int, int], Tensor]]:
+        """What was written since this was last asked: the step of each column, and sums (tags,
+        length), whose columns without a step mean nothing."""
+        self._keep()
+        taken, self._earlier = self._earlier, []
+        return taken
+
+
+class Meter:
+    """Collects what terms return. A value is a mean over images and steps."""
+
+    def __init__(self, global_batch_size: int, world: World) -> None:
+        self._global_batch_size = global_batch_size
+        self._world = world
+        self._rows: dict[tuple[str, tuple[str, ...]], Rows] = {}
+        """By term and its tags, which depend on what is due."""
+        self._of_stages: list[tuple[tuple[str, ...], dict[int, int], Tensor]] = []
+        """What stages that have ended wrote, and no report has told."""
+        self._watched: list[Rows] | None = None
+
+    def record(self, term: str, tags: Sequence[str], sums: Tensor, block: Block) -> None:
+        """Sums (tags, 1) over a part of this rank's images, at the present update of a block.
+
+        term: one of its own for each term of each phase. Raises ValueError for a tag of two terms.
+        """
+        key = (term, tuple(tags))
+        rows = self._rows.get(key)
+        if rows is None:
+            rows = self._begun(key, sums, block)
+        rows.add(sums)
+        if self._watched is not None and rows not in self._watched:
+            self._watched.append(rows)
+
+    def _begun(self, key: tuple[str, tuple[str, ...]], sums: Tensor, block: Block) -> Rows:
+        term, tags = key
+        for other, known in self._rows:
+            for tag in set(tags) & set(known) if other != term else ():
+                raise ValueError(f"the terms {other} and {term} both report {tag}; rename one")
+        self._rows[key] = Rows(len(tags), block, sums)
+        return self._rows[key]
+
+    def begin_stage(self) -> None:
+        """Settings have changed: terms may come to report other tags, at other blocks."""
+        self._of_stages += self._taken()
+        self._rows.clear()
+
+    def _taken(self) -> list[tuple[tuple[str, ...], dict[int, int], Tensor]]:
+        return [
+            (tags, steps, rows)
+            for (_, tags), table in self._rows.items()
+            for steps, rows in table.take()
+        ]
+
+    @contextmanager
+    def watched(self) -> Generator[list[Rows]]:
+        """The rows that `record` writes in the block."""
+        self._watched = []
+        try:
+            yield self._watched
+        finally:
+            self._watched = None
+
+    def turn(self, block: Block) -> None:
+        """A block begins anew."""
+        for rows in self._rows.values():
+            if rows.block is block:
+                rows.turn()
+
+    def report(self) -> dict[str, float]:
+        """Means since the last report. Raises NonFiniteError for the first value that is not a
+        number. Collective: every rank, same order."""
+        all_of_it = [*self._of_stages, *self._taken()]
+        taken = [(tags, steps, rows[:, list(steps)]) for tags, steps, rows in all_of_it]
+        self._of_stages = []
+        if not taken:
+            return {}
+        flat = torch.cat([rows.flatten().to(torch.float64) for _, _, rows in taken])
+        self._world.sum_(flat)
+        sums = flat.cpu()
+        columns: dict[str, list[Tensor]] = {}
+        offending: list[tuple[int, str]] = []
+        for tags, steps, rows in taken:
+            total, sums = sums[: rows.numel()].view(rows.shape), sums[rows.numel() :]
+            for name, column in zip(tags, total.unbind(), strict=True):
+                columns.setdefault(name, []).append(column)
+                if not column.isfinite().all():
+                    first = int((~column.isfinite()).nonzero()[0])
+                    offending.append((list(steps.values())[first], name))
+        if offending:
+            step, name = min(offending, key=lambda found: found[0])
+            raise NonFiniteError(f"{name} is not a finite number since step {step}")
+        return {
+            name: float(torch.cat(parts).mean()) / self._global_batch_size
+            for name, parts in columns.items()
+        }
