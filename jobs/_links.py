@@ -1,8 +1,8 @@
 """Workers on links of limited rate: network namespaces, joined by a bridge.
 
-Every worker has a namespace, in which a token bucket (tbf) limits what it sends; the bridge and
-what it receives are not limited. Frames are of 9000 bytes: at 1500 the bucket's work for each
-packet, not the rate, was the limit of three workers on two cores (345 of 1000 Mbit/s).
+Every worker has a namespace, in which a token bucket (tbf) limits what the worker sends. The bridge
+and what a worker receives are not limited. Frames have 9000 bytes. At 1500, the bucket's work for
+each packet, and not the rate, limited three workers on two cores (345 of 1000 Mbit/s).
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from typing import Any
 
 FRAME_BYTES = 9000
 BURST_BYTES = 10_000
-"""What a bucket lets through at once after a pause; no smaller one passes a frame."""
+"""Bytes that a bucket lets through at once after a pause. A smaller bucket would pass no frame."""
 
 
 class CannotLinkError(Exception):
-    """Why this machine, or this user, cannot make the links."""
+    """This machine, or this user, cannot make the links. The message says why."""
 
 
 @contextmanager
 def links(count: int, megabits_per_second: float) -> Iterator[list[str]]:
-    """Names of `count` namespaces, each with `eth0` at 10.77.0.(1 + rank); gone in the end."""
+    """Makes `count` namespaces, each with `eth0` at 10.77.0.(1 + rank), and yields their names.
+    Deletes them at the end."""
     if missing := [tool for tool in ("ip", "tc") if shutil.which(tool) is None]:
         raise CannotLinkError(f"{' and '.join(missing)} not found; install iproute2")
     if os.geteuid() != 0:
@@ -67,7 +68,7 @@ def _run(*command: str) -> None:
 def run_workers(
     namespaces: Sequence[str], job: Mapping[str, Any], seconds: float = 1800.0
 ) -> dict[str, Any]:
-    """What rank 0 of `_workers.py` answers to a job, run by one worker in each namespace."""
+    """Runs a job of `_workers.py` with one worker in each namespace. Returns rank 0's answer."""
     script = Path(__file__).parent / "_workers.py"
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         answer = Path(folder, "answer.json")

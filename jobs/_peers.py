@@ -3,7 +3,7 @@
 The loops of pytorch/examples are written anew after `vae/main.py` and `dcgan/main.py`: the same
 networks, losses, optimisers, loaders and device-to-host copies, without their test epochs, picture
 files and log lines. pythae is not rewritten: its own trainer runs its own `train_step`. The digits
-come from torchvision's MNIST class; the images of DCGAN from memory, where the script's ImageFolder
+come from torchvision's MNIST class. DCGAN's images come from memory, while the script's ImageFolder
 decodes files.
 """
 
@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class PerImage(Dataset[tuple[Tensor, int]]):
-    """uint8 images (N, H, W, C), handed out one by one as torchvision does: PIL, then transforms.
+    """uint8 images (N, H, W, C), returned one by one as torchvision does: PIL, then transforms.
 
-    `ImageFolder` also decodes a file, which is left out.
+    Leaves out the decoding of a file, which `ImageFolder` also does.
     """
 
     def __init__(
@@ -46,26 +46,26 @@ class PerImage(Dataset[tuple[Tensor, int]]):
 
 
 def write_mnist(folder: Path, images_NHWC: Tensor, labels: Tensor) -> None:
-    """Images (N, 28, 28, 1) and labels as the files that torchvision's MNIST reads (IDX)."""
+    """Writes images (N, 28, 28, 1) and labels as the files that torchvision's MNIST reads (IDX)."""
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part in ("train", "t10k"):
         for kind, values in (("images-idx3", images_NHWC.squeeze(3)), ("labels-idx1", labels)):
             sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
-            magic = bytes([0, 0, 8, values.dim()])  # unsigned bytes, so many axes
+            magic = bytes([0, 0, 8, values.dim()])  # unsigned bytes, number of axes
             content = magic + sizes + values.to(torch.uint8).numpy().tobytes()
             (raw / f"{part}-{kind}-ubyte").write_bytes(content)
 
 
 class Epochs:
-    """A loader's batches, epoch after epoch. Iterating takes the next `steps` of them; what it
-    costs to start an epoch, worker processes included, falls into the batch that it delays."""
+    """A loader's batches, epoch after epoch. Iterating takes the next `steps` of them. The time to
+    start an epoch, including its worker processes, counts in the batch that it delays."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.dataset = loader.dataset
         self.steps = 1
         self.images = 0
-        """Handed out so far."""
+        """Images returned so far."""
         self._batches = self._endless(loader)
 
     def _endless(self, loader: DataLoader[Any]) -> Iterator[Any]:
@@ -127,7 +127,7 @@ class ExampleVae:
         self.train_loss = 0.0
 
     def run(self, steps: int) -> int:
-        """Trains for so many steps; images seen."""
+        """Trains for `steps` steps. Returns the images seen."""
         before, self.batches.steps = self.batches.images, steps
         self.model.train()
         for images, _ in self.batches:
@@ -207,7 +207,7 @@ class ExampleDcgan:
         self.last: dict[str, float] = {}
 
     def run(self, steps: int) -> int:
-        """Trains for so many steps; images seen."""
+        """Trains for `steps` steps. Returns the images seen."""
         before, self.batches.steps = self.batches.images, steps
         others = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = True  # as the script sets it
@@ -258,7 +258,7 @@ class PythaeVae:
     `DataLoader`; without its progress bar, evaluation and checkpoints."""
 
     def __init__(self, images_NHWC: Tensor, labels: Tensor, device: torch.device) -> None:
-        """Raises ImportError where pythae is not installed."""
+        """Raises ImportError if pythae is not installed."""
         from pythae.data.datasets import BaseDataset
         from pythae.models import VAE, VAEConfig
         from pythae.models.base.base_utils import ModelOutput
@@ -310,7 +310,7 @@ class PythaeVae:
         self.batches = self.trainer.train_loader = Epochs(self.trainer.train_loader)
 
     def run(self, steps: int) -> int:
-        """Trains for so many steps; images seen."""
+        """Trains for `steps` steps. Returns the images seen."""
         before, self.batches.steps = self.batches.images, steps
         self.trainer.train_step(epoch=1)
         return self.batches.images - before

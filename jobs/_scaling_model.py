@@ -1,4 +1,4 @@
-"""The arithmetic of scaling.py: a step's time, an all-reduce's time, and fits to measured ones.
+"""The arithmetic of scaling.py: a step's time, an all-reduce's time, and fits to measured times.
 
 step = compute(images a GPU) + Σ over phases all_reduce(bytes, link, GPUs) − overlap
 """
@@ -15,9 +15,10 @@ import torch
 
 @dataclass(frozen=True)
 class Link:
-    """How GPUs are joined: nodes of `gpus` inside, and a network between nodes.
+    """How GPUs are joined: inside nodes of `gpus` GPUs each, and by a network between nodes.
 
-    hop_seconds, bytes_per_second: inside a node, a GPU. network_*: between nodes, a node.
+    hop_seconds, bytes_per_second: inside a node, for each GPU. network_*: between nodes, for each
+    node.
     """
 
     title: str
@@ -28,7 +29,7 @@ class Link:
     bytes_per_second: float = math.inf
 
     def all_reduce_seconds(self, count: int, size_bytes: float) -> float:
-        """Of one call over `count` GPUs: the faster of a ring and a tree, as NCCL chooses.
+        """Time of one call over `count` GPUs: the faster of a ring and a tree, as NCCL chooses.
 
         ring: 2(n−k)·hop + 2(k−1)·network_hop + 2(n−1)/n·bytes/bandwidth, n GPUs on k nodes;
         tree: 2(n/k−1)·hop + 2⌈log2 k⌉·network_hop + 2·bytes/(0.9·bandwidth).
@@ -48,9 +49,9 @@ class Link:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Step time of one model. Sizes are bytes of its all-reduces a step, each with its share of
-    steps; `hidden` is the share of an all-reduce that can run beside the backward pass, for which
-    half of the compute is there."""
+    """Step time of one model. `sizes`: bytes of each all-reduce, and its share of steps. `hidden`:
+    share of an all-reduce that can run during the backward pass. At most half of the compute time
+    hides it."""
 
     sizes: Sequence[tuple[float, float]]
     images_per_second: float
@@ -60,7 +61,8 @@ class StepTime:
     hidden: float = 0.0
 
     def compute_seconds(self, images: int) -> float:
-        """Of a step on a GPU that takes so many: arithmetic, or the launches of its kernels."""
+        """Compute time of a step with `images` images on a GPU: arithmetic or kernel launches,
+        whichever is longer."""
         launches = self.kernels[0] + self.kernels[1] * images / self.group_size
         return max(images / self.images_per_second, launches * self.kernel_seconds)
 
@@ -71,7 +73,7 @@ class StepTime:
         return compute + summing - min(self.hidden * summing, compute / 2)
 
     def strong(self, batch: int, count: int, link: Link) -> float | None:
-        """Efficiency at a constant global batch; None where there are fewer groups than GPUs."""
+        """Efficiency at a constant global batch; None if there are fewer groups than GPUs."""
         groups = batch // self.group_size
         if count > groups:
             return None
@@ -95,7 +97,7 @@ ALGORITHMS: dict[str, Cost] = {
 
 @dataclass(frozen=True)
 class Fit:
-    """seconds = hops·hop_seconds + bytes/bytes_per_second, and how far the points lie from it."""
+    """seconds = hops·hop_seconds + bytes/bytes_per_second, and the distance of the points to it."""
 
     hop_seconds: float
     bytes_per_second: float
@@ -115,14 +117,14 @@ H200_NODE = {1: 74.57, 2: 96.26, 4: 145.14, 8: 196.56, 16: 255.90, 32: 301.25, 6
 """MiB to bus GB/s of an all-reduce over 8 H200 by NVLink: github.com/stas00/ml-engineering,
 network/benchmarks, "default" column."""
 B200_NODES = {1: 12.47, 2: 20.79, 4: 31.63, 8: 50.61, 16: 71.80, 32: 142.90, 64: 197.77}
-"""The same over 4 nodes of 8 B200, each GPU with a 400 Gbit/s network card of its own."""
+"""The same over 4 nodes of 8 B200. Each GPU has its own 400 Gbit/s network card."""
 LINE_SHARE = 0.9
-"""Of a network's line rate that an all-reduce gets: assumed."""
+"""Share of a network's line rate that an all-reduce gets (assumed)."""
 
 
 def published(table: Mapping[int, float], count: int, nodes: int, hop: float = 0.0) -> Fit:
-    """The ring's constants from a table of bus bandwidths. `hop`, if given, is that of a node, and
-    the fit's own is the network's."""
+    """The ring's constants from a table of bus bandwidths. If `hop` is given, it is the hop inside
+    a node, and the fit finds the network's hop."""
     share = 2 * (count - 1) / count
     inside = 2 * (count - nodes) * hop
     hops = 2 * (nodes - 1) if hop else 2 * (count - 1)
@@ -132,8 +134,9 @@ def published(table: Mapping[int, float], count: int, nodes: int, hop: float = 0
 
 @cache
 def interconnects() -> list[Link]:
-    """What is predicted for. NVLink and its 400 Gbit/s network: fitted to published tables; the
-    others: line rates, with the same hops, but for Ethernet by TCP, whose hop is assumed."""
+    """The links of the predictions. NVLink and its 400 Gbit/s network are fitted to published
+    tables. The others have line rates and the same hops; only the hop of Ethernet (TCP) is
+    assumed."""
     node = published(H200_NODE, 8, 1)
     cluster = published(B200_NODES, 32, 4, node.hop_seconds)
     inside = (node.hop_seconds, node.bytes_per_second)

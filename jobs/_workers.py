@@ -1,5 +1,5 @@
-"""What a worker of scaling.py runs: all-reduces of some sizes, or the project's own step with its
-gradients summed in several ways. `python _workers.py RANK JOB`, a job in JSON."""
+"""A worker of scaling.py: runs all-reduces of some sizes, or the project's own step with its
+gradients summed in several ways. `python _workers.py RANK JOB`, with the job in JSON."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _zero_where_none(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
 
 
 class Silent(FlatSum):
-    """No communication: compute alone. The result is wrong; the limit of what overlap can give."""
+    """No communication, only compute. The result is wrong. Its time is the limit of overlap."""
 
     def __call__(self, others: Sequence[Tensor] = ()) -> list[Tensor]:
         """Nothing is summed."""
@@ -45,7 +45,7 @@ class Silent(FlatSum):
 
 
 class EachParameter(FlatSum):
-    """One all-reduce a parameter, and one for each of the others."""
+    """One all-reduce for each parameter, and one for each of the others."""
 
     def __call__(self, others: Sequence[Tensor] = ()) -> list[Tensor]:
         """As FlatSum."""
@@ -56,8 +56,8 @@ class EachParameter(FlatSum):
 
 
 class Bf16(FlatSum):
-    """Gradients are rounded to bf16 before they are sent; gloo adds them up in bf16, too.
-    BatchNorm's sums go in fp32, in a call of their own: they count groups."""
+    """Rounds gradients to bf16 before they are sent; gloo adds them up in bf16, too. BatchNorm's
+    sums go in fp32, in a separate call, because they contain counts of groups."""
 
     def __call__(self, others: Sequence[Tensor] = ()) -> list[Tensor]:
         """As FlatSum."""
@@ -79,10 +79,10 @@ def _summed_together(others: Sequence[Tensor], world: World) -> list[Tensor]:
 
 
 class Buckets(FlatSum):
-    """All-reduces of four parts, in the order in which backward makes them; each starts when its
-    last gradient is there, and runs beside the rest of the backward pass.
+    """All-reduces of four parts, in the order in which the backward pass makes them. Each starts
+    when its last gradient is there, and runs during the rest of the backward pass.
 
-    For phases of one term and one micro-batch only: a gradient must be final when it comes.
+    Only for phases of one term and one micro-batch: a gradient must be final when it comes.
     """
 
     count = 4
@@ -110,7 +110,7 @@ class Buckets(FlatSum):
             self._send()
 
     def _send(self) -> None:
-        """The next bucket: the same order on every rank."""
+        """Sends the next bucket. The order is the same on every rank."""
         flat = self._flats[len(self._works)]
         gradients = _zero_where_none(self._buckets[len(self._works)])
         torch._foreach_copy_(self._views_of(flat, gradients), gradients)
@@ -140,8 +140,7 @@ class Buckets(FlatSum):
 
 
 class Compared(FlatSum):
-    """Sums in fp32, and keeps what a sum in bf16 would have been wrong by: ‖Δg‖ / ‖g‖ of each
-    phase."""
+    """Sums in fp32, and records the error of a sum in bf16: ‖Δg‖ / ‖g‖ of each phase."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], world: World) -> None:
         super().__init__(parameters, world)
@@ -172,7 +171,7 @@ CHOICES: dict[str, type[FlatSum]] = {
 
 
 class _Training:
-    """A state of the project's and the step that trains it."""
+    """A state of the project, and the step that trains it."""
 
     def __init__(self, experiment: Experiment, kind: type[FlatSum], world: World) -> None:
         objective = build_objective(experiment)
@@ -185,7 +184,7 @@ class _Training:
         self._batches = iter(feed.steps(0, experiment.steps))
 
     def seconds(self, steps: int) -> float:
-        """Of a block of steps. Collective: every rank, same order."""
+        """Time of a block of steps. Collective: every rank, in the same order."""
         dist.barrier()
         start = time.perf_counter()
         for _ in range(steps):
@@ -195,8 +194,8 @@ class _Training:
 
 
 def choices(job: dict[str, Any], world: World) -> dict[str, Any]:
-    """Seconds a step of every choice, one block a round, in turns; the losses of each block; what
-    bf16 does to the gradients."""
+    """Seconds a step of every choice, in turns, one block a round; the losses of each block; the
+    error of the gradients in bf16."""
     experiment = Experiment.from_yaml(job["experiment"])
     trainings = {
         name: _Training(experiment.with_fields(seed=int("seed 1" in name)), kind, world)
@@ -234,7 +233,7 @@ def all_reduces(job: dict[str, Any], world: World) -> dict[str, Any]:
 
 
 def main(rank: int, job: dict[str, Any]) -> None:
-    """Joins the others, does the job, and writes rank 0's answer."""
+    """Joins the other workers, does the job, and writes rank 0's answer."""
     use_cores(1)
     dist.init_process_group(
         "gloo",

@@ -4,26 +4,26 @@
 
 Two models: a VAE of fully connected layers (784-400-(20, 20), batch 128, digits of 28 x 28) and
 DCGAN (64 x 64 RGB, z 100, width 64, batch 64), both with the recipes of pytorch/examples. Each
-contestant has a process of its own, with the same number of torch threads; while one works, the
-others wait. It is built and warmed up outside the clock; its block is a fixed number of steps, as
-many as take `--seconds` at its own pace. Rounds are interleaved (A B C D, A B C D, ...), and the
-table gives the median of images/s and the medians of the ratios within each round.
+contestant has its own process, with the same number of torch threads; while one works, the others
+wait. It is built and warmed up before the clock starts. Its block is the fixed number of steps that
+takes `--seconds` at its own pace. Rounds are interleaved (A B C D, A B C D, ...), and the table
+gives the median of images/s and the medians of the ratios within each round.
 
     bare step         our step on one batch that already lies on the device: the limit
     ray_gen           our step on the batches of our data path
-    whole trainer     ray_gen.training.loop.train with its reports and control steps, without Ray;
-                      what is done with a report is not counted
-    pytorch/examples  a plain loop that does what `vae/main.py` or `dcgan/main.py` do: see _peers.py
+    whole trainer     ray_gen.training.loop.train with its reports and control steps, without Ray
+                      and without writing the reports
+    pytorch/examples  a plain loop that does the same as `vae/main.py` or `dcgan/main.py`: see
+                      _peers.py
     pythae            its own trainer and data path (`pip install '.[benchmark]'`)
 
 Ours train with EMA and metrics on. All read the built-in digits, repeated until an epoch of the VAE
-is as long as MNIST's; all hold them in memory, DCGAN's peer too, which is spared its JPEG files.
-Ours draws a second z for the generator, as the algorithm has it, where the script's generator phase
-goes on with the discriminator's fakes: one more forward pass of the generator a step, for the
-weight gradients of the discriminator that it does without there. `compiled` rows have
-`training.compile`, on a GPU with CUDA graphs. On a GPU there are also rows in bf16, and each row's
-share of the device's dense bf16 peak: FLOPs of matrix products and convolutions, counted over one
-step.
+is as long as MNIST's. All hold them in memory. So DCGAN's peer need not decode JPEG files. In the
+generator phase ours draws a second z, as the algorithm does; the script uses the discriminator's
+fakes again. So ours needs one more forward pass of the generator a step, but computes no weight
+gradients of the discriminator there. `compiled` rows have `training.compile`, on a GPU with CUDA
+graphs. On a GPU there are also rows in bf16, and each row's share of the device's dense bf16 peak:
+FLOPs of matrix products and convolutions, counted over one step.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ from ray_gen.training.step import Step
 
 ENDLESS = 10**12
 REPORT_EVERY_IMAGES = 20_000
-"""Of the whole trainer, where a block is not shorter."""
+"""Report interval of the whole trainer, unless a block is shorter."""
 REFERENCES = ("pytorch/examples", "pythae", "bare step")
 """Rows that every row is compared with."""
 
@@ -117,20 +117,20 @@ DENSE_BF16_PEAKS = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
-"""FLOP/s without sparsity, by a part of the device's name (vendors' data sheets); the longest part
-that fits counts."""
+"""FLOP/s without sparsity, by a part of the device's name (vendors' data sheets). The longest part
+that matches counts."""
 
 
 class Contestant(Protocol):
     """A way to train a model."""
 
     def run(self, steps: int) -> int:
-        """Trains for so many steps, or near them; images seen."""
+        """Trains for about `steps` steps. Returns the images seen."""
         ...
 
 
 class _Ours:
-    """A state of ray_gen's and what trains it."""
+    """A state of ray_gen, and the step that trains it."""
 
     def __init__(self, experiment: Experiment, store: Store, device: torch.device) -> None:
         self.world = World(device=device)
@@ -176,7 +176,7 @@ class WholeTrainer:
         self._images = 0
 
     def run(self, steps: int) -> int:
-        """As many reports as come nearest to so many steps, at least one."""
+        """Trains for the number of reports that comes nearest to `steps` steps, at least one."""
         before = self._images
         for _ in range(max(1, round(steps / self._interval))):
             self._images = next(self._reports).images
@@ -185,12 +185,12 @@ class WholeTrainer:
 
 @dataclass(frozen=True)
 class Model:
-    """What contestants train, and who they are beside ours."""
+    """The model that contestants train, and the contestants beside ours."""
 
     title: str
     experiment: dict[str, Any]
     images: int
-    """To train on: the digits, repeated."""
+    """Number of images to train on: the digits, repeated."""
     warm_up_steps: int
     peers: dict[str, Callable[[Tensor, Tensor, torch.device], Contestant]]
     """By row; built from uint8 images (N, H, W, C) and labels."""
@@ -203,7 +203,7 @@ class Model:
     def build(self, row: str, report_every_images: int, device: torch.device) -> Contestant:
         """The contestant of a row."""
         if row not in self.peers:
-            use_cores(torch.get_num_threads())  # as ray_gen's workers do, before any tensor
+            use_cores(torch.get_num_threads())  # before any tensor, as ray_gen's workers do
         experiment = Experiment.of(self.experiment)
         store = open_data(experiment)
         assert store.train.labels is not None
@@ -227,7 +227,7 @@ MODELS = {
         VAE,
         images=60_000,
         # Adam's first moments at pixels that are always black decay to denormal numbers in some 700
-        # steps, and from then on every step is slower on a CPU, a third in one measurement.
+        # steps. From then on every step is slower on a CPU, by a third in one measurement.
         warm_up_steps=1000,
         peers={"pytorch/examples": ExampleVae, "pythae": PythaeVae},
     ),
@@ -242,21 +242,21 @@ MODELS = {
 
 
 def serve(pipe: Connection, key: str, row: str, report_every_images: int, device: str) -> None:
-    """A contestant's process: answers every request with a pair of numbers, or with what failed."""
+    """A contestant's process: answers every request with two numbers, or with a traceback."""
     try:
         where = torch.device(device)
         contestant = MODELS[key].build(row, report_every_images, where)
         for counts_flops, steps in iter(pipe.recv, None):
-            answer = _flops if counts_flops else _timed
+            answer = counted_flops if counts_flops else _timed
             pipe.send(answer(contestant, steps, where))
-    except EOFError:  # nobody asks any more
+    except EOFError:  # the benchmark has ended
         return
     except Exception:
         pipe.send(traceback.format_exc())
 
 
 def _timed(contestant: Contestant, steps: int, device: torch.device) -> tuple[int, float]:
-    """Images and seconds of so many steps."""
+    """Images and seconds of `steps` steps."""
     _synchronise(device)
     start = time.perf_counter()
     images = contestant.run(steps)
@@ -264,8 +264,8 @@ def _timed(contestant: Contestant, steps: int, device: torch.device) -> tuple[in
     return images, time.perf_counter() - start
 
 
-def _flops(contestant: Contestant, steps: int, device: torch.device) -> tuple[int, float]:
-    """Images and FLOPs of so many steps."""
+def counted_flops(contestant: Contestant, steps: int, device: torch.device) -> tuple[int, float]:
+    """Images and FLOPs of `steps` steps."""
     del device
     with FlopCounterMode(display=False) as counter:
         images = contestant.run(steps)
@@ -278,13 +278,13 @@ def _synchronise(device: torch.device) -> None:
 
 
 class Row:
-    """A contestant in a process of its own, and what was measured of it."""
+    """A contestant in its own process, and its measurements."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.installed = name != "pythae" or find_spec("pythae") is not None
         self.steps = 1
-        """Of a block."""
+        """Steps of a block."""
         self.images_per_second: list[float] = []
         """By round."""
         self.flops_per_image: float | None = None
@@ -308,7 +308,7 @@ class Row:
             self._pipe.send((flops, steps))
             answer = self._pipe.recv()
         except (EOFError, OSError):
-            raise SystemExit(f"{self.name}: its process ended without a word") from None
+            raise SystemExit(f"{self.name}: its process ended without a message") from None
         if isinstance(answer, str):
             raise SystemExit(f"{self.name}:\n{answer}")
         return answer
@@ -325,18 +325,18 @@ class Row:
         self.steps = max(1, round(images / elapsed * seconds / batch))
 
     def count_flops(self) -> None:
-        """Of one step, per image."""
+        """Counts the FLOPs per image of one step."""
         images, flops = self._asked(1, flops=True)
         self.flops_per_image = flops / images
 
     def measure(self) -> None:
-        """One block."""
+        """Times one block."""
         images, seconds = self._asked(self.steps)
         self.images_per_second.append(images / seconds)
 
 
 def prepared_rows(key: str, device: str, seconds: float, processes: ExitStack) -> list[Row]:
-    """All contestants of a model, warmed up. `processes` ends theirs."""
+    """All contestants of a model, warmed up. Closing `processes` ends their processes."""
     model = MODELS[key]
     rows: list[Row] = []
 
@@ -356,7 +356,7 @@ def prepared_rows(key: str, device: str, seconds: float, processes: ExitStack) -
         bare = add(f"bare step{suffix}")
         add(f"ray_gen{suffix}")
         add(f"whole trainer{suffix}", min(REPORT_EVERY_IMAGES, bare.steps * model.batch))
-    for row in rows:  # the counter does not see into a graph
+    for row in rows:  # the counter does not see inside a CUDA graph
         if "compiled" in row.name:
             row.flops_per_image = rows[0].flops_per_image
     for name in model.peers:
@@ -365,7 +365,7 @@ def prepared_rows(key: str, device: str, seconds: float, processes: ExitStack) -
 
 
 def measure(rows: Sequence[Row], rounds: int) -> None:
-    """Interleaved: each contestant once a round."""
+    """Times the contestants in turns: each once a round."""
     for number in range(rounds):
         print(f"  round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         for row in rows:
@@ -374,7 +374,7 @@ def measure(rows: Sequence[Row], rounds: int) -> None:
 
 
 def ratio(row: Row, reference: Row) -> float:
-    """Median over rounds of a row's speed in units of another's."""
+    """Median over rounds of a row's speed divided by another row's."""
     pairs = zip(row.images_per_second, reference.images_per_second, strict=True)
     return median(own / other for own, other in pairs)
 

@@ -1,19 +1,19 @@
-"""What a run loses to faults: kills, hangs, vanishing nodes and full disks, at random moments.
+"""Measures what a run loses to faults at random moments: kills, hangs, lost nodes, full disks.
 
     python jobs/chaos.py [--rounds 4] [--seed 0] [--only NAME,...]
 
-Starts a Ray of several nodes on this machine (a head without CPU cores and two nodes of one core
-each), trains the recipe once without a fault, and then again in every round while faults are
-injected one after the other, each between 3 and 8 seconds after the run has recovered from the one
-before. Prints a row for each: the seconds until a worker has taken a new step, the images that had
-to be trained again, and for each round whether the final weights are those of the undisturbed run,
-bit for bit. Another run has its storage behind a server that goes away, and a last one shrinks when
-a node leaves and grows when one joins. Exits with 1 if weights differ (of the last by more than
-rounding), or if more than a checkpoint interval was lost (two where a checkpoint was damaged or
-could not be written).
+Starts a Ray of several nodes on this machine: a head without CPU cores and two nodes of one core
+each. Trains the recipe once without a fault. Then every round trains it again and injects faults
+one after the other, each between 3 and 8 seconds after the run has recovered from the one before.
+Prints a row for each fault: the seconds until a worker has taken a new step, and the images that
+were trained again. Prints for each round whether the final weights equal those of the undisturbed
+run, bit for bit. Another run has its storage behind a server that goes away. The last run shrinks
+when a node leaves and grows when one joins. Exits with 1 if weights differ (in the last run: by
+more than rounding). Also exits with 1 if a fault lost more than one checkpoint interval, or two if
+a checkpoint was damaged or could not be written.
 
-Needs the test extra. The full disk needs root, for a small file system of its own; without it that
-fault is left out.
+Needs the test extra. The full disk needs root, because it mounts a small file system. Without root
+that fault is left out.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ INTERVAL = 4096
 """Images between two checkpoints: some three seconds."""
 ELASTIC_IMAGES = 800_000
 ROUNDING = 1e-6
-"""‖Δw‖ / ‖w‖ that 6,250 steps in double precision may make of 1e-16."""
+"""Largest ‖Δw‖ / ‖w‖ allowed: 6,250 steps in double precision may turn 1e-16 into it."""
 GIVEN_UP_SECONDS = 300.0
 
 SETTINGS = {
@@ -74,7 +74,7 @@ class Injected:
 
     fault: str
     seconds: float
-    """Until a worker had taken a new step."""
+    """From the fault until a worker had taken a new step."""
     lost: int
     """Images that were trained again."""
     allowed: int = INTERVAL
@@ -95,17 +95,17 @@ class Machines:
         return str(self.cluster.address)
 
     def add(self) -> Any:
-        """A node of one CPU core."""
+        """Adds a node of one CPU core."""
         return self.cluster.add_node(num_cpus=1)
 
     def replace(self, node: Any) -> None:
-        """A new node for one that is gone."""
+        """Starts a new node for one that is gone."""
         with contextlib.suppress(Exception):
             self.cluster.remove_node(node, allow_graceful=False)
         self.nodes = [self.add() if known is node else known for known in self.nodes]
 
     def processes(self, title: str) -> list[Any]:
-        """Ray's processes of such a title on all nodes."""
+        """Ray's processes with this title on all nodes."""
         import psutil
 
         found = []
@@ -125,7 +125,7 @@ class Machines:
 
 @dataclass
 class Run:
-    """One training, whose driver is a process of its own."""
+    """One training. Its driver is a separate process."""
 
     name: str
     storage: Path
@@ -136,7 +136,7 @@ class Run:
     interval: int = INTERVAL
     more: tuple[str, ...] = ()
     bucket: str | None = None
-    """Of a run behind a URI, whose log alone lies in `storage`."""
+    """Where a run behind a URI lies. Only its log lies in `storage`."""
     driver: subprocess.Popen[bytes] | None = None
 
     @property
@@ -148,7 +148,7 @@ class Run:
         return Folder(f"{self.bucket or self.storage}/{self.name}")
 
     def start(self) -> None:
-        """As a user would, and with the same command after a fault."""
+        """Starts the driver as a user would, with the same command after a fault."""
         overrides = [
             f"training.images={self.images}",
             f"training.checkpoint_every_images={self.interval}",
@@ -172,8 +172,8 @@ class Run:
         return self.storage / f"{self.name}.log"
 
     def told_before_restart(self, since: int) -> int:
-        """The images that the workers who ended last had told of, after so many bytes of the log;
-        0 where none ended."""
+        """The last number of images in the log before its last restart. Reads the log from byte
+        `since`. 0 if no workers ended."""
         text = self.log.read_bytes()[since:].decode()
         end = max(text.rfind("going on from"), text.rfind("error:"))
         told = re.findall(r"([0-9,]+)/[0-9,]+ images", text[: max(end, 0)])
@@ -181,7 +181,7 @@ class Run:
 
     @property
     def at(self) -> int:
-        """Images that the run last told of."""
+        """Images that the run last reported."""
         return int(_read(self.folder / "progress.json").get("images", 0))
 
     @property
@@ -196,7 +196,7 @@ class Run:
         return 0.0
 
     def stepped(self) -> float:
-        """When they last told of a step."""
+        """When its workers last reported a step."""
         with contextlib.suppress(OSError):
             return (self.folder / "progress.json").stat().st_mtime
         return 0.0
@@ -206,9 +206,9 @@ class Run:
         return self.driver is not None and self.driver.poll() is not None
 
     def recovered(self, since: float, reached: int) -> tuple[float, int]:
-        """Waits for the first step of workers that began after `since`: when it was, and how many
-        images the workers before them had seen that these see again. reached: images that those
-        had told of when the fault came."""
+        """Waits for the first step of workers that began after `since`. Returns its time, and how
+        many images the workers must see again. reached: images that the earlier workers had
+        reported when the fault came."""
         given_up = time.time() + GIVEN_UP_SECONDS
         while time.time() < given_up:
             began = self.started()
@@ -222,12 +222,12 @@ class Run:
         raise Hopeless(f"{self.name}: no step in {GIVEN_UP_SECONDS:.0f} s")
 
     def weights(self) -> dict[str, Tensor]:
-        """Of the last checkpoint."""
+        """Weights of the last checkpoint."""
         with fetched(self.place) as (_, folder):
             return load_file(folder / "networks.safetensors")
 
     def digest(self) -> str:
-        """Of all tensors of the last checkpoint."""
+        """Digest of all tensors of the last checkpoint."""
         found = hashlib.sha256()
         with fetched(self.place) as (_, folder):
             for name in ("networks", "ema", "optimizers"):
@@ -235,7 +235,7 @@ class Run:
         return found.hexdigest()
 
     def saves(self, than: int, since: float) -> float:
-        """Waits for a checkpoint of more images than these: when it was there."""
+        """Waits for a checkpoint of more than `than` images. Returns the time when it was there."""
         while self.saved <= than:
             if time.time() - since > GIVEN_UP_SECONDS or self.ended:
                 raise Hopeless(f"{self.name}: no checkpoint after {than:,} images")
@@ -256,7 +256,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _killed(processes: list[Any], number: int = signal.SIGKILL) -> None:
     if not processes:
-        raise Hopeless("there is no process to end: is the run over?")
+        raise Hopeless("there is no process to kill: is the run over?")
     for process in processes:
         process.send_signal(number)
 
@@ -265,7 +265,7 @@ WORKER, CONTROLLER = "ray::RayTrainWorker", "TrainController"
 
 
 class Faults:
-    """One method a fault; each says what is known of it beyond the row."""
+    """One method for each fault. Its docstring says what it does."""
 
     def __init__(self, machines: Machines, run: Run, chance: random.Random) -> None:
         self.machines, self.run, self.chance = machines, run, chance
@@ -275,7 +275,7 @@ class Faults:
         _killed([self.chance.choice(self.machines.processes(WORKER))])
 
     def two_workers(self) -> None:
-        """kill -9 of both at once."""
+        """kill -9 of both workers at once."""
         _killed(self.machines.processes(WORKER))
 
     def controller(self) -> None:
@@ -283,7 +283,7 @@ class Faults:
         _killed(self.machines.processes(CONTROLLER))
 
     def raylet(self) -> None:
-        """kill -9 of the raylet of a node with a worker; another node comes."""
+        """kill -9 of the raylet of a node with a worker. Another node joins."""
         node = self.chance.choice(self.machines.nodes)
         node.kill_raylet()
         time.sleep(2)
@@ -294,22 +294,22 @@ class Faults:
         _killed([self.chance.choice(self.machines.processes(WORKER))], signal.SIGSTOP)
 
     def driver(self) -> None:
-        """kill -9 of the driver; the same command again."""
+        """kill -9 of the driver, then the same command again."""
         assert self.run.driver is not None
         self.run.driver.kill()
         self.run.driver.wait()
         self.run.start()
 
     def stop_and_resume(self) -> None:
-        """SIGTERM of the driver: it saves, leaves with 130, and is started again."""
+        """SIGTERM of the driver: it saves, exits with 130, and is started again."""
         assert self.run.driver is not None
         self.run.driver.terminate()
         if self.run.driver.wait(GIVEN_UP_SECONDS) != 130:
-            raise Hopeless(f"the driver left with {self.run.driver.returncode} instead of 130")
+            raise Hopeless(f"the driver exited with {self.run.driver.returncode} instead of 130")
         self.run.start()
 
     def spot_notice(self) -> None:
-        """A node that will be gone in 15 seconds; another comes."""
+        """The notice that a node will be gone in 15 seconds. Another node joins."""
         node = self.chance.choice(self.machines.nodes)
         subprocess.run(
             [Path(sys.executable).with_name("ray"), "drain-node", "--node-id", node.node_id,
@@ -328,7 +328,7 @@ class Faults:
             self.machines.cluster.remove_node(node, allow_graceful=False)
 
     def damaged_checkpoint(self) -> None:
-        """The driver is killed, and the newest checkpoint cut in half."""
+        """kill -9 of the driver, and the newest checkpoint is cut in half."""
         assert self.run.driver is not None
         self.run.driver.kill()
         self.run.driver.wait()
@@ -338,7 +338,8 @@ class Faults:
         self.run.start()
 
     def full_disk(self) -> None:
-        """The storage is full until the run has given up; then there is room, and it goes on."""
+        """The storage is full until the run has given up. Then there is room, and the run goes
+        on."""
         assert self.run.driver is not None
         filler = self.run.storage / "filler"
         with filler.open("wb") as file, contextlib.suppress(OSError):
@@ -348,7 +349,7 @@ class Faults:
         code = self.run.driver.wait(GIVEN_UP_SECONDS)
         filler.unlink()
         if code not in (1, 2):
-            raise Hopeless(f"the driver left with {code} on a full disk")
+            raise Hopeless(f"the driver exited with {code} on a full disk")
         self.run.start()
 
 
@@ -364,7 +365,7 @@ def _wait_for_no(machines: Machines, title: str) -> None:
 
 @contextlib.contextmanager
 def storage(root: bool) -> Iterator[Path]:
-    """A folder for runs; on a small file system where there may be one."""
+    """A folder for runs. As root: a small file system of its own."""
     folder = Path(tempfile.mkdtemp(prefix="ray_gen-chaos-"))
     if root:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", folder], check=True)
@@ -379,7 +380,7 @@ def storage(root: bool) -> Iterator[Path]:
 def disturbed(
     run: Run, machines: Machines, faults: list[str], chance: random.Random
 ) -> list[Injected]:
-    """A run with these faults, to its end."""
+    """Trains a run to its end while these faults are injected."""
     injector = Faults(machines, run, chance)
     rows: list[Injected] = []
     run.start()
@@ -403,9 +404,9 @@ def disturbed(
 
 
 def over_network(run: Run, s3: Any, chance: random.Random) -> list[Injected]:
-    """A run whose storage is a server that goes away for a while, three times, and once until the
-    run has given up; then the same command goes on. Seconds are those to a new checkpoint. What may
-    be lost is two intervals: a checkpoint is written while the next images are trained on."""
+    """Trains a run whose storage is a server. The server goes away three times for a while, and
+    once until the run has given up; then the same command goes on. Seconds count until there is a
+    new checkpoint. Two intervals may be lost: a checkpoint is written while training goes on."""
     rows: list[Injected] = []
     run.start()
     run.saves(0, time.time())
@@ -417,7 +418,7 @@ def over_network(run: Run, s3: Any, chance: random.Random) -> list[Injected]:
         if seconds is None:
             code = run.driver.wait(GIVEN_UP_SECONDS)
             if code not in (1, 2):
-                raise Hopeless(f"the driver left with {code} without a storage")
+                raise Hopeless(f"the driver exited with {code} without a storage")
             s3.heal()
             run.start()
         else:
@@ -436,9 +437,9 @@ def over_network(run: Run, s3: Any, chance: random.Random) -> list[Injected]:
 
 
 def elastic(folder: Path, machines: Machines) -> tuple[list[Injected], float]:
-    """A run of one or two workers, whose second node goes and another comes: what that cost, and
-    how far its weights lie from those of a run of two workers, ‖Δw‖ / ‖w‖. In double precision,
-    where what is left is rounding."""
+    """A run of one or two workers: its second node leaves, and later another joins. Returns what
+    both cost, and ‖Δw‖ / ‖w‖ against a run with two workers throughout. In double precision, only
+    rounding remains."""
     of = functools.partial(
         Run,
         storage=folder,
@@ -481,7 +482,8 @@ def elastic(folder: Path, machines: Machines) -> tuple[list[Injected], float]:
 
 
 def main() -> None:
-    """Rounds of faults, a table, and whether all is as it would have been."""
+    """Runs rounds of faults and prints a table. The exit code says whether weights and losses are
+    as allowed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
@@ -496,7 +498,7 @@ def main() -> None:
     different = 0
     with contextlib.ExitStack() as stack:
         s3 = stack.enter_context(S3())
-        os.environ.update(s3.environment)  # before the nodes start, whose workers need it
+        os.environ.update(s3.environment)  # before the nodes start: their workers need it
         machines = Machines()
         stack.callback(machines.shutdown)
         folder = stack.enter_context(storage(root))

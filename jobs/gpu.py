@@ -1,29 +1,29 @@
-"""Acceptance of a GPU: one table of what has to hold on it, and how fast a step is there.
+"""Acceptance test of a GPU: one table of what must hold on it, and of the speed of a step.
 
     python jobs/gpu.py [--device cuda|cpu] [--only ROW ...] [--json FILE] [--seconds 1]
 
-Exit code 0 if no row failed, else 1. Takes neither Ray, nor a network, nor a data set: images are
-random and lie in memory. Needs torch, numpy, safetensors, pyyaml and pydantic. `--device cpu`
-rehearses the table with smaller models, the CPU against itself; what only a GPU has is n/a there.
+Exit code 0 if no row failed, else 1. Needs no Ray, network or data set: images are random and lie
+in memory. Needs torch, numpy, safetensors, pyyaml and pydantic. `--device cpu` rehearses the table:
+it compares the CPU with itself, with smaller models. Rows that need a GPU are n/a.
 
-UNMEASURED: no row has run on a GPU yet. Bounds and budgets are what is expected of one.
+UNMEASURED: no row has run on a GPU yet. Bounds and budgets are what is expected of a GPU.
 
     fp64         20 steps in float64 agree with the CPU's
-    gradients    of the first step, in float32, agree with the CPU's
-    resume       10 steps, a checkpoint and 10 steps are 20 steps, bit for bit, by torch's
-                 deterministic algorithms; what these cost
-    compiled     gradients by `training.compile` are the eager ones
-    bf16         gradients of the first step point where those of float32 do
-    no-sync      no step makes the host wait, new blocks of noise and the EMA included
-    memory       the most that 10 steps take
+    gradients    gradients of the first step, in float32, agree with the CPU's
+    resume       10 steps, a checkpoint and 10 steps equal 20 steps bit for bit, with torch's
+                 deterministic algorithms; the cost of these
+    compiled     gradients with `training.compile` agree with the eager ones
+    bf16         gradients of the first step have the direction of those in float32
+    no-sync      no step makes the host wait, also for new blocks of noise and the EMA
+    memory       peak memory of 10 steps
     speed        images/s, as a share of the measured bf16 peak, and against a plain loop of PyTorch
     speed-bf16   the same in bf16
-    replay       whole steps as CUDA graphs are the eager steps; their speed
+    replay       whole steps as CUDA graphs equal eager steps; the speed of the graphs
     sampling     samples agree with the CPU's
     evaluation   held-out scores agree with the CPU's
     export       files of the model on the device agree with the model on the CPU
 
-To add a model, add a `Family` to FAMILIES. Where float32 of two devices is compared, TF32 is off.
+To add a model, add a `Family` to FAMILIES. TF32 is off in rows that compare float32 of two devices.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-# cuBLAS sums in a fixed order only in a workspace of a fixed size, read when CUDA starts.
+# cuBLAS sums in a fixed order only in a workspace of a fixed size. It reads this when CUDA starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
@@ -79,7 +79,7 @@ CPU = torch.device("cpu")
 ENDLESS = 10**12
 STEPS = 20
 TOTAL_SECONDS = 300
-"""For the whole table on a GPU, with the families of now."""
+"""Time limit of the whole table on a GPU, with the present families."""
 
 
 # Models
@@ -89,8 +89,8 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 """A context in which networks compute in bf16, or one without effect."""
 
 PlainLoop = Callable[[Networks, Autocast], Callable[[Tensor], None]]
-"""Networks to a step on images (N, C, H, W), as one writes it in PyTorch: the same losses, torch's
-own Adam, no EMA, no metrics."""
+"""From networks to a step on images (N, C, H, W), as one writes it in PyTorch: the same losses,
+torch's own Adam, no EMA, no metrics."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,15 @@ class Family:
     """A kind of model. It has no labels, and a batch is one group."""
 
     side: int
-    """Of its images, which are grey, in pixels."""
+    """Side of its grey images, in pixels."""
     experiment: Callable[[bool], dict[str, Any]]
-    """Networks, objective and optimisers: of a small model for a CPU if told so."""
+    """Networks, objective and optimisers. With True: of a small model for a CPU."""
     batch: tuple[int, int]
     """Images of a step: on a GPU, and of the small model."""
     plain: PlainLoop | None = None
-    """None: its speed is compared with nothing."""
+    """None: its speed is not compared."""
     uncompilable: str = ""
-    """Why `training.compile` refuses it; empty: it has to compile."""
+    """Why `training.compile` refuses it. Empty: it must compile."""
 
 
 def _adam(rate: float, beta1: float) -> dict[str, Any]:
@@ -183,13 +183,13 @@ FAMILIES: dict[str, Family] = {
 
 
 class Model:
-    """A family on a device: what rows are given."""
+    """A family on a device. Each row gets one."""
 
     def __init__(self, family: Family, device: torch.device, seconds: float) -> None:
         self.family = family
         self.device = device
         self.seconds = seconds
-        """Of a block that is timed."""
+        """Length of a timed block."""
         small = device.type == "cpu"
         self.batch = family.batch[small]
         self.store = _random_store(family.side, 8 * self.batch, 2 * self.batch)
@@ -210,21 +210,21 @@ class Model:
     def run(
         self, device: torch.device | None = None, record: Recorder | None = None, **training: Any
     ) -> Run:
-        """Its training from the start. training: fields of that section."""
+        """A new run from the start. training: changed fields of the `training` section."""
         changes = {f"training__{name}": value for name, value in training.items()}
         this = self.experiment.with_fields(**changes)
         return Run(this, self.store, device or self.device, record)
 
     @cached_property
     def gradient_bound(self) -> float:
-        """1e-3, or four times what the CPU's own gradient in float32 is off: where a ReLU sees
-        nearly 0, rounding decides. Of DCGAN at width 64 that is 5e-4."""
+        """1e-3, or four times the error of the CPU's own float32 gradient if that is more. Where a
+        ReLU's input is nearly 0, rounding decides. For DCGAN at width 64 this is 5e-4."""
         rounded, exact = (self.run(CPU, precision=p).gradients() for p in ("fp32", "fp64"))
         return max(1e-3, 4 * _relative(rounded, exact))
 
     @cached_property
     def trained(self) -> tuple[Run, Run]:
-        """After 20 steps on the device: there, and copied to the CPU by a checkpoint."""
+        """A run after 20 steps on the device, and its copy on the CPU, made by a checkpoint."""
         there, here = self.run(), self.run(CPU)
         there.steps(STEPS)
         _copy(there, here)
@@ -247,18 +247,18 @@ class Run:
         self._feed = build_feed(this, self.objective, store, self.world)
 
     def steps(self, count: int) -> Run:
-        """Trains for so many steps, on the images of the data path."""
+        """Trains for `count` steps, on the images of the data path."""
         first = self.state.step
         for images, labels in self._feed.steps(first, first + count):
             self.step(images, labels)
         return self
 
     def images(self, steps: int) -> list[Tensor]:
-        """Of the first steps, on the device."""
+        """Images of the first steps, on the device."""
         return [images for images, _ in self._feed.steps(0, steps)]
 
     def on_one_batch(self) -> Callable[[int], None]:
-        """What trains for so many steps on one batch that lies on the device."""
+        """Returns a function that trains for a number of steps on one batch on the device."""
         (images,) = self.images(1)
 
         def steps(count: int) -> None:
@@ -269,7 +269,7 @@ class Run:
         return steps
 
     def pipeline(self) -> Pipeline:
-        """The averages in use."""
+        """A pipeline that uses the averages."""
         return Pipeline(self.experiment, self.objective, self.state.ema)
 
     def weights(self) -> dict[str, Tensor]:
@@ -289,8 +289,8 @@ class Run:
         }
 
     def gradients(self, steps: int = 1) -> dict[str, Tensor]:
-        """Those of the last of some steps, by phase, at the initial weights: none of
-        these steps moves them. float64 (D,), on the CPU."""
+        """Gradients of the last of `steps` steps, by phase: float64 (D,), on the CPU. The steps do
+        not move the weights, so these stay initial."""
         found: dict[str, Tensor] = {}
 
         def keep(phase: str, parameters: Sequence[nn.Parameter], now: Any) -> None:
@@ -306,7 +306,7 @@ class Run:
 
 
 def _copy(run: Run, other: Run) -> None:
-    """The state of a run to another, on any device, by a checkpoint."""
+    """Copies the state of a run to another run, on any device, by a checkpoint."""
     with TemporaryDirectory() as folder:
         run.state.save(Path(folder), run.experiment)
         other.state.load(Path(folder))
@@ -334,7 +334,7 @@ def _flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def _tensors(numbers: Mapping[str, float]) -> dict[str, Tensor]:
-    """Each as a vector (1,)."""
+    """Each number as a vector (1,)."""
     return {name: torch.tensor([number], dtype=torch.float64) for name, number in numbers.items()}
 
 
@@ -345,7 +345,7 @@ def _relative(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
 
 
 def _timed(run: Callable[[int], None], steps: int, device: torch.device) -> float:
-    """Seconds of so many steps."""
+    """Seconds of `steps` steps."""
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
@@ -375,7 +375,7 @@ def _speeds(model: Model, *runs: Callable[[int], None], rounds: int = 5) -> list
 
 
 def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median over rounds of one speed in units of another."""
+    """The median over rounds of one speed divided by another."""
     return median(one / other for one, other in zip(ours, theirs, strict=True))
 
 
@@ -395,7 +395,8 @@ def _bf16_peak(device: torch.device) -> float:
 
 @contextmanager
 def _without_tf32() -> Generator[None]:
-    """Products and convolutions in the 24 bits of float32, where a GPU would take 11 of them."""
+    """Computes products and convolutions in float32's 24 bits. A GPU could otherwise use 11 of them
+    (TF32)."""
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     try:
@@ -409,7 +410,8 @@ def _without_tf32() -> Generator[None]:
 
 @contextmanager
 def _deterministic() -> Generator[None]:
-    """Sums in a fixed order. New memory is not filled, which torch does to show who reads it."""
+    """Sums in a fixed order. Turns off torch's filling of new memory, which only exposes code that
+    reads it."""
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(True)
     try:
@@ -421,8 +423,8 @@ def _deterministic() -> Generator[None]:
 
 @contextmanager
 def _no_waiting(device: torch.device) -> Generator[None]:
-    """Raises where the host would wait for a GPU: a number read, a copy that blocks. It is torch's
-    own watch, which by its documentation does not see every wait."""
+    """Raises if the host would wait for a GPU, e.g. to read a number or in a blocking copy. It uses
+    torch's sync debug mode, which by its documentation misses some waits."""
     if device.type != "cuda":
         yield
         return
@@ -434,11 +436,11 @@ def _no_waiting(device: torch.device) -> Generator[None]:
 
 
 class Replayed:
-    """Records a program as a CUDA graph: its first two steps run as they are, the third is captured
-    and, as a capture computes nothing, replayed like all that follow.
+    """Records a program as a CUDA graph. The first two steps run eagerly. The third is captured. A
+    capture computes nothing, so the third step is then replayed, like all that follow.
 
-    A warm-up is on another stream, as torch's notes on CUDA graphs have it, and on the one that
-    captures: what autograd keeps of a stream is then the graph's own.
+    The warm-up runs on another stream, as torch's notes on CUDA graphs ask. The capture uses that
+    same stream, so what autograd stores about streams fits the graph.
     """
 
     def __init__(self, program: Program) -> None:
@@ -447,7 +449,7 @@ class Replayed:
         self._runs = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self._given: tuple[Tensor, Tensor | None] | None = None
-        """Images and labels, in the place where the graph reads them."""
+        """Images and labels, in the memory from which the graph reads them."""
 
     def __call__(self, images: Tensor, labels: Tensor | None) -> None:
         self._runs += 1
@@ -474,7 +476,7 @@ class Replayed:
 
 @dataclass(frozen=True)
 class Found:
-    """What a check measured, and between which numbers it has to lie."""
+    """What a check measured, and the bounds of a pass."""
 
     value: float
     unit: str
@@ -484,25 +486,25 @@ class Found:
 
     @property
     def passed(self) -> bool:
-        """NaN lies nowhere."""
+        """NaN does not pass."""
         high = self.at_most is None or self.value <= self.at_most
         return high and (self.at_least is None or self.value >= self.at_least)
 
     @property
     def bound(self) -> str:
-        """In words; empty where there is none."""
+        """The bound as text; empty if there is none."""
         if self.at_most is not None:
             return f"≤ {self.at_most:,.4g}"
         return "" if self.at_least is None else f"≥ {self.at_least:,.4g}"
 
 
 class NotApplicable(Exception):
-    """Why a check has nothing to check here."""
+    """The check has nothing to check here. The message says why."""
 
 
 Check = Callable[[Model], Found]
 CHECKS: dict[str, tuple[Check, float]] = {}
-"""By row: what measures it, and the seconds that this may take of a family on a GPU."""
+"""By row: its check, and the seconds that the check may take for a family on a GPU."""
 
 
 def _row(name: str, seconds: float) -> Callable[[Check], Check]:
@@ -515,14 +517,14 @@ def _row(name: str, seconds: float) -> Callable[[Check], Check]:
 
 @_row("fp64", seconds=20)
 def fp64(model: Model) -> Found:
-    """20 steps in float64, against the CPU's."""
+    """20 steps in float64, compared with the CPU's."""
     there, here = (model.run(d, precision="fp64").steps(STEPS) for d in (model.device, CPU))
     return Found(_relative(there.weights(), here.weights()), "‖Δw‖/‖w‖", at_most=1e-6)
 
 
 @_row("gradients", seconds=5)
 def gradients(model: Model) -> Found:
-    """Of the first step in float32, against the CPU's."""
+    """Gradients of the first step in float32, compared with the CPU's."""
     with _without_tf32():
         there, here = (model.run(device).gradients() for device in (model.device, CPU))
     return Found(_relative(there, here), "‖Δg‖/‖g‖", at_most=model.gradient_bound)
@@ -530,7 +532,8 @@ def gradients(model: Model) -> Found:
 
 @_row("resume", seconds=15)
 def resume(model: Model) -> Found:
-    """Stopped half-way, saved and loaded, against a run in one go; what determinism costs."""
+    """A run that is stopped half-way, saved and loaded, compared with a run in one go; the cost of
+    determinism."""
     with _deterministic():
         whole, half, again = (model.run() for _ in range(3))
         whole.steps(STEPS)
@@ -554,13 +557,14 @@ def resume(model: Model) -> Found:
 
 @_row("compiled", seconds=45)
 def compiled(model: Model) -> Found:
-    """Gradients of the sixth step, which on a GPU is a replayed CUDA graph, against eager ones.
+    """Gradients of the sixth step, which on a GPU is a replayed CUDA graph, compared with eager
+    ones.
 
-    Not weights after Adam's steps: it divides a gradient by its size, so rounding moves a weight
-    whose gradient is nearly 0 by a whole step (1.6e-3 of DCGAN's weights after 6 steps).
+    It does not compare weights after Adam's steps. Adam divides a gradient by its size, so rounding
+    moves a weight with a gradient near 0 by a whole step (1.6e-3 of DCGAN's weights after 6 steps).
     """
     eager, graph = model.run(), model.run(compile=True)
-    with _without_tf32():  # for the speed too: the compiler begins anew where the flag changes
+    with _without_tf32():  # also for the speed: the compiler starts again if the flag changes
         try:
             found = graph.gradients(6)
         except Refused as refused:
@@ -577,7 +581,7 @@ def compiled(model: Model) -> Found:
 
 
 def _lacks(device: torch.device) -> str:
-    """What a compiler needs and is not there."""
+    """What the compiler needs and this machine lacks; empty if nothing."""
     import torch._dynamo
 
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
@@ -591,7 +595,7 @@ def _lacks(device: torch.device) -> str:
 
 @_row("bf16", seconds=5)
 def bf16(model: Model) -> Found:
-    """The least cosine between a phase's gradient in bf16 and in float32."""
+    """The smallest cosine between a phase's gradient in bf16 and in float32."""
     with _without_tf32():
         exact, rounded = model.run().gradients(), model.run(precision="bf16").gradients()
     cosines = [torch.cosine_similarity(exact[p], rounded[p], dim=0) for p in exact]
@@ -601,7 +605,8 @@ def bf16(model: Model) -> Found:
 
 @_row("no-sync", seconds=5)
 def no_sync(model: Model) -> Found:
-    """10 steps across every kind of block's end, the EMA's too, under torch's own watch."""
+    """For every kind of block, also the EMA's: 10 steps across a block's end, in torch's sync debug
+    mode."""
     run = model.run()
     images, ends = cycle(run.images(4)), _ends_of_blocks(run)
     for end in ends:
@@ -621,7 +626,8 @@ def no_sync(model: Model) -> Found:
 
 
 def _ends_of_blocks(run: Run) -> list[int]:
-    """Steps, from 5 up, at which noise of a phase, or weights of the EMA, are computed anew."""
+    """Steps, from 5 up, at which noise of a phase or weights of the EMA are computed for a new
+    block."""
     training = run.experiment.training
     lengths = {128 * training.ema_every_steps}
     for phase in run.objective.phases():
@@ -632,7 +638,7 @@ def _ends_of_blocks(run: Run) -> list[int]:
 
 @_row("memory", seconds=3)
 def memory(model: Model) -> Found:
-    """The most of 10 steps, weights and optimisers included."""
+    """Peak memory of 10 steps, including weights and optimisers."""
     if model.device.type != "cuda":
         import resource
 
@@ -648,24 +654,24 @@ def memory(model: Model) -> Found:
 
 @_row("speed", seconds=10)
 def speed(model: Model) -> Found:
-    """In float32, by torch's own choice of TF32, for the plain loop too."""
+    """In float32, with torch's default for TF32, for the plain loop too."""
     return _speed(model, "fp32", nullcontext)
 
 
 @_row("speed-bf16", seconds=10)
 def speed_bf16(model: Model) -> Found:
-    """By autocast."""
+    """In bf16, by autocast."""
     if model.device.type != "cuda":
         raise NotApplicable("for a GPU")
     return _speed(model, "bf16", partial(torch.autocast, model.device.type, torch.bfloat16))
 
 
 SLOWEST = 0.5
-"""A GPU's step below this share of the plain loop's speed has something wrong with it."""
+"""If a GPU's step is below this share of the plain loop's speed, something is wrong with it."""
 
 
 def _speed(model: Model, precision: str, autocast: Autocast) -> Found:
-    """Images/s of a step on one batch that lies on the device."""
+    """Images/s of a step on one batch on the device."""
     run = model.run(precision=precision)
     ours = run.on_one_batch()
     ours(8)
@@ -694,7 +700,7 @@ def _speed(model: Model, precision: str, autocast: Autocast) -> Found:
 
 
 def _plain_networks(run: Run) -> Networks:
-    """Those of a run before training, with torch's own BatchNorm."""
+    """Networks of a run before training, with torch's own BatchNorm."""
     networks = build_networks(run.experiment, run.objective)
     for module in list(networks.modules()):
         for name, child in module.named_children():
@@ -708,16 +714,16 @@ def _plain_networks(run: Run) -> Networks:
 
 @_row("replay", seconds=10)
 def replay(model: Model) -> Found:
-    """20 steps in float64, most of them replayed, and their reports, against eager ones."""
+    """20 steps in float64, most of them replayed, and their reports, compared with eager ones."""
     if model.device.type != "cuda":
-        raise NotApplicable("CUDA graphs are a GPU's")
+        raise NotApplicable("CUDA graphs need a GPU")
     recorders: list[Replayed] = []
 
     def record(program: Program) -> Program:
         recorders.append(Replayed(program))
         return recorders[-1]
 
-    both, every = (record, None), {"ema_every_steps": 2}  # both programs come often enough
+    both, every = (record, None), {"ema_every_steps": 2}  # so that both programs run often enough
     with _deterministic():
         runs = [model.run(record=r, precision="fp64", **every).steps(STEPS) for r in both]
     found, expected = ({**run.weights(), **_tensors(run.meter.report())} for run in runs)
@@ -804,7 +810,7 @@ def _line(*cells: str) -> str:
 
 
 def checked(name: str, family: str, model: Callable[[], Model]) -> Row:
-    """A row, whatever its check does."""
+    """A row, even if its check raises."""
     check, budget = CHECKS[name]
     start = time.perf_counter()
 
@@ -838,7 +844,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table, writes the JSON if asked to, and gives the exit code."""
+    """Prints the table, writes the JSON if asked to, and returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--only", choices=tuple(CHECKS), nargs="+", help="some of the rows")

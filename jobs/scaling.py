@@ -62,9 +62,9 @@ MODELS: dict[str, tuple[str, str, Callable[[int], list[str]]]] = {
         ],
     ),
 }
-"""By name: title, the recipe it comes from, and what a width changes in it."""
+"""By name: title, its recipe, and the overrides for a width."""
 COUNTS = [2**power for power in range(9)]
-"""Of GPUs."""
+"""Numbers of GPUs."""
 WIDTHS = {"dcgan-64": 64, "conv-vae-64": 32}
 """The paper's, and the default of `networks: {kind: conv}`."""
 
@@ -77,8 +77,8 @@ def experiment_of(model: str, width: int | None = None, *overrides: str) -> Expe
 
 
 def phase_elements(experiment: Experiment) -> dict[str, tuple[int, int, int]]:
-    """By phase: elements of gradients and of BatchNorm's sums that one all-reduce adds up, and the
-    steps between two of them."""
+    """By phase: elements of gradients and of BatchNorm's sums in one all-reduce, and the steps
+    between two all-reduces."""
     objective = build_objective(experiment)
     networks = build_networks(experiment, objective)
     found: dict[str, tuple[int, int, int]] = {}
@@ -95,7 +95,7 @@ def phase_elements(experiment: Experiment) -> dict[str, tuple[int, int, int]]:
 
 
 class _Kernels(TorchDispatchMode):
-    """Counts operations that compute or write: about as many kernels as a GPU would be given."""
+    """Counts operations that compute or write. A GPU would run about as many kernels."""
 
     count = 0
 
@@ -106,8 +106,8 @@ class _Kernels(TorchDispatchMode):
 
 @cache
 def work_of_step(model: str) -> tuple[float, float, float]:
-    """FLOPs an image, and kernels of a step: those of every step, and those that each group adds.
-    Counted in steps of one group and of two."""
+    """FLOPs for each image, kernels of every step, and kernels that each group adds. Counted in a
+    step of one group and a step of two."""
     kernels: list[int] = []
     flops = 0.0
     for groups in (1, 2):
@@ -118,7 +118,7 @@ def work_of_step(model: str) -> tuple[float, float, float]:
         state = State.build(experiment, objective, world)
         step = Step(experiment, objective, state, world, Meter(batch, world))
         images = torch.rand(batch, 3, 64, 64).to(memory_format=torch.channels_last)
-        step(images, None)  # draws the noise of the next ones, too
+        step(images, None)  # it also draws the noise of the next steps
         with FlopCounterMode(display=False) as counter, _Kernels() as operations:
             step(images, None)
         kernels.append(operations.count)
@@ -127,7 +127,7 @@ def work_of_step(model: str) -> tuple[float, float, float]:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Text: the first column to the left, the others to the right."""
+    """The table as text: the first column to the left, the others to the right."""
     widths = [max(len(row[n]) for row in [heads, *rows]) for n in range(len(heads))]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
@@ -142,7 +142,7 @@ def main() -> None:
 
 @main.command("bytes")
 def print_bytes() -> None:
-    """Bytes that a step sums over workers."""
+    """Prints the bytes that a step sums over workers."""
     rows = []
     for model, (title, _, _) in MODELS.items():
         click.echo(f"{model}: {title.format(WIDTHS[model])}")
@@ -169,7 +169,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 def measure(
     rates: list[int], workers: list[int], kib: list[int], repeats: int, path: Path | None
 ) -> None:
-    """All-reduces of FlatSum over gloo, between namespaces, and which formula fits them."""
+    """Times all-reduces of FlatSum over gloo between namespaces, and fits formulas to them."""
     points: dict[int, list[tuple[int, int, list[float]]]] = {}
     job = {"kind": "all_reduces", "sizes": [1024 * k for k in kib], "repeats": repeats}
     for rate in rates:
@@ -185,7 +185,7 @@ def measure(
             ]
             rows.append([f"{rate}", f"{count}", f"{size:,}", *cells])
         for name, cost in ALGORITHMS.items():
-            # Other work on the cores only adds: the lowest is nearest to what the link does.
+            # Other work on the cores only adds time. So the lowest time is nearest to the link's.
             costs = [(*cost(n, size), min(seconds)) for n, size, seconds in measured]
             # After a pause a bucket lets its burst through at once.
             found = fit([(h, max(0.0, b - BURST_BYTES), t) for h, b, t in costs])
@@ -219,7 +219,7 @@ def _on_links(count: int, rate: float, job: Mapping[str, object]) -> dict:
 def choices(
     only: str | None, width: int, images: int, rate: float, workers: int, rounds: int, steps: int
 ) -> None:
-    """The project's step, its gradients summed in several ways: step time, gradients, losses."""
+    """Runs the project's step, its gradients summed in several ways: time, gradients, losses."""
     for model in [only] if only else MODELS:
         batch = images * workers
         experiment = experiment_of(

@@ -1,7 +1,7 @@
 """`ray-gen search` as a job: `ray job submit --working-dir . -- python jobs/search.py RECIPE ...`.
 
-Takes the arguments of `ray-gen search`. Exits with 0 when all trials have ended and one was judged,
-1 when none was, 2 when the search could not start, 130 when it was interrupted and saved.
+Takes the arguments of `ray-gen search`. Exits with 0 if all trials have ended and one was judged,
+1 if none was, 2 if the search could not start, 130 if it was interrupted and saved.
 """
 
 import sys

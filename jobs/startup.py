@@ -4,8 +4,8 @@
 
 The minimal script trains a linear layer with Adam on one worker and does nothing else. Both start
 their own local Ray with the same environment variables, one after the other, in pairs; the data of
-`vae-mnist5k` are decoded before. A run's first step is the time at which its worker first tells of
-one. Prints every pair, and the median of the ratios.
+`vae-mnist5k` are decoded before. A run's first step counts from the moment when its worker first
+reports a step. Prints every pair, and the median of the ratios.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ ENVIRONMENT = {
 
 
 def seconds_until(told: Path, command: list[str]) -> float:
-    """From the start of a command to the file that its first step leaves; waits for its end."""
+    """Seconds from the start of a command until its first step writes the file `told`. Then waits
+    for the command's end."""
     begun = time.time()
     process = subprocess.Popen(
         command,
@@ -81,7 +82,7 @@ def seconds_until(told: Path, command: list[str]) -> float:
 
 
 def main() -> None:
-    """Measures the pairs, after one of each that is not counted."""
+    """Measures the pairs, after one pair that is not counted."""
     parser = argparse.ArgumentParser(description=__doc__, add_help=True)
     parser.add_argument("--pairs", type=int, default=5)
     pairs = parser.parse_args().pairs

@@ -1,7 +1,7 @@
 """`ray-gen train` as a job: `ray job submit --working-dir . -- python jobs/train.py RECIPE ...`.
 
-Takes the arguments of `ray-gen train`. Exits with 0 when training came to its end, 1 when the run
-failed, 2 when it could not start, 130 when it was interrupted and saved.
+Takes the arguments of `ray-gen train`. Exits with 0 if training came to its end, 1 if the run
+failed, 2 if it could not start, 130 if it was interrupted and saved.
 """
 
 import sys

@@ -12,15 +12,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray_gen.evaluation import Scores
+    from ray_gen.evaluation.scores import Scores
     from ray_gen.experiment import Experiment, ExperimentError
     from ray_gen.launch import train
+    from ray_gen.launch.evaluate import evaluate
     from ray_gen.launch.search.driver import search
     from ray_gen.pipeline import Pipeline, load
     from ray_gen.pipeline.export import export
     from ray_gen.pipeline.mixture import Mixture
     from ray_gen.recipes import recipe
-    from ray_gen.scoring import evaluate
     from ray_gen.version import __version__ as __version__
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
     "train",
 ]
 
-# Imported when first used: a command that only parses its arguments pays for neither torch nor ray.
+# Imported on first use: a command that only parses its arguments imports neither torch nor ray.
 _HOMES = {
     "Experiment": "ray_gen.experiment",
     "ExperimentError": "ray_gen.experiment",
@@ -47,8 +47,8 @@ _HOMES = {
     "recipe": "ray_gen.recipes",
     "search": "ray_gen.launch.search.driver",
     "train": "ray_gen.launch",
-    "Scores": "ray_gen.evaluation",
-    "evaluate": "ray_gen.scoring",
+    "Scores": "ray_gen.evaluation.scores",
+    "evaluate": "ray_gen.launch.evaluate",
     "export": "ray_gen.pipeline.export",
     "__version__": "ray_gen.version",
 }

@@ -1,7 +1,7 @@
-"""DiffAugment (Zhao et al. 2020): differentiable transforms of what a discriminator sees.
+"""DiffAugment (Zhao et al. 2020): differentiable transforms of a discriminator's input.
 
-Pure functions of images and noise; one draw an image serves its real and its generated partner, so
-that losses which compare the two see one transform. Images are in [-1, 1], out-of-image pixels 0.
+Pure functions of images and noise. A real image and its generated partner share one draw, so losses
+that compare the two see the same transform. Images are in [-1, 1], pixels outside the image are 0.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from ray_gen.core import Noise
 
 
 def augment_noise(names: Sequence[str]) -> dict[str, Noise]:
-    """What the named transforms draw for an image."""
+    """The noise of the named transforms for one image."""
     return {f"augment_{name}": Noise((_TRANSFORMS[name][1],), "uniform") for name in names}
 
 
 def augment(images: Tensor, names: Sequence[str], noise: Mapping[str, Tensor]) -> Tensor:
-    """Apply transforms in their order. images: (N, C, H, W); noise: each U[0, 1), (N, k)."""
+    """Apply the transforms in the order of `names`. images: (N, C, H, W); noise: U[0, 1), (N, k)
+    each."""
     for name in names:
         transform, _ = _TRANSFORMS[name]
         images = transform(images, noise[f"augment_{name}"])
@@ -39,18 +40,18 @@ def _color(images: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _translation(images: Tensor, uniform: Tensor) -> Tensor:
-    """Shift by whole pixels, up to 1/8 of each side; what comes in is 0."""
+    """Shift by whole pixels, up to 1/8 of each side. Pixels from outside the image are 0."""
     _, _, height, width = images.shape
     rows = _shifted(uniform[:, 0], height)
     columns = _shifted(uniform[:, 1], width)
     padded = F.pad(images, (1, 1, 1, 1))
     batch = torch.arange(len(images), device=images.device)[:, None, None]
-    # Advanced indices apart by the channel axis put it last: (N, H, W, C).
+    # The channel axis separates the advanced indices, so torch puts it last: (N, H, W, C).
     return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _shifted(uniform: Tensor, size: int) -> Tensor:
-    """Source index in a line padded by 1 for each target index: (N, size)."""
+    """For each target index, the source index in a line padded by 1: (N, size)."""
     reach = (size + 4) // 8
     shift = (uniform * (2 * reach + 1)).floor().to(torch.int64) - reach
     source = torch.arange(size, device=uniform.device) + shift[:, None]
@@ -58,7 +59,7 @@ def _shifted(uniform: Tensor, size: int) -> Tensor:
 
 
 def _cutout(images: Tensor, uniform: Tensor) -> Tensor:
-    """Set a rectangle of half the sides to 0, its centre anywhere in the image."""
+    """Set a rectangle with half the sides of the image to 0. Its centre may be anywhere in it."""
     _, _, height, width = images.shape
     rows = _inside(uniform[:, 0], height)
     columns = _inside(uniform[:, 1], width)
@@ -80,4 +81,4 @@ _TRANSFORMS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
     "translation": (_translation, 2),
     "cutout": (_cutout, 2),
 }
-"""The transform and how many uniform numbers it takes."""
+"""By name, the transform and the number of uniform numbers that it takes for one image."""

@@ -48,7 +48,7 @@ class Signature:
 
     @property
     def form(self) -> str:
-        """In words: "map_to_vector", "vector_to_map", "map_to_several", …"""
+        """Kinds of input and output: "map_to_vector", "vector_to_map", "map_to_several", …"""
         to = "several" if isinstance(self.outputs, Mapping) else _word(self.outputs)
         return f"{_word(self.input)}_to_{to}"
 
@@ -182,8 +182,7 @@ class Schedule(Protocol):
 
 
 Number = float | Schedule
-"""A constant, or a number that changes with the images seen. A number of a phase reaches its terms
-as a tensor."""
+"""A constant, or a number that changes with the images seen. Terms get it as a tensor."""
 
 
 def value_at(number: Number, images: float) -> float:
@@ -473,7 +472,8 @@ class Bounds(Protocol):
         """log p(x|z) and log p(z) - log q(z|x) at the z of each epsilon, in nats: both float64
         (S, N). Their sum is the weight's logarithm.
 
-        images: (N, C, H, W), as observed; labels: (N,) or None; epsilon: (S, N, ...) for S samples.
+        images: (N, C, H, W), from `observed`; labels: (N,) or None; epsilon: (S, N, ...) for S
+        samples of z.
         """
         ...
 

@@ -1,8 +1,9 @@
-"""The workers of a run and what they say to each other: sums, maxima and a replica check.
+"""The workers of a run and their communication: sums, maxima and a replica check.
 
-No DistributedDataParallel: a phase's gradients are summed by hand, once, in one flat buffer, the
-same for every model, with several losses, frozen networks and double backward (as StyleGAN3 does).
-Every function that communicates is collective: every rank calls it, in the same order.
+There is no DistributedDataParallel. The gradients of a phase are summed by hand, once, in one flat
+buffer (as in StyleGAN3). This works for every model: with several losses, frozen networks and
+double backward. Every function that communicates is collective: every rank calls it, in the same
+order.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from torch import Tensor, nn
 def use_cores(count: int) -> None:
     """Set up this process's CPU arithmetic, before its first tensor operation.
 
-    Denormal numbers become 0: Adam's moments of weights at always-black pixels decay into them,
-    and from then on a step of a small VAE took 6.0 ms instead of 4.4 ms. Threads inherit the flag
-    from the one that starts them.
+    Denormal numbers become 0. Adam's moments of weights at always-black pixels decay to denormal
+    numbers, and with these a step of a small VAE took 6.0 ms instead of 4.4 ms. A thread inherits
+    the flag from the thread that starts it.
     """
     torch.set_flush_denormal(True)
     torch.set_num_threads(count)
 
 
 class WorkerLostError(RuntimeError):
-    """A collective failed: another worker died, or the network between them did."""
+    """A collective failed: another worker died, or the connection between workers failed."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This worker among the others. The default is a single worker, which communicates nothing."""
+    """This worker among the others. The default is a single worker: it never communicates."""
 
     rank: int = 0
     size: int = 1
@@ -40,13 +41,13 @@ class World:
 
     @classmethod
     def joined(cls, device: torch.device) -> World:
-        """The process group that this process belongs to, if any."""
+        """The world of this process's process group. A single worker if there is no group."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size(), device)
         return cls(device=device)
 
     def share(self, groups: int) -> range:
-        """This rank's groups of a batch, consecutive; some ranks take one more than others."""
+        """This rank's groups of a batch, consecutive. Some ranks take one more than others."""
         whole, more = divmod(groups, self.size)
         first = self.rank * whole + min(self.rank, more)
         return range(first, first + whole + (self.rank < more))
@@ -65,7 +66,7 @@ class World:
         return tensor.tolist()
 
     def differing(self, network: nn.Module) -> list[str]:
-        """Parameters and buffers that are not the same bits on all ranks.
+        """Names of the parameters and buffers whose bits differ between ranks.
 
         Collective: every rank, same order.
         """
@@ -83,13 +84,13 @@ class World:
 def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
     try:
         dist.all_reduce(tensor, operation)
-    except RuntimeError as error:  # what gloo and nccl raise when a peer is gone
+    except RuntimeError as error:  # gloo and nccl raise it when a peer is gone
         raise WorkerLostError(str(error)) from error
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """A checksum of a tensor's bits in its logical order: the wrapped sum of its words, each times
-    its position."""
+    """A checksum of a tensor's bits in logical order: the sum, modulo 2^64, of its words times
+    their positions."""
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size())
     flat = tensor.detach().contiguous().flatten()
     numbers = (flat.view(integers) if integers else flat).to(torch.int64)

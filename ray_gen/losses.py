@@ -1,4 +1,4 @@
-"""Losses as pure functions: one equation each, values of each image, (N,), never averaged.
+"""Losses as pure functions: one equation each, one value per image, (N,), never averaged.
 
 Every loss is minimised. Logits are pre-sigmoid scores of the discriminator, (N, 1).
 """
@@ -15,33 +15,33 @@ from torch import Tensor
 def bernoulli_nll(logits: Tensor, images: Tensor) -> Tensor:
     """-log p(x|z) of independent Bernoulli pixels: Σ softplus(l) - x l.
 
-    Kingma and Welling 2014, appendix C.1. logits: (N, C, H, W) real; images: the same shape, in
-    [0, 1]; sum over pixels, in nats: (N,).
+    Kingma and Welling 2014, appendix C.1. logits l: (N, C, H, W), real; images x: the same shape,
+    in [0, 1]. Returns the sum over pixels, in nats: (N,).
     """
     terms = F.binary_cross_entropy_with_logits(logits, images, reduction="none")
     return terms.flatten(1).sum(1)
 
 
 def gaussian_nll(mean: Tensor, images: Tensor, log_sigma: Tensor) -> Tensor:
-    """-log N(x; mean, σ²) of independent pixels: Σ (x - mean)² / 2σ² + log σ + ½ log 2π.
+    """-log N(x; μ, σ²) of independent pixels: Σ (x - μ)² / 2σ² + log σ + ½ log 2π.
 
-    Kingma and Welling 2014, appendix C.2, with one σ (Rybkin et al. 2021, eq. 3). mean, images:
-    (N, C, H, W); log_sigma broadcasts to them; sum over pixels, in nats: (N,).
+    Kingma and Welling 2014, appendix C.2, with one σ (Rybkin et al. 2021, eq. 3). mean μ, images x:
+    (N, C, H, W); log_sigma broadcasts to them. Returns the sum over pixels, in nats: (N,).
     """
     scaled = (images - mean) * torch.exp(-log_sigma)
     return (0.5 * scaled.square() + log_sigma + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
 
 
 def squared_error(mean: Tensor, images: Tensor) -> Tensor:
-    """Σ (x - mean)² over pixels. mean, images: (N, C, H, W); returns (N,)."""
+    """Σ (x - μ)² over pixels. mean μ, images x: (N, C, H, W). Returns (N,)."""
     return (images - mean).square().flatten(1).sum(1)
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(μ, σ²) ‖ N(0, I)) = ½ Σ μ² + σ² - 1 - log σ².
 
-    Kingma and Welling 2014, appendix B. mean, log_variance: (N, ...); sum over all numbers of a
-    latent, in nats: (N,).
+    Kingma and Welling 2014, appendix B. mean μ, log_variance log σ²: (N, ...). Returns the sum over
+    all numbers of a latent, in nats: (N,).
     """
     return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).flatten(1).sum(1)
 
@@ -51,7 +51,7 @@ def discriminator_loss(
 ) -> Tensor:
     """-t log D(x) - (1 - t) log(1 - D(x)) - log(1 - D(G(z))), with the target t = 1 - smoothing.
 
-    Goodfellow et al. 2014, eq. 1; one-sided smoothing: Salimans et al. 2016, 3.4. Its optimum for
+    Goodfellow et al. 2014, eq. 1; one-sided smoothing: Salimans et al. 2016, 3.4. The optimum for
     p_data = p_G is D = t / 2. Returns (N,).
     """
     real = F.softplus(-real_logits) + smoothing * real_logits
@@ -81,9 +81,10 @@ def generator_loss_hinge(fake_logits: Tensor) -> Tensor:
 
 def squared_gradient_norm(logits: Tensor, images: Tensor) -> Tensor:
     """‖∇_x D(x)‖² of each image, summed over C, H, W: R1 of Mescheder et al. 2018, eq. 9, without
-    its γ/2; R2 when images are generated.
+    the factor γ/2. On generated images it is R2.
 
-    images: (N, C, H, W) with requires_grad, from which logits were made. Differentiable: (N,).
+    images: (N, C, H, W) with requires_grad; logits: computed from them. Returns (N,),
+    differentiable.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().flatten(1).sum(1)

@@ -1,10 +1,10 @@
 """Random numbers as a pure function of (seed, name, step, image): a counter-based generator.
 
 Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in torch integer
-operations. A rank draws exactly the part of the images it has, on any device, in any order, and
-nothing has to be saved: the integers are the same everywhere, the floats up to the rounding of
-their last operation. The 64-bit key is a hash of (seed, name); the 128-bit counter holds
-(block of four numbers, image, step).
+operations. A rank draws the numbers of its own images only, on any device, in any order. Nothing
+has to be saved. The integers are equal everywhere, the floats up to the rounding of their last
+operation. The 64-bit key is a hash of (seed, name). The 128-bit counter holds (block of four
+numbers, image, step).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from ray_gen.core import Noise
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, in 32 bits
+_WEYL = (0x9E3779B9, 0xBB67AE85)  # the golden ratio and sqrt(3) - 1, in 32 bits
 _ROUNDS = 10
 
 Key = tuple[int, int]
 
 
 def key_of(seed: int, *names: str | int) -> Key:
-    """A Philox key for a seed and a path of names. Mixed by a hash, so that neighbouring seeds and
-    names share nothing; lengths are hashed too, so ("ab", "c") is not ("a", "bc")."""
+    """A Philox key for a seed and a path of names. A hash mixes them, so neighbouring seeds and
+    names share nothing. It includes their lengths, so ("ab", "c") and ("a", "bc") differ."""
     digest = hashlib.blake2b(repr((seed, names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 
 def seed_of(seed: int, *names: str | int) -> int:
-    """A 63-bit seed for torch's own generators, mixed as `key_of` mixes."""
+    """A 63-bit seed for torch's own generators, mixed as in `key_of`."""
     low, high = key_of(seed, *names)
     return ((high << 32) | low) >> 1
 
@@ -42,8 +42,8 @@ def seed_of(seed: int, *names: str | int) -> int:
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: Key) -> list[Tensor]:
     """Philox4x32-10: four int64 tensors of 32-bit words and a key to four tensors of random words.
 
-    The counters may be of any shapes that broadcast. Products wrap modulo 2^64, which leaves both
-    halves of an unsigned 32 x 32-bit product intact.
+    The shapes of the counters must broadcast. Products wrap modulo 2^64, so both halves of an
+    unsigned 32 x 32-bit product stay intact.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -77,10 +77,11 @@ def uniform(word: Tensor) -> Tensor:
 
 
 def normal(word: Tensor) -> Tensor:
-    """An even number of words along the last axis to as many N(0, 1) in float32 (Box and Muller).
+    """An even number of words along the last axis to equally many N(0, 1) in float32 (Box and
+    Muller).
 
-    In float64 up to the last rounding, so that devices and vector widths agree on nearly every
-    number; the radius takes all 32 bits, so the tails reach 6.6 standard deviations.
+    Computed in float64 and rounded at the end, so that devices and vector widths agree on nearly
+    every number. The radius uses all 32 bits, so the tails reach 6.6 standard deviations.
     """
     first, second = word.to(torch.float64).mul_(2.0**-32).chunk(2, dim=-1)
     radius = (first + 2.0**-32).log_().mul_(-2.0).sqrt_()
@@ -99,9 +100,9 @@ def draw(spec: Noise, key: Key, steps: Tensor, images: Tensor) -> Tensor:
 
 
 def permutation(seed: int, name: str, epoch: int, count: int) -> Tensor:
-    """A uniformly random order of `count` things: int64 (count,), a function of its arguments.
+    """A uniformly random order of `count` items: int64 (count,), a function of the arguments.
 
-    The argsort of 63-bit random keys; equal keys (probability count² / 2^64) keep their order.
+    The argsort of 63-bit random keys. Equal keys (probability count² / 2^64) keep their order.
     """
     low, high = words(key_of(seed, name), torch.tensor([epoch]), torch.arange(count), 2)[0].unbind(
         1
@@ -112,9 +113,10 @@ def permutation(seed: int, name: str, epoch: int, count: int) -> Tensor:
 def drawn(
     specs: Mapping[str, Noise], key: Callable[[str], Key], images: Tensor, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Noises outside of training, which has no steps there: each (N, *shape), by name.
+    """Noise outside training, where there are no steps: by name, (N, *shape) each.
 
-    key: of a noise's name. images: int64 (N,), on the device, whatever they number.
+    key: from the name of a noise to its key. images: int64 (N,), the numbers of the images or
+    samples, on the device.
     """
     step = torch.zeros(1, dtype=torch.int64, device=images.device)
     return {name: draw(spec, key(name), step, images)[0].to(dtype) for name, spec in specs.items()}
@@ -123,14 +125,14 @@ def drawn(
 class Tape:
     """The noise of a phase, drawn for a block of its updates at once.
 
-    Philox is some hundred elementwise operations, whose launches would cost a small network a tenth
-    of its step on a CPU (and more on a GPU); drawn for many steps together they cost about 1 %.
-    A block lies in buffers that keep their place for the whole run, so that a recorded step can
-    read them at a counter on the device.
+    Philox is about a hundred elementwise operations. Launched at every step, they would cost a
+    small network a tenth of its step on a CPU, and more on a GPU. Launched for many steps at once,
+    they cost about 1 %. A block lies in buffers that keep their address for the whole run, so a
+    recorded step can read the row that a counter on the device gives.
     """
 
     numbers = 1 << 18
-    """Numbers drawn at once, at most: 1 MB, which a core's cache still holds."""
+    """Largest count of numbers drawn at once: 1 MB, which still fits into a core's cache."""
 
     def __init__(
         self,
@@ -142,7 +144,7 @@ class Tape:
         length: int | None = None,
     ) -> None:
         """images: int64 (N,), this rank's indices in the global batch, on the device. length:
-        updates of a block; None: as many as `length_for` says."""
+        number of updates in a block; None: from `length_for`."""
         self._specs = dict(specs)
         self._keys = {name: key_of(seed, phase, name) for name in specs}
         self._every = every
@@ -153,12 +155,12 @@ class Tape:
 
     @classmethod
     def length_for(cls, specs: Mapping[str, Noise], images: int) -> int:
-        """Updates of a block of so many images."""
+        """Number of updates in a block, with `images` images an update."""
         size = sum(math.prod(spec.shape) for spec in specs.values()) * images
         return max(1, min(128, cls.numbers // max(1, size)))
 
     def fill(self, update: int) -> None:
-        """Draw the block that begins with an update of the phase, counted from 0."""
+        """Draw the block that begins with this update of the phase, counted from 0."""
         self._first = update
         updates = torch.arange(update, update + self.length, device=self._images.device)
         steps = (updates + 1) * self._every - 1
@@ -170,7 +172,8 @@ class Tape:
                 self._block[name] = values
 
     def read(self, place: Tensor) -> dict[str, Tensor]:
-        """The noise at a place of the block: by name, (N, *shape). place: int64 (), there."""
+        """The noise of row `place` of the block: by name, (N, *shape). place: int64 (), on the
+        device."""
         return {name: values.index_select(0, place)[0] for name, values in self._block.items()}
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:

@@ -1,5 +1,5 @@
 """Samples of a model as pure functions of (seed, purpose, number): latents, the noise of networks,
-and the images made of both. A purpose keeps what is drawn for one use apart from another."""
+and the images made from both. Each purpose has its own random numbers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from ray_gen.noise import Key, drawn, key_of
 
 
 def latent_key(seed: int, purpose: str, name: str) -> Key:
-    """Of a latent. That of the name z, which most models have alone, is the purpose's own."""
+    """The key of a latent. The latent z has the key of the purpose itself: most models have only
+    z."""
     return key_of(seed, purpose) if name == "z" else key_of(seed, purpose, name)
 
 
 def latents_of(
     latents: Mapping[str, Noise], seed: int, purpose: str, numbers: Tensor, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """The latents of the samples with these numbers: each (N, *shape), by name.
+    """The latents of the samples with these numbers: by name, (N, *shape) each.
 
     numbers: int64 (N,), on the device.
     """
@@ -35,7 +36,7 @@ def noise_for(
     numbers: Tensor,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """What networks, in their present mode, draw for the samples with these numbers."""
+    """The noise of the networks, in their present mode, for the samples with these numbers."""
     specs = declared(noises, networks)
     return drawn(specs, lambda name: key_of(seed, purpose, "noise", name), numbers, dtype)
 

@@ -1,7 +1,7 @@
-"""A folder that is local or anything that pyarrow reads and writes: s3://, gs://, hdfs://.
+"""A folder on a local disk, or on any storage that pyarrow reads and writes: s3://, gs://, hdfs://.
 
-What is asked of a URI is asked again, with growing pauses, while its storage fails; a local disk is
-not, because a full one stays full.
+While a storage fails, requests to its URIs are repeated, with growing pauses. Requests to a local
+disk are not: a full disk stays full.
 """
 
 from __future__ import annotations
@@ -26,27 +26,28 @@ from ray_gen.errors import Refused
 DEFAULT = "~/ray_gen_runs"
 VARIABLE = "RAY_GEN_STORAGE"
 PATIENCE_SECONDS = 60.0
-"""That a storage gets to come back: throttling and fail-overs are over by then, and the other
-workers, who wait in a collective meanwhile, give up after half an hour."""
+"""How long to wait for a storage that fails. Throttling and fail-overs end within this time. The
+other workers wait in a collective meanwhile and give up after half an hour."""
 FIRST_PAUSE_SECONDS = 0.5
-"""Doubled after each attempt. One at s3:// is 6 s of pyarrow's own retries, five a second."""
+"""Doubled after each attempt. One attempt at s3:// takes 6 s: pyarrow itself retries five times a
+second."""
 LONGEST_PAUSE_SECONDS = 10.0
 
 INTACT = "what was saved before is intact: start again, with the same --name"
-"""What is said of a run that its storage ended."""
+"""Message for a run that ended because its storage failed."""
 
 _FINAL = re.compile(
     r"AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|NO_SUCH_BUCKET"
     r"|UNRECOGNIZED_CLIENT|INVALID_CLIENT_TOKEN_ID|MISSING_AUTHENTICATION_TOKEN)"
     r"|Bucket '.*' not found|PERMISSION_DENIED|UNAUTHENTICATED"
 )
-"""Errors that come again however often one asks."""
+"""Errors that a retry cannot solve."""
 _OF_AWS = re.compile(
     r"AWS Error (?P<code>\w+)( \(HTTP status (?P<status>\d+)\))? during \w+ operation: "
     r"(curlCode: \d+, )?(?P<detail>[^;(\n]*)"
 )
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-"""Of a name like access_key, X-Amz-Signature or AWSAccessKeyId."""
+"""Matches each word of a name like access_key, X-Amz-Signature or AWSAccessKeyId."""
 _SECRET = {
     *("accesskey", "apikey", "auth", "authorization", "credential", "credentials", "key"),
     *("passphrase", "passwd", "password", "pwd", "sas", "secret", "secretkey", "sig"),
@@ -56,7 +57,7 @@ _WEB = {"http", "https", "ftp"}
 _T = TypeVar("_T")
 
 _outages: dict[str, bool] = {}
-"""Storages that do not answer this process; True: for so long that it waits for them no more."""
+"""Storages that do not answer this process. True: this process has given up and no longer waits."""
 
 
 class StorageError(Refused):
@@ -64,38 +65,39 @@ class StorageError(Refused):
 
 
 class DeniedError(StorageError):
-    """A storage that answers, and does not let this process do what it asks."""
+    """A storage that answers but denies the request."""
 
 
 def default_storage() -> str:
-    """$RAY_GEN_STORAGE, else ~/ray_gen_runs; never the working directory, which a job loses."""
+    """$RAY_GEN_STORAGE, else ~/ray_gen_runs. Never the working directory: a job loses it."""
     return os.environ.get(VARIABLE) or DEFAULT
 
 
 def without_credentials(location: str) -> str:
-    """A path or URI as it is. Raises StorageError, without the secret, if a URI holds one: it would
-    stand in every experiment.yaml and log. Of an address on the web the whole query may be one."""
+    """A path or URI, unchanged. Raises StorageError if a URI holds a secret: every experiment.yaml
+    and log would show it. The message omits the secret. A web address is refused, and its whole
+    query omitted: all of it may be a secret."""
     if "://" not in location:
         return location
     try:
         parts = urlsplit(location)
-    except ValueError:  # it tells the host, and a password before it
+    except ValueError:  # its message shows the host, and a password before the host
         scheme = location.partition("://")[0]
-        raise StorageError(f"{scheme}://...: the host of the URI cannot be read") from None
+        raise StorageError(f"{scheme}://...: the URI has no valid host; correct it") from None
     user, at, host = parts.netloc.rpartition("@")
     bare = f"{parts.scheme}://{host}{parts.path}"
     if parts.scheme in _WEB:
         raise StorageError(
-            f"{bare}: nothing is read from the web; download it and name the file or folder, or a "
-            "storage (s3://, gs://, hdfs://)"
+            f"{bare}: ray_gen reads nothing from the web; download the data and give the path of "
+            "the file or folder, or a storage (s3://, gs://, hdfs://)"
         )
     fields = parse_qsl(parts.query, keep_blank_values=True)
     held = bool(at) and (":" in user or parts.scheme == "s3")
     held |= any(_is_secret(name) or "@" in value for name, value in fields)
     if held:
         raise StorageError(
-            f"{bare}: the URI holds credentials, which would be written to the run folder and to "
-            "logs; leave them out and give them by the environment on every machine "
+            f"{bare}: the URI holds credentials, and they would be written to the run folder and "
+            "to logs; remove them from the URI and set them in the environment of every machine "
             "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, or a "
             "role of the machine)"
         )
@@ -103,15 +105,15 @@ def without_credentials(location: str) -> str:
 
 
 def _is_secret(name: str) -> bool:
-    """Whether a field of this name gives a right to something."""
+    """Whether a field of this name in a URI may hold a secret."""
     return any(word.lower() in _SECRET for word in _WORDS.findall(name))
 
 
 def tried(attempt: Callable[[], _T], location: str, patience_seconds: float | None = None) -> _T:
-    """What `attempt` returns, which asks something of a URI; again and again, with growing pauses,
-    while its storage fails. FileNotFoundError and what is Refused pass through.
+    """Calls `attempt`, a request to a URI, and returns its result. Repeats it, with growing pauses,
+    while the storage fails. FileNotFoundError and Refused pass through.
 
-    Raises StorageError after `patience_seconds` (PATIENCE_SECONDS), DeniedError at once.
+    Raises StorageError after `patience_seconds` (default: PATIENCE_SECONDS), DeniedError at once.
     """
     storage = location.partition("://")[2].partition("/")[0]
     patience = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
@@ -130,22 +132,25 @@ def tried(attempt: Callable[[], _T], location: str, patience_seconds: float | No
                 raise DeniedError(f"{told}{_remedy(error)}") from error
             if time.monotonic() + pause > end or _outages.get(storage, False):
                 _outages[storage] = True
-                raise StorageError(f"{told}, for {patience:.0f} s and more") from error
+                raise StorageError(
+                    f"{told}; the storage has failed for {patience:.0f} s or longer"
+                ) from error
             if storage not in _outages:
                 _outages[storage] = False
                 logging.getLogger(__name__).warning("%s; trying again for %.0f s", told, patience)
         else:
             _outages.pop(storage, None)
             return done
-        time.sleep(pause * random.uniform(0.5, 1.0))  # workers must not come back all at once
+        time.sleep(pause * random.uniform(0.5, 1.0))  # workers must not retry all at once
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder by its absolute path or URI.
+    """A folder, given by its absolute path or URI.
 
-    Of a URI everything raises StorageError if its storage fails for too long, DeniedError at once.
+    For a URI, every method raises StorageError if the storage fails for too long, and DeniedError
+    at once if the storage denies the request.
     """
 
     location: str
@@ -154,11 +159,11 @@ class Folder:
         without_credentials(self.location)
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
-        return type(self), (self.location,)  # a connection is of its process
+        return type(self), (self.location,)  # without `_remote`: a connection belongs to a process
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a path of this machine (or a file system mounted on it)."""
+        """Whether the folder is a path of this machine (or of a file system mounted on it)."""
         return "://" not in self.location
 
     @property
@@ -169,25 +174,26 @@ class Folder:
 
     @property
     def name(self) -> str:
-        """Its last part."""
+        """The last part of the path."""
         return PurePosixPath(self._parts[0]).name
 
     @property
     def _parts(self) -> tuple[str, str, str]:
-        """s3://bucket/runs, ?, endpoint_override=...; a local path is whole, whatever it holds."""
+        """Path, mark and query: "s3://bucket/runs", "?", "endpoint_override=...". A local path is
+        never split, even if it contains "?"."""
         return (self.location, "", "") if self.is_local else self.location.partition("?")
 
     def __truediv__(self, name: str) -> Folder:
         path, mark, query = self._parts
         child = Folder(f"{path.rstrip('/')}/{name}{mark}{query}")
-        if "_remote" in self.__dict__:  # over the connections that are open
+        if "_remote" in self.__dict__:  # reuse the open connections
             system, here = self._remote
             child.__dict__["_remote"] = (system, f"{here}/{name}")
         return child
 
     @property
     def parent(self) -> Folder:
-        """The folder that holds it."""
+        """The folder that contains this folder."""
         path, mark, query = self._parts
         return Folder(f"{path.rstrip('/').rpartition('/')[0]}{mark}{query}")
 
@@ -201,11 +207,11 @@ class Folder:
     def _tried(
         self, attempt: Callable[[Any, str], _T], patience_seconds: float | None = None
     ) -> _T:
-        """`attempt(file system, path)`, again and again while the storage fails."""
+        """Calls `attempt(file system, path)`. Repeats it while the storage fails."""
         return tried(lambda: attempt(*self._remote), self.location, patience_seconds)
 
     def read_bytes(self, name: str, begin: int = 0) -> bytes:
-        """A file, or what comes after its first `begin` bytes. Raises FileNotFoundError."""
+        """The bytes of a file from offset `begin` on. Raises FileNotFoundError."""
 
         def read(system: Any, path: str) -> bytes:
             with system.open_input_file(f"{path}/{name}") as file:
@@ -215,11 +221,12 @@ class Folder:
         return (self.path / name).read_bytes()[begin:] if self.is_local else self._tried(read)
 
     def read_text(self, name: str) -> str:
-        """A small file, with U+FFFD for bytes that are no text. Raises FileNotFoundError."""
+        """The text of a small file, with U+FFFD for bytes that are not UTF-8. Raises
+        FileNotFoundError."""
         return self.read_bytes(name).decode(errors="replace")
 
     def write_text(self, name: str, text: str) -> None:
-        """A small file; on a local disk and an object store whole or not at all."""
+        """Write a small file. On a local disk or object store it is written whole or not at all."""
         if not self.is_local:
             self._tried(lambda system, path: _write(system, f"{path}/{name}", text))
             return
@@ -233,7 +240,7 @@ class Folder:
             raise
 
     def exists(self, name: str = "") -> bool:
-        """Whether a file or folder is there."""
+        """Whether a file or folder of this name exists in it; without a name: whether it exists."""
         if self.is_local:
             return (self.path / name).exists()
         from pyarrow import fs
@@ -245,7 +252,7 @@ class Folder:
         return self._tried(found)
 
     def names(self) -> list[str]:
-        """Names of the files and folders in it, sorted; none if it does not exist."""
+        """Names of the files and folders in it, sorted. Empty if the folder does not exist."""
         if self.is_local:
             return sorted(entry.name for entry in self.path.iterdir()) if self.path.is_dir() else []
         from pyarrow import fs
@@ -257,7 +264,7 @@ class Folder:
         return self._tried(listed)
 
     def remove(self, name: str) -> None:
-        """Delete a file or folder in it, if it is there."""
+        """Delete a file or folder in it, if it exists."""
         if self.is_local:
             target = self.path / name
             if target.is_dir():
@@ -268,7 +275,7 @@ class Folder:
         self._tried(lambda system, path: _delete(system, f"{path}/{name}"))
 
     def remove_if_empty(self) -> None:
-        """Delete the folder if it has nothing in it."""
+        """Delete the folder if it is empty."""
         with contextlib.suppress(OSError, StorageError):
             if self.is_local:
                 self.path.rmdir()
@@ -277,8 +284,9 @@ class Folder:
 
     @contextlib.contextmanager
     def fetched(self) -> Generator[Path]:
-        """The folder on this machine: itself, or a copy for as long as the block lasts. Raises
-        FileNotFoundError, StorageError for a file that the copy would have outside of it."""
+        """The folder as a local path: the folder itself, or a copy that exists only inside the
+        `with` statement. Raises FileNotFoundError, and StorageError if the path of a file in it
+        leads out of the copy."""
         if self.is_local:
             yield self.path
             return
@@ -288,8 +296,8 @@ class Folder:
             for name in _inside(system, path):
                 if _leads_out(name):
                     raise StorageError(
-                        f"{self.location}: a file in it is named {name}, and a copy would have it "
-                        "outside of the folder; delete it, if the folder is yours"
+                        f"{self.location}: the file name {name} leads out of the folder, so the "
+                        "folder cannot be copied; delete that file, if the folder is yours"
                     )
             fs.copy_files(path, folder, source_filesystem=system)
 
@@ -298,7 +306,7 @@ class Folder:
             yield Path(folder)
 
     def put(self, source: Path, name: str) -> None:
-        """Copy a file or folder of this machine into it."""
+        """Copy a local file or folder into this folder, under `name`."""
         files = [source] if source.is_file() else sorted(source.rglob("*"))
         for file in filter(Path.is_file, files):
             target = (PurePosixPath(name) / file.relative_to(source).as_posix()).as_posix()
@@ -320,8 +328,8 @@ class Folder:
         self._tried(copy)
 
     def sizes(self, part: str) -> dict[str, int]:
-        """Bytes of the files behind a URI, at any depth, whose names hold `part`, by path in it.
-        What an object store has under a path that leads out of the folder is left out."""
+        """Sizes in bytes of the files behind a URI whose name contains `part`, at any depth, by
+        path in the folder. Skips a path that leads out of the folder."""
 
         from pyarrow import fs
 
@@ -335,8 +343,8 @@ class Folder:
         return self._tried(listed)
 
     def check_writable(self, remedy: str = f"another place with --storage or ${VARIABLE}") -> None:
-        """Raises StorageError with the path and the remedy if nothing can be written here. Tried
-        once: nothing is lost yet."""
+        """Raises StorageError with the path and the remedy if this process cannot write here. It
+        tries only once: no work can be lost yet."""
         probe, text = ".writable", " " * 2**16  # a full disk still takes an empty file
         try:
             if self.is_local:
@@ -356,24 +364,25 @@ class Folder:
 
 
 def _copied(file: Path, target: Path) -> None:
-    """A copy into the file that is there: who reads it, as TensorBoard does, holds it open."""
+    """Copy into the existing file: a reader such as TensorBoard holds it open."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        shutil.copyfile(file, target)  # contents alone: a temporary file is for its owner's eyes
+        shutil.copyfile(file, target)  # no permissions: only its owner may read a temporary file
     except OSError:
-        target.unlink(missing_ok=True)  # half of it is of no use, and takes room
+        target.unlink(missing_ok=True)  # half a file is useless and takes space
         raise
 
 
 def limited(location: str) -> str:
-    """A URI whose file system gives up soon: Google's client would try for a quarter of an hour."""
+    """The URI, with a limit on retries: Google's client alone would retry for a quarter of an
+    hour."""
     if not location.startswith(("gs://", "gcs://")) or "retry_limit_seconds" in location:
         return location
     return f"{location}{'&' if '?' in location else '?'}retry_limit_seconds=6"
 
 
 def _inside(system: Any, path: str) -> dict[str, Any]:
-    """What is known of the files and folders in a folder, at any depth, by path in it."""
+    """File information of everything in a folder, at any depth, by path in the folder."""
     from pyarrow import fs
 
     selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
@@ -382,7 +391,8 @@ def _inside(system: Any, path: str) -> dict[str, Any]:
 
 
 def _leads_out(name: str) -> bool:
-    """Keys of an object store are any text: here `..` is a folder's parent."""
+    """Whether a path leads out of its folder. A key of an object store may contain `..`. On a local
+    disk `..` is the parent folder."""
     return ".." in name.split("/")
 
 
@@ -395,7 +405,8 @@ def _write(system: Any, path: str, text: str) -> None:
 
 
 def _with_parent(system: Any, path: str, write: Callable[[str], None]) -> None:
-    """An object store knows no folders; where a file system does, they are made on demand."""
+    """Calls `write(path)`. Makes the parent folder first if the file system needs it. An object
+    store has no folders."""
     try:
         write(path)
     except FileNotFoundError:
@@ -407,7 +418,7 @@ def _delete(system: Any, path: str) -> None:
     from pyarrow import fs
 
     (info,) = system.get_file_info([path])
-    with contextlib.suppress(FileNotFoundError):  # another attempt was heard, and its answer lost
+    with contextlib.suppress(FileNotFoundError):  # an earlier attempt did it, its answer was lost
         if info.type == fs.FileType.Directory:
             system.delete_dir(path)
         elif info.type == fs.FileType.File:
@@ -415,7 +426,7 @@ def _delete(system: Any, path: str) -> None:
 
 
 def reason_of(error: OSError) -> str:
-    """Shortly, and without the words "AWS Error", on which Ray would try a whole upload again."""
+    """A short reason, without the words "AWS Error": they would make Ray repeat a whole upload."""
     found = _OF_AWS.search(str(error))
     if found is None:
         text = (error.strerror or str(error)).partition("\n")[0].partition(" error_info=")[0]
@@ -425,13 +436,13 @@ def reason_of(error: OSError) -> str:
 
 
 def _remedy(error: OSError) -> str:
-    """Of what a storage denies."""
+    """The remedy for a denied request. Empty for other errors."""
     if _FINAL.search(str(error)) is None:
         return ""
     if re.search("NO_SUCH_BUCKET|Bucket '", str(error)):
-        return "; make the bucket, or name another"
+        return "; create the bucket, or give another one"
     return (
-        "; credentials are taken from the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,"
-        " GOOGLE_APPLICATION_CREDENTIALS, or a role of the machine) and need the right to list, "
+        "; set credentials in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+        "GOOGLE_APPLICATION_CREDENTIALS, or a role of the machine); they need the rights to list, "
         "read, write and delete there"
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +112,32 @@ def _custom(name: str, networks: dict[str, Any], *overrides: str) -> Experiment:
         },
         *overrides,
     )
+
+
+PATIENCE_SECONDS = 300.0
+"""Nothing that a test waits for takes this long, however busy the machine is."""
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Returns when the condition holds. what: for the message if it never does."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS:.0f} s: {what}"
+        time.sleep(0.02)
+
+
+def started(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+    """A child process that hears Ctrl-C, with pipes for what it prints.
+
+    A shell that starts the tests in the background makes them ignore SIGINT, and a child inherits
+    that. It does not inherit a handler: the child begins with the default.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    try:
+        return subprocess.Popen(command, **{**pipes, **options})
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Only:

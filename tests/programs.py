@@ -21,8 +21,8 @@ from ray_gen.training.step import Program, Step
 
 
 class Recorded:
-    """Runs a program once as it is, since that may make its buffers, then once while every one of
-    its operations is written down, and from then on only what was written down.
+    """Runs a program once as it is, since it may make its buffers then. The second run records
+    every operation. Later runs only repeat the record.
 
     The recorder would cast a weight anew for each of its uses; a step casts it once.
     """
@@ -41,7 +41,8 @@ class Recorded:
         elif self._graph is None:
             with (
                 patch.object(proxy_tensor, "disable_autocast_cache", contextlib.nullcontext),
-                # It keeps a fake of every value, which nobody reads: three fifths of its time.
+                # The recorder keeps a fake of every value. Nobody reads them, and they take 60 % of
+                # its time.
                 patch.object(proxy_tensor, "extract_val", lambda *given, **named: None),
             ):
                 self._graph = proxy_tensor.make_fx(self._program)(images, labels)
@@ -54,8 +55,8 @@ class Recorded:
 def replayed(
     this: Experiment, batches: list[tuple[Tensor, Tensor | None]]
 ) -> tuple[State, dict[str, float]]:
-    """The state after these steps, all but the first two of each program replayed; and what the
-    meter says of them."""
+    """The state after these steps and the meter's report. All but the first two steps of each
+    program are replayed."""
     return _stepped(this, batches, Recorded)
 
 
@@ -114,8 +115,8 @@ def _make_fake(networks: nn.Module) -> None:
 @contextlib.contextmanager
 def _kernels_that_torch_has_not() -> Iterator[None]:
     """torch 2.14 has no kernel on "meta" for fused optimisers whose rate is a tensor, and for no
-    fused SGD. They write in place, so that one which does nothing is right. Its autocast raises
-    there; without it the operations are the same in other types."""
+    fused SGD. These kernels write in place, so one that does nothing is correct. torch's autocast
+    raises on "meta". Without autocast the operations are the same, in other types."""
     library = torch.library.Library("aten", "IMPL", "Meta")
     for name in (
         "_fused_sgd_",

@@ -17,7 +17,7 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 
 def images(count: int = 16, channels: int = 3, height: int = 16, width: int = 24) -> Tensor:
-    """In (0.1, 1): no pixel is 0, which is what comes in from outside."""
+    """In (0.1, 1). No pixel is 0; a 0 comes from outside the image."""
     return 0.1 + 0.9 * rand(count, channels, height, width)
 
 

@@ -40,7 +40,8 @@ def test_nothing_heavy_is_imported_for_an_answer(arguments: list[str]) -> None:
 import sys
 from click.testing import CliRunner
 from ray_gen.cli import main
-CliRunner().invoke(main, {arguments!r})
+done = CliRunner().invoke(main, {arguments!r})
+assert done.output and (done.exception is None or isinstance(done.exception, SystemExit)), done
 print([name for name in {HEAVY!r} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -82,11 +83,14 @@ def test_recipes_are_listed_with_their_claims_and_printed_to_copy() -> None:
         (["discriminate", "run"], "IMAGES: name image files or folders of them"),
         (["discriminate", "/no/such/run", "a.png"], "/no/such/run: there is no such run"),
         (["arithmetic", "run"], "--plus: name at least one group"),
-        (["arithmetic", "run", "--plus", "0,x"], "--plus: 'x' is neither the number of a sample"),
+        (["arithmetic", "run", "--plus", "0,x"], "--plus: 'x' is neither a sample number"),
         (["interpolate", "run", "--to", "3"], "--from, --to: give both or neither"),
-        (["interpolate", "run", "--from", "7-3", "--to", "1"], "--from: 7-3 is no range"),
-        (["interpolate", "run", "--from", "1,2", "--to", "3-5"], "2 and 3 ends for 3 rows"),
-        (["traverse", "run", "--dimensions", "a"], "--dimensions: 'a' is no number"),
+        (["interpolate", "run", "--from", "7-3", "--to", "1"], "--from: 7-3 is not a valid range"),
+        (
+            ["interpolate", "run", "--from", "1,2", "--to", "3-5"],
+            "2 first and 3 last samples for 3 rows",
+        ),
+        (["traverse", "run", "--dimensions", "a"], "--dimensions: 'a' is neither a number"),
         (["traverse", "run", "--base", "1,2"], "--base: 1,2 names 2 images; name one"),
     ],
 )
@@ -152,7 +156,7 @@ def near(ours: np.ndarray, theirs: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("name", ["vae", "gan", "cgan"])
 def test_numbers_name_the_samples_of_the_grid(runs, tmp_path: Path, name: str) -> None:
-    """Also with labels in turn and truncated: what one sees is what one picks."""
+    """Also with labels and with truncation: a number picks the sample that the grid shows there."""
     labels = ["--labels", "3"] if name == "cgan" else []
     same = ["--seed", "5", "--truncation", "0.9", *labels]
     use(tmp_path, "sample", runs[name], *same, "--count", "9", output="grid.png")
@@ -209,7 +213,7 @@ def test_image_files_stand_beside_numbers_where_there_is_an_encoder(runs, tmp_pa
     use(tmp_path, "traverse", runs["vae"], "--base", first, output="t.png")
 
     said = use(tmp_path, "reconstruct", runs["vae"], folder, "--count", "3", output="r.png")
-    assert "3 images, and below them" in said
+    assert "3 images, each above its reconstruction" in said
     assert np.array_equal(tile(tmp_path / "r.png", 0, 1), np.asarray(Image.open(second)))
     use(tmp_path, "reconstruct", runs["vae"], first, second, "--seed", "1", output="r.npz")
     written = np.load(tmp_path / "r.npz")
@@ -217,7 +221,7 @@ def test_image_files_stand_beside_numbers_where_there_is_an_encoder(runs, tmp_pa
     use(tmp_path, "reconstruct", runs["cvae"], first, "--labels", "3", output="r")
 
     assert "has no encoder" in refused("reconstruct", runs["gan"], first)
-    for name in ("gan", "cgan"):  # whose class nobody has given, which would not help
+    for name in ("gan", "cgan"):  # nobody gave the files' class, and a class would not help
         assert "has no encoder" in refused("interpolate", runs[name], "--from", first, "--to", "1")
         assert "has no encoder" in refused("arithmetic", runs[name], "--plus", first)
         assert "has no encoder" in refused("traverse", runs[name], "--base", first)
@@ -228,7 +232,7 @@ def test_image_files_stand_beside_numbers_where_there_is_an_encoder(runs, tmp_pa
     said = refused("interpolate", runs["cvae"], "--from", first, "--to", "1")
     assert "the class of" in said
     assert "IMAGES: name image files" in refused("reconstruct", runs["vae"])
-    assert "--data: brings images" in refused("reconstruct", runs["vae"], first, "--data")
+    assert "--data: has its own images" in refused("reconstruct", runs["vae"], first, "--data")
 
 
 def test_the_runs_own_data_is_reconstructed_and_fitted(runs, tmp_path: Path, monkeypatch) -> None:

@@ -159,7 +159,7 @@ def fits_azures_template(files: Files) -> None:
         for key, value in node["azure_arm_parameters"].items():
             assert key in parameters, f"{name}: {key}"
             assert isinstance(value, types[parameters[key]]), f"{name}: {key}"
-    # Of an identity that Ray makes, `ray up` deletes what it may do in the group each time.
+    # If Ray makes the identity, each `ray up` deletes the identity's permissions in the group.
     assert {"msi_name", "msi_resource_group"} <= config["provider"].keys()
     assert config["provider"]["msi_resource_group"] != config["provider"]["resource_group"]
 
@@ -338,7 +338,7 @@ NOTICE = "ray_gen.launch.notice"
 
 
 def runs_hear_that_a_machine_goes(files: Files) -> None:
-    """It is asked for on every worker, once, and there is time to save."""
+    """Every worker asks for the notice, in one process, and there is time to save."""
     assert importlib.util.find_spec(NOTICE) is not None
     for name, config in _clouds(files):
         stop, start, end, notice = config["worker_start_ray_commands"]
@@ -346,7 +346,7 @@ def runs_hear_that_a_machine_goes(files: Files) -> None:
         assert f"bin/python -m {NOTICE} > " in notice and notice.endswith(" &"), name
         assert "RAY_AUTH_MODE=token" in notice
         pattern = shlex.split(end)[2]
-        assert re.search(pattern, notice), "the one before is not found"
+        assert re.search(pattern, notice), "the pattern does not find the earlier process"
         assert not re.search(pattern, end), "it would end its own shell"
     (group,) = _kubernetes(files)["RayJob"]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     pod = group["template"]["spec"]

@@ -18,11 +18,14 @@ from ray_gen.cli import main
 from ray_gen.data import Split, Store
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
-from ray_gen.evaluation import Evaluator, Model, Request, Samples, Scores
-from ray_gen.evaluators.names import LIKELIHOOD, METRICS
+from ray_gen.evaluation.evaluator import Evaluator, subject_of
+from ray_gen.evaluation.metrics import METRICS
+from ray_gen.evaluation.request import Request
+from ray_gen.evaluation.scores import Scores
+from ray_gen.evaluation.subject import SampledImages, Subject
+from ray_gen.evaluation.table import table
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.evaluation import Evaluation
-from ray_gen.scoring import table
 from ray_gen.training.build import build_objective
 from ray_gen.training.loop import train
 from ray_gen.training.state import State
@@ -30,15 +33,15 @@ from tests.helpers import ADAM, experiment, gan, trained, vae, weights
 from tests.runs import saved
 
 SOME = ("fid", "kid", "precision", "sliced_wasserstein", "nearest_neighbour")
-TINY = {"kind": "custom", "target": "tests.evaluators.helpers:Tiny"}
+TINY = {"kind": "custom", "target": "tests.evaluation.helpers:Tiny"}
 
 
 def settings(**given: Any) -> Evaluation:
     return Evaluation.model_validate({"features": TINY, "kid_subset_size": 10, **given})
 
 
-def model_of(this: Experiment, state: State) -> Model:
-    return Model(this, build_objective(this), state.ema, {"weights": "ema"})
+def model_of(this: Experiment, state: State) -> Subject:
+    return subject_of(this, build_objective(this), state.ema, {"weights": "ema"})
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def fetched(url: str) -> Path:
         raise Refused(f"evaluation.features.weights: {url} could not be fetched")
 
-    monkeypatch.setattr("ray_gen.evaluators.extractors.inception.fetched", fetched)
+    monkeypatch.setattr("ray_gen.evaluation.extractors.inception.fetched", fetched)
 
 
 @pytest.mark.parametrize("make", [vae, lambda *o: gan(*o, kind="dcgan")])
@@ -58,7 +61,7 @@ def test_a_run_that_evaluates_is_the_run_that_does_not(store_8, make) -> None:
     objective = build_objective(this)
     state = State.build(this, objective, World())
     evaluator = Evaluator(
-        settings(metrics=(*SOME, LIKELIHOOD)[: 5 + (make is vae)]), store_8, "random", World()
+        settings(metrics=(*SOME, "likelihood")[: 5 + (make is vae)]), store_8, "random", World()
     )
     reports = list(
         train(
@@ -105,9 +108,9 @@ def test_samples_have_the_labels_of_the_reference(store_8) -> None:
 def test_a_sample_does_not_depend_on_the_count_or_the_batch(store_8) -> None:
     this = gan(kind="dcgan")
     model = model_of(this, trained(this, store_8)[0])
-    all_of_them = Samples(model, 50, None, 3).take(range(50))
-    assert torch.equal(Samples(model, 9, None, 3).take([8, 4]), all_of_them[[8, 4]])
-    assert not torch.equal(Samples(model, 50, None, 4).take(range(50)), all_of_them)
+    all_of_them = SampledImages(model, 50, None, 3).take(range(50))
+    assert torch.equal(SampledImages(model, 9, None, 3).take([8, 4]), all_of_them[[8, 4]])
+    assert not torch.equal(SampledImages(model, 50, None, 4).take(range(50)), all_of_them)
 
 
 @pytest.mark.usefixtures("offline")
@@ -237,7 +240,7 @@ def test_the_command_prints_a_table_and_writes_every_protocol(run: Path, tmp_pat
     arguments = ["evaluate", str(run), "--metrics", "fid,sliced_wasserstein", "--count", "100"]
     ended = CliRunner().invoke(main, [*arguments, "--output", str(tmp_path / "found.json")])
     assert ended.exit_code == 0, ended.output
-    assert "| | fid | sliced_wasserstein |" in ended.output
+    assert "| fid ↓" in ended.output and "| sliced_wasserstein ↓ (10^-3" in ended.output
     assert "biased" in ended.output  # far below 10,000 images
     (found,) = json.loads((tmp_path / "found.json").read_text())
     assert [score["name"] for score in found["scores"]] == ["fid", "sliced_wasserstein"]
@@ -291,7 +294,7 @@ def test_pictures_of_any_tool_are_compared(tmp_path: Path) -> None:
         [
             *arguments,
             *("--reference", str(tmp_path / "real"), "--metrics", "fid,sliced_wasserstein"),
-            *("--features", "custom:tests.evaluators.helpers:Tiny"),
+            *("--features", "custom:tests.evaluation.helpers:Tiny"),
         ],
     )
     assert ended.exit_code == 0, ended.output
@@ -319,9 +322,9 @@ BAD: list[tuple[list[str], str]] = [
     (["RUN", "--features", "torchvision:resnet"], " --features: torchvision has no"),
     (["RUN", "--features", "torchvision"], " --features: 'torchvision' is not whole"),
     (["RUN", "--features", "inception:v3"], " --features: 'inception:v3' is not whole, or has too"),
-    (["RUN", "--features", "vgg"], " --features: 'vgg' is not one of inception, torchvision, cus"),
+    (["RUN", "--features", "vgg"], " --features: 'vgg' is not one of inception, torchvision, run"),
     (["RUN", "--features", "custom:Name"], " --features: 'Name' names no class; write its module"),
-    (["RUN", "--features", "custom:a:B", "--features-weights", "w"], " --features-weights: a"),
+    (["RUN", "--features", "custom:a:B", "--features-weights", "w"], " --features-weights: custom"),
     (["RUN", "--features", "inception", "--features-weights", "/no/w.pth", "--metrics", "fid"],
      " --features-weights: there is no file /no/w.pth"),
     (["RUN", "--metrics", "kid", "--kid-subset-size", "3000", "--count", "50"],
@@ -348,14 +351,24 @@ def test_what_cannot_be_measured_is_known_before_training(store_8, make, given, 
     state = State.build(this, build_objective(this), World())
     with pytest.raises(Refused, match=sentence):
         evaluator = Evaluator(settings(**given), store_8, "random", World())
-        evaluator.scores(model_of(this, state), check_only=True)
+        evaluator.checked(model_of(this, state))
 
 
 def test_a_check_measures_nothing(store_8) -> None:
     this = vae()
     state = State.build(this, build_objective(this), World())
-    evaluator = Evaluator(settings(metrics=(*SOME, LIKELIHOOD)), store_8, "random", World())
-    assert not len(evaluator.scores(model_of(this, state), check_only=True))
+    evaluator = Evaluator(settings(metrics=(*SOME, "likelihood")), store_8, "random", World())
+    subject = model_of(this, state)
+    made: list[int] = []
+    sample = subject.objective.sample
+
+    def counted(networks, latents, labels, noise):
+        made.append(len(latents["z"]))
+        return sample(networks, latents, labels, noise)
+
+    subject.objective.sample = counted  # type: ignore[method-assign]
+    assert evaluator.checked(subject).names == (*SOME, "likelihood")
+    assert made == [1]  # for its shape
 
 
 def _of_a_folder(folder: Path) -> Path:
@@ -403,7 +416,7 @@ def test_the_best_checkpoint_cannot_follow_what_is_measured_beside() -> None:
 
 
 def test_every_metric_can_be_asked_for() -> None:
-    assert settings(metrics=(*METRICS, LIKELIHOOD)).metrics
+    assert settings(metrics=tuple(METRICS)).metrics
 
 
 def test_a_likelihood_is_of_so_many_held_out_images_or_of_all(store_8) -> None:
@@ -411,7 +424,7 @@ def test_a_likelihood_is_of_so_many_held_out_images_or_of_all(store_8) -> None:
     model = model_of(this, trained(this, store_8)[0])
 
     def seen(count: int | None) -> dict[str, Any]:
-        given = settings(metrics=[LIKELIHOOD], count=count, importance_samples=2)
+        given = settings(metrics=["likelihood"], count=count, importance_samples=2)
         return dict(Evaluator(given, store_8, "random", World()).scores(model)["elbo"].protocol)
 
     assert (seen(10)["images"], seen(10)["of"]) == (10, 24)
@@ -429,7 +442,7 @@ def test_auto_says_why_a_vae_has_no_likelihood_and_a_gan_needs_no_reason(store_8
         assert [why[: len(told[0])] for why in without if "likelihood" in why] == told
     with pytest.raises(Refused, match=r"held-out images, and photos has none; name other"):
         Evaluator(
-            settings(metrics=[LIKELIHOOD]), store, "photos", World(), trained_on=False
+            settings(metrics=["likelihood"]), store, "photos", World(), trained_on=False
         ).scores(model_of(vae(), trained(vae(), store_8)[0]))
 
 
@@ -458,7 +471,7 @@ def test_an_exported_model_is_worth_what_its_run_is(run: Path, tmp_path: Path) -
     arguments = ["--metrics", "sliced_wasserstein", "--count", "50"]
     ended = CliRunner().invoke(main, ["evaluate", str(run), str(tmp_path / "ema"), *arguments])
     assert ended.exit_code == 0, ended.output
-    assert "| ema |" in ended.output
+    assert " ema |" in ended.output
 
 
 def test_an_export_knows_its_data_where_it_finds_them(
@@ -505,12 +518,12 @@ def test_pictures_of_all_sizes_and_modes_are_brought_to_one(tmp_path: Path) -> N
     assert "have 3 and the reference images 1 channels; set --channels to 3" in ended(
         "--image-size", "10"
     )
-    assert "| made |" in ended("--image-size", "10x9", "--channels", "3")
+    assert " made |" in ended("--image-size", "10x9", "--channels", "3")
     (tmp_path / "real" / "b.png").write_bytes(b"no picture")
     brought = ("--image-size", "10", "--channels", "1")
     assert "b.png cannot be decoded" in (said := ended(*brought))
     assert "set --on-corrupt=skip" in said
-    assert "| made |" in ended(*brought, "--on-corrupt", "skip")
+    assert " made |" in ended(*brought, "--on-corrupt", "skip")
     scores = ray_gen.evaluate(
         generated=str(tmp_path / "made"),
         reference=str(tmp_path / "real"),
@@ -554,7 +567,7 @@ def test_a_run_that_fails_costs_the_others_nothing(halfway: tuple[list[str], Pat
     arguments, output = halfway
     ended = CliRunner().invoke(main, arguments)
     assert ended.exit_code == 1
-    assert "| a |" in ended.stdout and "| c |" in ended.stdout and "| b |" not in ended.stdout
+    assert " a |" in ended.stdout and " c |" in ended.stdout and " b |" not in ended.stdout
     assert f"failed: {arguments[2]}: " in ended.stderr and "has 0 bytes" in ended.stderr
     assert "1 of 3 runs could not be measured" in ended.stderr
     told = {Path(entry["of"]).name: entry for entry in json.loads(output.read_text())}
@@ -565,20 +578,20 @@ def test_a_run_that_fails_costs_the_others_nothing(halfway: tuple[list[str], Pat
 def test_an_interruption_costs_what_was_measured_nothing(
     halfway: tuple[list[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ray_gen import scoring
+    from ray_gen.launch import evaluate as module
 
-    measure = scoring.measure
+    measure = module.measure
 
     def interrupted(request: Request, *more: Any) -> Scores:
         if str(request.run).endswith("c"):
             raise KeyboardInterrupt
         return measure(request, *more)
 
-    monkeypatch.setattr(scoring, "measure", interrupted)
+    monkeypatch.setattr(module, "measure", interrupted)
     arguments, output = halfway
     ended = CliRunner().invoke(main, arguments)
     assert ended.exit_code == 1 and "Aborted" in ended.output
-    assert "| a |" in ended.stdout
+    assert " a |" in ended.stdout
     assert len(json.loads(output.read_text())) == 2
 
 
@@ -588,7 +601,7 @@ def test_what_is_left_out_is_told_in_the_options_words(
     def fetched(url: str) -> Path:
         raise Refused(f"evaluation.features.weights: {url}; ask evaluation.metrics for others")
 
-    monkeypatch.setattr("ray_gen.evaluators.extractors.inception.fetched", fetched)
+    monkeypatch.setattr("ray_gen.evaluation.extractors.inception.fetched", fetched)
     arguments = ["evaluate", str(run), "--features", "inception", "--count", "20"]
     ended = CliRunner().invoke(main, arguments)
     assert ended.exit_code == 0, ended.output

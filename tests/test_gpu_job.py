@@ -82,7 +82,7 @@ def test_no_bound_holds_what_is_not_a_number(gpu: ModuleType) -> None:
 
 
 def spoil(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make what a row looks at wrong, as little as it has to notice."""
+    """Spoils what a row checks, by the least that the row must notice."""
     copy, gradients = gpu._copy, gpu.Run.gradients
 
     def copy_but_for_one_number(run: Any, other: Any) -> None:

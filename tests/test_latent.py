@@ -129,7 +129,7 @@ def test_without_truncation_nothing_changes() -> None:
 @given(st.data(), sizes)
 def test_adding_and_taking_the_same_group_leaves_the_rest(data, size: int) -> None:
     a, b = latents(data.draw, 3, size), latents(data.draw, 1, size)
-    # Up to the float64 that the sum is taken in.
+    # Equal up to float64 rounding of the sum.
     torch.testing.assert_close(latent.combined([a, b], [a]), b, rtol=1e-6, atol=1e-12)
 
 
@@ -174,12 +174,12 @@ def test_what_cannot_be_is_refused_in_a_sentence() -> None:
         with pytest.raises(Refused, match=f"steps: {steps} cannot hold both ends"):
             latent.traversed(z, [0], 1.0, steps)
     for dimension in (3, -1):
-        with pytest.raises(Refused, match=f"dimension: {dimension} is none .* has 3, 0 to 2"):
+        with pytest.raises(Refused, match=f"dimension: {dimension} .* 3 dimensions, 0 to 2"):
             latent.traversed(z, [dimension], 1.0, 3)
     for truncation in (0.0, -1.0, math.nan):
         with pytest.raises(Refused, match=r"truncation: .* is not positive"):
             latent.truncated(z, NORMAL, truncation)
-    with pytest.raises(Refused, match="extent: nan is no distance"):
+    with pytest.raises(Refused, match="extent: nan is not finite"):
         latent.traversed(z, [0], math.nan, 3)
     with pytest.raises(Refused, match="no group of latents"):
         latent.combined([], [])

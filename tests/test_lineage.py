@@ -113,7 +113,7 @@ def test_a_lineage_repeats_a_run_that_went_on_with_other_values(
     assert largest_difference(weights(expected), weights(unchanged)) > 0
 
     assert same(trained(make(lineage((7 * BATCH, values))), store_8)[0], expected)
-    # In the midst of a step is before the next one.
+    # A change in the middle of a step takes effect before the next step.
     assert same(trained(make(lineage((6 * BATCH + 1, values))), store_8)[0], expected)
 
 
@@ -214,16 +214,16 @@ def test_of_two_changes_in_one_step_both_count(store_8) -> None:
     [
         (
             lineage((48, {"objective.beta": 2.0}), (48, {"objective.beta": 3.0})),
-            "lineage.1.images: 48 does not come after 48",
+            "lineage.1.images: 48 is not larger than 48",
         ),
         (
             lineage((96, {"objective.beta": 2.0}), (48, {"objective.beta": 3.0})),
-            "lineage.1.images: 48 does not come after 96",
+            "lineage.1.images: 48 is not larger than 96",
         ),
         (lineage((0, {"objective.beta": 2.0})), "lineage.0.images"),
         (
             lineage((48, {"objective.latent_size": 8})),
-            "lineage.0.values.objective.latent_size: cannot change while a run goes on",
+            "lineage.0.values.objective.latent_size: cannot change during a run",
         ),
         (
             lineage((48, {"optimizers.autoencoder.eps": 1e-6})),

@@ -158,7 +158,7 @@ def test_a_tag_of_two_terms_is_refused() -> None:
 
 
 def test_a_later_stage_may_move_a_tag_to_another_term() -> None:
-    """And what the earlier one wrote is told with it."""
+    """The report also contains what the earlier stage recorded."""
     meter, drawn = Recorded(BATCH, World()), values(4)
     for step in (0, 1):
         record(meter, "first", step, {"loss/a": drawn[step]})

@@ -96,9 +96,9 @@ def test_a_mixture_knows_whose_encodings_it_was_fitted_to(
     assert loaded.origin == Origin("mine", "abc")
     loaded.check_origin(Origin("mine", "abc"))
     loaded.check_origin(Origin("exported", "abc"))  # the same weights
-    with pytest.raises(Refused, match="prior: the mixture was fitted to mine, and this is yours"):
+    with pytest.raises(Refused, match=r"prior: .* fitted to mine, but this run is yours"):
         loaded.check_origin(Origin("yours", "def"))
-    with pytest.raises(Refused, match="to other weights of mine than these: another checkpoint"):
+    with pytest.raises(Refused, match=r"other weights of mine than these .another checkpoint"):
         loaded.check_origin(Origin("mine", "def"))
     mixture.save(path)  # fitted to anything
     assert Mixture.load(path).origin is None

@@ -41,7 +41,7 @@ def test_rows_are_written_as_a_grid_an_animation_an_array_or_files(
     assert picture.ndim == (2 if channels == 1 else 3)
 
     said = pictures.save_rows(images, tmp_path / "a.gif")
-    assert said.endswith("2 rows of 3 steps, there and back")
+    assert said.endswith("2 rows of 3 steps, forwards and backwards")
     with Image.open(tmp_path / "a.gif") as animation:
         assert animation.n_frames == 4
         assert animation.info["loop"] == 0
@@ -59,7 +59,7 @@ def test_rows_are_written_as_a_grid_an_animation_an_array_or_files(
     pictures.save_rows(images, tmp_path / "folder")
     files = sorted((tmp_path / "folder").iterdir())
     assert [np.asarray(Image.open(file)).flat[0] for file in files] == [1, 2, 3, 4, 5, 6]
-    with pytest.raises(Refused, match="has PNG files in it already"):
+    with pytest.raises(Refused, match="already contains PNG files"):
         pictures.save_rows(images, tmp_path / "folder")
 
 

@@ -108,7 +108,7 @@ def test_a_step_that_mixes_devices_is_noticed(monkeypatch) -> None:
 
 
 def test_a_number_of_the_host_in_a_step_is_noticed(store_8, monkeypatch) -> None:
-    """A recording keeps it, where the step goes on with others."""
+    """A recording repeats the same number, while the eager step uses new ones."""
     from ray_gen.objectives import vae as family
 
     calls = iter(range(10_000))

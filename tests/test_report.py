@@ -98,6 +98,7 @@ def test_every_trial_is_in_it_and_the_best_comes_first(tmp_path: Path, mode: Mod
 
 def test_it_loads_nothing(tmp_path: Path) -> None:
     page = report(tmp_path, trials_of(searched()))
+    assert {"script", "table"} <= {tag for tag, _ in page.tags}
     for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "object", "base")
         assert "href" not in attributes
@@ -133,14 +134,14 @@ def test_what_users_name_is_text_and_never_markup(tmp_path: Path) -> None:
 def test_one_parameter_and_one_trial_are_enough(tmp_path: Path, path: str, mode: Mode) -> None:
     experiment = searched({path: SPACE[path]})
     page = report(tmp_path, trials_of(experiment, 1), mode, experiment)
-    assert "It takes 4 judged trials" in page.text
+    assert "needs 4 judged trials" in page.text
     report(tmp_path, trials_of(experiment, 5), mode, experiment)
 
 
 def test_it_says_that_nothing_was_found(tmp_path: Path) -> None:
     trials = [failed(trial) for trial in trials_of(searched())]
     page = report(tmp_path, trials)
-    assert "No trial came to a score: every one failed" in page.text
+    assert "No trial has a score: all failed" in page.text
     assert all(trial.name in page.text for trial in trials)
     assert "none was judged" in report(tmp_path, [Trial("trial_000", {})]).text
     assert "none was judged" in report(tmp_path, []).text
@@ -158,7 +159,7 @@ def test_equal_scores_tell_nothing_of_the_parameters(tmp_path: Path) -> None:
     trials = trials_of(searched())
     for trial in trials:
         trial.score = 3.0
-    assert "scores or values are all equal" in report(tmp_path, trials).text
+    assert "all scores or all values are equal" in report(tmp_path, trials).text
 
 
 @given(
@@ -195,8 +196,8 @@ def test_the_parameter_that_decides_is_the_important_one() -> None:
 
 
 def test_importance_from_few_trials_is_called_a_guess(tmp_path: Path) -> None:
-    assert "A guess" in report(tmp_path, trials_of(searched(), 12)).text
-    assert "A guess" not in report(tmp_path, trials_of(searched(), 60)).text
+    assert "Only a guess" in report(tmp_path, trials_of(searched(), 12)).text
+    assert "Only a guess" not in report(tmp_path, trials_of(searched(), 60)).text
 
 
 def test_parameters_have_the_shortest_names_that_tell_them_apart() -> None:

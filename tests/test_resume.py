@@ -75,8 +75,8 @@ def test_an_interrupted_run_stops_at_its_equilibrium_where_the_undisturbed_one_d
     interruptions: tuple[int, ...],
     checkpoint_every_images: int,
 ) -> None:
-    """After 3 steps it is there, at 9 for 6 steps of the 8 that count, at 12 for 9. Other reports
-    than those every 3 steps would make that 9, 10 or 11."""
+    """It is at the equilibrium after 3 steps. The window is 8 steps: at step 9 it has stayed for 6,
+    at step 12 for 9, so it stops at 12. Reports at other steps would stop it at 9, 10 or 11."""
     monkeypatch.setattr("ray_gen.training.loop.CONTROL_SECONDS", 0.0)  # after every step
 
     def stopped(interruptions: tuple[int, ...], checkpoint_every_images: int) -> tuple[int, State]:

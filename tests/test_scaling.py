@@ -24,7 +24,7 @@ from tests.helpers import largest_difference, weights
 
 JOBS = Path(__file__).resolve().parent.parent / "jobs"
 PRETENDED = World(rank=0, size=2)
-"""Communicates as one of two, in a group of one: sums are what this rank gives."""
+"""Acts as one of two ranks, in a group of one process. So a sum is this rank's own value."""
 
 
 @pytest.fixture

@@ -158,7 +158,7 @@ def test_the_half_life_of_the_average_may_change(store_8) -> None:
 
 
 def test_a_lineage_may_change_the_steps_of_a_count(store_8) -> None:
-    """The stages of both are those of the schedule that results."""
+    """A schedule and a lineage together have the stages of the resulting schedule."""
     path = "objective.discriminator_steps"
     values = {f"{path}.values": [[0, 3], [240, 1]]}
     both = gan(f"{path}={{kind: steps, values: [[0, 3], [360, 2]]}}", lineage((120, values)))

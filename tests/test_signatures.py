@@ -1,4 +1,4 @@
-"""Networks are built by what they map to what; an architecture that cannot says which can."""
+"""Networks are built from signatures. An architecture that cannot build one says which can."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ class Wants(Objective):
 @pytest.mark.parametrize(
     ("form", "said"),
     [
-        ("map_to_map", "asks for a map to a map"),
-        ("map_to_several", "asks for a map to several outputs"),
-        ("vector_to_vector", "asks for a vector to a vector"),
+        ("map_to_map", "needs a map to a map"),
+        ("map_to_several", "needs a map to several outputs"),
+        ("vector_to_vector", "needs a vector to a vector"),
     ],
 )
 def test_an_architecture_that_cannot_says_what_it_can(kind: str, form: str, said: str) -> None:
@@ -87,13 +87,13 @@ def test_an_architecture_that_cannot_says_what_it_can(kind: str, form: str, said
     (problem,) = refused.value.problems
     assert problem.startswith(f"networks.encoder.kind: {kind} maps a map to a vector or a vector")
     assert said in problem
-    assert "take mlp, or a class of your own" in problem
+    assert "use mlp, or your own class" in problem
 
 
 def test_conditions_are_refused_where_nobody_takes_them() -> None:
     this = vae("networks.encoder={kind: conv, width: 4}")
     signature = Signature((1, 8, 8), (10,), conditions={"time": (1,)})
-    with pytest.raises(ExperimentError, match="conv takes labels and no time"):
+    with pytest.raises(ExperimentError, match="conv takes labels but not time"):
         build_networks(this, Wants(build_objective(this), signature))
 
 

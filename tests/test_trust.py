@@ -217,7 +217,7 @@ def test_what_names_no_module(checkpoint: Path, tmp_path: Path, target: str) -> 
 
 
 def test_functions_in_the_place_of_features_are_not_called(tmp_path: Path, store_8) -> None:
-    from ray_gen.evaluation import Evaluator
+    from ray_gen.evaluation.evaluator import Evaluator
     from ray_gen.experiment.evaluation import Evaluation
 
     features = {"kind": "custom", "target": "subprocess:Popen", "options": call(tmp_path / "trace")}

@@ -154,7 +154,7 @@ def test_the_class_says_which_way_its_scores_are_better() -> None:
     assert better(this, "fid") == "min"
     assert better(this, "accuracy") is None
     assert better(vae(), "elbo") == "max"
-    with pytest.raises(ExperimentError, match=r"search\.mode: loss/error does not say"):
+    with pytest.raises(ExperimentError, match=r"search\.mode: .*loss/error"):
         old(rate, "search.metric=loss/error")
 
 
@@ -194,7 +194,7 @@ def custom(name: str) -> Experiment:
 
 
 class Pairs(Vae):
-    """A subclass of one of ours whose encoder gives what it gave."""
+    """A subclass of one of ours whose `encode` returns a pair, as in 0.1."""
 
     def encode(self, networks, images, labels):  # type: ignore[override]
         return self._posterior(networks, images, labels)
@@ -213,14 +213,14 @@ def test_a_pair_where_posteriors_belong_is_told(store_8, tmp_path) -> None:
         pipeline.encode(torch.rand(2, 1, 8, 8))
 
 
-def test_a_stop_that_nobody_can_tell_is_refused() -> None:
+def test_stop_at_equilibrium_needs_watch_and_settled() -> None:
     stop = "training.stop_at_equilibrium={}"
-    with pytest.raises(ExperimentError, match=r"stop_at_equilibrium: .* no `watch` and no `sett"):
+    with pytest.raises(ExperimentError, match=r"stop_at_equilibrium: .* lacks `watch` or `sett"):
         build_objective(old(stop))
 
 
 class Phased(PhaseModule):
-    """A parametrisation of 0.1, whose phase begins without the tensor that it is of."""
+    """A parametrisation of 0.1. Its `begin_phase` does not take the original tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,8 +254,8 @@ def test_a_parametrisation_of_0_1_begins_its_phases_as_it_did(store_8) -> None:
     ("name", "said"),
     [
         ("Modules", r"own among `networks\(\)` is a module; return it from `modules\(\)`"),
-        ("OfOurs", r"objective\.target: OfOurs\.sample has to take \(networks, latents, labels"),
-        ("Incomplete", r"Incomplete lacks sampled_from, has_prior, .* a subclass of it has"),
+        ("OfOurs", r"objective\.target: OfOurs\.sample must take \(networks, latents, labels"),
+        ("Incomplete", r"Incomplete lacks sampled_from, has_prior, .* subclass it"),
     ],
 )
 def test_what_cannot_go_on_is_told_what_to_change(name: str, said: str) -> None:

@@ -231,9 +231,9 @@ def test_a_mixture_is_for_the_weights_that_it_was_fitted_to(
     assert torch.equal(exported.sample(3, seed=1, prior=mixture), sampled)
     other = EXPERIMENTS["vae"].with_fields(seed=7)
     theirs = ray_gen.load(saved(other, store_8, tmp_path / "theirs"))
-    with pytest.raises(Refused, match="mixture was fitted to vae, and this is theirs"):
+    with pytest.raises(Refused, match="mixture was fitted to vae, but this run is theirs"):
         theirs.sample(2, prior=mixture)
-    with pytest.raises(Refused, match="mixture was fitted to vae, and this is theirs"):
+    with pytest.raises(Refused, match="mixture was fitted to vae, but this run is theirs"):
         theirs.latents(2, prior=mixture)
     raw = ray_gen.load(runs["vae"], weights="raw")
     with pytest.raises(Refused, match="fitted to other weights of vae than these"):
@@ -280,10 +280,10 @@ def test_files_that_are_no_images_are_refused_by_their_path(pipelines, tmp_path:
     with pytest.raises(Refused, match=f"{tmp_path}/no.png: there is no such image"):
         read(tmp_path / "no.png")
     (tmp_path / "text.png").write_text("text")
-    with pytest.raises(Refused, match=f"{tmp_path}/text.png: is no image that can be decoded"):
+    with pytest.raises(Refused, match=f"{tmp_path}/text.png: cannot be decoded as an image"):
         read(tmp_path / "text.png")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Refused, match=f"{tmp_path}/empty: has no images, whose names end in .png"):
+    with pytest.raises(Refused, match=f"{tmp_path}/empty: has no images.* .png"):
         read(tmp_path / "empty")
     with pytest.raises(Refused, match="images: no file was named"):
         read()
@@ -315,7 +315,7 @@ def test_inputs_that_cannot_be_are_refused_in_a_sentence(pipelines, images: Tens
         (torch.zeros(0, 1, 8, 8), r"images: their shape is \(0, 1, 8, 8\)"),
         (torch.zeros(8, 8), r"images: their shape is \(8, 8\)"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "images: are torch.uint8.*images / 255"),
-        (images * 2 - 1, r"images: go from -1.* to 1; bring them to \[0, 1\]"),
+        (images * 2 - 1, r"images: go from -1.* to 1; .*\[0, 1\]"),
         (images * torch.nan, "images: go from nan"),
     ):
         with pytest.raises(Refused, match=sentence):
@@ -330,17 +330,17 @@ def test_inputs_that_cannot_be_are_refused_in_a_sentence(pipelines, images: Tens
         with pytest.raises(Refused, match=sentence):
             gan.decode(wrong)
     for do, sentence in (
-        (lambda: gan.sample(0), "count: at least one image, not 0"),
-        (lambda: gan.sample(2**32 + 1), "count: .* 4294967297 are too many"),
-        (lambda: gan.sample([1, 2]), r"count: \[1, 2\] is no whole number"),
+        (lambda: gan.sample(0), "count: 0 .*at least one"),
+        (lambda: gan.sample(2**32 + 1), "count: 4294967297 is too large"),
+        (lambda: gan.sample([1, 2]), r"count: \[1, 2\] .*whole number"),
         (lambda: gan.arithmetic(3), "plus: give a list of groups, not int"),
-        (lambda: gan.latents([]), "count: no number"),
-        (lambda: gan.latents([0, -1]), "count: numbers .* from -1 to 0"),
+        (lambda: gan.latents([]), "count: .*empty"),
+        (lambda: gan.latents([0, -1]), "count: .*numbers .* from -1 to 0"),
         (lambda: gan.interpolate(z[0], z[1], steps=1), "steps: 1"),
-        (lambda: gan.interpolate(z[:2], z[:3]), "first, last: 2 and 3 ends"),
-        (lambda: gan.traverse(5), "dimension: 5 is none .* 0 to 4"),
-        (lambda: gan.traverse([]), "dimensions: none is given"),
-        (lambda: gan.traverse(0, z), r"base: 4 were given.*base\[:1\]"),
+        (lambda: gan.interpolate(z[:2], z[:3]), "first, last: 2 and 3 latents"),
+        (lambda: gan.traverse(5), "dimension: 5 .* 0 to 4"),
+        (lambda: gan.traverse([]), "dimensions: .*empty"),
+        (lambda: gan.traverse(0, z), r"base: has 4 latents.*base\[:1\]"),
         (lambda: gan.arithmetic([]), "plus, minus: no group"),
         (lambda: gan.decode(z, 3), "labels: this run is not conditional"),
     ):
@@ -433,7 +433,7 @@ def test_a_run_of_another_format_is_refused(runs: dict[str, Path], tmp_path: Pat
     folder = shutil.copytree(runs["gan"], tmp_path / "run")
     manifest = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(manifest.replace('"format": 1', '"format": 2'))
-    with pytest.raises(Refused, match=r"manifest.json: has format 2, this version reads 1"):
+    with pytest.raises(Refused, match=r"manifest.json: has format 2, .*version .*reads 1"):
         ray_gen.load(folder)
 
 

@@ -1,4 +1,4 @@
-"""`ray-gen`: one function a command. Nothing heavy is imported before a command needs it."""
+"""`ray-gen`: one function per command. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from ray_gen.version import __version__
 
 
 class _Commands(click.Group):
-    """Prints what a user can mend as one message and exits with 2; all else keeps its traceback."""
+    """Prints an error that the user can fix as one message and exits with 2; for a failed run, with
+    1. Other errors keep their traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -36,7 +37,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ray-gen")
 def main() -> None:
-    """Train VAEs and GANs on Ray from one experiment file, and use what was trained."""
+    """Train VAEs and GANs on Ray from one experiment file, and use the trained models."""
 
 
 for _command in (

@@ -1,4 +1,4 @@
-"""`ray-gen data`: data sets as files."""
+"""`ray-gen data`: write data sets to files."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def data() -> None:
 @click.argument("destination")
 @click.argument("assignments", nargs=-1, metavar="[PATH=VALUE]...")
 @click.option(
-    "--shard-images", default=8192, show_default=True, type=click.IntRange(1), help="In one file."
+    "--shard-images", default=8192, show_default=True, type=click.IntRange(1), help="Per file."
 )
 @click.option(
     "--group-images",
     default=256,
     show_default=True,
     type=click.IntRange(1),
-    help="In a row group, which is read at once.",
+    help="Per row group. A row group is read at once.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the order of the images.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the order of the images.")
 def convert(
     source: str,
     destination: str,
@@ -35,14 +35,14 @@ def convert(
     group_images: int,
     seed: int,
 ) -> None:
-    """Write SOURCE as sharded Parquet into DESTINATION, a folder or URI, on all CPU cores.
+    """Write SOURCE as sharded Parquet to DESTINATION, a folder or URI, on all CPU cores.
 
     SOURCE is folder:PATH, parquet:PATH_OR_URI, torchvision:CLASS or mnist5k; PATH=VALUE sets its
     fields, e.g. data.image_size=64 data.channels=3 data.held_out_fraction=0.02. With an image size
-    the pixels are stored, which training reads many times faster than it decodes files; without,
-    the files as they are. The same command again goes on with what is missing.
+    the command stores pixels; training reads them many times faster than it decodes files. Without
+    one it stores the files unchanged. Run the same command again to write missing parts.
 
-    Train on it: ray-gen train RECIPE data=parquet:DESTINATION data.placement=stream
+    Train on the result: ray-gen train RECIPE data=parquet:DESTINATION data.placement=stream
     """
     from ray_gen.cli.progress import measuring
     from ray_gen.experiment import data_settings
@@ -61,9 +61,9 @@ def convert(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        click.echo("interrupted; the same command again goes on with what is missing", err=True)
+        click.echo("interrupted; run the same command again to write the missing parts", err=True)
         sys.exit(130)
     counts = ", ".join(f"{count:,} {split}" for split, count in sorted(manifest["images"].items()))
-    skipped = f", {manifest['skipped']:,} corrupt ones left out" if manifest["skipped"] else ""
+    skipped = f", {manifest['skipped']:,} corrupt images skipped" if manifest["skipped"] else ""
     click.echo(f"{destination}: {counts} in {len(manifest['shards'])} files{skipped}")
     click.echo(f"  train: ray-gen train RECIPE data=parquet:{destination} data.placement=stream")

@@ -12,7 +12,7 @@ import click
 from ray_gen.errors import Failed, Refused
 
 if TYPE_CHECKING:
-    from ray_gen.evaluation import Scores
+    from ray_gen.evaluation.scores import Scores
 
 OPTIONS = {
     "evaluation.features.weights": "--features-weights",
@@ -77,7 +77,9 @@ def _size(context: object, option: object, text: str | None) -> int | tuple[int,
     type=click.IntRange(min=2),
     help="Images of each set [the reference's, at most 50,000].",
 )
-@click.option("--features", help="inception, torchvision:resnet50 or custom:package.module:Name.")
+@click.option(
+    "--features", help="inception, torchvision:resnet50, run:RUN or custom:package.module:Name."
+)
 @click.option("--features-weights", help="File with the weights of the features [fetched].")
 @click.option(
     "--samples", type=click.IntRange(min=1), help="K of a VAE's importance-weighted bound."
@@ -87,6 +89,7 @@ def _size(context: object, option: object, text: str | None) -> int | tuple[int,
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images in a network at once.")
 @click.option("--kid-subset-size", type=click.IntRange(min=2))
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--verbose", is_flag=True, help="Tell all of how each value was measured.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file with every protocol.")
 def evaluate(
     runs: tuple[str, ...],
@@ -94,18 +97,19 @@ def evaluate(
     reference: str | None,
     channels: str | None,
     metrics: str | None,
+    verbose: bool,
     features: str | None,
     features_weights: str | None,
     samples: int | None,
     output: Path | None,
     **given: Any,
 ) -> None:
-    """Measure run folders, checkpoints or exported models, one row of a table each.
+    """Measure run folders, checkpoints or exported models, one column of a table each.
 
     Every value comes with its protocol: how many images, which split, which features.
     """
     from ray_gen.cli.options import check_output, import_from_here
-    from ray_gen.scoring import experiment_of
+    from ray_gen.evaluation.request import experiment_of
 
     import_from_here(*runs)
 
@@ -127,7 +131,7 @@ def evaluate(
     options = {**OPTIONS, **(OF_PICTURES if of_pictures else {})}
     if len(runs) < 2:
         found = _measured(next(iter(runs), None), arguments, options)
-        _tell([(next(iter(runs), str(generated)), found)], {}, output, options)
+        _tell([(next(iter(runs), str(generated)), found)], {}, output, options, verbose)
         return
     rows: list[tuple[str, Scores]] = []
     failed: dict[str, str] = {}
@@ -140,7 +144,7 @@ def evaluate(
                 told = f"{click.style('failed:', fg='red', bold=True)} {run}: {error}"
                 click.echo(told, err=True)
     finally:  # what was measured before Ctrl-C, too
-        _tell(rows, failed, output, options)
+        _tell(rows, failed, output, options, verbose)
     if failed:
         raise Failed(f"{len(failed)} of {len(runs)} runs could not be measured")
 
@@ -148,7 +152,7 @@ def evaluate(
 def _measured(run: str | None, arguments: dict[str, Any], options: dict[str, str]) -> Scores:
     """The scores of a run, or of the pictures that the arguments name."""
     from ray_gen.cli.progress import measuring
-    from ray_gen.scoring import evaluate as measure
+    from ray_gen.launch.evaluate import evaluate as measure
 
     try:
         with measuring() as progress:
@@ -163,14 +167,15 @@ def _tell(
     failed: dict[str, str],
     output: Path | None,
     options: dict[str, str],
+    verbose: bool,
 ) -> None:
     """The table, and the file with every protocol."""
     from ray_gen.cli.options import writing
-    from ray_gen.scoring import table
+    from ray_gen.evaluation.table import table
 
     if rows:
         named = [(Path(of).name, scores) for of, scores in rows]
-        click.echo(_with_options(table(named), options))
+        click.echo(_with_options(table(named, verbose=verbose), options))
     if output is not None and (rows or failed):
         found = [{"of": of, **scores.as_json()} for of, scores in rows]
         found += [{"of": of, "failed": why} for of, why in failed.items()]
@@ -197,18 +202,18 @@ def _with_options(text: str, options: dict[str, str]) -> str:
 def _features(text: str, weights: str | None) -> dict[str, Any]:
     """The setting `evaluation.features`."""
     kind, _, rest = text.partition(":")
-    of = {"inception": None, "torchvision": "backbone", "custom": "target"}
+    of = {"inception": None, "torchvision": "backbone", "run": "run", "custom": "target"}
     if kind not in of:
         raise Refused(f"--features: {kind!r} is not one of {', '.join(of)}")
     field = of[kind]
     if (field is None) == bool(rest):
-        examples = "inception, torchvision:resnet50 or custom:package.module:Name"
+        examples = "inception, torchvision:resnet50, run:RUN or custom:package.module:Name"
         raise Refused(f"--features: {text!r} is not whole, or has too much; write {examples}")
     fields: dict[str, Any] = {"kind": kind}
     if field is not None:
         fields[field] = rest
     if weights is not None:
-        if kind == "custom":
-            raise Refused("--features-weights: a class of your own reads its own; leave it out")
+        if kind in ("custom", "run"):
+            raise Refused(f"--features-weights: {kind} features have their own; leave it out")
         fields["weights"] = str(Path(weights).expanduser().absolute())
     return fields

@@ -11,7 +11,7 @@ import click
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True)
 @click.option(
     "--formats",
-    help="Some of safetensors,torch,onnx [all, onnx where ray_gen[export] is installed].",
+    help="Some of safetensors,torch,onnx [all; onnx only if ray_gen[export] is installed].",
 )
 def export(run: str, folder: str, weights: str, formats: str | None) -> None:
     """Write a trained model into a new folder DIR, for others to use.
@@ -21,7 +21,7 @@ def export(run: str, folder: str, weights: str, formats: str | None) -> None:
     torch        generator.pt2, or decoder.pt2 and encoder.pt2: torch.export.load, no ray_gen
     onnx         the same as .onnx
 
-    Images are in [0, 1], batches of any size. Each file is read back and compared with the run.
+    Images are in [0, 1], batches have any size. Each file is read back and compared with the run.
     """
     from ray_gen.cli.options import import_from_here
     from ray_gen.pipeline.export import export as write

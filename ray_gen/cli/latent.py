@@ -11,22 +11,20 @@ import click
 from ray_gen.cli import options
 from ray_gen.errors import Refused
 
-_ROWS = "A .png (one row a way), a .gif (there and back), a .npz (uint8), or a folder of PNG files."
+_ROWS = "A .png (one row per path), a .gif (forward and back), a .npz (uint8), or a folder of PNGs."
 
 
 @click.command()
 @options.of_a_run
 @options.of_samples
-@click.option(
-    "--from", "first", help="Numbers of samples, or image files: 3 or 0-3 or a.png,b.png."
-)
-@click.option("--to", "last", help="As many, or one for all.")
+@click.option("--from", "first", help="Sample numbers or image files: 3 or 0-3 or a.png,b.png.")
+@click.option("--to", "last", help="As many as --from, or one for all.")
 @click.option(
     "--rows",
     type=click.IntRange(min=1),
-    help="Further rows take the next numbers [4, or as given].",
+    help="Number of rows. One sample number continues with the next ones [4, or as many as given].",
 )
-@click.option("--steps", default=9, show_default=True, help="Images in a row, both ends included.")
+@click.option("--steps", default=9, show_default=True, help="Images per row, with both ends.")
 @click.option("--straight", is_flag=True, help="Along straight lines instead of great circles.")
 @options.output_to("interpolation.png", _ROWS)
 def interpolate(
@@ -43,11 +41,11 @@ def interpolate(
     straight: bool,
     output: Path,
 ) -> None:
-    """Draw the way from some samples to others.
+    """Draw the path from some samples to others.
 
-    Samples go by their numbers, as `ray-gen sample` with the same --seed, --labels and --truncation
-    draws them in reading order, the first being 0. Where a model has an encoder, image files may
-    stand beside numbers. In a conditional model a row has the class of its first sample.
+    A sample number is the place in the grid of `ray-gen sample` with the same --seed, --labels and
+    --truncation, in reading order from 0. If the model has an encoder, you can also give image
+    files. In a conditional model a row has the class of its first sample.
     """
     options.check_output(output, ".png", ".gif", ".npz")
     if (first is None) != (last is None):
@@ -63,8 +61,8 @@ def interpolate(
         starts, ends = (names * rows if len(names) == 1 else names for names in (starts, ends))
     if not len(starts) == len(ends) == rows:
         raise Refused(
-            f"--from, --to, --rows: {len(starts)} and {len(ends)} ends for {rows} rows; give as "
-            "many of both"
+            f"--from, --to, --rows: {len(starts)} first and {len(ends)} last samples for {rows} "
+            "rows; give the same number of both"
         )
     pipeline = options.opened(run, weights)
     samples = options.samples(pipeline, seed, labels, truncation)
@@ -77,7 +75,8 @@ def interpolate(
 
 
 def _as_many(names: list[int | Path], rows: int | None) -> list[int | Path]:
-    """One number for several rows means the next ones too: 3 for 4 rows is 3, 4, 5, 6."""
+    """One sample number for several rows also stands for the next ones: 3 for 4 rows is 3, 4, 5,
+    6."""
     if rows is not None and len(names) == 1 and isinstance(names[0], int):
         return list(range(names[0], names[0] + rows))
     return names
@@ -86,8 +85,8 @@ def _as_many(names: list[int | Path], rows: int | None) -> list[int | Path]:
 @click.command()
 @options.of_a_run
 @options.of_samples
-@click.option("--plus", multiple=True, help="A group whose mean is added: 0,1,2 or 4-6 or a.png.")
-@click.option("--minus", multiple=True, help="A group whose mean is subtracted.")
+@click.option("--plus", multiple=True, help="Add the mean of this group: 0,1,2 or 4-6 or a.png.")
+@click.option("--minus", multiple=True, help="Subtract the mean of this group.")
 @options.output_to("arithmetic.png", "A .png.")
 def arithmetic(
     run: str,
@@ -102,14 +101,14 @@ def arithmetic(
 ) -> None:
     """Add and subtract the means of groups of samples, as in figure 7 of the DCGAN paper.
 
-    Look at the grid of `ray-gen sample RUN --seed 0`, pick samples that share something, and name
-    them by their numbers in reading order, the first being 0:
+    Look at the grid of `ray-gen sample RUN --seed 0`, pick samples that share something, and give
+    their numbers, in reading order from 0:
 
     \b
         ray-gen arithmetic RUN --plus 0,1,2 --minus 3,4,5 --plus 6,7,8
 
-    Where a model has an encoder, image files may stand beside numbers. Each column is a group with
-    the image of its mean below; on the right, the result stands amidst eight of its neighbours.
+    If the model has an encoder, you can also give image files. Each column shows a group and, below
+    it, the image of its mean. On the right, the result is in the middle of eight neighbours.
     """
     options.check_output(output, ".png", folder=False)
     if not plus:
@@ -149,7 +148,7 @@ def arithmetic(
 
 
 def _shared_class(labels: list[int]) -> int | None:
-    """The class that means and result are drawn in."""
+    """The class of the means and the result."""
     if len(set(labels)) > 1:
         raise Refused(
             f"--labels: the samples have {len(set(labels))} classes and the result needs one; draw "
@@ -161,11 +160,19 @@ def _shared_class(labels: list[int]) -> int | None:
 @click.command()
 @options.of_a_run
 @options.of_samples
-@click.option("--dimensions", help="Of z, from 0: 3 or 0,4-6 [the first ten].")
+@click.option("--dimensions", help="Indices of numbers in z, from 0: 3 or 0,4-6 [the first ten].")
 @click.option(
-    "--range", "extent", type=float, help="How far to either side [3; uniform priors: 1]."
+    "--range",
+    "extent",
+    type=float,
+    help="How far to each side [3; half the width of a uniform prior].",
 )
-@click.option("--steps", default=9, show_default=True, help="Images in a row; odd: a middle.")
+@click.option(
+    "--steps",
+    default=9,
+    show_default=True,
+    help="Images per row. If odd, the base is in the middle.",
+)
 @click.option("--latent", "latent_name", help="Which of several latents [the only one].")
 @click.option("--base", help="A sample's number or an image file to start from [the prior's mean].")
 @options.output_to("traversal.png", _ROWS)
@@ -183,9 +190,10 @@ def traverse(
     base: str | None,
     output: Path,
 ) -> None:
-    """Move one number of z at a time: a row for each.
+    """Move one number of z at a time: one row for each.
 
-    The base is in the middle. In a conditional model the rows have its class, or the first one.
+    The base is in the middle. In a conditional model the rows have the class of the base; without
+    --base, the first class.
     """
     options.check_output(output, ".png", ".gif", ".npz")
     rows = None if dimensions is None else options.whole_numbers(dimensions, "--dimensions")

@@ -1,4 +1,4 @@
-"""What the commands that use a trained run share: options, and how samples are named."""
+"""Shared parts of the commands that use a trained run: options, and names of samples."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def of_a_run(command: Command) -> Command:
         type=click.Choice(["ema", "raw"]),
         default="ema",
         show_default=True,
-        help="The average of the weights, or the last ones.",
+        help="ema: the average of the weights. raw: the last weights.",
     )
     return click.argument("run")(weights(command))
 
 
 def of_samples(command: Command) -> Command:
-    """--seed, --labels and --truncation, which say what sample number i is."""
+    """--seed, --labels and --truncation: they define sample number i."""
     for decorate in (
         click.option(
             "--truncation",
@@ -42,7 +42,7 @@ def of_samples(command: Command) -> Command:
         ),
         click.option(
             "--labels",
-            help="Classes of a conditional model, in turn, by name or number: 3,5 or cat.",
+            help="Classes of a conditional model, used in turn, by name or number: 3,5 or cat.",
         ),
         click.option("--seed", default=0, show_default=True, help="Equal seeds give equal images."),
     ):
@@ -64,13 +64,13 @@ def output_to(default: str, text: str, *, zoom: bool = True) -> Callable[[Comman
         default=1,
         show_default=True,
         type=click.IntRange(1, 64),
-        help="Pixels of a picture's side for one of the model's.",
+        help="Side of one model pixel in the picture, in pixels.",
     )
     return (lambda command: option(zoomed(command))) if zoom else option
 
 
 def check_output(output: Path, *kinds: str, folder: bool = True) -> None:
-    """Refuse a file of another kind before anything is loaded; `kinds` are suffixes."""
+    """Refuse a file of another kind before anything is loaded. `kinds` are suffixes."""
     if output.suffix.lower() in ({*kinds, ""} if folder else {*kinds}):
         return
     listed = [f"a {kind}" for kind in kinds]
@@ -82,7 +82,7 @@ def check_output(output: Path, *kinds: str, folder: bool = True) -> None:
 
 @contextmanager
 def writing(output: Path) -> Generator[None]:
-    """Whatever the file system refuses, in a sentence."""
+    """Turn an OSError into Refused with a readable message."""
     try:
         yield
     except OSError as error:
@@ -90,8 +90,9 @@ def writing(output: Path) -> Generator[None]:
 
 
 def import_from_here(*runs: str) -> None:
-    """Let the working directory hold a `kind: custom` class of the user's; not where it lies in one
-    of these runs, which may be anybody's. Last, so that it takes no other module's place."""
+    """Allow imports of the user's `kind: custom` classes from the working directory. Not if this
+    directory lies in one of these runs: a run may come from anybody. It is last on sys.path, so
+    that it hides no other module."""
     here = Path.cwd().resolve()
     for run in runs:
         from ray_gen.runs.checkpoints import is_in_a_run
@@ -103,7 +104,7 @@ def import_from_here(*runs: str) -> None:
 
 
 def opened(run: str, weights: str) -> Pipeline:
-    """The run of a command line."""
+    """The pipeline for the run of a command line."""
     import_from_here(run)
     from ray_gen.pipeline import load
 
@@ -116,7 +117,7 @@ def class_list(labels: str | None) -> list[int | str] | None:
 
 
 def in_turn(labels: str | None, count: int) -> list[int | str] | None:
-    """--labels for `count` samples, as `Pipeline.sample` takes them."""
+    """--labels for `count` samples, in the form of `Pipeline.sample`."""
     names = class_list(labels)
     return None if names is None else [names[index % len(names)] for index in range(count)]
 
@@ -127,16 +128,19 @@ def whole_numbers(text: str, option: str) -> list[int]:
     for entry in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", entry)
         if match is None:
-            raise Refused(f"{option}: {entry!r} is no number and no range; write e.g. 3,5-7")
+            raise Refused(f"{option}: {entry!r} is neither a number nor a range; write e.g. 3,5-7")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last - first >= 10_000:
-            raise Refused(f"{option}: {entry} is no range from a number to a larger one nearby")
+            raise Refused(
+                f"{option}: {entry} is not a valid range; the second number must be 0 to 9,999 "
+                "above the first"
+            )
         found += range(first, last + 1)
     return found
 
 
 def names_of(text: str, option: str) -> list[int | Path]:
-    """What one option names: numbers of samples, ranges of them, and image files."""
+    """The entries of one option: sample numbers, with ranges expanded, and image files."""
     found: list[int | Path] = []
     for entry in (entry.strip() for entry in text.split(",")):
         if re.fullmatch(r"\d+(-\d+)?", entry):
@@ -145,8 +149,8 @@ def names_of(text: str, option: str) -> list[int | Path]:
             found.append(Path(entry).expanduser())
         else:
             raise Refused(
-                f"{option}: {entry!r} is neither the number of a sample (as `ray-gen sample` draws "
-                "them in reading order, the first is 0), a range of them, nor an image file"
+                f"{option}: {entry!r} is neither a sample number (the place in the grid of "
+                "`ray-gen sample`, in reading order from 0), nor a range of them, nor an image file"
             )
     return found
 

@@ -1,4 +1,4 @@
-"""A line that tells how far a measurement is."""
+"""The progress line of a measurement."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 @contextmanager
 def measuring() -> Generator[Callable[[int, int, str], None]]:
-    """`progress(done, total, what)` on stderr: it updates on a terminal, and in a log tells each
-    stage once."""
+    """Gives `progress(done, total, what)`, which writes to stderr: one line that updates on a
+    terminal, or one line per stage in a log."""
     console = Console(stderr=True, highlight=False)
     bar = Progress(
         TextColumn("{task.description}"),

@@ -12,10 +12,12 @@ from ray_gen.errors import Refused
 @click.command()
 @click.argument("recipe_or_file")
 @click.argument("assignments", nargs=-1, metavar="[PATH=VALUE]...")
-@click.option("--trials", type=click.IntRange(min=1), help="How many [the file's, else 16].")
+@click.option(
+    "--trials", type=click.IntRange(min=1), help="Number of trials [the file's, else 16]."
+)
 @click.option("--storage", help="Folder or URI [$RAY_GEN_STORAGE, ~/ray_gen_runs].")
-@click.option("--name", help="Name of the search: a known one goes on [recipe and time].")
-@click.option("--fresh", is_flag=True, help="Refuse to touch a search that exists.")
+@click.option("--name", help="Name of the search. An existing search continues [recipe and time].")
+@click.option("--fresh", is_flag=True, help="Refuse a name that exists.")
 def search(
     recipe_or_file: str,
     assignments: tuple[str, ...],
@@ -24,11 +26,11 @@ def search(
     name: str | None,
     fresh: bool,
 ) -> None:
-    """Search what the `search` part of an experiment says, with Ray Tune.
+    """Run the search of an experiment's `search` part, with Ray Tune.
 
-    It can be given here, too: search.space.objective.latent_size='{choice: [8, 16, 32]}'. Each
-    trial is an ordinary run, in NAME/trials; NAME/report.html, search.csv and best.yaml say what
-    was found. The same --name again goes on.
+    You can also set its fields here: search.space.objective.latent_size='{choice: [8, 16, 32]}'.
+    Each trial is an ordinary run, in NAME/trials. NAME/report.html, search.csv and best.yaml hold
+    the results. Use the same --name again to continue the search.
     """
     from ray_gen.cli.options import import_from_here
     from ray_gen.recipes import recipe
@@ -38,8 +40,8 @@ def search(
     experiment = recipe(recipe_or_file, *assignments, *more)
     if trials is not None and experiment.search and experiment.search.algorithm == "grid":
         raise Refused(
-            f"--trials: a grid tries all of its {experiment.search.total:,} points; leave it out, "
-            "or set search.algorithm=random"
+            f"--trials: a grid tries all its {experiment.search.total:,} combinations; leave "
+            "--trials out, or set search.algorithm=random"
         )
     from ray_gen.launch.search.driver import search as launch
 

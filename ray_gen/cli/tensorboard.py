@@ -1,4 +1,4 @@
-"""`ray-gen tensorboard`: runs in TensorBoard, also those behind a URI."""
+"""`ray-gen tensorboard`: shows runs in TensorBoard, also from a URI."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ray_gen.storage import Folder
 
 EVENTS = "tfevents"
-"""In the name of every file that TensorBoard reads."""
+"""Part of the name of every file that TensorBoard reads."""
 
 
 @click.command()
@@ -31,13 +31,12 @@ EVENTS = "tfevents"
     show_default=True,
     metavar="SECONDS",
     type=click.FloatRange(min=0.1),
-    help="Between two looks for new events behind a URI.",
+    help="Seconds between two checks for new events behind a URI.",
 )
 def tensorboard(run_or_folder: str, port: int, every: float) -> None:
-    """Show a run, a search or a folder of runs in TensorBoard, on this machine alone.
+    """Show a run, a search or a folder of runs in TensorBoard, only on this machine.
 
-    Events behind a URI are mirrored to a temporary folder, and what comes to them, too. Ctrl-C ends
-    it.
+    Events behind a URI are copied to a temporary folder, new events too. Ctrl-C ends TensorBoard.
     """
     from ray_gen.experiment import absolute_path
     from ray_gen.storage import Folder, StorageError
@@ -53,12 +52,12 @@ def tensorboard(run_or_folder: str, port: int, every: float) -> None:
             while not _ends_within(server, every):
                 try:
                     _mirror(folder, Path(mirror))
-                except StorageError as error:  # what is there can still be looked at
+                except StorageError as error:  # TensorBoard still shows the copied events
                     click.echo(str(error), err=True)
 
 
 def _shown(folder: Folder) -> Folder:
-    """The part of a run or search that has the events; all of another folder."""
+    """The subfolder of a run or search that has the events. Any other folder as a whole."""
     if not folder.exists():
         raise Refused(f"{folder.location}: there is no such folder")
     names = folder.names()
@@ -67,13 +66,13 @@ def _shown(folder: Folder) -> Folder:
 
 
 def _mirror(folder: Folder, mirror: Path) -> None:
-    """Append what its event files have more than those of the mirror: they only ever grow, and
-    TensorBoard holds them open."""
+    """Append the new bytes of each event file to its copy in the mirror. Event files only grow, and
+    TensorBoard keeps them open."""
     for name, size in folder.sizes(EVENTS).items():
         file = mirror / name
         here = file.stat().st_size if file.exists() else 0
         if size > here:
-            with suppress(FileNotFoundError):  # deleted meanwhile
+            with suppress(FileNotFoundError):  # deleted since
                 more = folder.read_bytes(name, here)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with file.open("ab") as stream:
@@ -82,11 +81,11 @@ def _mirror(folder: Folder, mirror: Path) -> None:
 
 @contextmanager
 def _served(logdir: Path, port: int) -> Generator[subprocess.Popen[bytes]]:
-    """TensorBoard, which tells its address, for as long as the block lasts or until Ctrl-C. Raises
-    Failed if it ended for another reason."""
+    """Runs TensorBoard until the block ends or until Ctrl-C. TensorBoard prints its address. Raises
+    Failed if it ends for another reason."""
     shown = ("--logdir", str(logdir), "--host", "127.0.0.1", "--port", str(port))
     server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *shown])
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which both hear
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # act as on Ctrl-C
     try:
         with suppress(KeyboardInterrupt):
             yield server

@@ -11,8 +11,8 @@ import click
 @click.argument("recipe_or_file")
 @click.argument("assignments", nargs=-1, metavar="[PATH=VALUE]...")
 @click.option("--storage", help="Folder or URI for run folders [$RAY_GEN_STORAGE, ~/ray_gen_runs].")
-@click.option("--name", help="Name of the run: a known one is resumed [recipe and time].")
-@click.option("--fresh", is_flag=True, help="Refuse to touch a run that exists.")
+@click.option("--name", help="Name of the run. An existing run is resumed [recipe and time].")
+@click.option("--fresh", is_flag=True, help="Refuse a name that exists.")
 def train(
     recipe_or_file: str,
     assignments: tuple[str, ...],
@@ -24,7 +24,7 @@ def train(
 
     PATH=VALUE sets any field by its dotted path, e.g. training.images=1000000 workers.count=2
     data=folder:~/images. Runs on the Ray cluster of RAY_ADDRESS or of a running `ray start --head`,
-    else on a local one. The same --name again resumes.
+    else on a local one. Use the same --name again to resume the run.
     """
     from ray_gen.cli.options import import_from_here
     from ray_gen.recipes import recipe
@@ -39,7 +39,7 @@ def train(
 @click.command()
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
-    """List the built-in recipes with their claims, or print one as YAML to copy and edit."""
+    """List the built-in recipes and their measurements, or print one as YAML to copy and edit."""
     from ray_gen import recipes as built_in
 
     if name is not None:

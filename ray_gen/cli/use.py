@@ -1,4 +1,4 @@
-"""What a trained run is used for: `ray-gen sample`, `reconstruct`, `discriminate` and `mixture`."""
+"""Commands that use a trained run: `ray-gen sample`, `reconstruct`, `discriminate`, `mixture`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _IMAGES = click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 _LABELS = click.option(
     "--labels",
-    help="Of a conditional model: the class of all images, or of each, by name or number.",
+    help="For a conditional model: one class for all images or one for each, by name or number.",
 )
 
 
@@ -30,9 +30,9 @@ _LABELS = click.option(
 @options.of_a_run
 @options.of_samples
 @click.option("--count", default=64, show_default=True, type=click.IntRange(min=1))
-@click.option("--mixture", help="Draw z from a file that `ray-gen mixture` wrote.")
+@click.option("--mixture", help="Draw z from this file of `ray-gen mixture`.")
 @options.output_to(
-    "samples.png", "A .png (one grid), a .npz (uint8 NHWC), or a folder for one PNG an image."
+    "samples.png", "A .png (one grid), a .npz (uint8 NHWC), or a folder (one PNG per image)."
 )
 def sample(
     run: str,
@@ -45,7 +45,7 @@ def sample(
     mixture: str | None,
     output: Path,
 ) -> None:
-    """Draw images from a run folder or one of its checkpoints; needs no data set."""
+    """Draw images from a run folder or one of its checkpoints. Needs no data set."""
     options.check_output(output, ".png", ".npz")
     pipeline = options.opened(run, weights)
     from ray_gen.pipeline.mixture import Mixture
@@ -60,10 +60,12 @@ def sample(
 @click.command()
 @options.of_a_run
 @_IMAGES
-@click.option("--data", is_flag=True, help="The run's own held-out images instead of files.")
-@click.option("--count", default=32, show_default=True, type=click.IntRange(min=1), help="At most.")
+@click.option("--data", is_flag=True, help="Use the run's own held-out images instead of files.")
+@click.option(
+    "--count", default=32, show_default=True, type=click.IntRange(min=1), help="Most images to use."
+)
 @_LABELS
-@click.option("--seed", type=int, help="Draw z from q(z|x) by this seed [its mean].")
+@click.option("--seed", type=int, help="Draw z from q(z|x) with this seed [the mean of q(z|x)].")
 @options.output_to(
     "reconstructions.png",
     "A .png (a row of originals, a row of reconstructions), a .npz (`images`, `reconstructions`, "
@@ -80,9 +82,9 @@ def reconstruct(
     seed: int | None,
     output: Path,
 ) -> None:
-    """Encode images and decode them again: files, or all below folders.
+    """Encode images and decode them again. Takes files, or all images below folders.
 
-    They are cropped, resized and converted as the run's own data was. --data needs the data set.
+    The images are cropped, resized and converted as in training. --data needs the data set.
     """
     options.check_output(output, ".png", ".npz")
     pipeline = options.opened(run, weights)
@@ -107,23 +109,25 @@ def reconstruct(
 @_IMAGES
 @_LABELS
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="A .csv of them too, with the logits."
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Also write the values and logits to this .csv.",
 )
 def discriminate(
     run: str, images: tuple[Path, ...], labels: str | None, output: Path | None
 ) -> None:
-    """Print D(x), how real a discriminator takes images to be: files, or all below folders.
+    """Print D(x) of images: the discriminator's probability that they are real.
 
-    They are cropped, resized and converted as the run's own data was. Where a discriminator gives
-    no probability it is the logit, the higher the more real. No average is kept of a discriminator:
-    its weights are the last ones.
+    Takes files, or all images below folders. They are cropped, resized and converted as in
+    training. If a discriminator gives no probability, the value is the logit: higher means more
+    real. A run keeps no average (EMA) of a discriminator, so its last weights are used.
     """
     if output is not None:
         _check_file(output, ".csv")
     if not images:
         raise Refused("IMAGES: name image files or folders of them")
     pipeline = options.opened(run, "ema")
-    pipeline.discriminator()  # told first, before any image is read
+    pipeline.discriminator()  # refuses before it reads any image
     from ray_gen.pipeline.files import from_files, image_files
 
     files = image_files(images)
@@ -147,10 +151,10 @@ def discriminate(
 @click.command()
 @options.of_a_run
 @_IMAGES
-@click.option("--data", is_flag=True, help="The run's own training images instead of files.")
+@click.option("--data", is_flag=True, help="Use the run's own training images instead of files.")
 @click.option("--components", default=10, show_default=True, type=click.IntRange(min=1))
 @_LABELS
-@click.option("--seed", default=0, show_default=True, help="Of where the fit starts.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the start of the fit.")
 @options.output_to("mixture.safetensors", "A .safetensors file.", zoom=False)
 def mixture(
     run: str,
@@ -164,12 +168,12 @@ def mixture(
 ) -> None:
     """Fit a mixture of Gaussians to the encodings of images: a prior for `ray-gen sample`.
 
-    A variational autoencoder often samples better from it than from N(0, I), and a plain one can be
-    sampled from at all. Needs scikit-learn.
+    A variational autoencoder often gives better samples with it than with N(0, I). A plain
+    autoencoder needs it for samples. Needs scikit-learn.
     """
     _check_file(output, ".safetensors")
     pipeline = options.opened(run, weights)
-    pipeline.check_mixture()  # told first, before any image is read
+    pipeline.check_mixture()  # refuses before it reads any image
     parts = _parts(pipeline, images, "train" if data else None, labels, None)
     from ray_gen.pipeline.mixture import Mixture
 
@@ -183,7 +187,7 @@ def mixture(
 
 
 def _check_file(output: Path, kind: str) -> None:
-    """Refuse what cannot become a file before the work for it is done."""
+    """Refuse an output path that cannot be written, before the work begins."""
     options.check_output(output, kind, folder=False)
     with options.writing(output):
         if output.is_dir():
@@ -196,7 +200,7 @@ def _check_file(output: Path, kind: str) -> None:
 
 
 def _write_csv(rows: Sequence[Sequence[str | float]], output: Path) -> None:
-    """Whole or not at all."""
+    """Write the whole file or nothing."""
     from ray_gen.storage import Folder
 
     text = io.StringIO()
@@ -212,13 +216,13 @@ def _parts(
     labels: str | None,
     count: int | None,
 ) -> Iterator[Part]:
-    """Images and labels, in parts: of files, or of a split of the run's own data."""
+    """Images and labels, in parts: from files, or from a split of the run's own data."""
     from ray_gen.pipeline.files import from_data, from_files
 
     if split is None and not paths:
-        raise Refused("IMAGES: name image files or folders of them, or take --data")
+        raise Refused("IMAGES: name image files or folders of them, or give --data")
     if split is None:
         return from_files(pipeline.experiment, paths, options.class_list(labels), count)
     if paths or labels is not None:
-        raise Refused("--data: brings images and labels of its own; leave out IMAGES and --labels")
+        raise Refused("--data: has its own images and labels; leave out IMAGES and --labels")
     return from_data(pipeline.experiment, split, count)

@@ -1,4 +1,4 @@
-"""Images: a source is decoded once per node to a uint8 store that every worker of the node maps."""
+"""Images: each node decodes a source once, to a uint8 store that all its workers map."""
 
 from ray_gen.data.errors import DataError
 from ray_gen.data.sources.builtin import Mnist5k

@@ -1,4 +1,4 @@
-"""One split as one Arrow file: a record batch whose images are one aligned, mappable buffer."""
+"""One split as one Arrow file: a record batch with all images in one aligned, mappable buffer."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _ALIGNMENT = 64
 def write(
     raw: Path, target: Path, shape_HWC: tuple[int, int, int], labels: array[int] | None, count: int
 ) -> None:
-    """Wraps `count` images, raw bytes one after another in a file, as the Arrow file `target`.
+    """Writes the Arrow file `target` from `count` images, raw bytes one after another in `raw`.
 
-    The raw file is mapped, not read, so memory stays small whatever its size.
+    Maps the raw file and does not read it, so memory stays small for any size.
     """
     import pyarrow as pa
 
@@ -43,8 +43,8 @@ def read(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """images_NHWC uint8 and labels int64 (N,) or None, both views of the mapped file.
 
-    They come through DLPack, which does not know of read-only memory: torch warns of a read-only
-    numpy array and then ignores that it is. Writing to them ends the process either way.
+    They come through DLPack, which does not know read-only memory. With a read-only numpy array,
+    torch would warn and then ignore the flag. In both cases, writing to them ends the process.
     """
     import pyarrow as pa
 
@@ -60,9 +60,10 @@ def read(
 
 
 def _aligned(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with metadata of such a length that its images begin at a multiple of 64 in a file.
+    """The batch, with padding in its metadata, so that its images begin at a multiple of 64 in the
+    file.
 
-    Arrow places buffers at multiples of 8 in the file; a mapping begins at a page.
+    Arrow places buffers at multiples of 8 in the file. A mapping begins at a page.
     """
     import pyarrow as pa
 
@@ -71,7 +72,7 @@ def _aligned(batch: pa.RecordBatch) -> pa.RecordBatch:
     )
     for padding in range(0, _ALIGNMENT, 8):
         padded = batch.replace_schema_metadata({"padding": " " * padding})
-        sink = pa.MockOutputStream()  # counts bytes; touches none of the images
+        sink = pa.MockOutputStream()  # counts bytes; does not read the images
         with pa.ipc.new_file(sink, padded.schema) as writer:
             writer.write_batch(padded)
             if (sink.tell() - body) % _ALIGNMENT == 0:

@@ -1,4 +1,4 @@
-"""Decodes a source into a cache entry: in parallel, in bounded memory, whole or not at all."""
+"""Decodes a source into a cache entry, in parallel and in bounded memory, whole or not at all."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT = 2
-"""Part of every key: raise it when the same settings would give other bytes, or the manifest
-tells something else."""
+"""Part of every key. Raise it when the same settings give other bytes, or when the content of the
+manifest changes."""
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 
-# What one task of a thread decodes: enough images that handing them over costs nothing beside the
-# work (64 of 64×64 take 6 ms), few enough that those in flight stay near 4 MiB a task.
+# Images and bytes of one task of a thread. Enough that the hand-over costs little next to the work
+# (64 images of 64×64 take 6 ms), and few enough that a task stays near 4 MiB.
 _TASK_IMAGES, _TASK_BYTES = 64, 4 << 20
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -50,9 +50,10 @@ def build(
     key: str,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Decodes all images into the folder `entry`, whose lock the caller holds.
+    """Decodes all images into the folder `entry`. The caller holds the lock of `entry`.
 
-    Everything is written to a folder beside it, the manifest last, flushed to disk, and renamed.
+    Writes everything to a folder beside `entry`, the manifest last, flushes it to disk, and renames
+    the folder.
     """
     listing = source.listing()
     wanted, items = resolved(wanted, listing.items, source.field, skip_corrupt)
@@ -97,34 +98,34 @@ def build(
 
 
 def split_of(key: str, held_out_fraction: float) -> SplitName:
-    """The split of an image of a source without its own: a function of its key alone."""
+    """The split of an image if its source has no splits: a function of its key alone."""
     digest = hashlib.blake2b(os.fsencode(key), digest_size=8).digest()
     held_out = int.from_bytes(digest, "big") < held_out_fraction * 2.0**64
     return "held_out" if held_out else "train"
 
 
 def file_stamp(path: Path) -> tuple[int, int]:
-    """Size and time (ns) of a file: what must not have changed since it was decoded."""
+    """Size and time (ns) of a file. If they change, the file must be decoded again."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
 def cache_error(folder: Path, error: OSError, room: int | None = None) -> DataError:
-    """The sentence for a cache folder that cannot be written or read."""
+    """The error for a cache folder that cannot be written or read. room: bytes that it needs."""
     if error.errno in _NO_ROOM:
         size = "" if room is None else f" ({room / 2**30:.3f} GiB)"
         return DataError(
             f"the data cache {folder} has no room for the decoded images{size}: {reason(error)};"
-            " free some, or choose a folder on another disk with $RAY_GEN_CACHE"
+            " free some space, or choose a folder on another disk with $RAY_GEN_CACHE"
         )
     return DataError(
-        f"the data cache {folder} cannot be used: {reason(error)}; name a folder on a local"
-        " disk that this user may write to"
+        f"the data cache {folder} cannot be used: {reason(error)}; set $RAY_GEN_CACHE to a folder"
+        " on a local disk that this user may write to"
     )
 
 
 class _Decoded:
-    """One split while it is decoded: its pixels go to a file, its classes stay in memory."""
+    """One split during decoding. Its pixels go to a file, its labels stay in memory."""
 
     def __init__(self, raw: Path) -> None:
         self.raw = raw
@@ -142,7 +143,7 @@ class _Decoded:
         self.count += 1
 
     def digest(self, labels: array[int] | None) -> bytes:
-        """Of the pixels in their order and then the labels, if they are kept."""
+        """Digest of the pixels in their order, then of the labels if there are any."""
         content = self.pixels.copy()
         if labels is not None:
             content.update(labels)
@@ -157,7 +158,7 @@ def _write(
     skipped: int,
     key: str,
 ) -> None:
-    """The Arrow file of each split and then the manifest, all of them flushed to disk."""
+    """Writes the Arrow file of each split, then the manifest. Flushes all of them to disk."""
     labelled = all(split.labelled for split in splits.values())
     digest = hashlib.blake2b(repr(_shape_of(wanted)).encode(), digest_size=16)
     for name, split in splits.items():
@@ -192,9 +193,10 @@ def _shape_of(wanted: Wanted) -> tuple[int, int, int]:
 def resolved(
     wanted: Wanted, items: Iterator[Item], blamed: str, skip_corrupt: bool
 ) -> tuple[Wanted, Iterator[Item]]:
-    """What is wanted, with what was left open taken from the first image that can be decoded.
+    """`wanted`, with its open fields filled in from the first image that can be decoded.
 
-    Gives back all items; those looked at are decoded once more with the others.
+    Also returns all items: the inspected ones are decoded again with the others. blamed: the
+    experiment's field for the error.
     """
     looked_at: list[Item] = []
     for item in items:
@@ -214,11 +216,11 @@ def resolved(
 def _decoded(
     items: Iterator[Item], wanted: Wanted, blamed: str
 ) -> Generator[tuple[Item, Pixels | CorruptImageError]]:
-    """Decodes in threads and yields in order, with at most two tasks a thread under way.
+    """Decodes in threads and yields in order, with at most two unfinished tasks per thread.
 
-    Pillow frees the interpreter's lock while it decompresses and resizes: two threads on two cores
-    do 600 JPEGs of 640×480 a second, one 330. At 64×64 the interpreter's own part rules, and any
-    number of threads does about 6,000 a second.
+    Pillow releases the interpreter's lock while it decompresses and resizes: two threads on two
+    cores decode 600 JPEGs of 640×480 a second, one thread 330. At 64×64 the interpreter's own work
+    dominates, and any number of threads decodes about 6,000 a second.
     """
     task_images = max(1, min(_TASK_IMAGES, _TASK_BYTES // math.prod(_shape_of(wanted))))
 
@@ -240,17 +242,17 @@ def _decoded(
 
 
 def _threads() -> int:
-    """The processors that this process may use."""
+    """Number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def corrupt(name: str, error: CorruptImageError, blamed: str) -> DataError:
-    """The sentence for an image that cannot be decoded."""
+    """The error for an image that cannot be decoded."""
     return DataError(
         f"{blamed}: {name} cannot be decoded: {error}; remove it, or set data.on_corrupt=skip to"
-        " leave such images out"
+        " skip such images"
     )
 
 
@@ -258,11 +260,11 @@ def _nothing_to_train_on(
     blamed: str, count: int, skipped: int, held_out_fraction: float
 ) -> DataError:
     if count == 0:
-        return DataError(f"{blamed}: the data set has no images; name another")
+        return DataError(f"{blamed}: the data set has no images; choose another")
     if skipped == count:
         return DataError(
             f"{blamed}: none of the {count} images can be decoded; set data.on_corrupt=stop to see"
-            " why the first cannot"
+            " the error of the first one"
         )
     return DataError(
         f"data.held_out_fraction: {held_out_fraction} leaves none of {count - skipped} images to"
@@ -271,7 +273,7 @@ def _nothing_to_train_on(
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes a rename in the folder survive a power cut."""
+    """Flushes a folder to disk, so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

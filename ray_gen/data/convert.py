@@ -1,7 +1,8 @@
-"""Any source as sharded Parquet, which can be streamed: one part of it at a time, in any process.
+"""Converts any source to sharded Parquet that can be streamed: one part at a time, in any process.
 
-The images are dealt to parts in a random order (those of Parquet by row groups), so that a row
-group is a sample of the data set. A part is one shard of each split and a record, written last.
+Images are dealt to parts in random order, those of a Parquet source in whole row groups. So a row
+group of the result is a sample of the data set. A part is one shard of each split, and a record
+that is written last.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ if TYPE_CHECKING:
 PARTS = "_parts"
 _NAMES: dict[SplitName, str] = {"train": "train", "held_out": "validation"}
 _GROUP_BYTES = 16 << 20
-"""Of a row group at most, however few images that are: a stream holds several in memory."""
+"""Largest size of a row group, even if it holds only a few images: a stream holds several row
+groups in memory."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the files look like."""
+    """The format of the files."""
 
     wanted: Wanted | None
-    """Pixels of one shape; None: each image as the bytes that it is stored in."""
+    """Store pixels of this shape. None: store each image as its file."""
     held_out_fraction: float
     skip_corrupt: bool
     shard_images: int
@@ -49,8 +51,8 @@ class Layout:
 
 
 class Conversion:
-    """One source on its way to one folder. May be sent to other processes, each of which lists the
-    source once."""
+    """The conversion of one source into one folder. It may be sent to other processes. Each process
+    lists the source once."""
 
     def __init__(self, source: Source, layout: Layout, destination: Folder) -> None:
         self.source = source
@@ -70,19 +72,19 @@ class Conversion:
 
     @cached_property
     def count(self) -> int:
-        """Images in all."""
+        """Number of all images."""
         pieces, _, _ = self._listed
         return sum(piece.rows if isinstance(piece, RowGroup) else 1 for piece in pieces)
 
     @property
     def parts(self) -> int:
-        """How many parts there are."""
+        """Number of parts."""
         pieces, _, _ = self._listed
         return max(1, min(len(pieces), math.ceil(self.count / self.layout.shard_images)))
 
     @cached_property
     def plan(self) -> str:
-        """What must be the same for parts to belong together, as JSON."""
+        """A digest, as JSON, of everything that the parts of one conversion must share."""
         told = {
             "source": self.source.identity(),
             "layout": repr(self.layout),
@@ -93,12 +95,12 @@ class Conversion:
         return json.dumps({"plan": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()})
 
     def missing(self) -> list[int]:
-        """The parts that are not yet there."""
+        """Numbers of the parts that are not written yet."""
         there = set((self.destination / PARTS).names())
         return [part for part in range(self.parts) if _record(part) not in there]
 
     def write(self, part: int) -> dict[str, Any]:
-        """One part: its shards, then its record, which is returned. Raises DataError."""
+        """Write one part: its shards, then its record. Returns the record. Raises DataError."""
         with tempfile.TemporaryDirectory(prefix="ray_gen-convert-") as folder:
             record = self._write(part, Path(folder))
         (self.destination / PARTS).write_text(_record(part), json.dumps(record))
@@ -129,7 +131,8 @@ class Conversion:
         return {"skipped": skipped, "splits": told}
 
     def finish(self) -> dict[str, Any]:
-        """The manifest, once all parts are there: counts, and a digest of all bytes."""
+        """Write the manifest when all parts are written: counts, and a digest of all bytes. Returns
+        it."""
         digest = hashlib.blake2b(digest_size=16)
         images: dict[str, int] = {}
         shards: dict[str, dict[str, Any]] = {}
@@ -153,7 +156,7 @@ class Conversion:
         return manifest
 
     def schema(self, labelled: bool) -> pa.Schema:
-        """Of every shard, in Hugging Face's layout where images are stored as files."""
+        """The schema of every shard. If images are stored as files, it is Hugging Face's layout."""
         import pyarrow as pa
 
         wanted, (_, _, names) = self.layout.wanted, self._listed
@@ -187,7 +190,7 @@ class Conversion:
 
 
 _here: dict[str, Conversion] = {}
-"""The conversion that this process works on, by its plan, with what it has listed."""
+"""The conversion that this process works on, by its plan. It keeps its listing of the source."""
 
 
 def _received(plan: str, source: Source, layout: Layout, destination: Folder) -> Conversion:
@@ -202,7 +205,7 @@ def _record(part: int) -> str:
 
 
 def _file_of(item: Item, pixels: Any) -> bytes:
-    """An image as the file that it was read from; as PNG where there is none."""
+    """The bytes of the file that an image was read from. A PNG file if there is none."""
     if item.encoded is not None:
         return item.encoded()
     from PIL import Image
@@ -213,7 +216,7 @@ def _file_of(item: Item, pixels: Any) -> bytes:
 
 
 class _Shard:
-    """One Parquet file while it is written: a row group is in memory, and not more."""
+    """One Parquet file during writing. Only one row group is in memory."""
 
     def __init__(self, conversion: Conversion, path: Path, *, labelled: bool) -> None:
         self.path = path
@@ -229,10 +232,10 @@ class _Shard:
         self._writer = _writer(path, self._schema)
 
     def add(self, stored: bytes, label: int | None) -> None:
-        """One image more."""
+        """Add one image."""
         if (label is not None) != self._labelled:
             raise DataError(
-                f"{self._field}: some images have labels and some have none; label all, or none"
+                f"{self._field}: some images have labels and some have none; label all or none"
             )
         self._stored.append(stored)
         self._labels.append(-1 if label is None else label)
@@ -256,7 +259,7 @@ class _Shard:
         self._stored, self._labels, self._bytes = [], [], 0
 
     def close(self) -> dict[str, Any]:
-        """Ends the file and tells of it."""
+        """Close the file. Returns its name, image count and digest."""
         if self._stored:
             self._flush()
         self._writer.close()
@@ -267,5 +270,5 @@ class _Shard:
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     import pyarrow.parquet as pq
 
-    # Pictures that are stored as files are compressed already, and pixels by half with zstd.
+    # Image files are compressed already. zstd compresses raw pixels by half.
     return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False)

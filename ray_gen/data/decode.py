@@ -1,4 +1,4 @@
-"""One image of any kind to uint8 pixels of one shape."""
+"""Decodes one image of any kind to uint8 pixels of one shape."""
 
 from __future__ import annotations
 
@@ -16,34 +16,36 @@ if TYPE_CHECKING:
     from ray_gen.data.sources.base import Item
 
 Pixels = tuple["NDArray[np.uint8]", int | None]
-"""pixels_HWC and the class, or None where the source has no labels."""
+"""pixels_HWC, and the class, or None if the source has no labels."""
 
 _GREY_MODES = ("1", "L", "LA")
 _TRANSPARENT_MODES = ("LA", "PA", "RGBA", "RGBa")
 
 
 class CorruptImageError(Exception):
-    """An image that cannot be decoded; the message says why, not which."""
+    """An image that cannot be decoded. The message gives the reason, not the name."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The pixels asked for; None: as the image has them."""
+    """The pixels that the settings ask for. None: as in the image."""
 
     size_HW: tuple[int, int] | None
     center_crop: int | None
     channels: int | None
     size_from: str | None = None
-    """Where `size_HW` is not asked for but that of this image: then another size is refused."""
+    """Name of the image that gave `size_HW`, if the settings gave no size. Then an image of another
+    size is refused."""
 
 
 def decode(item: Item, wanted: Wanted, blamed: str) -> Pixels | CorruptImageError:
-    """Pixels and class of one item; a corrupt image is returned, for the caller to raise or count.
+    """Pixels and class of one item. For a corrupt image it returns the error, and the caller raises
+    or counts it.
 
     Damaged bytes raise almost anything in Pillow (OSError, SyntaxError, ValueError, struct.error,
-    its own errors). Only an OSError with a number comes from the file system, and it is not the
-    image's fault: skipping it could skip a whole data set while a network drive is away. That, and
-    what the settings cannot have, is a DataError; `blamed` is the field it names for the former.
+    its own errors). Only an OSError with a number comes from the file system, and the image is not
+    at fault: with a network drive away, skipping such images could skip a whole data set. This
+    raises DataError, with the field `blamed`. So does an image that does not fit the settings.
     """
     try:
         image, label = item.load()
@@ -64,10 +66,10 @@ def decode(item: Item, wanted: Wanted, blamed: str) -> Pixels | CorruptImageErro
 
 
 def pixels(image: Image, wanted: Wanted, name: str) -> NDArray[np.uint8]:
-    """(H, W, C) uint8: upright, on white where transparent, cropped, resized to cover, centred.
+    """(H, W, C) uint8: upright, on white if transparent, cropped, resized to cover, centred.
 
-    The order is fixed: first `center_crop` pixels of the original, then one Lanczos resampling
-    (antialiased) of the largest centred box that has the wanted aspect.
+    The order is fixed: first the crop to `center_crop` pixels of the original, then one Lanczos
+    resampling (antialiased) of the largest centred box with the wanted aspect ratio.
     """
     from PIL.Image import Resampling
 
@@ -88,7 +90,7 @@ def pixels(image: Image, wanted: Wanted, name: str) -> NDArray[np.uint8]:
         raise DataError(
             f"data.image_size: images differ in size: {wanted.size_from} is"
             f" {out_width}×{out_height} pixels and {name}"
-            f" {width}×{height}; set data.image_size, e.g."
+            f" {width}×{height}; set data.image_size to resize them, e.g."
             f" {min(out_width, out_height, width, height)}"
         )
     scale = min(width / out_width, height / out_height)
@@ -103,7 +105,8 @@ def pixels(image: Image, wanted: Wanted, name: str) -> NDArray[np.uint8]:
 
 
 def _upright(image: Image) -> Image:
-    """Turns photographs as their camera was held. Only where there is EXIF: looking costs 10 %."""
+    """Rotates a photograph as its EXIF data says. Without EXIF it does nothing: the check itself
+    would cost 10 %."""
     if "exif" not in image.info and image.format != "TIFF":
         return image
     from PIL import ImageOps
@@ -111,12 +114,12 @@ def _upright(image: Image) -> Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
-        # Damaged EXIF says nothing of the pixels, which are whole.
+        # Only the EXIF is damaged; the pixels are intact.
         return image
 
 
 def _eight_bit(image: Image, channels: int | None) -> Image:
-    """The image in mode L or RGB; without `channels`, as its mode (not its pixels) says."""
+    """The image in mode L or RGB. Without `channels`, its mode (not its pixels) decides which."""
     import PIL.Image
 
     if image.mode == "F":
@@ -132,7 +135,7 @@ def _eight_bit(image: Image, channels: int | None) -> Image:
 
 
 def _from_16_bit(image: Image) -> Image:
-    """Divides by 257, so that 65,535 becomes 255 (Pillow's own conversion clips at 255)."""
+    """Divides by 257, so that 65,535 becomes 255 (Pillow's own conversion would clip at 255)."""
     import PIL.Image
 
     values = np.asarray(image).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What is wrong with the data, as a sentence for whoever wrote the experiment."""
+"""Errors about data, as sentences for the author of the experiment."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from ray_gen.errors import Refused
 
 
 class DataError(Refused):
-    """Data that cannot be used: the message names the dotted field, the value and the remedy."""
+    """Data that cannot be used. The message names the dotted field, the value and the remedy."""
 
 
 def reason(error: BaseException) -> str:
-    """The cause inside an error, short enough to stand in the middle of a sentence.
+    """The cause inside an error, short enough for the middle of a sentence.
 
-    Of an OSError only what the system says ("permission denied"): our sentence names the path.
+    For an OSError, only the system's message ("permission denied"): our sentence names the path.
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()

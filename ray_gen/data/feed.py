@@ -1,4 +1,4 @@
-"""Which images a step sees, as a pure function of (seed, step), and those images on the device."""
+"""Chooses the images of a step, a pure function of (seed, step), and brings them to the device."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ray_gen.noise import Tape, permutation
 
 
 class Order:
-    """An endless run through `count` images: a new random order every epoch, no image left out,
-    epochs joined without a gap so that every batch is full."""
+    """An endless order of `count` images. Each epoch has a new random order of all images. Epochs
+    follow each other without a gap, so every batch is full."""
 
     def __init__(self, seed: int, count: int, device: torch.device) -> None:
         self._seed = seed
@@ -26,8 +26,8 @@ class Order:
         self._orders: dict[int, Tensor] = {}
 
     def __getitem__(self, positions: range) -> Tensor:
-        """Indices of the images at consecutive positions since the start of the run: int64, where
-        the images lie."""
+        """Indices of the images at consecutive positions since the start of the run: int64, on the
+        device of the images."""
         parts: list[Tensor] = []
         start = positions.start
         while start < positions.stop:
@@ -39,7 +39,7 @@ class Order:
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
-            # A batch reaches into one other epoch at most, unless it is larger than the data.
+            # A batch reaches into at most one other epoch, unless it is larger than the data.
             for old in [e for e in self._orders if e < epoch - 1]:
                 del self._orders[old]
             order = permutation(self._seed, "order", epoch, self._count)
@@ -49,7 +49,7 @@ class Order:
 
 @dataclass(frozen=True)
 class FeedSettings:
-    """What turns stored bytes into what networks see."""
+    """Settings that turn stored bytes into the input of networks."""
 
     seed: int
     global_batch_size: int
@@ -61,11 +61,11 @@ class FeedSettings:
 
 
 class Reader(Protocol):
-    """Where the bytes of each step come from."""
+    """Reads the bytes of each step."""
 
     def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """uint8 (N, H, W, C), and labels (N,), of a rank's part of the steps from `first` to
-        `last` - 1."""
+        """uint8 (N, H, W, C), and labels (N,) or None, of a rank's part of each step from `first`
+        to `last` - 1."""
         ...
 
 
@@ -81,7 +81,7 @@ class Feed:
         self._flips = Tape(flip, settings.seed, "data", 1, part)
 
     def steps(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """(images, labels) of the steps from `first` to `last` - 1."""
+        """(images, labels) of each step from `first` to `last` - 1."""
         for step, (images, labels) in enumerate(self._reader.batches(first, last), first):
             yield self._finished(step, images, labels)
 
@@ -101,7 +101,7 @@ class Feed:
 
 
 class Stored:
-    """Reads decoded images: on the device, where they are indexed, or memory-mapped."""
+    """Reads decoded images. They lie on the device and are indexed there, or are memory-mapped."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Stored:
         *,
         on_device: bool,
     ) -> None:
-        """images_NHWC: uint8, memory-mapped. `on_device`: move them to the device as a whole."""
+        """images_NHWC: uint8, memory-mapped. on_device: move all of them to the device."""
         self._settings = settings
         self._pins = device.type == "cuda" and not on_device
         self._on_device = on_device
@@ -121,8 +121,8 @@ class Stored:
         self._order = Order(settings.seed, len(images_NHWC), self._images.device)
 
     def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """See `Reader`. What is not on the device is gathered one step ahead by a thread, which
-        hides the disk and the copy."""
+        """See `Reader`. If the images are not on the device, a thread gathers them one step ahead.
+        This hides the time of the disk and of the copy."""
         if self._on_device:
             for step in range(first, last):
                 yield self._gathered(step)
@@ -136,7 +136,7 @@ class Stored:
                 yield gathered
 
     def _gathered(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Bytes and labels of a step, where the data lies."""
+        """Bytes and labels of a step, on the device of the data."""
         start = step * self._settings.global_batch_size
         part = self._settings.part
         indices = self._order[range(start + part.start, start + part.stop)]
@@ -151,15 +151,15 @@ class Stored:
 def to_range(
     images_NHWC: Tensor, image_range: tuple[float, float], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """uint8 (N, H, W, C) to floats (N, C, H, W), channels-last: 0 to `low`, 255 to `high`."""
+    """uint8 (N, H, W, C) to floats (N, C, H, W), channels-last: 0 becomes `low`, 255 `high`."""
     low, high = image_range
     floats = images_NHWC.permute(0, 3, 1, 2).to(dtype)
     return floats.mul_((high - low) / 255.0).add_(low) if low else floats.mul_(high / 255.0)
 
 
 def fits_device(images_NHWC: Tensor, device: torch.device) -> bool:
-    """Whether images take at most a quarter of a GPU's free memory. On a CPU, where a memory map is
-    indexed in place, whether they take at most a quarter of the machine's memory and so stay in it.
+    """Whether images take at most a quarter of a GPU's free memory. On a CPU, whether they take at
+    most a quarter of the machine's memory: the memory map is indexed in place and then stays there.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

@@ -1,4 +1,4 @@
-"""What a node decodes of a Parquet data set that is streamed."""
+"""The part of a streamed Parquet data set that each node decodes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ray_gen.data.sources.base import Item, Listing, SplitName
 from ray_gen.data.sources.parquet import Parquet, RowGroup
 
 HELD_OUT_IMAGES = 10_000
-"""Held out of a stream at most, in whole row groups: they are decoded on every node."""
+"""Largest number of held-out images of a stream, in whole row groups: every node decodes them."""
 SAMPLE_IMAGES = 10_000
-"""Of the images that are trained on, what a node decodes to look at and to compare with."""
+"""Largest number of training images that each node decodes, to look at and to compare with."""
 
 
 class Sampled:
-    """Of a Parquet data set that is streamed, the images that a node decodes: those held out, and a
-    sample of those that are trained on."""
+    """The images of a streamed Parquet data set that each node decodes: the held-out images, and a
+    sample of the training images."""
 
     kind = "parquet-stream"
     field = Parquet.field
@@ -27,7 +27,7 @@ class Sampled:
         self._fraction = held_out_fraction
 
     def identity(self) -> object:
-        """That of the whole, and what of it is chosen."""
+        """Identity of the whole data set, and the settings that choose the part."""
         return [self._source.identity(), self._fraction, HELD_OUT_IMAGES, SAMPLE_IMAGES]
 
     def listing(self) -> Listing:
@@ -46,9 +46,10 @@ class Sampled:
         return Listing(count, items, columns.class_names)
 
     def split(self, groups: Sequence[RowGroup]) -> tuple[list[RowGroup], list[RowGroup]]:
-        """Those to train on and those held out, which are the data set's own, or chosen by a hash.
+        """Row groups to train on, and row groups held out. The split is the data set's own, else
+        chosen by a hash.
 
-        Raises DataError where nothing is left to train on.
+        Raises DataError if nothing is left to train on.
         """
         own = any(group.shard.split is not None for group in groups)
         mixed = _mixed(groups)
@@ -64,19 +65,21 @@ class Sampled:
         if not kept:
             raise DataError(
                 f"{self.field}: {self._source.path} has too few row groups ({len(groups)}) to hold "
-                "some out and stream the others; write it with smaller ones "
+                "some out and stream the others; write it with smaller row groups "
                 "(ray-gen data convert), or set data.placement=auto"
             )
         return kept, held_out
 
 
 def _mixed(groups: Iterable[RowGroup]) -> list[RowGroup]:
-    """In an order by a hash, which does not depend on the other row groups."""
+    """Row groups in the order of a hash of their keys. The hash of a group does not depend on the
+    other groups."""
     return sorted(groups, key=lambda group: hashlib.blake2b(group.key.encode()).digest())
 
 
 def _first(groups: Iterable[RowGroup], images: float) -> list[RowGroup]:
-    """As many from the front as have so many images, but for the last that would be too much."""
+    """Row groups in order, up to `images` images in all: the first group, and then each group that
+    still fits. Empty if `images` is 0."""
     found: list[RowGroup] = []
     count = 0
     for group in groups:

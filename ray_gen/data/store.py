@@ -1,4 +1,4 @@
-"""A data set as uint8 pixels on disk, decoded once per node and mapped by all its workers."""
+"""A data set as uint8 pixels on disk. Each node decodes it once, and all its workers map it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from ray_gen.data.sources.parquet import Parquet
 from ray_gen.data.stream import Shards
 
 _LARGEST = 4
-"""Windows that a row group of a stream may be: more is not what the window promises of memory."""
+"""Largest size of a row group of a stream, in windows. A larger one would need more memory than the
+window promises."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +44,23 @@ class Split:
 
 @dataclass(frozen=True)
 class Store:
-    """Both splits of a data set in the shape that the experiment asks for."""
+    """Both splits of a data set, in the shape that the experiment asks for."""
 
     train: Split
     held_out: Split
-    """May have no images (`held_out_fraction` 0)."""
+    """Empty if `held_out_fraction` is 0."""
     class_names: tuple[str, ...] | None
     skipped: int
-    """Corrupt images that were left out."""
+    """Number of corrupt images that were skipped."""
     path: Path
-    """The cache entry: a folder that may be deleted when no process has it open."""
+    """The cache entry. The folder may be deleted if no process has it open."""
     label_count: int | None
     """Number of classes; None if the source has no labels."""
     digest: str | None = None
-    """Of the shape, and of pixels and labels of both splits in their order: equal digests, equal
-    data. None of a store that was not read from a cache."""
+    """Digest of the shape, and of the pixels and labels of both splits in their order. Equal
+    digests mean equal data. None for a store that was not read from a cache."""
     stream: Shards | None = None
-    """What is trained on instead of `train`, which is a sample of it; None: `train` is."""
+    """The stream to train on. `train` is then only a sample of it. None: train on `train`."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -79,24 +80,27 @@ def open_store(
     cache_folder: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
-    """Maps the decoded data set; decodes it first if no process of this node has done so.
+    """Maps the decoded data set. Decodes it first if no process of this node has done so.
 
-    image_size: the side of a square, or (height, width); None: the images' own, which must agree.
-    center_crop: side in pixels of the original that is cut out before resizing; None: all of it.
+    image_size: the side of a square, or (height, width); None: the images' own size, which must be
+        the same for all.
+    center_crop: side, in pixels of the original, of the square that is cut out before resizing;
+        None: all of the image.
     channels: 1 (grey) or 3 (RGB); None: 1 if the first image is grey, else 3.
-    held_out_fraction: in [0, 1); of a source without splits of its own, by a hash of each image's
-        relative path or row, so that adding images moves none from one split to the other.
+    held_out_fraction: in [0, 1), for a source without splits of its own. A hash of each image's
+        relative path or row decides, so new images never move others between splits.
     on_corrupt: "stop" at an image that cannot be decoded, or "skip" and count it.
     progress: called with (images decoded, all images) by the process that decodes.
 
-    Exactly one process decodes, under a lock that the kernel frees when it dies; the others wait
-    and map the result. An entry of the cache appears whole, by one rename, or not at all.
+    Exactly one process decodes, under a lock that the kernel frees when the process dies. The
+    others wait and map the result. An entry of the cache appears whole, by one rename, or not at
+    all.
     """
     wanted = _wanted(image_size, center_crop, channels)
     if not 0 <= held_out_fraction < 1:
         raise DataError(
-            f"data.held_out_fraction: {held_out_fraction} is not in [0, 1), so that images are left"
-            " to train on; set e.g. 0.1"
+            f"data.held_out_fraction: {held_out_fraction} is not in [0, 1), but some images must be"
+            " left to train on; set e.g. 0.1"
         )
     key = _key(
         format=FORMAT,
@@ -129,7 +133,7 @@ def open_store(
             store = _opened(entry, key)
     if store is None:
         raise DataError(
-            f"{source.field}: the files of the data set changed while they were decoded;"
+            f"{source.field}: the files of the data set changed during decoding;"
             " start again when they are complete"
         )
     return store
@@ -147,10 +151,11 @@ def open_stream(
     window: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
-    """A data set that stays where it is: see `open_store`. `train` is a sample of what is streamed,
-    and `held_out` what a node can decode: some 10,000 images each, in whole row groups.
+    """Opens a data set that is streamed from its place, not decoded as a whole; see `open_store`.
+    `train` is a sample of the streamed images, `held_out` are the held-out images. Each has at most
+    about 10,000 images, in whole row groups.
 
-    window: images of a stream that are shuffled together.
+    window: number of images of a stream that are shuffled together.
     """
     sampled = Sampled(source, held_out_fraction)
     store = open_store(
@@ -179,8 +184,8 @@ def open_stream(
     if largest > _LARGEST * window:
         raise DataError(
             f"{source.field}: {source.path} has row groups of {largest:,} images, and each stream "
-            "holds two in memory; write it with smaller ones (ray-gen data convert), or set "
-            f"data.window_images={largest} where a machine has room for them"
+            "holds two in memory; write it with smaller row groups (ray-gen data convert), or set "
+            f"data.window_images={largest} if the machines have enough memory"
         )
     digest = hashlib.blake2b(f"{store.digest} {shards.digest}".encode(), digest_size=16)
     return replace(store, digest=digest.hexdigest(), label_count=columns.label_count, stream=shards)
@@ -191,8 +196,8 @@ def _wanted(
 ) -> Wanted:
     if channels not in (None, 1, 3):
         raise DataError(
-            f"data.channels: {channels} is not 1 (grey) or 3 (RGB); set one of them, or null to"
-            " take what the first image has"
+            f"data.channels: {channels} is not 1 (grey) or 3 (RGB); set one of them, or null for"
+            " the channels of the first image"
         )
     size_HW = (image_size, image_size) if isinstance(image_size, int) else image_size
     if size_HW is not None:
@@ -210,7 +215,8 @@ def _key(**parts: Any) -> str:
 
 
 def _opened(entry: Path, key: str) -> Store | None:
-    """The store in a cache entry, or None if there is none, or not a whole one of this key."""
+    """The store in a cache entry. None if the entry does not exist, is not whole, or has another
+    key."""
     try:
         manifest = json.loads((entry / MANIFEST).read_bytes())
         if manifest["key"] != key:
@@ -241,7 +247,8 @@ def _opened(entry: Path, key: str) -> Store | None:
 
 @contextmanager
 def _locked(cache_folder: Path, name: str, wait: bool = True) -> Generator[bool]:
-    """Holds the lock of a cache entry among the processes of this node; False if not waited for.
+    """Holds the lock of a cache entry among the processes of this node. Without `wait`, yields
+    False if another process holds it.
 
     The lock file is never removed: a process could hold the old one while another locks a new one.
     """
@@ -264,7 +271,7 @@ def _locked(cache_folder: Path, name: str, wait: bool = True) -> Generator[bool]
 
 
 def _sweep(cache_folder: Path) -> None:
-    """Removes what processes that died while decoding left: their locks are free."""
+    """Removes the partial entries of processes that died during decoding: their locks are free."""
     for partial in cache_folder.glob(f"*{PARTIAL}"):
         with _locked(cache_folder, partial.name.removesuffix(PARTIAL), wait=False) as free:
             if free:

@@ -1,10 +1,10 @@
-"""Data larger than a node: row groups of Parquet files, read while training goes on.
+"""Data larger than a node: row groups of Parquet files, read during training.
 
-The images of a global batch come from as many streams as it has groups, each group from one. An
-epoch deals all row groups out to the streams in a random order; a stream reads its own, a block of
-them at a time, and gives the rows of a block in a random order. So the order is a function of the
-seed alone, and each row group is read once an epoch by one worker, however many workers there are:
-a worker reads the streams of its groups.
+A global batch has one stream per group. Each group takes its images from its own stream. Each epoch
+deals all row groups to the streams in random order. A stream reads its row groups in blocks, and
+gives the rows of a block in random order. So the order is a function of the seed alone. One worker
+reads each row group once per epoch, for any number of workers: a worker reads the streams of its
+groups.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _AHEAD = 4
-"""Steps whose images are decoded before they are asked for."""
+"""Number of steps whose images are decoded in advance."""
 _READS_AT_ONCE = 16
 
 
@@ -50,10 +50,11 @@ class Block:
 
 
 class Streams:
-    """Which rows each of `streams` virtual streams gives, as a function of the seed."""
+    """The rows of each of `streams` virtual streams, a function of the seed."""
 
     def __init__(self, seed: int, rows: Sequence[int], streams: int, window: int) -> None:
-        """rows: of each row group, at least 1. window: rows that a block has about."""
+        """rows: number of rows of each row group, at least 1. window: approximate number of rows in
+        a block."""
         self._seed = seed
         self._rows = np.asarray(rows, np.int64)
         self._streams = streams
@@ -64,17 +65,18 @@ class Streams:
         return permutation(self._seed, "row groups", epoch, len(self._rows)).numpy()
 
     def blocks(self, stream: int, position: int) -> Iterator[tuple[Block, int]]:
-        """The blocks of a stream without end, from that which holds its row number `position`
-        since the start of the run; each with how many of its rows lie before that."""
+        """The endless blocks of a stream, from the block that holds row `position` (counted from
+        the start of the run). Each comes with the number of its rows before `position`."""
         for epoch in itertools.count():
-            # Dealing goes on where the last epoch ended, so that no stream always gets the more.
+            # Dealing continues where the last epoch ended, so that the extra row groups do not
+            # always go to the same streams.
             first = (stream - epoch * len(self._rows)) % self._streams
             groups = self._epoch(epoch)[first :: self._streams]
             rows = self._rows[groups]
             if position >= (total := int(rows.sum())):
                 position -= total
                 continue
-            # Shifted, so that the streams of a worker do not all come to a new block in one step.
+            # Shifted, so that the streams of a worker do not all begin a new block in one step.
             shift = self._window * stream // self._streams
             numbers = (np.cumsum(rows) - rows + shift) // self._window
             for number in np.unique(numbers):
@@ -87,7 +89,7 @@ class Streams:
                 position = 0
 
     def within(self, stream: int, block: Block) -> list[int]:
-        """The order of a block's rows, counted through its row groups."""
+        """The order of a block's rows. Rows are numbered across its row groups."""
         name = f"rows {stream} {block.number}"
         return permutation(self._seed, name, block.epoch, block.rows).tolist()
 
@@ -105,22 +107,22 @@ class Shards:
 
     @property
     def rows(self) -> int:
-        """Images in all."""
+        """Number of all images."""
         return sum(group.rows for group in self.groups)
 
     @property
     def digest(self) -> str:
-        """Of what the footers tell: the row groups, their rows and bytes. Not of the pixels."""
+        """Digest of the footers: the row groups, their rows and bytes. Does not cover pixels."""
         told = [(g.key, g.rows, g.bytes) for g in self.groups]
         return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
     def read(self, group: int) -> Rows:
-        """A row group, encoded."""
+        """The rows of a row group, still encoded."""
         return self.source.read(self.groups[group], self.columns)
 
 
 class Streamed:
-    """The images of a part of the global batch, step by step, ahead of being asked for."""
+    """Reads the images of a part of the global batch, step by step, in advance."""
 
     def __init__(
         self,
@@ -133,8 +135,8 @@ class Streamed:
         labelled: bool,
         pinned: bool,
     ) -> None:
-        """streams: groups of the global batch. part: its images that are read: whole groups.
-        pinned: in memory that a GPU copies from."""
+        """streams: number of groups of the global batch. part: the images of the global batch to
+        read, in whole groups. pinned: return pinned memory, for copies to a GPU."""
         self._shards = shards
         self._group_size = group_size
         self._streams = range(part.start // group_size, part.stop // group_size)
@@ -144,7 +146,7 @@ class Streamed:
         self._pinned = pinned
 
     def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """uint8 (N, H, W, C) and labels (N,) of the steps from `first` to `last` - 1."""
+        """uint8 (N, H, W, C), and labels (N,) or None, of each step from `first` to `last` - 1."""
         threads = torch.get_num_threads()
         with (
             ThreadPoolExecutor(_READS_AT_ONCE, "row groups") as reads,
@@ -169,7 +171,8 @@ class Streamed:
     def _images(
         self, stream: int, position: int, reads: ThreadPoolExecutor
     ) -> Generator[tuple[_Loaded, int]]:
-        """The places of one stream's images in their blocks; the next block is read meanwhile."""
+        """For each image of one stream, its block and its place in it. Reads the next block
+        meanwhile."""
 
         def ordered() -> Iterator[tuple[list[Future[Rows]], list[int], int]]:
             for block, offset in self._order.blocks(stream, position):
@@ -191,7 +194,8 @@ class Streamed:
         return torch.from_numpy(np.stack(pixels)), torch.tensor(given)
 
     def _image(self, loaded: _Loaded, place: int) -> Pixels:
-        """An image of a block; where it is corrupt, and such are skipped, the next that is not."""
+        """An image of a block. If it is corrupt and corrupt images are skipped: the next one that
+        is not corrupt."""
         if loaded.pixels is not None:
             return loaded.pixels[loaded.order[place]], loaded.labels[loaded.order[place]]
         blamed = self._shards.source.field
@@ -225,11 +229,12 @@ class _Loaded:
         whole = wanted.center_crop is None
         shape = (*(wanted.size_HW or ()), wanted.channels)
         self.pixels: NDArray[np.uint8] | None = None
-        """Of all rows in the order of the groups, where they are stored as wanted."""
+        """Pixels of all rows, in the order of the groups. None if the stored pixels do not have the
+        wanted shape."""
         if whole and all(pixels is not None and pixels.shape[1:] == shape for pixels in stored):
             self.pixels = np.concatenate([pixels for pixels in stored if pixels is not None])
             self.labels = [label for group in groups for label in group.labels]
-            self._groups = ()  # what was read is not kept beside its copy
+            self._groups = ()  # frees the groups that were just copied
 
     def __len__(self) -> int:
         return len(self.order)

@@ -1,10 +1,10 @@
-"""The experiment: the whole of a run as one typed tree. Settings only; imports no torch."""
+"""The experiment: all settings of a run in one typed tree. No module here imports torch."""
 
 from ray_gen.experiment.checks import too_many_workers
 from ray_gen.experiment.experiment import Experiment
 from ray_gen.experiment.reading import data_settings, parse_yaml
-from ray_gen.experiment.settings import Component, ExperimentError, Settings, differences
-from ray_gen.experiment.tree import Change, absolute_path
+from ray_gen.experiment.tree import Change
+from ray_gen.settings import Component, ExperimentError, Settings, absolute_path, differences
 
 __all__ = [
     "Change",

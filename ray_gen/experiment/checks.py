@@ -1,4 +1,4 @@
-"""The checks of several fields together, as far as the settings alone can say."""
+"""Checks of several fields together that need only the settings."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from ray_gen.experiment.networks import NetworkSettings
 from ray_gen.experiment.search_checks import search_problems
-from ray_gen.experiment.settings import ExperimentError, is_marked
 from ray_gen.experiment.tree import Tree
+from ray_gen.settings import ExperimentError, is_marked
 
 
 def problems(experiment: Tree) -> Iterator[str]:
-    """Checks of several fields together, as far as the settings alone can say."""
+    """The problems of several fields together. Each begins with a dotted path."""
     objective = experiment.objective
     yield from _missing_or_extra("networks", experiment.networks, objective.network_names)
     yield from _missing_or_extra("optimizers", experiment.optimizers, objective.phase_names)
@@ -37,9 +37,9 @@ def _best_problems(experiment: Tree) -> Iterator[str]:
         known = (*known, *evaluation.score_names)
     if best.metric not in known:
         has = f"one of {', '.join(known)}" if known else "none: leave the field out"
-        more = "" if evaluation.every_images else "; evaluation.every_images measures more"
+        more = "" if evaluation.every_images else "; set evaluation.every_images to measure more"
         if evaluation.placement == "beside":
-            more = "; evaluation.placement=inline measures more in time for it"
+            more = "; evaluation.placement=inline measures more before the checkpoint is judged"
         yield (
             f"checkpoints.best.metric: a {experiment.objective.kind} objective has no "
             f"held-out score {best.metric!r}; it has {has}{more}"
@@ -56,11 +56,11 @@ def _lineage_problems(experiment: Tree) -> Iterator[str]:
     for number, change in enumerate(experiment.lineage):
         where = f"lineage.{number}"
         if change.images <= images:
-            yield f"{where}.images: {change.images} does not come after {images}"
+            yield f"{where}.images: {change.images} is not larger than {images}, the one before"
         images = change.images
         for path in change.values:
             if not is_marked(experiment, path, "live"):
-                yield f"{where}.values.{path}: cannot change while a run goes on"
+                yield f"{where}.values.{path}: cannot change during a run"
         try:
             bare = bare.with_values(change.values)
         except ExperimentError as error:
@@ -78,7 +78,7 @@ def _data_problems(experiment: Tree) -> Iterator[str]:
     if experiment.needs_labels and experiment.data.has_labels() is False:
         yield (
             "objective.conditional: the data has no labels to condition on; set it to false, "
-            "or put the images in one folder a class (or name data.label_column)"
+            "or put the images in one folder per class (or set data.label_column)"
         )
 
 
@@ -88,7 +88,7 @@ def _batch_problems(experiment: Tree) -> Iterator[str]:
     if batch % group:
         yield (
             f"training.group_size: {group} does not divide training.global_batch_size {batch}; "
-            f"nearest that do: {', '.join(map(str, _near_divisors(batch, group)))}"
+            f"nearest divisors: {', '.join(map(str, _near_divisors(batch, group)))}"
         )
         return
     micro = training.micro_batch_size
@@ -112,13 +112,13 @@ def _schedule_problems(experiment: Tree) -> Iterator[str]:
             and schedule.horizon_images <= schedule.warmup_images
         ):
             yield (
-                f"{where}: {schedule.horizon_images} does not lie after warmup_images "
+                f"{where}: {schedule.horizon_images} is not larger than warmup_images "
                 f"{schedule.warmup_images}"
             )
 
 
 def too_many_workers(count: int, batch: int, group: int) -> str:
-    """The sentence for more workers than groups."""
+    """The message for more workers than groups."""
     return (
         f"workers.count: {count} workers cannot share {batch // group} groups "
         f"(training.global_batch_size {batch} / training.group_size {group}); "

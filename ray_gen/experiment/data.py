@@ -1,4 +1,4 @@
-"""`data`: where images come from and what is done to them before training sees them."""
+"""`data`: the source of the images, and their preparation before training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from ray_gen.experiment.settings import Component, Location, free
+from ray_gen.settings import Component, Location, free
 
 ImageSize = PositiveInt | tuple[PositiveInt, PositiveInt]
 
@@ -28,59 +28,70 @@ _SHARED = (
 
 
 class DataSettings(Component):
-    """What every source shares."""
+    """Settings that all sources share."""
 
     image_size: ImageSize | None = None
     """Pixels: one number for a square, or [height, width]. Images are scaled to cover it and then
-    cropped at the centre. None: the size that all images of the data have."""
+    cropped at the centre. None: the size of the data's images, which must all be equal."""
     center_crop: PositiveInt | None = None
-    """Pixels of the original: a centred square that is cut out before resizing (CelebA: 160)."""
+    """Pixels: side of a centred square that is cut out of the original before resizing (CelebA:
+    160)."""
     channels: Literal[1, 3] | None = None
-    """1 is grey, 3 is RGB; transparency is laid on white. None: as the first image has it."""
+    """1 is grey, 3 is RGB. Transparent pixels are put on white. None: as in the first image."""
     flip: bool = False
-    """Mirror each image with probability ½, anew at every draw."""
+    """Mirror each image with probability ½, drawn again each time training uses the image."""
     held_out_fraction: float = Field(0.1, ge=0.0, lt=1.0)
-    """Share of the images that is never trained on, chosen by a hash of each image's path or row.
-    Sources with a held-out split of their own ignore it."""
+    """Share of the images that is held out of training, chosen by a hash of each image's path or
+    row. Sources with their own held-out split ignore it."""
     on_corrupt: Literal["stop", "skip"] = "stop"
-    """An image that cannot be decoded stops the run with its path, or is skipped and counted."""
+    """stop: an image that cannot be decoded stops the run; the error names its path. skip: such
+    images are skipped and counted."""
     placement: Literal["auto", "device", "host", "stream"] = free("auto", but="stream")
-    """Where images lie: decoded on the device, or memory-mapped on its node, or (stream) as Parquet
-    where they are, of any size, read and decoded as training goes on, in an order of its own. auto:
-    on the device if they take at most a quarter of its free memory, else on its node."""
+    """Where the images are during training. device: decoded, on the device. host: decoded and
+    memory-mapped on the device's node. stream: Parquet of any size stays in its place; training
+    reads and decodes it step by step, in an order of its own. auto: device if the images take at
+    most a quarter of its free memory, else host."""
     classes: tuple[str, ...] | None = None
     """Names of the classes in the order of their labels; filled in from the data at the start."""
     digest: str | None = None
-    """Of all decoded pixels and labels in their order; filled in from the data at the start. What
-    data is: where it lies may change."""
+    """Digest of all decoded pixels and labels in their order; filled in from the data at the start.
+    It identifies the data. The path may change."""
 
     @model_validator(mode="after")
     def _only_parquet_streams(self) -> Self:
         if self.placement == "stream" and not isinstance(self, ParquetData):
             raise ValueError(
-                "placement: stream reads Parquet files; write them with `ray-gen data convert`, or "
-                "set it to auto"
+                "placement: stream reads only Parquet files; write them with `ray-gen data "
+                "convert`, or set placement to auto"
             )
         return self
 
+    @property
+    def short_form(self) -> str:
+        """The data in the form of the command line: KIND:PATH, or only KIND."""
+        for field in ("path", "dataset"):
+            if hasattr(self, field):
+                return f"{getattr(self, 'kind')}:{getattr(self, field)}"  # noqa: B009
+        return getattr(self, "kind")  # noqa: B009
+
     def height_and_width(self) -> tuple[int, int] | None:
-        """The size of the images, where the settings alone say it."""
+        """The image size if the settings give it, else None."""
         size = self.image_size
         return (size, size) if isinstance(size, int) else size
 
     def has_labels(self) -> bool | None:
-        """Whether images have labels, where the settings alone say it."""
+        """Whether images have labels. None if the settings do not tell."""
         return None if self.classes is None else bool(self.classes)
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the source itself."""
+        """Keyword arguments of the source's class."""
         fields = type(self).model_fields
         return {name: getattr(self, name) for name in fields if name not in _SHARED}
 
 
 class Mnist5kData(DataSettings):
-    """5,000 real MNIST digits that come with the package: 28 x 28 grey, 400 a class to train on and
-    100 a class held out."""
+    """5,000 real MNIST digits that come with the package: 28 x 28 grey, 400 per class for training,
+    100 per class held out."""
 
     targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:Mnist5k"}
     kind: Literal["mnist5k"] = "mnist5k"
@@ -88,7 +99,7 @@ class Mnist5kData(DataSettings):
     channels: Literal[1, 3] | None = 1
 
     def has_labels(self) -> bool | None:
-        """Always."""
+        """True."""
         return True
 
 
@@ -100,15 +111,16 @@ class TorchvisionData(DataSettings):
     dataset: str
     """The class: MNIST, FashionMNIST, CIFAR10, CelebA, FakeData, …"""
     root: str = free("~/.cache/torchvision")
-    """Folder that holds its files, or that they are downloaded to."""
+    """Folder of its files, also the target of a download."""
     download: bool = free(False)
-    """Fetch the files if they are not there."""
+    """Download the files if they are missing."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of the class, e.g. {split: byclass} for EMNIST."""
 
 
 class FolderData(DataSettings):
-    """Image files in one folder a class, or flat: PNG, JPEG, WebP; grey, RGB, RGBA, palette."""
+    """Image files, one folder per class or all in one folder: PNG, JPEG, WebP; grey, RGB, RGBA,
+    palette."""
 
     targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:Folder"}
     kind: Literal["folder"] = "folder"
@@ -124,12 +136,12 @@ class ParquetData(DataSettings):
     path: Location = free(...)
     """A file, a folder of shards, or a URI (s3://, gs://, hdfs://, file://)."""
     image_column: str | None = None
-    """None: the one column whose type can hold encoded images."""
+    """None: the only column whose type can hold encoded images."""
     label_column: str | None = None
-    """None: `label`, if there is such a column of integers."""
+    """None: the column `label` if it exists and holds integers."""
     window_images: PositiveInt = 1024
-    """Of placement stream: images that are shuffled together, in each of the streams that the
-    groups of a global batch are read from. Some twice as many are in memory, as they are stored."""
+    """Only for placement stream: number of images that one stream shuffles together. Each group of
+    a global batch has its own stream. About twice this number is in memory, in stored form."""
 
 
 _SHORT_FORMS = {"folder": "path", "parquet": "path", "torchvision": "dataset"}

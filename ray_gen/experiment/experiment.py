@@ -1,4 +1,4 @@
-"""An experiment: the tree of settings, with the checks of several fields together."""
+"""`Experiment`: the tree of settings, with the checks of several fields together."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ray_gen.experiment.tree import Tree
 
 
 class Experiment(Tree):
-    """Everything that a run is made of. Two runs of equal experiments are equal runs."""
+    """All settings of a run. Two runs of equal experiments give equal results."""
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with fields that go together, each by its dotted path."""
+        """The problems of several fields together. Each begins with a dotted path."""
         yield from checks.problems(self)

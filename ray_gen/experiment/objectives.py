@@ -1,4 +1,4 @@
-"""`objective`: what is trained. Its networks and phases are known without importing torch."""
+"""`objective`: what is trained. The settings know its networks and phases without torch."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from ray_gen.experiment.schedules import Count, CountSteps, NonNegative, Share
-from ray_gen.experiment.settings import Component, live
+from ray_gen.settings import Component, live
 
 Better = Literal["min", "max"]
 
 
 class ObjectiveSettings(Component):
-    """What every objective says of itself, before it is built."""
+    """Settings that all objectives share, and facts about an objective before it is built."""
 
     network_names: ClassVar[tuple[str, ...] | None] = None
-    """Keys that `networks` must have; None where only the objective's class knows."""
+    """Keys that `networks` must have. None if only the objective's class knows them."""
     phase_names: ClassVar[tuple[str, ...] | None] = None
-    """Keys that `optimizers` must have; None where only the objective's class knows."""
+    """Keys that `optimizers` must have. None if only the objective's class knows them."""
     evaluated: ClassVar[Mapping[str, Better | None] | None] = {}
-    """Its held-out scores, which `checkpoints.best` can follow, and which of two values is the
-    better one; None where only the objective's class knows."""
-    title: ClassVar[str] = "Model with an objective of its own"
-    """What a model card calls it."""
+    """Its held-out scores, each with its better direction: "min", "max", or None for neither.
+    `checkpoints.best` can use them. The whole mapping is None if only the objective's class knows
+    them."""
+    title: ClassVar[str] = "Model with a custom objective"
+    """Its name in a model card."""
     has_likelihood: ClassVar[bool] = False
-    """Whether it bounds log p(x): `ray_gen.core.Bounds`."""
+    """Whether it gives a bound on log p(x): `ray_gen.core.Bounds`."""
     at_rest: ClassVar[str | None] = None
-    """What has happened when its own stopping rule ends a run; None where it has none."""
+    """The reason to print when its own stopping rule ends a run. None if it has no such rule."""
 
     conditional: bool = False
-    """Give the label to every network."""
+    """Give the labels to all networks."""
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the objective's class; the condition reaches it as `label_count`."""
+        """Keyword arguments of the objective's class. `label_count` replaces `conditional`."""
         return {
             name: value.at(0) if isinstance(value, CountSteps) else value
             for name, value in super().arguments().items()
@@ -42,13 +43,13 @@ class ObjectiveSettings(Component):
         }
 
     def stop_problem(self) -> str | None:
-        """Why `training.stop_at_equilibrium` cannot end a run of this objective, or None."""
+        """Why `training.stop_at_equilibrium` cannot end a run of this objective. None if it can."""
         kind = getattr(self, "kind", "custom")
-        return f"a {kind} objective has no rest to come to" if self.at_rest is None else None
+        return f"a {kind} objective has no equilibrium" if self.at_rest is None else None
 
 
 class AutoencoderObjective(ObjectiveSettings):
-    """A plain autoencoder: reconstruction alone. It has no prior, so it cannot be sampled from."""
+    """A plain autoencoder: only reconstruction. It has no prior, so it cannot make samples."""
 
     targets: ClassVar[Mapping[str, str]] = {"objective": "ray_gen.objectives.vae:Autoencoder"}
     network_names: ClassVar[tuple[str, ...] | None] = ("encoder", "decoder")
@@ -63,8 +64,8 @@ class AutoencoderObjective(ObjectiveSettings):
 
 
 class VaeObjective(ObjectiveSettings):
-    """A variational autoencoder (Kingma and Welling 2014), β-VAE and conditional VAE (Sohn et
-    al. 2015) included."""
+    """A variational autoencoder (Kingma and Welling 2014), also as β-VAE and conditional VAE (Sohn
+    et al. 2015)."""
 
     targets: ClassVar[Mapping[str, str]] = {"objective": "ray_gen.objectives.vae:Vae"}
     network_names: ClassVar[tuple[str, ...] | None] = ("encoder", "decoder")
@@ -80,31 +81,33 @@ class VaeObjective(ObjectiveSettings):
     latent_size: PositiveInt = 20
     """Numbers in z."""
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
-    """p(x|z): independent Bernoulli from logits, or a Gaussian about the decoder's output."""
+    """p(x|z). bernoulli: independent Bernoulli from logits. gaussian: its mean is the decoder's
+    output."""
     sigma: PositiveFloat | Literal["learned"] = "learned"
-    """Standard deviation of the Gaussian, pixels in [0, 1]: a number, or one learned for all pixels
-    (Rybkin et al. 2021). The Bernoulli has none."""
+    """Standard deviation of the Gaussian, for pixels in [0, 1]: a number, or one learned number for
+    all pixels (Rybkin et al. 2021). The Bernoulli has none."""
     beta: NonNegative = live(1.0)
     """Weight of the KL term (Higgins et al. 2017); 1 is the ELBO."""
     beta_warmup_images: NonNegativeInt = 0
     """Images over which the weight grows linearly from 0 to beta."""
     binarize: bool = False
-    """Redraw each pixel as Bernoulli(x) whenever an image is drawn (Salakhutdinov and Murray 2008;
-    Burda et al. 2016), so that the Bernoulli is a likelihood. Held-out images are drawn once."""
+    """Redraw each pixel as Bernoulli(x) each time training uses the image (Salakhutdinov and Murray
+    2008; Burda et al. 2016), so that the Bernoulli is a likelihood. Pixels of held-out images are
+    drawn once."""
 
     @model_validator(mode="after")
     def _only_a_bernoulli_is_of_binary_pixels(self) -> Self:
         if self.binarize and self.likelihood != "bernoulli":
             raise ValueError(
-                "binarize makes pixels 0 or 1 and a gaussian likelihood is a density of grey "
+                "binarize makes pixels 0 or 1, but a gaussian likelihood is a density of grey "
                 "values: set binarize to false or likelihood to bernoulli"
             )
         return self
 
 
 class GanObjective(ObjectiveSettings):
-    """A generative adversarial network (Goodfellow et al. 2014), conditional GAN (Mirza and
-    Osindero 2014) included."""
+    """A generative adversarial network (Goodfellow et al. 2014), also as conditional GAN (Mirza and
+    Osindero 2014)."""
 
     targets: ClassVar[Mapping[str, str]] = {"objective": "ray_gen.objectives.gan:Gan"}
     network_names: ClassVar[tuple[str, ...] | None] = ("generator", "discriminator")
@@ -117,44 +120,46 @@ class GanObjective(ObjectiveSettings):
     latent_distribution: Literal["normal", "uniform"] = "normal"
     """N(0, I), or uniform on [-1, 1] as in the DCGAN paper."""
     loss: Literal["non_saturating", "minimax", "hinge"] = "non_saturating"
-    """The generator's: -log D(G(z)), log(1 - D(G(z))), or hinge for both networks."""
+    """The generator's loss: -log D(G(z)), log(1 - D(G(z))), or hinge for both networks."""
     discriminator_steps: Count = live(1)
-    """k: discriminator updates, each on fresh images, to one update of the generator."""
+    """k: discriminator updates, each on new images, for one update of the generator."""
     label_smoothing: Share = live(0.0)
     """One-sided (Salimans et al. 2016): the target of real images is 1 minus this."""
     r1_weight: NonNegative = live(0.0)
-    """γ of R1 = γ/2 · E‖∇D(x)‖² (Mescheder et al. 2018). Its right size depends on the data: the
-    first knob to search."""
+    """γ of R1 = γ/2 · E‖∇D(x)‖² (Mescheder et al. 2018). The right value depends on the data:
+    search this field first."""
     r1_every: Count = live(1)
-    """Discriminator updates between two R1 terms, each then weighted by as many (StyleGAN2: 16)."""
+    """Discriminator updates between two R1 terms. Each term's weight is multiplied by this number
+    (StyleGAN2: 16)."""
     augment: tuple[Literal["color", "translation", "cutout"], ...] = ()
-    """DiffAugment (Zhao et al. 2020) on what the discriminator sees; for a few thousand images."""
+    """DiffAugment (Zhao et al. 2020) on all images that the discriminator sees. For data sets of a
+    few thousand images."""
 
     @model_validator(mode="after")
     def _smoothing_has_a_probability(self) -> Self:
         if self.loss == "hinge" and self.label_smoothing != 0.0:
             raise ValueError(
-                "label_smoothing moves a probability and the hinge loss has none: "
+                "label_smoothing moves a probability, but the hinge loss has none: "
                 "set label_smoothing to 0 or choose another loss"
             )
         return self
 
     def stop_problem(self) -> str | None:
-        """D(x) = ½ is an equilibrium of probabilities."""
+        """A problem for the hinge loss: D(x) = ½ is an equilibrium of probabilities."""
         if self.loss == "hinge":
             return "the hinge loss gives no probability, so D(x) = ½ is not its equilibrium"
         return None
 
 
 class CustomObjective(ObjectiveSettings):
-    """A class of your own that satisfies `ray_gen.core.Objective`, called as
+    """Your own subclass of `ray_gen.core.Objective`, called as
     `Name(image_shape=..., label_count=..., **options)`."""
 
     evaluated: ClassVar[Mapping[str, Better | None] | None] = None
     at_rest: ClassVar[str | None] = "its objective has settled"
     kind: Literal["custom"] = "custom"
     target: str = Field(pattern=r"^[\w.]+:\w+$")
-    """package.module:Name, importable on every node."""
+    """package.module:Name. Every node must be able to import it."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments."""
 

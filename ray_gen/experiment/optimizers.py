@@ -7,32 +7,33 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ray_gen.experiment.schedules import NonNegative, Positive, Rate, Share
-from ray_gen.experiment.settings import Settings, live
+from ray_gen.settings import Settings, live
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Schedule(Settings):
-    """Learning rate over images. It has its own horizon, so that training longer never rewrites
-    what has been trained."""
+    """Learning rate over images. It has its own horizon, so longer training does not change the
+    steps that are already done."""
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up: stay, or fall to `final_fraction` linearly or along half a cosine."""
+    """After the warm-up: stay constant, or fall to `final_fraction` linearly or along half a
+    cosine."""
     warmup_images: NonNegativeInt = 0
     """Images over which the rate grows linearly from 0."""
     horizon_images: PositiveInt | None = None
-    """Images at which the fall ends; the rate stays there after."""
+    """Images at which the fall ends; after it the rate is constant."""
     final_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Share of the learning rate at the horizon."""
+    """The rate at the horizon, as a share of the learning rate."""
 
 
 class OptimizerSettings(Settings):
-    """What every optimiser shares."""
+    """Settings that all optimisers share."""
 
     learning_rate: Rate = live(...)
     """Step size. `schedule` multiplies it."""
     clip_norm: Positive | None = live(None)
-    """Largest norm of a phase's gradient, over all its networks."""
+    """Largest norm of a phase's gradient over all its networks. None: no clipping."""
     schedule: Schedule = Schedule()
 
 
@@ -53,7 +54,7 @@ class AdamW(OptimizerSettings):
     """Decay of the first and second moments; the second may be a schedule."""
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegative = live(0.01)
-    """Share of a weight that it loses in a step, times the learning rate."""
+    """In each step a weight loses this share of itself, times the learning rate."""
 
 
 class Sgd(OptimizerSettings):
@@ -63,7 +64,7 @@ class Sgd(OptimizerSettings):
     momentum: float = Field(0.0, ge=0.0, lt=1.0)
     nesterov: bool = False
     weight_decay: NonNegative = live(0.0)
-    """λ of λ/2 ‖w‖², which is added to the loss."""
+    """λ. The loss gets the term λ/2 ‖w‖²."""
 
 
 Optimizer = Annotated[Adam | AdamW | Sgd, Field(discriminator="kind")]

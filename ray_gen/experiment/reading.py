@@ -1,4 +1,4 @@
-"""An experiment as plain Python: YAML both ways, and fields set by dotted path."""
+"""An experiment as plain Python: reads and writes YAML, and sets fields by dotted path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from ray_gen.experiment.data import Data, DataSettings, from_short_form
-from ray_gen.experiment.settings import ExperimentError, Settings, kinds_at, problems_of
+from ray_gen.settings import ExperimentError, Settings, kinds_at, problems_of
 
 
 class _Loader(yaml.SafeLoader):
@@ -31,7 +31,7 @@ for _side in (_Loader, Dumper):
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML to plain Python; raises ExperimentError with the line of a mistake."""
+    """YAML to plain Python. Raises ExperimentError with the line of the mistake."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -42,7 +42,8 @@ def parse_yaml(text: str) -> Any:
 
 
 def unshared(tree: Any) -> Any:
-    """A copy in which what YAML aliases share stands apart: an assignment to one is to no other."""
+    """A deep copy. YAML aliases share one object. In the copy each place has its own object, so an
+    assignment changes only one place."""
     if isinstance(tree, dict):
         return {key: unshared(value) for key, value in tree.items()}
     return [unshared(value) for value in tree] if isinstance(tree, list) else tree
@@ -53,7 +54,8 @@ class _DataAlone(Settings):
 
 
 def data_settings(source: str, assignments: Sequence[str] = ()) -> DataSettings:
-    """`data` alone, from its short form (a folder by its path) and `data.path=value` assignments.
+    """The `data` settings, from a short form or the path of a folder, and from `data.path=value`
+    assignments.
 
     Raises ExperimentError.
     """
@@ -69,7 +71,8 @@ def data_settings(source: str, assignments: Sequence[str] = ()) -> DataSettings:
 
 
 def apply_override(given: Any, assignment: str, model: type[Settings]) -> None:
-    """Set one field of a plain tree of a model from `path=value`; the value is YAML."""
+    """Set one field in a plain mapping from `path=value`; the value is YAML. model: its settings
+    class."""
     path, equals, text = assignment.partition("=")
     if not equals or not path:
         raise ExperimentError(
@@ -79,7 +82,7 @@ def apply_override(given: Any, assignment: str, model: type[Settings]) -> None:
 
 
 def set_field(given: Any, path: str, value: Any, model: type[Settings]) -> None:
-    """Set one field of a plain tree of a model by its dotted path."""
+    """Set one field in a plain mapping by its dotted path. model: its settings class."""
     *parents, last = _keys(path)
     here = given
     for position, part in enumerate(parents):
@@ -98,7 +101,7 @@ def set_field(given: Any, path: str, value: Any, model: type[Settings]) -> None:
 
 
 def _keys(path: str) -> list[str]:
-    """The keys of a dotted path; those of `search.space` are dotted paths themselves."""
+    """The keys of a dotted path. Each key of `search.space` is a dotted path itself."""
     prefix = "search.space."
     return ["search", "space", path[len(prefix) :]] if path.startswith(prefix) else path.split(".")
 
@@ -106,7 +109,8 @@ def _keys(path: str) -> list[str]:
 def _drop_fields_of_another_kind(
     here: dict[str, Any], kind: Any, kinds: dict[str, type[Settings]]
 ) -> None:
-    """Drop what the kind that is here has and `kind` has not; what neither knows is refused."""
+    """Remove the fields of the old kind that the new `kind` does not have. Validation refuses
+    fields that neither kind has."""
     old, new = kinds.get(str(here.get("kind"))), kinds.get(str(kind))
     if old is not None and new is not None:
         for name in old.model_fields.keys() - new.model_fields.keys():

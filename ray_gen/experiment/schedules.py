@@ -1,11 +1,11 @@
-"""Numbers that change with the images seen: any field that is marked `live` may be one.
+"""Schedules: numbers that change with the images seen. Each `live` field may be a schedule.
 
     objective.beta: {kind: linear, start: 0, end: 1, until_images: 100000}
     objective.r1_weight: {kind: cosine, start: 2, end: 0.2, until_images: 20000000}
     objective.discriminator_steps: {kind: steps, values: [[0, 5], [50000, 1]]}
 
-Every schedule is constant before its first image count and after its last one, so training longer
-never rewrites what has been trained.
+Every schedule is constant before its first image count and after its last one. So longer training
+does not change the steps that are already done.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
-from ray_gen.experiment.settings import SCHEDULES, Settings, problems_of
+from ray_gen.settings import SCHEDULES, Settings, problems_of
 
 
 class Constant(Settings):
-    """The same number throughout: a schedule that does not change."""
+    """A schedule that does not change."""
 
     kind: Literal["constant"] = "constant"
     value: float
 
     def at(self, images: float) -> float:
-        """The value after so many images."""
+        """The value when the run has seen `images` images."""
         del images
         return self.value
 
     def extremes(self) -> tuple[float, ...]:
-        """Values between which all others lie."""
+        """The end values. All others lie between them."""
         return (self.value,)
 
 
 class _Way(Settings):
-    """From one number to another."""
+    """Moves from one number to another."""
 
     start: float
     """The value until `from_images`."""
@@ -55,13 +55,13 @@ class _Way(Settings):
     from_images: NonNegativeInt = 0
     """Images at which the change begins."""
     until_images: PositiveInt
-    """Images at which it ends."""
+    """Images at which the change ends."""
 
     @model_validator(mode="after")
     def _ends_after_it_begins(self) -> Self:
         if self.until_images <= self.from_images:
             raise ValueError(
-                f"until_images: {self.until_images} does not lie after from_images "
+                f"until_images: {self.until_images} is not larger than from_images "
                 f"{self.from_images}"
             )
         return self
@@ -71,7 +71,7 @@ class _Way(Settings):
         return min(1.0, max(0.0, passed))
 
     def extremes(self) -> tuple[float, ...]:
-        """Values between which all others lie."""
+        """The end values. All others lie between them."""
         return (self.start, self.end)
 
 
@@ -81,7 +81,7 @@ class Linear(_Way):
     kind: Literal["linear"] = "linear"
 
     def at(self, images: float) -> float:
-        """The value after so many images."""
+        """The value when the run has seen `images` images."""
         return self.start + (self.end - self.start) * self._progress(images)
 
 
@@ -91,25 +91,25 @@ class Cosine(_Way):
     kind: Literal["cosine"] = "cosine"
 
     def at(self, images: float) -> float:
-        """The value after so many images."""
+        """The value when the run has seen `images` images."""
         way = 0.5 - 0.5 * math.cos(math.pi * self._progress(images))
         return self.start + (self.end - self.start) * way
 
 
 def _in_order(places: list[int]) -> None:
     if not places or places[0] != 0:
-        raise ValueError("values: the first begins at 0 images, e.g. [[0, 1.0], [50000, 0.5]]")
+        raise ValueError("values: the first must begin at 0 images: [[0, 1.0], [50000, 0.5]]")
     for before, after in itertools.pairwise(places):
         if after <= before:
-            raise ValueError(f"values: {after} images do not come after {before}")
+            raise ValueError(f"values: {after} images are not more than {before}, the ones before")
 
 
 class Steps(Settings):
-    """One value after the other."""
+    """A sequence of values."""
 
     kind: Literal["steps"] = "steps"
     values: tuple[tuple[NonNegativeInt, float], ...]
-    """Pairs of images and the value from there on, the first at 0 images."""
+    """Pairs [images, value]: the value applies from there on. The first is at 0 images."""
 
     @model_validator(mode="after")
     def _order(self) -> Self:
@@ -117,7 +117,7 @@ class Steps(Settings):
         return self
 
     def at(self, images: float) -> float:
-        """The value after so many images."""
+        """The value when the run has seen `images` images."""
         return next(value for since, value in reversed(self.values) if since <= images)
 
     def extremes(self) -> tuple[float, ...]:
@@ -126,11 +126,11 @@ class Steps(Settings):
 
 
 class CountSteps(Settings):
-    """One whole number after the other: they choose which phases and terms are due."""
+    """A sequence of whole numbers. They decide which phases and terms are due."""
 
     kind: Literal["steps"] = "steps"
     values: tuple[tuple[NonNegativeInt, int], ...]
-    """Pairs of images and the number from there on, the first at 0 images."""
+    """Pairs [images, number]: the number applies from there on. The first is at 0 images."""
 
     @model_validator(mode="after")
     def _order(self) -> Self:
@@ -138,7 +138,7 @@ class CountSteps(Settings):
         return self
 
     def at(self, images: float) -> int:
-        """The number after so many images."""
+        """The number when the run has seen `images` images."""
         return next(value for since, value in reversed(self.values) if since <= images)
 
     def extremes(self) -> tuple[int, ...]:
@@ -153,9 +153,9 @@ _COUNTS: TypeAdapter[Any] = TypeAdapter(CountSteps)
 
 
 def number(given: Any) -> float | Constant | Linear | Cosine | Steps:
-    """A number, or a schedule from the mapping that says it: for options of classes of your own.
+    """A number, or a schedule from its mapping. For options of your own classes.
 
-    Raises ValueError for what is neither.
+    Raises ValueError for anything else.
     """
     if isinstance(given, (int, float)) and not isinstance(given, bool) and math.isfinite(given):
         return float(given)
@@ -167,7 +167,7 @@ def number(given: Any) -> float | Constant | Linear | Cosine | Steps:
 
 
 class _Either:
-    """Validates a number, or a schedule all of whose values could stand in the number's place."""
+    """Validates a number or a schedule. Each value of the schedule must be valid as a number."""
 
     def __init__(
         self,
@@ -176,19 +176,20 @@ class _Either:
         kinds: tuple[type, ...],
         value: Any = None,
     ) -> None:
-        """number: what may stand alone; value: what a schedule may come to, if that is more."""
+        """number: type of a plain number. value: type of a schedule's values, if it allows more."""
         self._number: TypeAdapter[Any] = TypeAdapter(number)
         self._value: TypeAdapter[Any] = TypeAdapter(number if value is None else value)
         self._schedules = schedules
         self._kinds = kinds
 
     def __call__(self, given: Any, handler: Callable[[Any], Any]) -> Any:
-        del handler  # it tells of every alternative, whatever was meant
+        del handler  # it reports the errors of all alternatives, not only of the intended one
         if not isinstance(given, (dict, *self._kinds)):
             return self._checked(given)
         if CountSteps in self._kinds and isinstance(given, dict) and given.get("kind") != "steps":
             raise ValueError(
-                "kind: of a whole number is steps, e.g. {kind: steps, values: [[0, 5], [50000, 1]]}"
+                "kind: a schedule of whole numbers must be steps, e.g. "
+                "{kind: steps, values: [[0, 5], [50000, 1]]}"
             )
         try:
             schedule = self._schedules.validate_python(given)
@@ -202,7 +203,7 @@ class _Either:
                 self._value.validate_python(value)
             except ValidationError as error:
                 why = error.errors()[0]["msg"].removeprefix("Input ")
-                raise ValueError(f"the schedule comes to {value:g}, which {why}") from None
+                raise ValueError(f"the schedule reaches {value:g}, which {why}") from None
         return schedule
 
     def _checked(self, number: Any) -> Any:
@@ -229,22 +230,22 @@ _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 Positive = Annotated[_Positive | AnySchedule, _number(_Positive)]
-"""A number above 0, or a schedule of such."""
+"""A number above 0, or a schedule of such numbers."""
 Rate = Annotated[
     _Positive | AnySchedule,
     WrapValidator(_Either(_Positive, _SCHEDULES, (Constant, Linear, Cosine, Steps), _NonNegative)),
 ]
 """A number above 0, or a schedule that may begin or end at 0."""
 NonNegative = Annotated[_NonNegative | AnySchedule, _number(_NonNegative)]
-"""A number from 0 up, or a schedule of such."""
+"""A number of at least 0, or a schedule of such numbers."""
 Share = Annotated[_Share | AnySchedule, _number(_Share)]
-"""A number from 0 to below 1, or a schedule of such."""
+"""A number from 0 to below 1, or a schedule of such numbers."""
 Count = Annotated[PositiveInt | CountSteps, _count(PositiveInt)]
-"""A whole number from 1 up, or one after the other."""
+"""A whole number of at least 1, or a schedule of such numbers (`CountSteps`)."""
 
 
 def counts_in(settings: Any, path: str = "") -> Iterator[tuple[str, CountSteps]]:
-    """Every whole number below some settings that changes, by its dotted path."""
+    """Every `CountSteps` inside the settings, with its dotted path."""
     if isinstance(settings, CountSteps):
         yield path, settings
     elif isinstance(settings, Settings):

@@ -1,4 +1,5 @@
-"""`search`: what Ray Tune varies of an experiment, by what it judges, and when it gives up."""
+"""`search`: the fields that Ray Tune varies, the score that judges trials, and the rule that stops
+them."""
 
 from __future__ import annotations
 
@@ -16,41 +17,41 @@ from pydantic import (
     model_validator,
 )
 
-from ray_gen.evaluators.names import LIKELIHOOD_SCORES, METRICS
-from ray_gen.experiment.settings import Settings, free
+from ray_gen.evaluation.metrics import BETTER
+from ray_gen.settings import Settings, free
 
 OFFLINE = "sliced_wasserstein"
-"""The metric that judges where nothing else is asked for: it needs no weights."""
+"""The default metric of an objective without held-out scores. It needs no weights."""
 LARGEST_GRID = 10_000
-"""Trials. Each is a record that is written again when any of them changes."""
+"""Largest number of trials of a grid. A change of one trial rewrites the records of all."""
 
 
 def better(
     metric: str, of_objective: Mapping[str, Literal["min", "max"] | None] | None = None
 ) -> Literal["min", "max"] | None:
-    """Which of two values of a score is the better one; None where it does not say.
+    """Whether a lower ("min") or a higher ("max") value of a score is better. None if unknown.
 
-    of_objective: what an objective says of held-out scores of its own.
+    of_objective: the same for the objective's own held-out scores.
     """
     if of_objective and metric in of_objective:
         return of_objective[metric]
-    word = METRICS[metric].better if metric in METRICS else LIKELIHOOD_SCORES.get(metric)
+    word = BETTER.get(metric)
     return None if word is None else "min" if word == "lower" else "max"
 
 
 class Range(Settings):
-    """The values of one field: exactly one of these is given."""
+    """The range of one field. Exactly one attribute is set."""
 
     uniform: tuple[float, float] | None = None
-    """Real numbers from the first to the second."""
+    """Real numbers from the first to the second number."""
     loguniform: tuple[float, float] | None = None
-    """The same, uniform in their logarithm: for learning rates and weights of penalties."""
+    """The same, but uniform in the logarithm: for learning rates and weights of penalties."""
     randint: tuple[int, int] | None = None
-    """Whole numbers from the first to below the second."""
+    """Whole numbers from the first to below the second number."""
     lograndint: tuple[int, int] | None = None
-    """The same, uniform in their logarithm."""
+    """The same, but uniform in the logarithm."""
     choice: tuple[Any, ...] | None = None
-    """One of these, as an experiment would have them."""
+    """One of these values, each written as in an experiment."""
 
     @model_validator(mode="before")
     @classmethod
@@ -72,15 +73,15 @@ class Range(Settings):
             raise ValueError(f"a range is one of {known}, e.g. {{loguniform: [1e-5, 1e-3]}}")
         if self.choice is not None:
             if not self.choice:
-                raise ValueError("choice: there is nothing to choose from")
+                raise ValueError("choice: is empty; give at least one value")
             for number, value in enumerate(self.choice):
                 if value in self.choice[:number]:
-                    raise ValueError(f"choice: {value!r} is named twice")
+                    raise ValueError(f"choice: has {value!r} twice")
             return self
         assert self.bounds is not None
         low, high = self.bounds
         if low >= high:
-            raise ValueError(f"{self.kind}: is empty, {low} does not lie below {high}")
+            raise ValueError(f"{self.kind}: is empty, {low} is not below {high}")
         if self.kind.startswith("log") and low <= 0:
             raise ValueError(f"{self.kind}: {low} has no logarithm; begin above 0")
         return self
@@ -96,16 +97,17 @@ class Range(Settings):
 
     @property
     def kind(self) -> str:
-        """The name of the one that is given."""
+        """The name of the attribute that is set."""
         return next(iter(self._given()))
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """Lowest and highest (of integers: one above), or None of a choice."""
+        """Lowest and highest value (for integers the highest + 1). None for `choice`."""
         return self.uniform or self.loguniform or self.randint or self.lograndint
 
     def examples(self) -> tuple[Any, ...]:
-        """Values whose refusal is the range's: the ends and one between; every choice."""
+        """Test values: both ends and one between, or every choice. If one is refused, so is the
+        range."""
         if self.choice is not None:
             return self.choice
         assert self.bounds is not None
@@ -115,12 +117,12 @@ class Range(Settings):
         return (low, low + 0.37 * (high - low), high)
 
     def all_values(self) -> Sequence[Any] | None:
-        """Every value, where they can be counted."""
+        """All values if they can be counted, else None."""
         whole = self.randint or self.lograndint
         return self.choice or (None if whole is None else range(*whole))
 
     def draw(self, random: Random) -> Any:
-        """A value by chance."""
+        """A random value."""
         if self.choice is not None:
             return self.choice[random.randrange(len(self.choice))]
         assert self.bounds is not None
@@ -133,7 +135,7 @@ class Range(Settings):
         return self.nearest(math.floor(value) if whole else value)  # rounding may leave the range
 
     def nearest(self, value: Any) -> Any:
-        """A perturbed value, back in the range."""
+        """The nearest value of the range to a perturbed value."""
         if self.bounds is None:
             return value
         low, high = self.bounds
@@ -143,60 +145,62 @@ class Range(Settings):
 
 
 class SearchWorkers(Settings):
-    """What trains one trial."""
+    """The workers of one trial."""
 
     count: PositiveInt = free(1)
-    """Workers of a trial, which train data-parallel."""
+    """Number of workers of a trial. They train data-parallel."""
     gpu: float | Literal["auto"] = free("auto")
-    """GPUs of each worker: a fraction packs several trials on one, 0 trains on the CPU. auto: one
-    where the cluster has any."""
+    """GPUs per worker. A fraction puts several trials on one GPU; 0 trains on the CPU. auto: one
+    GPU if the cluster has any."""
     cpus: PositiveInt = free(1)
     """CPU cores of each worker."""
 
     @model_validator(mode="after")
     def _a_part_or_whole_gpus(self) -> Self:
         if self.gpu != "auto" and (self.gpu < 0 or self.gpu > 1):
-            raise ValueError("gpu is a share of one GPU for each worker, from 0 to 1")
+            raise ValueError("gpu is a share of one GPU per worker, from 0 to 1")
         if self.count > 1 and self.gpu not in ("auto", 0, 1):
             raise ValueError("gpu: two workers of a trial cannot share a GPU; use 1 or count 1")
         return self
 
 
 class Search(Settings):
-    """What is searched, and how."""
+    """The settings of a search."""
 
     space: dict[str, Range]
     """Ranges by the dotted path of the field."""
     metric: str | None = None
-    """A held-out score of the objective, a metric of `evaluation`, or what a term reports
+    """A held-out score of the objective, a metric of `evaluation`, or a number that a term reports
     (loss/generator). None: the objective's first held-out score, else sliced_wasserstein."""
     mode: Literal["min", "max"] | None = None
-    """Which is better. None: what the metric itself says."""
+    """Whether a lower (min) or a higher (max) score is better. None: as known for the metric."""
     trials: PositiveInt = free(16)
-    """How many. A grid has as many as there are combinations, and where there are fewer than this,
-    each is tried once."""
+    """Number of trials. A grid ignores it and tries every combination. If there are fewer
+    combinations than this number, each is tried once."""
     concurrent: PositiveInt | Literal["auto"] = free("auto")
-    """How many at a time. auto: as many as the cluster has room for. Under pbt trials of one worker
-    take turns in all the room there is; of several workers, so many are the population."""
+    """Trials at a time. auto: as many as the cluster has room for. pbt with one worker per trial:
+    the trials take turns and use all the room. pbt with several workers per trial: this number is
+    the population."""
     algorithm: Literal["auto", "random", "grid", "optuna"] = "auto"
-    """What chooses values. random and grid are functions of `seed` and the trial's number; optuna
-    (a tree-structured Parzen estimator, Bergstra et al. 2011) learns from finished trials. auto:
-    optuna, but random under pbt, which learns by itself."""
+    """The method that chooses values. random and grid: a function of `seed` and the trial's number.
+    optuna (a tree-structured Parzen estimator, Bergstra et al. 2011): learns from finished trials.
+    auto: optuna, but random for pbt: pbt learns by itself."""
     scheduler: Literal["none", "asha", "median", "pbt"] = "asha"
-    """asha: of the trials that reached a rung (every_images times a power of reduction_factor) only
-    the best 1/reduction_factor go on (Li et al. 2020). median: trials that are worse than the
-    median of the others' means stop (Golovin et al. 2017). pbt: all train on, the worst with
-    weights and perturbed values of the best (Jaderberg et al. 2017)."""
+    """none: every trial trains to its end. asha: at each rung (every_images times a power of
+    reduction_factor) only the best 1/reduction_factor of the trials continue (Li et al. 2020).
+    median: a trial stops if it is worse than the median of the others' means (Golovin et al. 2017).
+    pbt: all trials continue; the worst take weights and perturbed values of the best (Jaderberg et
+    al. 2017)."""
     every_images: PositiveInt | None = None
-    """Images between two judgements of a trial. None: a ninth of training.images."""
+    """Images between two scores of a trial. None: a ninth of training.images."""
     grace_images: PositiveInt | None = None
-    """No trial is stopped before. None: every_images."""
+    """No trial stops before this number of images. None: every_images."""
     reduction_factor: int = Field(3, ge=2)
     """η of asha."""
     quantile: float = Field(0.25, gt=0.0, le=0.5)
-    """pbt: this share, the worst, take over from this share, the best."""
+    """pbt: share of the trials that copy (the worst) and that they copy from (the best)."""
     seed: NonNegativeInt = 0
-    """Of the values that are chosen; weights and data follow the experiment's seed."""
+    """Seed of the chosen values. Weights and data use the experiment's seed."""
     perturbation: PositiveFloat = 1.25
     """pbt: a number is multiplied or divided by this."""
     workers: SearchWorkers = free(SearchWorkers())
@@ -215,18 +219,18 @@ class Search(Settings):
                     )
             if self._points > LARGEST_GRID:
                 raise ValueError(
-                    f"algorithm: a grid of {self._points:,} trials; leave values out, or use "
-                    "random with as many trials as there is time for"
+                    f"algorithm: a grid of {self._points:,} trials is too large; remove values, or "
+                    "use random with fewer trials"
                 )
         if self.scheduler == "pbt" and self.algorithm == "optuna":
-            raise ValueError("algorithm: pbt begins with all its trials; use random or grid")
+            raise ValueError("algorithm: pbt needs all values at the start; use random or grid")
         if self.scheduler == "pbt" and self.total < 2:
             raise ValueError("trials: pbt copies from one trial to another and needs at least two")
         return self
 
     @property
     def total(self) -> int:
-        """Trials in all: `trials`, or the combinations of a grid."""
+        """Number of all trials: `trials`, or the number of combinations if all are tried."""
         return int(self._points) if self._is_exhausted else self.trials
 
     @property
@@ -236,9 +240,11 @@ class Search(Settings):
         return tells and not self._is_exhausted
 
     def values_of(self, number: int) -> dict[str, Any]:
-        """The values of a trial by its number, where they depend on nothing else. A grid's last
-        path changes fastest; where values are chosen by chance, no trial is another's double as
-        long as there are others."""
+        """The values of a trial as a function of its number, if the search does not learn.
+
+        A grid's last path changes fastest. Random combinations do not repeat until all are used
+        (with at most `LARGEST_GRID` combinations, and not for pbt).
+        """
         if number >= self._points or self._points > LARGEST_GRID or self.scheduler == "pbt":
             random = Random(f"{self.seed} {number}")
             return {path: values.draw(random) for path, values in self.space.items()}
@@ -256,7 +262,7 @@ class Search(Settings):
 
     @property
     def _points(self) -> float:
-        """Combinations of values; infinite where one cannot be counted."""
+        """Number of combinations. Infinite if a range has values that cannot be counted."""
         sides = [values.all_values() for values in self.space.values()]
         return math.prod(math.inf if side is None else len(side) for side in sides)
 

@@ -1,4 +1,4 @@
-"""The checks of a search against the experiment that it varies."""
+"""Checks of a search against the experiment that it varies."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import difflib
 from collections.abc import Iterator
 from typing import Any, cast
 
-from ray_gen.evaluators.names import LIKELIHOOD_SCORES, METRICS
+from ray_gen.evaluation.metrics import BETTER, OF_SAMPLES
 from ray_gen.experiment.search import Range, Search
-from ray_gen.experiment.settings import ExperimentError, differences, is_marked
 from ray_gen.experiment.training import Workers
 from ray_gen.experiment.tree import Tree
+from ray_gen.settings import ExperimentError, differences, is_marked
 
 
 def search_problems(experiment: Tree, search: Search) -> Iterator[str]:
-    """All that is wrong with what a search asks of this experiment, as far as settings tell."""
-    workers = Workers(count=search.workers.count)  # the experiment's own are of a plain run
+    """The problems of a search with this experiment that the settings alone show."""
+    workers = Workers(count=search.workers.count)  # the experiment's own are for a plain run
     bare = experiment.model_copy(update={"search": None, "workers": workers})
     for path, values in search.space.items():
         where = f"search.space.{path}"
         if path.partition(".")[0] == "search":
-            yield f"{where}: is how to search, and not searched itself; leave it out"
+            yield f"{where}: fields of `search` cannot be searched; leave it out"
             continue
         if path.partition(".")[0] == "data" and path != "data.flip":
             yield f"{where}: the trials of a search train on the same data; leave it out"
@@ -35,51 +35,53 @@ def search_problems(experiment: Tree, search: Search) -> Iterator[str]:
             yield from (f"{where}: {problem}" for problem in problems)
             continue
         if all(bare == other for other in found):
-            yield f"{where}: is what the experiment has, so there is nothing to search"
+            yield f"{where}: all values equal the experiment's own, so there is nothing to search"
         elif all(not any(differences(bare, other)) for other in found):
-            yield f"{where}: changes nothing of what is trained, so there is nothing to search"
+            yield f"{where}: does not change the training, so there is nothing to search"
         elif search.scheduler == "pbt" and not is_marked(experiment, path, "live"):
             yield (
-                f"{where}: pbt copies the weights of one trial into another that goes on, and "
-                f"{path} cannot change in mid-run; search it with asha, or leave it out"
+                f"{where}: pbt copies weights into running trials, but {path} cannot change during "
+                "a run; search it with asha, or leave it out"
             )
     yield from _metric_problems(experiment, search)
 
 
 def _metric_problems(experiment: Tree, search: Search) -> Iterator[str]:
     metric = experiment.search_metric
-    scores = LIKELIHOOD_SCORES if experiment.objective.has_likelihood else ()
-    known = tuple(dict.fromkeys((*(experiment.objective.evaluated or ()), *METRICS, *scores)))
+    scores = BETTER if experiment.objective.has_likelihood else OF_SAMPLES
+    known = tuple(dict.fromkeys((*(experiment.objective.evaluated or ()), *scores)))
     if experiment.objective.evaluated is not None and "/" not in metric and metric not in known:
         near = difflib.get_close_matches(metric, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
-        yield f"search.metric: no evaluator of this experiment yields {metric!r}{hint}"
+        yield f"search.metric: this experiment has no score {metric!r}{hint}"
     elif (
         search.mode is None
         and experiment.better(metric) is None
         and not _class_may_say(experiment, metric)
     ):
-        yield f"search.mode: {metric} does not say which is better; set it to min or max"
+        yield f"search.mode: is unknown for {metric}; set it to min (lower is better) or max"
     elif search.mode is not None and experiment.better(metric) not in (None, search.mode):
         best = experiment.better(metric)
-        yield f"search.mode: of {metric} the {best} is better, not the {search.mode}"
+        yield f"search.mode: must be {best} for {metric}, not {search.mode}"
     if experiment.evaluation.placement == "beside":
-        yield "evaluation.placement: a search judges trials as they train; set it to inline"
+        yield "evaluation.placement: a search judges trials while they train; set it to inline"
     judged_once = experiment.search_every_images * 2 > experiment.training.images
     if judged_once and search.scheduler != "none":
         yield (
-            f"search.every_images: {experiment.search_every_images} judges a trial of "
-            f"{experiment.training.images} images once; set it smaller, or search.scheduler to none"
+            f"search.every_images: with {experiment.search_every_images}, a trial of "
+            f"{experiment.training.images} images is judged only once; set a smaller value, or set "
+            "search.scheduler to none"
         )
 
 
 def _class_may_say(experiment: Tree, metric: str) -> bool:
-    """Whether it is a held-out score of somebody's own class, which says itself what is better."""
-    return experiment.objective.evaluated is None and "/" not in metric and metric not in METRICS
+    """Whether the metric may be a held-out score of a custom objective. Its class then says which
+    value is better."""
+    return experiment.objective.evaluated is None and "/" not in metric and metric not in OF_SAMPLES
 
 
 def _no_such_field(given: dict[str, Any], path: str) -> str | None:
-    """The sentence for a dotted path that leads nowhere; None if it leads somewhere."""
+    """The message for a dotted path to no field. None if the field exists."""
     parts = path.split(".")
     here: Any = given
     for position, part in enumerate(parts):
@@ -104,7 +106,7 @@ def _paths(tree: dict[str, Any], above: str = "") -> Iterator[str]:
 
 
 def _takes_whole_numbers(experiment: Tree, path: str, values: Range) -> str | None:
-    """The sentence for real numbers where a field takes none."""
+    """The message for a range of real numbers for a whole-number field, else None."""
     whole = {"uniform": "randint", "loguniform": "lograndint"}.get(values.kind)
     if whole is None or type(experiment.value_at(path)) is not int:
         return None

@@ -1,4 +1,4 @@
-"""`training`, `workers`, `checkpoints`: how long, how large, on what, and what is kept."""
+"""`training`, `workers`, `checkpoints`: amount of training, machines, and checkpoints to keep."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pydantic import (
 )
 
 from ray_gen.experiment.schedules import Positive
-from ray_gen.experiment.settings import Settings, free, live, problems_of
+from ray_gen.settings import Settings, free, live, problems_of
 
 
 class EquilibriumStop(Settings):
-    """Ends a run when its objective has come to rest: D(x) and D(G(z)) at the optimum of their
-    game, ½, or where label smoothing moves it. Being there is necessary for an optimal generator
-    and no measure of its quality: a discriminator that has learnt nothing is there too."""
+    """Ends a run at the equilibrium of its objective: D(x) and D(G(z)) stay at their optimum, ½.
+    Label smoothing moves this optimum. An optimal generator implies the equilibrium, but the
+    equilibrium does not measure quality: a discriminator that has learnt nothing is there too."""
 
     tolerance: float = Field(0.02, gt=0.0, lt=0.5)
     """Largest distance of both means from the optimum."""
@@ -28,44 +28,46 @@ class EquilibriumStop(Settings):
 
 
 class Training(Settings):
-    """How much is trained, in what portions."""
+    """The amount of training, and its portions."""
 
     images: PositiveInt = free(...)
-    """Real images to see in the whole run; rounded up to whole global batches. A finished run that
-    gets a larger number trains on."""
+    """Real images that the whole run sees; rounded up to whole global batches. A finished run
+    trains on if it gets a larger number."""
     global_batch_size: PositiveInt
-    """Images of a step over all workers."""
+    """Images of a step, over all workers."""
     group_size: PositiveInt | Literal["auto"] = "auto"
-    """Consecutive images of the global batch over which BatchNorm normalises ("ghost" batches,
-    Hoffer et al. 2017), and the smallest part of a batch that a worker takes: at most
-    global_batch_size / group_size workers. auto: the largest divisor of the batch up to 16."""
+    """Number of consecutive images of the global batch that form a group. BatchNorm normalises over
+    a group ("ghost" batches, Hoffer et al. 2017). A worker takes at least one group, so there are
+    at most global_batch_size / group_size workers. auto: the largest divisor of the batch up to
+    16."""
     micro_batch_size: PositiveInt | None = free(None)
-    """Images that a worker puts through its networks at once: whole groups. None: all of its part.
-    Smaller takes less memory and more time."""
+    """Images in one forward pass of a worker: whole groups. None: the worker's whole part of the
+    batch. A smaller value needs less memory and more time."""
     ema_half_life_images: Positive = live(10_000)
-    """Half-life of the average over the weights that samples are drawn from."""
+    """Half-life of the average of the weights (EMA). Samples come from this average."""
     ema_ramp: float = Field(0.05, ge=0.0)
     """The half-life is at most this share of the images seen, so that the average forgets the
-    untrained start (Karras et al. 2020, StyleGAN2-ADA); 0 leaves it constant."""
+    untrained start (Karras et al. 2020, StyleGAN2-ADA). 0: no such limit."""
     ema_every_steps: PositiveInt = 8
-    """Steps between two updates of the average, whose decay takes account of them."""
+    """Steps between two updates of the average. Its decay accounts for these steps."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    """bf16: autocast of the networks; weights, losses and penalties stay in fp32."""
+    """bf16: autocast of the networks. Weights, losses and penalties stay in fp32."""
     compile: bool = free(False)
-    """Compile each term's forward and backward passes into one graph, on a GPU a CUDA graph. Costs
-    some 20 s at the start (cached for the next run) and changes results by rounding. On a CPU it
-    needs a C++ compiler."""
+    """Compile each term's forward and backward passes into one graph, on a GPU into a CUDA graph.
+    Costs about 20 s at the start (cached for the next run) and changes results by rounding. On a
+    CPU it needs a C++ compiler."""
     report_every_images: PositiveInt = free(10_000)
     """Images between two reports: metrics, pictures, progress."""
     checkpoint_every_images: PositiveInt = free(50_000)
-    """Images between two checkpoints; rounded up to a report. A crash loses at most this much."""
+    """Images between two checkpoints; rounded up to a report. A crash loses at most this many
+    images."""
     stop_at_equilibrium: EquilibriumStop | None = None
-    """End a run whose objective has a rest to come to: a discriminator at ½."""
+    """End the run when its objective reaches its equilibrium: a discriminator at ½."""
 
 
 class Span(Settings):
-    """As many workers as the cluster has room for, between two numbers: a node that leaves shrinks
-    the run, one that joins grows it, each from the last checkpoint."""
+    """As many workers as the cluster has room for, between two limits. If a node leaves or joins,
+    the run continues from its last checkpoint with fewer or more workers."""
 
     min: PositiveInt = 1
     max: PositiveInt
@@ -78,7 +80,7 @@ class Span(Settings):
 
 
 def _span(given: Any) -> Any:
-    """A mapping is a span, so that only what is wrong with it as one is told."""
+    """Treat a mapping as a span, so that the error lists only problems of a span."""
     try:
         return Span.model_validate(given) if isinstance(given, dict) else given
     except ValidationError as error:
@@ -86,31 +88,32 @@ def _span(given: Any) -> Any:
 
 
 class Workers(Settings):
-    """What trains."""
+    """The workers of a run."""
 
     count: Annotated[PositiveInt | Span | Literal["auto"], BeforeValidator(_span)] = free("auto")
     """auto: one for each GPU of the cluster, else one. {min: 1, max: 8}: as many as there is room
-    for, which may change as the run goes on."""
+    for; this number may change during the run."""
     gpu: bool | Literal["auto"] = free("auto")
-    """Whether each has a GPU. auto: if the cluster has any."""
+    """Whether each worker has a GPU. auto: if the cluster has any."""
     cpus: PositiveInt | Literal["auto"] = free("auto")
-    """CPU cores of each. auto: without GPUs, the cluster's cores shared out; with GPUs, 1."""
+    """CPU cores of each worker. auto: 1 with GPUs; without, an equal share of the cluster's
+    cores."""
     max_restarts: int = free(8, ge=0)
-    """How often dead workers are replaced before the run gives up. Nodes that announce that they
-    leave are not counted."""
+    """Number of times that dead workers are replaced; then the run fails. Nodes that announce that
+    they leave do not count."""
     timeout_seconds: PositiveInt = free(1800)
-    """How long workers wait for one that does not answer before all are replaced. Longer than a
-    fresh node takes to decode the data."""
+    """Workers wait this long for a worker that does not answer; then all are replaced. Set it
+    longer than a new node needs to decode the data."""
 
     @property
     def most(self) -> int | None:
-        """The largest number of workers; None where the cluster says it."""
+        """The largest number of workers. None if the cluster determines it."""
         count = self.count
         return count.max if isinstance(count, Span) else None if count == "auto" else count
 
 
 class Best(Settings):
-    """Which checkpoint is the best one."""
+    """The rule for the best checkpoint."""
 
     metric: str
     """A held-out score of the objective, e.g. elbo."""
@@ -118,9 +121,9 @@ class Best(Settings):
 
 
 class Checkpoints(Settings):
-    """What is kept of the past."""
+    """Which checkpoints are kept."""
 
     keep: int = free(2, ge=2)
-    """The newest so many. At least two, so that there is always a complete one."""
+    """Number of newest checkpoints to keep. At least two, so that one is always complete."""
     best: Best | None = free(None)
-    """Keep a copy of the best one, too."""
+    """Also keep a copy of the best checkpoint. None: no copy."""

@@ -1,9 +1,8 @@
-"""The whole of a run as one typed, frozen tree, and its YAML."""
+"""`Tree`: all settings of a run in one typed, frozen tree, and its YAML."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
@@ -22,42 +21,43 @@ from ray_gen.experiment.optimizers import Optimizer
 from ray_gen.experiment.reading import Dumper, apply_override, parse_yaml, set_field, unshared
 from ray_gen.experiment.schedules import counts_in
 from ray_gen.experiment.search import OFFLINE, Search, better
-from ray_gen.experiment.settings import (
+from ray_gen.experiment.training import Checkpoints, Training, Workers
+from ray_gen.settings import (
     ExperimentError,
     Location,
     Settings,
+    absolute_path,
     free,
     problems_of,
 )
-from ray_gen.experiment.training import Checkpoints, Training, Workers
 
 AUTO_GROUP_SIZE = 16
 
 
 class Change(Settings):
-    """Fields that have other values from an image count on."""
+    """New values of some fields from a number of images on."""
 
     images: PositiveInt
-    """Before the first step that begins at so many images or more."""
+    """The change comes before the first step that begins at this number of images or more."""
     values: dict[str, Any]
-    """By dotted path; only what the maths allows to change while a run goes on."""
+    """New values by dotted path. Only `live` fields: they may change during a run."""
     source: str | None = None
-    """The trial that population based training took the weights from."""
+    """The trial whose weights population based training copied. None: no weights were copied."""
 
 
 class Tree(Settings):
-    """The fields of an experiment, and copies of it with other values."""
+    """The fields of an experiment, and methods that give copies with other values."""
 
     name: str = free("experiment", min_length=1)
-    """What the run is called where no --name is given."""
+    """The name of the run if no --name is given."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Of weights, order, noise, flips and augmentation."""
+    """Seed of weights, order, noise, flips and augmentation."""
     data: Data
     networks: dict[str, Network]
-    """By the names that the objective uses."""
+    """Architectures by the names that the objective uses."""
     objective: Objective
     optimizers: dict[str, Optimizer]
-    """By the names of the objective's phases."""
+    """Optimisers by the names of the objective's phases."""
     training: Training
     workers: Workers = free(Workers())
     checkpoints: Checkpoints = free(Checkpoints())
@@ -65,18 +65,18 @@ class Tree(Settings):
     storage: Location | None = free(None)
     """Folder or URI that holds the run folder. None: $RAY_GEN_STORAGE, else ~/ray_gen_runs."""
     lineage: tuple[Change, ...] = ()
-    """What changed while the run went on, in the order of images: population based training
-    writes it, and training the experiment anew repeats it."""
+    """Changes during the run, in the order of images. Population based training records them here;
+    a new training of the experiment repeats them."""
     search: Search | None = free(None)
-    """What `ray-gen search` varies; `ray-gen train` passes it over."""
+    """Settings of `ray-gen search`; `ray-gen train` ignores them."""
 
     def problems(self) -> Iterator[str]:
-        """The checks of several fields together; none here: see `Experiment`."""
+        """The problems of several fields together. None here: see `Experiment`."""
         yield from ()
 
     @classmethod
     def of(cls, given: Any) -> Self:
-        """From a mapping; raises ExperimentError with every problem by its dotted path."""
+        """From a mapping. Raises ExperimentError with all problems; each names its dotted path."""
         if not isinstance(given, dict):
             raise ExperimentError(["an experiment is a mapping of fields to values"])
         try:
@@ -90,23 +90,23 @@ class Tree(Settings):
 
     @classmethod
     def from_yaml(cls, text: str, overrides: Sequence[str] = ()) -> Self:
-        """From YAML and `path=value` assignments, in their order."""
+        """From YAML, then `path=value` assignments in their order."""
         given = unshared(parse_yaml(text))
         for assignment in overrides if isinstance(given, dict) else ():
             apply_override(given, assignment, cls)
         return cls.of(given)
 
     def to_yaml(self) -> str:
-        """Complete YAML, defaults included."""
+        """Complete YAML, including defaults."""
         given = self.model_dump(mode="json")
         return yaml.dump(given, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
     def with_fields(self, **changes: Any) -> Self:
-        """A copy with fields replaced by dotted path (`__` for a dot), checked anew."""
+        """A checked copy with fields replaced by dotted path (`__` for a dot)."""
         return self.with_values({name.replace("__", "."): value for name, value in changes.items()})
 
     def with_values(self, values: Mapping[str, Any]) -> Self:
-        """A copy with the fields at these dotted paths replaced, checked anew."""
+        """A checked copy with the fields at these dotted paths replaced."""
         given = self.model_dump(mode="json")
         for path, value in values.items():
             set_field(given, path, value, type(self))
@@ -120,8 +120,8 @@ class Tree(Settings):
         return here
 
     def stages(self) -> list[tuple[int, Self]]:
-        """Steps before which settings change, each with the experiment from there on; the first is
-        step 0. There is only that one without `lineage` and without whole numbers that change."""
+        """Pairs of a step and the experiment from this step on. The first step is 0. Further steps
+        come only from `lineage` and from whole numbers that change (`CountSteps`)."""
         found = [(0, self)]
         for change in self.lineage:
             found.append((self._step_from(change.images), found[-1][1].with_values(change.values)))
@@ -133,13 +133,14 @@ class Tree(Settings):
             for step in (first, *sorted(begin for begin in begins if first < begin < end)):
                 images = step * self.training.global_batch_size
                 values = {path: count.at(images) for path, count in counts.items()}
-                # Its lineage, which is dealt with, may change the schedules that values replace.
+                # `lineage` is already applied. It could change the schedules that `values`
+                # replaces.
                 known = {**values, "lineage": []}
                 stages.append((step, stage.with_values(known) if values else stage))
         return stages
 
     def _step_from(self, images: int) -> int:
-        """The first step that begins at so many images or more."""
+        """The first step that begins at `images` images or more."""
         return -(-images // self.training.global_batch_size)
 
     @property
@@ -153,7 +154,7 @@ class Tree(Settings):
 
     @property
     def steps(self) -> int:
-        """Steps of the whole run: `training.images` in whole global batches."""
+        """Steps of the whole run: `training.images`, rounded up to whole global batches."""
         return -(-self.training.images // self.training.global_batch_size)
 
     @property
@@ -162,7 +163,8 @@ class Tree(Settings):
         return self.objective.conditional
 
     def absolute(self) -> Self:
-        """Relative paths made absolute, against where this process runs."""
+        """A copy with absolute paths. Relative paths start at the working directory of this
+        process."""
         data = self.data
         changes: dict[str, Any] = {}
         if isinstance(data, (FolderData, ParquetData)):
@@ -171,6 +173,7 @@ class Tree(Settings):
             changes["data__root"] = absolute_path(data.root)
         if self.storage is not None:
             changes["storage"] = absolute_path(self.storage)
+        changes["evaluation"] = self.evaluation.absolute().model_dump(mode="json")
         return self.with_fields(**changes)
 
     def resolved(
@@ -179,10 +182,11 @@ class Tree(Settings):
         classes: Sequence[str] | None,
         digest: str | None = None,
     ) -> Self:
-        """With what only the data knows filled in, and checked against it.
+        """A copy with the fields that only the data can give. Checks the class names against the
+        data.
 
-        A digest that was there is of the data of the run that the experiment was copied from, and
-        is not checked: whether a run goes on with the same data is asked where its checkpoints are.
+        An old digest belongs to the run that this experiment was copied from, so it is not checked
+        here. The driver checks that a resumed run has the same data.
         """
         channels, height, width = image_shape
         names = list(classes or ())
@@ -190,8 +194,8 @@ class Tree(Settings):
             raise ExperimentError(
                 [
                     f"data.classes: the data has {len(names)} classes and the experiment names "
-                    f"{len(self.data.classes)}, or in another order; leave the field out to take "
-                    "the data's"
+                    f"{len(self.data.classes)}, or their order differs; leave the field out to use "
+                    "the data's classes"
                 ]
             )
         return self.with_fields(
@@ -207,32 +211,28 @@ class Tree(Settings):
         """(channels, height, width) of a resolved experiment."""
         size = self.data.height_and_width()
         if size is None or self.data.channels is None:
-            raise ExperimentError(["data.image_size and data.channels: not known before the data"])
+            raise ExperimentError(["data.image_size, data.channels: the data is not read yet"])
         return (self.data.channels, *size)
 
     @property
     def label_count(self) -> int | None:
-        """Classes that a resolved experiment's networks are given; None without condition."""
+        """Number of classes that the networks of a resolved experiment get. None if the objective
+        is not conditional."""
         return len(self.data.classes or ()) if self.needs_labels else None
 
     def better(self, score: str) -> Literal["min", "max"] | None:
-        """Which of two values of a held-out score or metric is the better one; None where nobody
-        says."""
+        """Whether a lower ("min") or a higher ("max") value of a held-out score or metric is
+        better. None if unknown."""
         return better(score, self.objective.evaluated)
 
     @property
     def search_metric(self) -> str:
-        """`search.metric`, or what stands for it."""
+        """`search.metric`, or its default."""
         assert self.search is not None
         return self.search.metric or next(iter(self.objective.evaluated or ()), OFFLINE)
 
     @property
     def search_every_images(self) -> int:
-        """`search.every_images`, or what stands for it."""
+        """`search.every_images`, or its default."""
         assert self.search is not None
         return self.search.every_images or -(-self.training.images // 9)
-
-
-def absolute_path(path: str) -> str:
-    """A local path made absolute, `~` included; a URI as it is."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())

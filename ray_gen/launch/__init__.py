@@ -1,4 +1,4 @@
-"""Training on a Ray cluster. The only room that imports ray."""
+"""Training on a Ray cluster. No other room of ray_gen imports ray."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# Read by Ray when it is imported or when its processes start; a user's own settings win.
+# Ray reads these when it is imported or when its processes start. A user's own settings win.
 for _name, _value in {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # reports are drained once an interval
-    # A worker answers from a thread of its own, also in a long step: silence is a hang.
+    # A worker answers health checks from its own thread, even in a long step. No answer is a hang.
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else a worker's prints come twice
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else Ray prints each line of a worker twice
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else below `uv run` the working directory is uploaded
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else Ray uploads the working directory under `uv run`
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no FutureWarning on machines without GPUs
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a trial's run folder has all of it
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has no score
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trial's run folder holds these records
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no score
     "TUNE_GLOBAL_CHECKPOINT_S": "100000000",  # a search goes on from its own records
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }.items():
@@ -29,7 +29,7 @@ __all__ = ["Run", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    # When first used: what hears a machine's notice needs neither torch nor the seconds.
+    # Imported on first use: `launch.notice` does without torch, whose import takes seconds.
     if name not in __all__:
         raise AttributeError(name)
     return getattr(importlib.import_module("ray_gen.launch.driver"), name)

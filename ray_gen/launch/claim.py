@@ -18,18 +18,18 @@ from ray_gen.storage import PATIENCE_SECONDS, Folder, StorageError
 FILE = "writer.json"
 BEAT_SECONDS = 5.0
 STALE_SECONDS = PATIENCE_SECONDS + 6 * BEAT_SECONDS
-"""Longer than a writer may be busy asking a storage again that fails."""
+"""Longer than a writer may spend on retries to a failing storage."""
 
 
 class Claim:
     """Holds a run for this process until it is released or the process dies.
 
-    A dead writer on this machine is known at once by its process; one on another machine by its
-    silence. Use as a context manager.
+    Whether another writer is alive: on this machine its process shows it at once, on another
+    machine its heartbeats. Use as a context manager.
     """
 
     def __init__(self, run: Folder, other: str = "another --name") -> None:
-        """other: what a user can choose where the folder is claimed."""
+        """other: what a user can choose instead if another process holds the folder."""
         self._run = run
         self._other = other
         self._facts: dict[str, Any] = {
@@ -51,7 +51,7 @@ class Claim:
                 + (f". Once silent for {STALE_SECONDS:.0f} s it counts as dead" * elsewhere)
             )
         self._write()
-        time.sleep(0.05)  # two that start together both write, and the later one has it
+        time.sleep(0.05)  # if two start together, both write, and the later one gets the claim
         found = self._read()
         if found is None:
             raise StorageError(
@@ -68,7 +68,7 @@ class Claim:
     def __exit__(self, *_: object) -> None:
         self._released.set()
         self._beating.join()
-        # A storage that is gone; the claim goes stale by itself.
+        # If the storage is gone, the claim goes stale by itself.
         with contextlib.suppress(OSError, StorageError):
             if not self._is_anothers():
                 self._run.remove(FILE)
@@ -79,13 +79,13 @@ class Claim:
                 if not self._is_anothers():
                     self._write()
             except (OSError, StorageError):
-                continue  # a full disk is reported by whoever has something to lose there
+                continue  # the code that writes data there reports a full disk
 
     def _write(self) -> None:
         self._run.write_text(FILE, json.dumps({**self._facts, "time": time.time()}))
 
     def _is_anothers(self) -> bool:
-        """Whether this one was silent for so long that another has taken the run."""
+        """Whether another process has taken the run because this one was silent for too long."""
         found = self._read()
         return found is not None and not self._is_mine(found)
 
@@ -106,8 +106,8 @@ class Claim:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process of this machine started, in clock ticks since boot; None if there is none.
-    Numbers of processes are used again, start times are not."""
+    """When a process of this machine started, in clock ticks since boot. None if it is not there.
+    The system uses process ids again, but not with the same start time."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:

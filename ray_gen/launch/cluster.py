@@ -1,4 +1,4 @@
-"""The Ray cluster that a run gets: found or started, and what each worker may have of it."""
+"""The Ray cluster of a run: finds or starts it, and says what each worker gets of it."""
 
 from __future__ import annotations
 
@@ -12,33 +12,38 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
-import ray._private.worker
-from ray._private.utils import read_ray_address
 from ray.autoscaler.sdk import request_resources
-from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, ExperimentError, too_many_workers
 from ray_gen.experiment.training import Span
+from ray_gen.launch.ray_private import (
+    address_of_started_cluster,
+    coming_nodes,
+    hears_notices,
+    silence_deaths,
+)
 from ray_gen.storage import VARIABLE, Folder
 
 Found = TypeVar("Found")
 
 SILENCE_SECONDS = 20.0
-"""Without a node on its way, after which none is expected; an autoscaler looks every five."""
+"""If no node has been on its way for this long, none is expected. An autoscaler looks every 5 s."""
+BLIND_SECONDS = 600.0
+"""The same if Ray does not tell of nodes on their way: cloud nodes with GPUs may take this long."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Workers and what each has."""
+    """A number of workers, and what each of them gets."""
 
     workers: int
     gpu: float
-    """GPUs: 0, 1, or a part of one that several share."""
+    """GPUs of each: 0, 1, or a part of one that several share."""
     cpus: int
     least: int | None = None
-    """Workers that a run which may shrink goes on with; None: all of them, always."""
+    """The fewest workers with which an elastic run goes on. None: it always needs all of them."""
 
     def __str__(self) -> str:
         if self.least is not None:
@@ -48,15 +53,15 @@ class Share:
 
 @contextmanager
 def connected() -> Generator[None]:
-    """A connection to the cluster of RAY_ADDRESS or of a running `ray start --head`, else to a
-    local one that ends with it. A connection that was there before is used and left.
+    """Connects to the cluster of RAY_ADDRESS or of a running `ray start --head`. Without one,
+    starts a local Ray that ends with the connection. Uses an open connection and leaves it open.
 
-    To be entered on the main thread: Ray's processes die with the thread that started them.
+    Enter it on the main thread: Ray's processes die with the thread that started them.
     """
     if ray.is_initialized():
         yield
         return
-    _be_quiet()
+    silence_deaths()
     address = _running_cluster()
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
@@ -64,7 +69,8 @@ def connected() -> Generator[None]:
             address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options
         )
     except ConnectionError as error:
-        hint = "" if "RAY_AUTH_MODE" in os.environ else ", or asks for a token: RAY_AUTH_MODE=token"
+        known = "RAY_AUTH_MODE" in os.environ
+        hint = "" if known else ", or it asks for a token: set RAY_AUTH_MODE=token"
         raise Refused(
             f"RAY_ADDRESS: the cluster {address} does not answer ({error}){hint}"
         ) from error
@@ -75,12 +81,12 @@ def connected() -> Generator[None]:
 
 
 def _running_cluster() -> str | None:
-    """The address of a cluster that answers; None to start a local one.
+    """The address of a cluster that answers; None to start a local Ray.
 
-    Ray waits more than a minute for the address of a cluster that is gone, so it is tried first.
+    Ray waits more than a minute for a cluster that is gone. So this tries the address first.
     """
     asked = os.environ.get("RAY_ADDRESS")
-    address = asked or read_ray_address()
+    address = asked or address_of_started_cluster()
     if not address or address == "local":
         return None
     host, colon, port = address.rpartition(":")
@@ -98,15 +104,20 @@ def _running_cluster() -> str | None:
     return address
 
 
-def _be_quiet() -> None:
-    """Ray prints every death of a worker to the driver, whatever log_to_driver says; ours are told
-    in the progress line."""
-    if hasattr(ray._private.worker, "print_to_stdstream"):
-        ray._private.worker.print_to_stdstream = lambda *args, **kwargs: None
+def missed_on_a_cluster() -> list[str]:
+    """Sentences about what a run on a cluster cannot do with this release of Ray. Empty on a local
+    Ray, where a user would not miss it."""
+    if hears_notices() or _running_cluster() is None:
+        return []
+    return [
+        f"Ray {ray.__version__} does not tell workers that a machine will be taken away: such a "
+        "notice saves no checkpoint"
+    ]
 
 
 def share_of(experiment: Experiment) -> Share:
-    """What `workers` asks for, on the cluster as it is; refused where it can never be had."""
+    """The share that `workers` asks for, on the present cluster. Raises ExperimentError if this
+    cluster cannot give it."""
     asked = experiment.workers
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
@@ -119,8 +130,8 @@ def share_of(experiment: Experiment) -> Share:
     if count == "auto" and not any(cores):
         raise ExperimentError(
             [
-                "workers.count: auto takes what there is, and the cluster has no CPU core for a "
-                "worker; where it starts nodes when they are asked for, say how many, e.g. "
+                "workers.count: auto uses the present nodes, and they have no CPU core for a "
+                "worker; if the cluster starts nodes on request, say how many, e.g. "
                 "workers.count=4 workers.gpu=true"
             ]
         )
@@ -170,14 +181,15 @@ def when_there(
     say: Callable[[str], None],
     enough: Callable[[Found], bool] = lambda found: True,
 ) -> Found:
-    """What `look` finds, after nodes have come that the cluster starts when they are asked for.
+    """Returns what `look` finds. If there is no room, requests nodes from the cluster, waits for
+    them and looks again.
 
-    look: raises Refused where the cluster as it is has no room. asked: a bundle of resources for
-    each worker; None where that cannot be said, and nothing is waited for. enough: whether nodes
-    that are still on their way need not be waited for.
+    look: raises Refused if the present cluster has no room. asked: a bundle of resources for each
+    worker. None if unknown: then it does not wait. enough: whether a finding is good enough to
+    stop waiting although more nodes are on their way.
 
-    Whether a cluster starts nodes it does not tell, so it is asked, and waited for as long as any
-    are on their way.
+    A cluster does not say whether it starts nodes. So this requests them, and waits while any are
+    on their way.
     """
     try:
         return look()
@@ -185,11 +197,16 @@ def when_there(
         if asked is None or _running_cluster() is None:
             raise
     request_resources(bundles=asked)
-    silent_since, told = time.monotonic(), 0
+    silent_since, told, patience = time.monotonic(), 0, SILENCE_SECONDS
     try:
         while True:
-            status = get_cluster_status(ray.get_runtime_context().gcs_address)
-            coming = len(status.pending_launches) + len(status.pending_nodes)
+            coming = coming_nodes(ray.get_runtime_context().gcs_address)
+            if coming is None and patience < BLIND_SECONDS:
+                patience = BLIND_SECONDS
+                say(
+                    f"Ray {ray.__version__} does not tell whether nodes are on their way: waiting "
+                    f"up to {BLIND_SECONDS / 60:.0f} minutes for room"
+                )
             if coming:
                 silent_since = time.monotonic()
                 if coming != told:
@@ -199,15 +216,16 @@ def when_there(
                 found = look()
                 if enough(found):
                     return found
-            if time.monotonic() - silent_since > SILENCE_SECONDS:
+            if time.monotonic() - silent_since > patience:
                 return look()
             time.sleep(1.0)
     finally:
-        request_resources(bundles=[])  # from here on the workers' own demand holds the nodes
+        request_resources(bundles=[])  # from now on the demand of the workers keeps the nodes
 
 
 def bundles_of(experiment: Experiment) -> list[dict[str, float]] | None:
-    """What nodes are asked for: a bundle for each worker that a run cannot do without."""
+    """The resources to request from the cluster: a bundle for each worker that a run needs at
+    least. None if the experiment does not say how many."""
     workers = experiment.workers
     count = workers.count.min if isinstance(workers.count, Span) else workers.count
     if count == "auto":
@@ -218,18 +236,18 @@ def bundles_of(experiment: Experiment) -> list[dict[str, float]] | None:
 
 
 def evaluates_beside(experiment: Experiment) -> bool:
-    """Whether evaluations run in a task of their own while the workers train on."""
+    """Whether each evaluation runs in its own task while the workers go on training."""
     evaluation = experiment.evaluation
     return evaluation.every_images is not None and evaluation.placement == "beside"
 
 
 def _fit(cores: Sequence[int], each: int, count: int) -> bool:
-    """Whether nodes with so many cores have room for `count` workers of `each`."""
+    """Whether nodes with these `cores` have room for `count` workers with `each` cores."""
     return sum(have // each for have in cores) >= count
 
 
 def equal_share(workers: int) -> tuple[bool, int]:
-    """Whether each of so many workers gets a GPU, and its CPU cores. Raises Refused."""
+    """Whether each of the `workers` gets a GPU, and how many CPU cores. Raises Refused."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     cores = [int(node.get("CPU", 0)) for node in nodes]
@@ -244,7 +262,7 @@ def equal_share(workers: int) -> tuple[bool, int]:
 
 
 def check_shared(run: Folder) -> None:
-    """Refuse a local run folder that some node of the cluster does not see."""
+    """Raises Refused if the run folder is local and some node of the cluster does not see it."""
     if not run.is_local:
         return
     probe = ".seen-by-all-nodes"
@@ -256,7 +274,8 @@ def check_shared(run: Folder) -> None:
 
 
 def check_seen(run: Folder, name: str = "") -> None:
-    """Refuse a local run folder, or a file in it, that some node of the cluster does not see."""
+    """Raises Refused if some node of the cluster does not see a local run folder, or the file
+    `name` in it."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if not run.is_local or len(nodes) < 2:
         return

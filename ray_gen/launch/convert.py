@@ -1,4 +1,4 @@
-"""`convert`: a data set to sharded Parquet, in tasks on the CPU cores of a Ray cluster."""
+"""`convert`: writes a data set as sharded Parquet, in tasks on the CPU cores of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def convert(
 ) -> dict[str, Any]:
     """Write the images of `data` as Parquet that can be streamed, and return its manifest.
 
-    With `image_size` as uint8 pixels of that size, which training reads some ten times faster than
-    it decodes files; without as the files that they are. Where some parts are there already, the
-    others are written. destination: folder or URI. shard_images, group_images: in a file, and in
-    one of its row groups, at most. seed: of the order. Raises Refused.
+    With `image_size`, stores uint8 pixels of that size. Training reads them some ten times faster
+    than it decodes files. Without it, stores the files unchanged. Writes only parts that are
+    missing. destination: folder or URI. shard_images: most images in a file. group_images: most
+    images in a row group. seed: of the images' order. Raises Refused.
     """
     folder = Folder(absolute_path(destination))
     folder.check_writable("another DESTINATION")
@@ -67,12 +67,13 @@ def convert(
 
 
 def _wanted(data: DataSettings, source: Source) -> Wanted | None:
-    """The pixels to store; None to store files. What is not said is as the first image has it."""
+    """The pixels to store; None to store files. Settings that are not given follow the first
+    image."""
     if data.image_size is None:
         if data.center_crop is not None or data.channels is not None:
             raise Refused(
-                "data.image_size: is needed where center_crop or channels are given; without it "
-                "images are stored as the files that they are"
+                "data.image_size: is required with center_crop or channels; without it the image "
+                "files are stored unchanged"
             )
         return None
     size = data.height_and_width()
@@ -82,7 +83,7 @@ def _wanted(data: DataSettings, source: Source) -> Wanted | None:
 
 
 def _check_same(folder: Folder, plan: str) -> None:
-    """Refuses a folder that holds something else."""
+    """Raises Refused if the folder holds something else than this conversion."""
     if folder.exists(PLAN):
         if json.loads(folder.read_text(PLAN)) != json.loads(plan):
             raise Refused(
@@ -97,7 +98,7 @@ def _check_same(folder: Folder, plan: str) -> None:
 
 
 def _run(conversion: Conversion, missing: list[int], progress: Progress) -> None:
-    """The missing parts, each in a task; no more are under way than there are CPU cores."""
+    """Writes the missing parts, each in a task. At most one task per CPU core runs at a time."""
 
     @ray.remote(num_cpus=1, max_retries=3)
     def write(of: Conversion, part: int) -> int:
@@ -124,12 +125,12 @@ def _run(conversion: Conversion, missing: list[int], progress: Progress) -> None
 
 
 def _in_words(error: RayTaskError, destination: Folder) -> Exception:
-    """What ended a task, without Ray's layers around it."""
+    """The exception that ended a task, without Ray's layers around it."""
     cause = error.cause
     if isinstance(cause, OSError):
         return StorageError(
             f"{destination.location}: a file could not be written ({cause.strerror or cause}); "
-            "mend that, and give the same command again: it goes on with what is missing"
+            "mend that, and give the same command again: it writes the missing files"
         )
     return cause if isinstance(cause, Refused) else error
 

@@ -1,4 +1,4 @@
-"""`train`: from an experiment to a run folder, on the process that the user started."""
+"""`train`: from an experiment to a run folder, in the process that the user started."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ray_gen.errors import Failed, Refused
-from ray_gen.evaluators.names import METRICS
+from ray_gen.evaluation.metrics import OF_SAMPLES
 from ray_gen.experiment import Experiment, ExperimentError, absolute_path, differences
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.cluster import (
@@ -34,12 +34,14 @@ from ray_gen.launch.cluster import (
     check_shared,
     connected,
     evaluates_beside,
+    missed_on_a_cluster,
     share_of,
     when_there,
 )
-from ray_gen.launch.evaluate import evaluate_checkpoint, failures_beside
+from ray_gen.launch.evaluate_beside import evaluate_checkpoint, failures_beside
 from ray_gen.launch.failures import EndOnError, in_words, is_of_the_controller
 from ray_gen.launch.progress import ProgressLine, read_progress
+from ray_gen.launch.ray_private import snapshot_file
 from ray_gen.launch.worker import train_worker
 from ray_gen.runs.checkpoints import DUE, checkpoints, prune, take_up_due
 from ray_gen.runs.manifest import (
@@ -53,25 +55,24 @@ from ray_gen.training.build import build_networks, build_objective
 from ray_gen.training.loop import ALL_SEEN, ASKED, finished
 from ray_gen.training.sources import class_names, open_data
 
-SNAPSHOT = "checkpoint_manager_snapshot.json"
 CONTROLLER_RESTARTS = 3
-"""How often a dead Ray Train controller is started again by the driver."""
+"""How often the driver starts Ray Train again after its controller has died."""
 STARTS = 40
-"""How often workers that do not come within a minute are asked for again: cloud nodes with GPUs
-take three to ten."""
+"""How often Ray Train asks again for workers that did not start within a minute. Cloud nodes with
+GPUs take three to ten minutes."""
 RESIZE_SECONDS = 30.0
-"""Between two looks at whether a run that may grow has room to. A resize costs a restart from the
-last checkpoint, some 20 s."""
+"""Time between two checks whether an elastic run has room to grow. A resize costs a restart from
+the last checkpoint, some 20 s."""
 
 
 def _before(ended: str) -> str:
-    """What is said of a run that had come to such an end when it was started again."""
+    """How a run ended that had already ended when it was started again."""
     return "had seen all images before" if ended == ALL_SEEN else f"had ended before: {ended}"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has ended. It is a path: `ray_gen.load(run)`."""
+    """A run that has ended. It can be used as a path: `ray_gen.load(run)`."""
 
     location: str
     images: int
@@ -84,7 +85,7 @@ class Run:
 
     @property
     def exit_code(self) -> int:
-        """Of a command: 130 after an interruption, as shells have it."""
+        """Exit code of the command: 130 after an interruption, as in shells."""
         return 130 if self.stop == ASKED else 0
 
 
@@ -98,27 +99,28 @@ def train(
 ) -> Run:
     """Train on Ray and return the run.
 
-    storage: folder or URI of run folders; None: the experiment's, $RAY_GEN_STORAGE, or
-    ~/ray_gen_runs. name: a known one is resumed; None: the experiment's name and the time.
-    fresh: refuse a name that exists. show: a progress line and a few words on stderr.
-    Raises Refused for what cannot start, Failed for what did not end well.
+    storage: folder or URI of run folders. None: the experiment's, $RAY_GEN_STORAGE, or
+    ~/ray_gen_runs. name: if a run has it, that run is resumed. None: the experiment's name and the
+    time. fresh: refuse a name that exists. show: a progress line and a few words on stderr.
+    Raises Refused if the run cannot start, Failed if it did not end well.
     """
     check_is_experiment(experiment)
     experiment = experiment.absolute()
     run = folder_of(experiment, storage, name or timed(experiment.name))
     if fresh and (run.exists(EXPERIMENT) or checkpoints(run)):
-        raise Refused(f"{run.location}: there is such a run; leave out --fresh to resume it")
+        raise Refused(f"{run.location}: the run exists; leave out --fresh to resume it")
     try:
         result = _train(experiment, run, show)
     finally:
-        run.remove_if_empty()  # of a run that was refused
+        run.remove_if_empty()  # if the run was refused
     if show:
         _tell(result)
     return result
 
 
 def _bounded(experiment: Experiment, share: Share) -> Experiment:
-    """With the memory of a worker as it is with most workers, however few are left."""
+    """Fixes the micro-batch size for the largest number of workers. So a worker needs no more
+    memory when others leave."""
     if share.least is None or experiment.training.micro_batch_size is not None:
         return experiment
     groups = experiment.training.global_batch_size // experiment.group_size
@@ -127,20 +129,21 @@ def _bounded(experiment: Experiment, share: Share) -> Experiment:
 
 
 def check_is_experiment(given: object) -> None:
-    """Raises TypeError with what to give instead."""
+    """Raises TypeError, which says what to give instead."""
     if not isinstance(given, Experiment):
         raise TypeError(
-            f"experiment: {given!r} is none; ray_gen.recipe(NAME_OR_FILE, 'path=value') gives one"
+            f"experiment: {given!r} is not an Experiment; ray_gen.recipe(NAME_OR_FILE, "
+            "'path=value') gives one"
         )
 
 
 def timed(name: str) -> str:
-    """A name that nothing has yet."""
+    """A name that no run has yet: `name` and the time."""
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def folder_of(experiment: Experiment, storage: str | None, name: str) -> Folder:
-    """The folder of a run or search, which can be written. Raises Refused."""
+    """The folder of a run or search. Raises Refused if it cannot be written."""
     if "/" in name or name.startswith("."):
         raise Refused(f"--name: {name!r}: a name has no slash and does not begin with a dot")
     folder = Folder(absolute_path(storage or experiment.storage or default_storage())) / name
@@ -157,9 +160,9 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
         experiment = experiment.resolved(store.image_shape, class_names(store), store.digest)
         manifest = _goes_on_from(run, experiment, line.say_once)
         objective = build_objective(experiment)
-        build_networks(experiment, objective)  # a class of the user's fails here, not in a worker
+        build_networks(experiment, objective)  # a user's class fails here, not in a worker
         best = experiment.checkpoints.best
-        if best is not None and best.metric not in METRICS and not len(store.held_out):
+        if best is not None and best.metric not in OF_SAMPLES and not len(store.held_out):
             raise ExperimentError(
                 [
                     "checkpoints.best: needs held-out images and there are none; set it to null, "
@@ -170,8 +173,9 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
             ended = finished(experiment, manifest.step, manifest.settled)
             if ended is not None:
                 return Run(run.location, manifest.images, _before(ended), dict(manifest.metrics))
-        # Ray's own record of an earlier fit would be restored, and raises if a checkpoint is gone.
-        for file in (STOP, PROGRESS, DUE, SNAPSHOT):
+        # Ray's record of an earlier fit too: Ray would restore it, and would raise if a checkpoint
+        # is gone.
+        for file in (STOP, PROGRESS, DUE, snapshot_file()):
             run.remove(file)
         if store.skipped:
             line.say(f"{store.skipped:,} corrupt images were skipped")
@@ -179,6 +183,8 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
         with connected():
             share = when_there(partial(share_of, experiment), bundles_of(experiment), line.stage)
             check_shared(run)
+            for sentence in missed_on_a_cluster():
+                line.say(sentence)
             experiment = _bounded(experiment, share)
             run.write_text(EXPERIMENT, experiment.to_yaml())
             line.stage(f"starting {share}")
@@ -186,11 +192,11 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
                 with interruptible(lambda: run.write_text(STOP, ""), line.say, run.location):
                     ended = _fit(experiment, run, share, line)
             except Exception:
-                with suppress(OSError, StorageError):  # of a full disk what is raised is told
+                with suppress(OSError, StorageError):  # the user must see the first error
                     take_up_due(run)
                 raise
             finally:
-                with suppress(OSError, StorageError):  # what is raised is told
+                with suppress(OSError, StorageError):  # it must not hide an earlier error
                     run.remove(STOP)
         if evaluates_beside(experiment):
             for failure in failures_beside(run):
@@ -204,11 +210,12 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
 def _goes_on_from(
     run: Folder, experiment: Experiment, say: Callable[[str], None]
 ) -> Manifest | None:
-    """The manifest of the checkpoint that the run goes on from: the newest that is whole, as the
-    workers choose it too. None at its beginning.
+    """The manifest of the newest whole checkpoint. The run goes on from it, and the workers choose
+    the same one. None without a checkpoint.
 
-    Refuses another experiment's, or where none is whole, before anything is started. The run
-    folder's own experiment.yaml is not asked: it is there to be read, and may be gone.
+    Before anything starts, raises if the checkpoint belongs to another experiment, or if no
+    checkpoint is whole. Ignores the run folder's experiment.yaml: people read that file, and it
+    may be gone.
     """
     found = checkpoints(run)
     for newest, earlier in zip_longest(found, found[1:]):
@@ -239,16 +246,16 @@ def _goes_on_from(
 
 
 def _of_sizes(checkpoint: Folder) -> Manifest:
-    """The manifest of a checkpoint behind a URI whose files are as long as it says. Their bytes are
-    looked at by the workers, which fetch them."""
+    """The manifest of a checkpoint behind a URI. Checks only the sizes of its files. The workers
+    fetch the files and check their bytes."""
     manifest = Manifest.read(checkpoint)
     manifest.check_sizes(checkpoint.sizes(""), checkpoint.location)
     return manifest
 
 
 def _check_same(run: Folder, experiment: Experiment, before: Experiment) -> None:
-    """Refuse to go on with a run that is another experiment's, or of other data."""
-    digest = before.data.digest  # None in runs of before there was one
+    """Raises ExperimentError if the run is of another experiment or of other data."""
+    digest = before.data.digest  # None in runs of versions without a digest
     different = list(differences(experiment.with_fields(data__digest=digest), before))
     if different:
         raise ExperimentError(
@@ -260,9 +267,9 @@ def _check_same(run: Folder, experiment: Experiment, before: Experiment) -> None
     if digest is not None and experiment.data.digest != digest:
         raise ExperimentError(
             [
-                f"data: its images are not those that the run {run.location} began with (a file "
-                "was added, removed, renamed or changed, or another version of Pillow decodes it "
-                "otherwise); choose another --name, or put the old data back"
+                f"data: its images differ from those that the run {run.location} began with (a "
+                "file was added, removed, renamed or changed, or this version of Pillow decodes it "
+                "differently); choose another --name, or put the old data back"
             ]
         )
 
@@ -270,9 +277,9 @@ def _check_same(run: Folder, experiment: Experiment, before: Experiment) -> None
 def trainer_of(
     experiment: Experiment, run: Folder, share: Share, compared: Sequence[str] = ()
 ) -> TorchTrainer:
-    """Ray Train's trainer of a run: its `fit()` returns what `train_worker` does.
+    """Ray Train's trainer of a run: its `fit()` returns what `train_worker` returns.
 
-    compared: fields by which TensorBoard compares this run with others; none: all.
+    compared: fields by which TensorBoard compares this run with others. If empty: all fields.
     """
     return TorchTrainer(
         train_worker,
@@ -306,13 +313,13 @@ def trainer_of(
 
 
 def _fit(experiment: Experiment, run: Folder, share: Share, line: ProgressLine) -> dict[str, Any]:
-    """Run Ray Train to the end, and start it again if its controller dies."""
+    """Runs Ray Train to the end, and starts it again if its controller dies."""
     trainer = trainer_of(experiment, run, share)
     for _ in range(CONTROLLER_RESTARTS):
         ended = _fit_in_thread(trainer, run, line)
         if not (isinstance(ended, Exception) and is_of_the_controller(ended)):
             break
-        run.remove(SNAPSHOT)  # waits for a storage that does not answer
+        run.remove(snapshot_file())  # this also waits until the storage answers again
         line.say("Ray Train's controller died; going on from the last checkpoint")
     else:
         ended = _fit_in_thread(trainer, run, line)
@@ -322,7 +329,8 @@ def _fit(experiment: Experiment, run: Folder, share: Share, line: ProgressLine) 
 
 
 def _beside(experiment: Experiment, run: Folder, share: Share) -> ValidationConfig | None:
-    """Evaluation in a task of its own: Ray runs at most one at a time."""
+    """How Ray evaluates checkpoints in tasks beside the training, at most one at a time. None if
+    the experiment does not ask for it."""
     if not evaluates_beside(experiment):
         return None
     config = {
@@ -340,7 +348,7 @@ def _beside(experiment: Experiment, run: Folder, share: Share) -> ValidationConf
 def _fit_in_thread(
     trainer: TorchTrainer, run: Folder, line: ProgressLine
 ) -> dict[str, Any] | Exception:
-    """One fit, beside this thread, which draws the progress and hears signals."""
+    """Runs one fit in a second thread. This thread draws the progress and receives signals."""
     outcomes: list[Any] = []
 
     def fit() -> None:
@@ -363,8 +371,8 @@ def _fit_in_thread(
 def interruptible(
     ask: Callable[[], None], say: Callable[[str], None], location: str
 ) -> Generator[None]:
-    """The first Ctrl-C (or SIGTERM) calls `ask`, for what runs to save and stop; the second leaves
-    at once."""
+    """The first Ctrl-C (or SIGTERM) calls `ask`, which asks the run or search to save and stop. The
+    second ends this process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -375,9 +383,9 @@ def interruptible(
         presses += 1
         if presses == 1:
             ask()
-            say("saving and stopping; once more to leave at once")
+            say("saving and stopping; press Ctrl-C again to leave at once")
         else:
-            say(f"left; what was saved is in {location}")
+            say(f"stopped at once; the last saved state is in {location}")
             os._exit(130)
 
     before = {
@@ -391,7 +399,7 @@ def interruptible(
 
 
 def _tell(run: Run) -> None:
-    """Where the run is and how to look at it."""
+    """Prints where the run is and how to look at it."""
     scores = {tag: value for tag, value in run.metrics.items() if tag.startswith("held_out/")}
     told = "".join(f"  {tag} {value:.4g}" for tag, value in scores.items())
     print(f"{run.location}: {run.images:,} images, {run.stop}{told}")

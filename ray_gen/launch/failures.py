@@ -1,11 +1,11 @@
-"""Which failures Ray may try again, and which end a run at once."""
+"""Which failures Ray may retry, and which end a run at once."""
 
 from __future__ import annotations
 
-from ray.exceptions import RayActorError, RayError
+from typing import Any
+
+from ray.exceptions import RayActorError
 from ray.train import ControllerError, UserCallback, WorkerGroupError
-from ray.train.v2._internal.exceptions import RayTrainError
-from ray.train.v2._internal.execution.context import TrainRunContext
 
 from ray_gen.distributed import WorkerLostError
 from ray_gen.errors import Failed, Refused
@@ -13,36 +13,41 @@ from ray_gen.storage import INTACT, StorageError, reason_of
 
 
 class EndOnError(UserCallback):
-    """Runs in Ray Train's controller. A worker that died is replaced; an exception of ours or of a
-    user's class would come again at the same step, so it ends the run.
+    """Ends a run after an exception of our code or of a user's class, which would come again at
+    the same step. After a worker's death Ray replaces the worker. Runs in Ray Train's controller.
 
-    When one rank dies the others raise from their collectives, sometimes first.
+    When one rank dies, the others raise WorkerLostError in their collectives, sometimes before
+    Ray notices the death.
     """
 
-    def after_exception(
-        self, run_context: TrainRunContext, worker_exceptions: dict[int, Exception]
-    ) -> None:
-        """Raising here makes Ray give up, with the exception raised as the cause."""
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raises to make Ray give up. Ray then reports this exception as the cause."""
         errors = list(worker_exceptions.values())
-        if any(isinstance(error, (RayTrainError, RayError, WorkerLostError)) for error in errors):
+        if any(is_of_ray(error) or isinstance(error, WorkerLostError) for error in errors):
             return
         raise errors[0]
 
 
+def is_of_ray(error: Exception) -> bool:
+    """Whether Ray raised it: its class, or a base of that, is defined in Ray. Ray Core and Ray
+    Train have no public base class of all their errors."""
+    return any(base.__module__.partition(".")[0] == "ray" for base in type(error).__mro__)
+
+
 def is_of_the_controller(error: Exception) -> bool:
-    """Whether a fit ended because its controller died, or met the storage in an outage, for which
-    it waits 6 s: another fit goes on from the last checkpoint."""
+    """Whether a fit ended because its controller died, or because the storage failed for more than
+    the 6 s that the controller waits. Another fit can then go on from the last checkpoint."""
     if isinstance(error, ControllerError):
         return isinstance(error.controller_failure, OSError)
     return isinstance(error, RayActorError)
 
 
 def in_words(error: Exception) -> Exception:
-    """What ended a fit, without Ray's layers around it."""
+    """The exception that ended a fit, without Ray's layers around it."""
     if isinstance(error, ControllerError):
         cause = error.controller_failure
         if isinstance(cause, OSError):
-            return StorageError(f"storage: {reason_of(cause)}; {INTACT}, when it answers")
+            return StorageError(f"storage: {reason_of(cause)}; {INTACT}, once the storage answers")
         return cause if isinstance(cause, (Refused, Failed)) else Failed(f"Ray Train: {cause}")
     if isinstance(error, WorkerGroupError):
         causes = "; ".join(str(e).splitlines()[0] for e in error.worker_failures.values())

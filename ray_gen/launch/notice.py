@@ -3,9 +3,9 @@
     python -m ray_gen.launch.notice             beside `ray start`: asks the cloud now and then
     python -m ray_gen.launch.notice --now 25    in a pod's preStop: 25 seconds are left
 
-Ray asks no cloud. What it is told of a node with `ray drain-node` reaches the runs: nothing new
-begins on that node, and a training saves a checkpoint at once. Ends when it has told of a notice,
-and with --now when no training runs on this machine or the time is over.
+Ray does not ask the cloud itself. `ray drain-node` tells Ray about a node: nothing new begins on
+that node, and a training saves a checkpoint at once. This script ends when it has told Ray of a
+notice. With --now it ends when no training runs on this machine, or when the time is over.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ from typing import Any
 
 import ray
 
+from ray_gen.launch.ray_private import is_train_worker
+
 METADATA = "http://169.254.169.254"
-"""Where machines of AWS, GCP and Azure ask about themselves."""
+"""Where a machine of AWS, GCP or Azure asks about itself."""
 LOOK_SECONDS = 2.0
 SHORTEST = 30.0
-"""Seconds that GCP and Azure leave at least; AWS leaves 120."""
+"""The least seconds that GCP and Azure leave; AWS leaves 120."""
 
 
 def _answer(url: str, method: str = "GET", **headers: str) -> str:
-    """OSError where there is none, as on another cloud."""
+    """The answer of the cloud's metadata service. Raises OSError if there is none, as on another
+    cloud."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(METADATA + url, headers=named, method=method)
     with urllib.request.urlopen(request, timeout=2) as answer:
@@ -83,7 +86,7 @@ def noticed() -> float | None:
 
 
 def tell(seconds: float) -> None:
-    """Ray, of the node on this machine."""
+    """Tells Ray that the node on this machine goes in `seconds`."""
     end = time.monotonic() + seconds
     ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     node = ray.get_runtime_context().get_node_id()
@@ -101,7 +104,7 @@ def training() -> bool:
     """Whether a worker of a training runs on this machine."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if b"RayTrainWorker" in (process / "cmdline").read_bytes():
+            if is_train_worker((process / "cmdline").read_bytes()):
                 return True
         except OSError:
             continue  # it has just ended
@@ -109,9 +112,11 @@ def training() -> bool:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Waits for the notice, or for the time after it."""
+    """Waits for the notice and tells Ray. With --now, tells Ray and waits while a training runs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--now", type=float, metavar="SECONDS", help="do not ask: so much is left")
+    parser.add_argument(
+        "--now", type=float, metavar="SECONDS", help="do not ask the cloud: this time is left"
+    )
     given: Any = parser.parse_args(arguments)
     if given.now is not None:
         end = time.monotonic() + given.now

@@ -1,4 +1,5 @@
-"""One line that tells how far a run is: it updates on a terminal, and comes again in a log."""
+"""One line that shows how far a run is. A terminal updates it; a log gets a new line from time to
+time."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ from rich.table import Column
 from ray_gen.storage import Folder
 
 LOG_SECONDS = 10.0
-"""Between two lines where there is no terminal."""
+"""Time between two lines if there is no terminal."""
 
 
 class ProgressLine:
-    """Draws what a run tells of itself. Use as a context manager."""
+    """Draws the progress that a run reports. Use as a context manager."""
 
     def __init__(self, total_images: int, *, show: bool) -> None:
         self._console = Console(stderr=True, highlight=False, quiet=not show)
@@ -48,24 +49,24 @@ class ProgressLine:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        """A sentence that stays."""
+        """Prints a sentence that stays on the screen."""
         self._console.print(text, soft_wrap=True)
 
     def say_once(self, text: str) -> None:
-        """A sentence that several may tell of."""
+        """Prints a sentence only once, even if it is reported several times."""
         if text not in self._said:
             self._said.add(text)
             self.say(text)
 
     def stage(self, description: str) -> None:
-        """What is going on before the first image is trained on."""
+        """Shows what goes on before training begins."""
         assert self._task is not None
         self._bar.update(self._task, description=description, total=None, left="", detail="")
         if not self._console.is_terminal:
             self.say(description)
 
     def decoded(self, done: int, total: int) -> None:
-        """Images decoded so far."""
+        """Shows how many images are decoded."""
         assert self._task is not None
         self._bar.update(
             self._task,
@@ -77,9 +78,9 @@ class ProgressLine:
         )
 
     def trained(self, progress: Mapping[str, Any]) -> None:
-        """How far the run is: `images`, what it is `doing`, the `rate` of training in images a
-        second (None where it is not known yet), the `metrics` of the last report, and sentences of
-        checkpoints that were `passed_over`."""
+        """Shows how far the run is: `images`, what it is `doing`, the `rate` of training in images
+        a second (None: not known yet), the `metrics` of the last report, and `passed_over`:
+        sentences about checkpoints that were skipped."""
         assert self._task is not None
         for sentence in progress.get("passed_over", ()):
             self.say_once(sentence)
@@ -112,18 +113,18 @@ class ProgressLine:
 
 
 def _clock(seconds: float | None) -> str:
-    """1:23:45, or nothing where it is not known."""
+    """1:23:45, or nothing if unknown."""
     return "" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def losses(metrics: Mapping[str, float]) -> str:
-    """The losses and held-out scores of a report, shortly."""
+    """The losses of a report, in short form."""
     shown = {tag: value for tag, value in metrics.items() if tag.startswith("loss/")}
     return "  ".join(f"{tag.partition('/')[2]} {value:.4g}" for tag, value in shown.items())
 
 
 def read_progress(run: Folder, name: str) -> dict[str, Any] | None:
-    """What the run last told of itself, or None."""
+    """The last progress that the run reported, or None."""
     try:
         return json.loads(run.read_text(name))
     except (OSError, ValueError):

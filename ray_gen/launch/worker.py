@@ -1,4 +1,4 @@
-"""What every Ray worker runs: builds or restores the state, trains, and reports to Ray."""
+"""What every Ray worker runs: it builds or restores the state, trains, and reports to Ray."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import functools
 import shutil
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,17 +16,16 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import RayError
 from ray.train import Checkpoint, CheckpointUploadMode
-from ray.train.v2._internal.exceptions import RayTrainError
-from ray.train.v2._internal.execution.context import get_train_context
 
 from ray_gen.core import Objective
 from ray_gen.data import Store
 from ray_gen.distributed import WorkerLostError, World, use_cores
 from ray_gen.errors import Failed, Refused
-from ray_gen.evaluation import Evaluator, Model, name_of
+from ray_gen.evaluation.evaluator import Evaluator, subject_of
 from ray_gen.experiment import Experiment
+from ray_gen.launch.failures import is_of_ray
+from ray_gen.launch.ray_private import preemption_notice
 from ray_gen.runs.checkpoints import (
     AWAITED,
     checkpoint_name,
@@ -63,7 +61,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     try:
         with explained(run):
             device = ray.train.torch.get_device()
-            for report, saved in reports(experiment, run, device, config["compared"], _notice):
+            trained = reports(experiment, run, device, config["compared"], preemption_notice)
+            for report, saved in trained:
                 awaited = beside and report.evaluate and saved is not None
                 if saved is not None and awaited:
                     (saved / AWAITED).touch()
@@ -78,30 +77,21 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
                 )
                 ended = {"stop": report.stop, "images": report.images, "metrics": report.metrics}
     except NonFiniteError as error:
-        # Every rank is here: a return ends the run, where an exception would be tried again.
+        # Every rank gets here. A return ends the run; after an exception Ray could try again.
         return {"failed": str(error)}
     return ended or ended_before(experiment, run)
 
 
-def _notice() -> object:
-    """What Ray has told this worker of nodes that are about to be taken away.
-
-    `ray.train.get_preemption_info` is a barrier of all workers through an actor; ours is the
-    control step, which asks often, so only what has arrived here is looked at.
-    """
-    info = get_train_context().preemption_context.preemption_info
-    return None if info is None else (info.deadline_ms, tuple(info.preempted_ranks))
-
-
 def prepare(python_path: Sequence[str], threads: int) -> None:
-    """A process that is about to train: where users' own classes may lie, and its CPU cores."""
+    """Prepares this process for training: adds the folders of users' classes to sys.path, and sets
+    its number of CPU threads."""
     sys.path += [path for path in python_path if path not in sys.path]
     use_cores(threads)
 
 
 @contextmanager
 def explained(run: Folder) -> Generator[None]:
-    """What goes wrong while a run is trained, as what a user can read. NonFiniteError passes."""
+    """Turns errors during training into messages for the user. NonFiniteError passes unchanged."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -118,12 +108,14 @@ def explained(run: Folder) -> Generator[None]:
             f"{run.location}: {error.strerror or error}; what was saved before is intact: mend the "
             "storage and start again with the same --name"
         ) from error
-    except (Refused, Failed, NonFiniteError, WorkerLostError, RayError, RayTrainError):
+    except (Refused, Failed, NonFiniteError, WorkerLostError):
         raise
     except Exception as error:
+        if is_of_ray(error):
+            raise
         if "can't allocate memory" in str(error):  # torch has no class of its own for it
             raise Failed(
-                "this machine has not the memory for it: lower training.micro_batch_size or "
+                "this machine has too little memory: lower training.micro_batch_size or "
                 f"training.global_batch_size ({str(error).splitlines()[0]})"
             ) from error
         raise Failed(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from error
@@ -136,12 +128,13 @@ def reports(
     compared: Sequence[str] = (),
     notice: Callable[[], object] = lambda: None,
 ) -> Iterator[tuple[Report, Path | None]]:
-    """Trains a run from its newest checkpoint; all that is written of it is written here, but for
-    checkpoints, which are yielded on the first rank where one is due: a folder of the caller's own,
-    to be committed and deleted. Collective: every rank of a process group, or a process alone.
+    """Trains a run from its newest checkpoint, and writes everything except checkpoints. If a
+    checkpoint is due, the first rank yields it as a folder, which the caller commits and deletes.
+    Collective: every rank of a process group, or one process alone.
 
-    compared: fields by which TensorBoard compares this run with others; none: all. notice: what is
-    known of workers that are about to be taken away; a checkpoint is saved when that changes.
+    compared: fields by which TensorBoard compares this run with others. If empty: all fields.
+    notice: returns what is known about workers that will soon be taken away. When its answer
+    changes, a checkpoint is saved.
     """
     world = World.joined(device)
     store = open_data(experiment)
@@ -169,11 +162,11 @@ def _written(
     writer: RunWriter | None,
     notice: Callable[[], object],
 ) -> Iterator[tuple[Report, Path | None]]:
-    """The reports of the loop, each written before it is yielded."""
+    """Yields the reports of the loop, and writes each one before."""
     evaluate = None
     evaluation = experiment.evaluation
     if evaluation.every_images is not None and evaluation.placement == "inline":
-        evaluate = _evaluation(experiment, objective, state, store, world, writer)
+        evaluate = evaluation_of(experiment, objective, state, store, world, writer)
     latest: dict[str, float] = {}
 
     known = None
@@ -193,9 +186,8 @@ def _written(
         if writer is not None:
             report = writer.report(report)
             if report.save:
-                saved = Path(tempfile.mkdtemp(prefix="ray_gen-checkpoint-"))
+                saved = writer.checkpoint(report.metrics)
                 try:
-                    state.save(saved, experiment, report.metrics)
                     writer.keep_best(report, saved)
                 except Exception:
                     shutil.rmtree(saved)
@@ -203,7 +195,7 @@ def _written(
         yield report, saved
 
 
-def _evaluation(
+def evaluation_of(
     experiment: Experiment,
     objective: Objective,
     state: State,
@@ -212,18 +204,17 @@ def _evaluation(
     writer: RunWriter | None,
 ) -> Callable[[], dict[str, float]]:
     """What measures the EMA's samples, on all workers together. Collective, as its calls are."""
-    evaluator = Evaluator(experiment.evaluation, store, name_of(experiment.data), world)
-
-    model = Model(experiment, objective, state.ema, {"weights": "ema"})
-    evaluator.scores(model, check_only=True)  # what cannot be measured is refused before training
+    evaluator = Evaluator(experiment.evaluation, store, experiment.data.short_form, world)
+    # What cannot be measured is refused before training.
+    evaluator.checked(subject_of(experiment, objective, state.ema, {"weights": "ema"}))
 
     def evaluate() -> dict[str, float]:
         images = _images(experiment, state)
         description = {"images seen": images, "weights": "ema"}
-        model = Model(experiment, objective, state.ema, description)
+        subject = subject_of(experiment, objective, state.ema, description)
         with writer.evaluating(images) if writer is not None else nullcontext():
             try:
-                scores = evaluator.scores(model)
+                scores = evaluator.scores(subject)
             except torch.OutOfMemoryError as error:
                 raise Failed(
                     "a GPU ran out of memory in an evaluation: lower evaluation.batch_size and "
@@ -242,7 +233,8 @@ def _images(experiment: Experiment, state: State) -> int:
 
 
 def ended_before(experiment: Experiment, run: Folder) -> dict[str, Any]:
-    """How a run ended whose newest checkpoint is its last: a worker died between the two."""
+    """How a run ended if its newest checkpoint is already its last. A worker died between that
+    checkpoint and the end of the run."""
     manifest = newest_manifest(run)
     assert manifest is not None
     stop = finished(experiment, manifest.step, manifest.settled)
@@ -250,12 +242,13 @@ def ended_before(experiment: Experiment, run: Folder) -> dict[str, Any]:
 
 
 def _restore(state: State, run: Folder, world: World) -> list[str]:
-    """From the newest whole checkpoint of the run folder, at the start and after a death alike.
-    Returns what to say of those that were passed over. Collective: every rank.
+    """Restores the newest whole checkpoint of the run folder, at the start and after a worker's
+    death. Returns a message for each checkpoint that it skipped. Collective: every rank.
 
-    Ray's registry is not asked: it may know less than the folder (a worker can die between an
-    upload and its registration), and the manifests say what is whole. The first rank chooses: what
-    a rank of before has not yet finished may be there for one that looks later, and not for it.
+    Ignores Ray's registry of checkpoints, which may lack some: a worker can die between an upload
+    and its registration. The manifests say which checkpoints are whole. The first rank chooses for
+    all: a worker of an earlier attempt may still be writing a checkpoint, which only ranks that
+    look later would see.
     """
     chosen, passed_over = (None, []) if world.rank else _restored(state, checkpoints(run))
     (images,) = world.maxima([-1 if chosen is None else images_of(chosen)])
@@ -271,7 +264,8 @@ def _restore(state: State, run: Folder, world: World) -> list[str]:
 
 
 def _restored(state: State, found: Sequence[Folder]) -> tuple[Folder | None, list[str]]:
-    """Loads the first of these that is whole."""
+    """Loads the first whole checkpoint of `found`. Returns it, and a message for each that it
+    skipped."""
     passed_over: list[str] = []
     for newest, earlier in zip_longest(found, found[1:]):
         try:
@@ -286,8 +280,9 @@ def _restored(state: State, found: Sequence[Folder]) -> tuple[Folder | None, lis
 
 
 def _check_agreement(experiment: Experiment, state: State, store: Store, world: World) -> None:
-    """Ranks that start from different checkpoints would wait for each other for ever; ranks of
-    different data would train another run than the experiment's. Collective: every rank."""
+    """Raises Failed if ranks have different checkpoints or data. With different checkpoints they
+    would wait for each other for ever. With other data they would train another run. Collective:
+    every rank."""
     other_data = int(store.digest != experiment.data.digest)
     latest, minus_earliest, other_data = world.maxima([state.step, -state.step, other_data])
     if latest != -minus_earliest:
@@ -297,21 +292,21 @@ def _check_agreement(experiment: Experiment, state: State, store: Store, world: 
         )
     if other_data:
         raise Failed(
-            "data: a worker's images are not those that the driver has: a file came or went since "
-            "the start, or the files, or the version of Pillow that decodes them, differ between "
-            "nodes; use files that stay and that all nodes share"
+            "data: a worker's images differ from the driver's: a file was added or removed since "
+            "the start, or nodes have different files or versions of Pillow; use files that do not "
+            "change and that all nodes share"
         )
 
 
 def _upload(checkpoint: Checkpoint, name: str, run: Folder, keep: int) -> Checkpoint:
-    """Commits a checkpoint and prunes the old ones, in Ray's upload thread. What goes wrong here
-    ends the run at the loop's next report."""
+    """Commits a checkpoint and prunes the old ones, in Ray's upload thread. An error here ends the
+    run at the loop's next report."""
     try:
         with explained(run):
             commit(Path(checkpoint.path), run, name)
             prune(run, keep)
     except Exception:
-        shutil.rmtree(checkpoint.path, ignore_errors=True)  # Ray deletes what was uploaded
+        shutil.rmtree(checkpoint.path, ignore_errors=True)  # Ray deletes it only after an upload
         raise
     if run.is_local:
         return Checkpoint(str(run.path / name))

@@ -1,2 +1,2 @@
-"""Architectures: one file each. Every network is called as `network(x, labels, **more)`, labels
-None where its signature has no `label_count`; see `ray_gen.core.Networks`."""
+"""Architectures: one file each. Every network is called as `network(x, labels, **more)`. labels is
+None if its signature has no `label_count`. See `ray_gen.core.Networks`."""

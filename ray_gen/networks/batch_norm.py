@@ -1,4 +1,5 @@
-"""Batch normalisation over groups of the global batch, so that workers do not change the result."""
+"""Batch normalisation over groups of the global batch: the number of workers does not change the
+result."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ class GroupBatchNorm(PhaseModule):
     """BatchNorm (Ioffe and Szegedy 2015) over groups of consecutive images ("ghost" batches, Hoffer
     et al. 2017).
 
-    In training each group is normalised by its own mean and variance, however many groups a rank or
-    micro-batch holds. Running statistics move once a phase that updates the network, to the mean
-    over all groups of all ranks.
+    In training each group is normalised by its own mean and variance, for any number of groups on a
+    rank or in a micro-batch. Running statistics move once in each phase that updates the network,
+    towards the mean over all groups of all ranks.
     """
 
     running_mean: Tensor
@@ -27,7 +28,10 @@ class GroupBatchNorm(PhaseModule):
     def __init__(self, plain: nn.BatchNorm1d | nn.BatchNorm2d, group_size: int) -> None:
         super().__init__()
         if plain.running_mean is None or plain.running_var is None:
-            raise ValueError("a BatchNorm without running statistics cannot be used after training")
+            raise ValueError(
+                "a BatchNorm without running statistics cannot be used after training; set "
+                "track_running_stats to True"
+            )
         self.group_size = group_size
         self.eps = plain.eps
         self.momentum = 0.1 if plain.momentum is None else plain.momentum
@@ -35,14 +39,14 @@ class GroupBatchNorm(PhaseModule):
         self.bias = plain.bias
         self.register_buffer("running_mean", plain.running_mean)
         self.register_buffer("running_var", plain.running_var)
-        # Of the groups seen in this phase: mean, variance, count. One place for the whole run, as a
-        # CUDA graph that adds to it knows its address; 0 between phases, as on every rank.
+        # Sums over the groups seen in this phase: mean, variance, count. The buffer keeps its
+        # address for the whole run: a CUDA graph adds to it. It is 0 between phases, on every rank.
         zeros = plain.running_mean.new_zeros(2 * plain.running_mean.numel() + 1)
         self.register_buffer("_sums", zeros, persistent=False)
         self._collecting = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, ...) to the same shape; in training N is a multiple of `group_size`."""
+        """(N, C, ...) to the same shape. In training N is a multiple of `group_size`."""
         if not self.training:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
@@ -53,8 +57,8 @@ class GroupBatchNorm(PhaseModule):
     def _normalised(self, group: Tensor) -> Tensor:
         if not self._collecting:
             return F.batch_norm(group, None, None, self.weight, self.bias, True, eps=self.eps)
-        # With momentum 1, torch writes the group's own mean and unbiased variance (over zeros: it
-        # still multiplies what was there by 0, which would keep a NaN).
+        # With momentum 1, torch writes the group's own mean and unbiased variance. It multiplies
+        # the old values by 0, so they must be finite: a NaN would remain.
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         normalised = F.batch_norm(
             group, mean, variance, self.weight, self.bias, True, momentum=1.0, eps=self.eps
@@ -74,8 +78,8 @@ class GroupBatchNorm(PhaseModule):
     def end_phase(
         self, statistics: Tensor | None, noise: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Move the running statistics towards the mean over all groups. Where no rank called this
-        layer in the phase they keep still: the mean over no group is none, and not 0."""
+        """Move the running statistics towards the mean over all groups. They stay unchanged if no
+        rank called this layer in the phase: there is no mean over zero groups."""
         assert statistics is not None
         sums, count = statistics[:-1], statistics[-1]
         mean, variance = (sums / count.clamp(min=1.0)).chunk(2)
@@ -86,7 +90,7 @@ class GroupBatchNorm(PhaseModule):
 
 
 def with_group_batch_norm(module: nn.Module, group_size: int) -> nn.Module:
-    """Replace every BatchNorm1d and BatchNorm2d below a module, users' own classes included."""
+    """Replace every BatchNorm1d and BatchNorm2d in a module, also inside users' own classes."""
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         return GroupBatchNorm(module, group_size)
     for name, child in module.named_children():

@@ -1,5 +1,5 @@
-"""A convolutional encoder and decoder for VAEs: strided convolutions without normalisation, which a
-likelihood does not need, and linear layers to and from the latent."""
+"""A convolutional encoder and decoder for VAEs: strided convolutions, and linear layers to and from
+the latent. There is no normalisation: a likelihood does not need it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ray_gen.networks.sizes import halvings
 
 
 class ConvEncoder(nn.Module):
-    """images (N, C, H, W) -> (N, vector_size); channels double as the side halves."""
+    """images (N, C, H, W) -> (N, vector_size). Channels double when the side halves."""
 
     def __init__(self, signature: Signature, *, width: int, label_size: int) -> None:
         super().__init__()
-        del label_size  # a label is a plane beside the image here
+        del label_size  # here a label is an additional plane of the image
         steps, end = halvings(signature.input)
         self.label = LabelPlane(signature.label_count, signature.input)
         channels = [signature.input[0] + self.label.added]
@@ -35,7 +35,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """z (N, vector_size) -> (N, C, H, W); the mirror image of the encoder."""
+    """z (N, vector_size) -> (N, C, H, W): the encoder mirrored."""
 
     def __init__(self, signature: Signature, *, width: int, label_size: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""DCGAN (Radford et al. 2016, section 3 and figure 1) for any square of 4·2^n pixels from 8 up, and
-28: strided and fractionally strided convolutions, BatchNorm except at the generator's output and
-the discriminator's input, ReLU and tanh, LeakyReLU 0.2, weights from N(0, 0.02²)."""
+"""DCGAN (Radford et al. 2016, section 3 and figure 1) for square images with a side of 28, or of
+4·2^n from 8 up: strided and fractionally strided convolutions, BatchNorm except at the generator's
+output and the discriminator's input, ReLU and tanh, LeakyReLU 0.2, weights from N(0, 0.02²)."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def _initialise(module: nn.Module) -> None:
 
 
 class _FromVector(nn.ConvTranspose2d):
-    """A transposed convolution of a 1 x 1 map, which is one matrix product.
+    """A transposed convolution of a 1 x 1 map: one matrix product.
 
-    With the channels-last weight it is one without a copy, and its output is channels-last; torch's
+    With a channels-last weight the product needs no copy, and its output is channels-last. torch's
     own convolution takes three times as long on a CPU (8.1 ms against 2.4 ms, 100 to 512 channels).
     """
 
@@ -47,7 +47,7 @@ class _FromVector(nn.ConvTranspose2d):
 
 
 class DcganGenerator(nn.Module):
-    """z (N, vector_size) -> images (N, C, H, W), tanh where the signature asks for it.
+    """z (N, vector_size) -> images (N, C, H, W), with tanh if the signature asks for it.
 
     At 64 pixels and width 64: 512 x 4², 256 x 8², 128 x 16², 64 x 32², C x 64².
     """
@@ -66,7 +66,7 @@ class DcganGenerator(nn.Module):
         self.label = LabelVector(signature.label_count, label_size)
         channels = width * 2 ** (steps - 1)
         inputs = signature.input[0] + self.label.added
-        bias = not batch_norm  # none in the paper's networks
+        bias = not batch_norm  # the paper's networks have no bias
         layers: list[nn.Module] = [
             _FromVector(inputs, channels, start, bias=bias),
             *_norm(channels, batch_norm),
@@ -93,7 +93,7 @@ class DcganGenerator(nn.Module):
 
 
 class DcganDiscriminator(nn.Module):
-    """images (N, C, H, W) -> (N, vector_size): one logit, or what an encoder needs.
+    """images (N, C, H, W) -> (N, vector_size): one logit, or the output of an encoder.
 
     At 64 pixels and width 64: 64 x 32², 128 x 16², 256 x 8², 512 x 4², vector_size.
     """
@@ -108,7 +108,7 @@ class DcganDiscriminator(nn.Module):
         spectral_norm: bool,
     ) -> None:
         super().__init__()
-        del label_size  # a label is a plane beside the image here
+        del label_size  # here a label is an additional plane of the image
         steps, end = halvings(signature.input)
         self.label = LabelPlane(signature.label_count, signature.input)
         inputs = signature.input[0] + self.label.added

@@ -1,8 +1,8 @@
-"""Labels as network inputs: a learned vector beside z, a learned plane beside the image.
+"""Labels as network inputs: a learned vector is appended to z, a learned plane to the image.
 
-Both begin small. With torch's N(0, 1) the label drowned z and the image: a conditional DCGAN on
-digits made one picture a class, whatever z was (spread within a class 0.03, and 0.19 in the data,
-after 300 steps; 0.13 with these).
+Both start with small weights. With torch's N(0, 1) the label was much larger than z and the image:
+a conditional DCGAN on digits made one picture per class, for every z. Spread within a class after
+300 steps: 0.03 with N(0, 1), 0.13 with small weights, 0.19 in the data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _table(label_count: int, size: int, spread: float) -> nn.Embedding:
 class LabelVector(nn.Module):
     """Appends a learned vector for each label: (N, D) to (N, D + size).
 
-    Mirza and Osindero 2014, section 3.2. Without labels (`label_count` None) it passes x on.
+    Mirza and Osindero 2014, section 3.2. Without labels (`label_count` None) it returns x.
     """
 
     def __init__(self, label_count: int | None, size: int) -> None:
@@ -38,7 +38,10 @@ class LabelVector(nn.Module):
 
 
 class LabelPlane(nn.Module):
-    """Appends a learned plane for each label: (N, C, H, W) to (N, C + 1, H, W)."""
+    """Appends a learned plane for each label: (N, C, H, W) to (N, C + 1, H, W).
+
+    Without labels (`label_count` None) it returns the images.
+    """
 
     def __init__(self, label_count: int | None, image_shape: Shape) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Fully connected networks: anything to anything."""
+"""Fully connected networks, from any shapes to any shapes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ACTIVATIONS = {
 
 
 def _layers(sizes: Sequence[int], activation: str, initial_weights: str) -> nn.Sequential:
-    """Linear layers with an activation between each two."""
+    """Linear layers, with an activation between each two."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
         linear = nn.Linear(inputs, outputs)
@@ -33,7 +33,8 @@ def _layers(sizes: Sequence[int], activation: str, initial_weights: str) -> nn.S
 
 
 class Mlp(nn.Module):
-    """Any inputs to any outputs, flattened: the label's vector and the conditions join the input.
+    """Any inputs to any outputs. Flattens the input and appends the label's vector and the
+    conditions.
 
     Several outputs are parts of one last layer.
     """

@@ -1,4 +1,4 @@
-"""Spectral normalisation whose power iteration moves once a phase and not with every forward."""
+"""Spectral normalisation. Its power iteration runs once per phase, not in every forward pass."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ray_gen.core import PhaseModule
 
 
 class SpectralNorm(PhaseModule):
-    """W / σ(W), σ the largest singular value (Miyato et al. 2018, eq. 8 and algorithm 1).
+    """W / σ(W), with the largest singular value σ (Miyato et al. 2018, eq. 8 and algorithm 1).
 
-    torch's own iterates in every forward pass in training mode, also while another network is
-    updated, so micro-batches and workers would change the result.
+    torch's own version iterates in every forward pass in training mode, also while another network
+    is updated. So micro-batches and workers would change the result.
     """
 
     left: Tensor
@@ -27,7 +27,7 @@ class SpectralNorm(PhaseModule):
         left, right = weight.new_empty(rows).normal_(), weight.new_empty(columns).normal_()
         self.register_buffer("left", F.normalize(left, dim=0))
         self.register_buffer("right", F.normalize(right, dim=0))
-        for _ in range(15):  # from a random start to within about 1 % of σ
+        for _ in range(15):  # a random start comes within about 1 % of σ
             self.begin_phase(weight)
 
     def _matrix(self, weight: Tensor) -> Tensor:
@@ -36,8 +36,8 @@ class SpectralNorm(PhaseModule):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The normalised weight, of the same shape."""
-        with torch.autocast(weight.device.type, enabled=False):  # on a GPU it takes mv to 16 bits
-            # An average over training (EMA) of unit vectors is shorter than 1.
+        with torch.autocast(weight.device.type, enabled=False):  # on a GPU, mv would be 16 bits
+            # `left` and `right` may be an EMA: an average of unit vectors is shorter than 1.
             left, right = F.normalize(self.left, dim=0), F.normalize(self.right, dim=0)
             sigma = torch.dot(left, torch.mv(self._matrix(weight), right))
         return weight / sigma
@@ -52,7 +52,7 @@ class SpectralNorm(PhaseModule):
 
 
 def with_spectral_norm(module: nn.Module) -> nn.Module:
-    """Normalise the weight of every linear and (transposed) convolutional layer below a module."""
+    """Normalise the weight of every linear and (transposed) convolutional layer in a module."""
     for layer in list(module.modules()):
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             out_axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0

@@ -1,2 +1,2 @@
-"""What is trained: which losses on which networks in which phases. One file a family; none knows of
-ranks, optimisers or time."""
+"""The objectives: which losses train which networks in which phases. One file per family. No
+objective knows ranks, optimisers or time."""

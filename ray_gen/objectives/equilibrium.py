@@ -1,4 +1,4 @@
-"""When D(x) and D(G(z)) have come to rest at the equilibrium of their game."""
+"""Decides when D(x) and D(G(z)) have settled at the equilibrium of their game."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ray_gen.core import STOPPED, Window
 
 
 def watch(memory: dict[str, float], metrics: Mapping[str, float], steps: int) -> None:
-    """Adds a report, means over so many steps, to what `settled` judges next.
+    """Adds a report, means over `steps` steps, to the sums that `settled` judges next.
 
-    Sums over steps: reports in between, of a checkpoint or of a run that was asked to stop, change
-    nothing but how they are rounded.
+    The memory holds sums over steps, so an extra report, at a checkpoint or a requested stop,
+    changes only the rounding.
     """
     for name, mean in (
         ("steps", 1.0),
@@ -24,13 +24,13 @@ def watch(memory: dict[str, float], metrics: Mapping[str, float], steps: int) ->
 def settled(memory: dict[str, float], images: int, window: Window, optimum: float) -> bool:
     """Whether D(x) and D(G(z)) have left their optimum once and then stayed at it for a window.
 
-    An untrained pair starts at ½, so both have to leave first. Asked of the means since it was last
-    asked.
+    Both must leave first, because an untrained pair starts at ½. Judges the means since the last
+    call.
     """
     steps = memory.pop("steps")
     values = {name: memory.pop(name) / steps for name in ("real", "fake")}
     for name, value in values.items():
-        # The way from ½ to the optimum is a discriminator that learns the smoothing and no image.
+        # Between ½ and the optimum, D has learnt only the smoothing and nothing about images.
         if not optimum - window.tolerance <= value <= 0.5 + window.tolerance:
             memory[f"{name}_left"] = 1
     inside = all(abs(value - optimum) <= window.tolerance for value in values.values())

@@ -1,5 +1,5 @@
-"""Generative adversarial networks (Goodfellow et al. 2014), conditional ones (Mirza and Osindero
-2014) and what tames them: hinge loss, R1, label smoothing, DiffAugment."""
+"""Generative adversarial networks (Goodfellow et al. 2014), also conditional (Mirza and Osindero
+2014), and methods that stabilise them: hinge loss, R1, label smoothing, DiffAugment."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _OF_DISCRIMINATOR: Noises = {
     "judged_real": NoiseOf("discriminator"),
     "judged_fake": NoiseOf("discriminator"),
 }
-"""What D draws for real and for generated images; most draw nothing."""
+"""Noise of D for real and for generated images. Most discriminators have none."""
 
 
 class Gan(Objective):
     """min_G max_D E log D(x) + E log(1 - D(G(z))) (Goodfellow et al. 2014, eq. 1).
 
-    k discriminator steps, each on fresh images, to one of the generator. Images are in [-1, 1].
+    k discriminator steps, each on new images, for each generator step. Images are in [-1, 1].
     """
 
     image_range = (-1.0, 1.0)
@@ -76,7 +76,7 @@ class Gan(Objective):
         self.gives_probability = loss != "hinge"
 
     def networks(self) -> Mapping[str, Signature]:
-        """A generator from z and a discriminator to one logit."""
+        """A generator from z to an image and a discriminator from an image to one logit."""
         return {
             "generator": Signature(
                 (self._latent_size,), self._image_shape, self._label_count, "tanh"
@@ -85,7 +85,7 @@ class Gan(Objective):
         }
 
     def phases(self) -> Sequence[Phase]:
-        """The discriminator's phase in every step, the generator's in every k-th."""
+        """The discriminator's phase at every step, the generator's phase at every k-th."""
         noise: Noises = {
             **self.latents,
             "fakes": NoiseOf("generator"),
@@ -105,12 +105,13 @@ class Gan(Objective):
         ]
 
     def _logits(self, networks: Networks, images: Tensor, batch: Batch, call: str) -> Tensor:
-        """D's logits (N, 1) of images as it sees them: augmented, real and generated alike."""
+        """D's logits (N, 1) of augmented images, real or generated."""
         seen = augment(images, self._augment, batch.noise)
         noise = noise_of(batch.noise, call)
         return networks["discriminator"](seen, batch.labels, **noise).to(batch.images.dtype)
 
     def _fakes(self, networks: Networks, batch: Batch) -> Tensor:
+        """G(z): (N, C, H, W) in [-1, 1]."""
         return networks["generator"](
             batch.noise["z"], batch.labels, **noise_of(batch.noise, "fakes")
         )
@@ -130,6 +131,7 @@ class Gan(Objective):
         return Losses({"discriminator": loss}, {t: v.flatten() for t, v in reported.items()})
 
     def _r1(self, networks: Networks, batch: Batch) -> Losses:
+        """‖∇_x D(x)‖² on real images; its weight is γ/2."""
         images = batch.images.detach().requires_grad_()
         logits = self._logits(networks, images, batch, "judged_real")
         return Losses({"r1": losses.squared_gradient_norm(logits, images)})
@@ -155,8 +157,8 @@ class Gan(Objective):
         return fakes.float().add(1.0).mul(0.5)
 
     def discriminate(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
-        """D's logits (N,), not augmented. Their sigmoid is D(x), but for the hinge loss, which
-        knows no probability."""
+        """D's logits (N,) of images without augmentation. Their sigmoid is D(x), except with the
+        hinge loss: there it is no probability."""
         return networks["discriminator"](images, labels).float().flatten()
 
     def watch(self, memory: dict[str, float], metrics: Mapping[str, float], steps: int) -> None:
@@ -164,20 +166,20 @@ class Gan(Objective):
         watch(memory, metrics, steps)
 
     def settled(self, memory: dict[str, float], images: int, window: Window) -> bool:
-        """Whether D(x) and D(G(z)) have come to rest at the optimum of a discriminator, t / 2 for a
-        target t of real images: ½ without smoothing (Salimans et al. 2016, 3.4)."""
+        """Whether D(x) and D(G(z)) have settled at the optimum t / 2, with the target t of real
+        images: ½ without smoothing (Salimans et al. 2016, 3.4)."""
         smoothing = value_at(self._label_smoothing, images)
         return settled(memory, images, window, (1.0 - smoothing) / 2)
 
 
 class _Half:
-    """Half of a number that changes: the ½ in R1's γ/2."""
+    """Half of a schedule: the γ/2 of R1."""
 
     def __init__(self, number: Schedule) -> None:
         self._number = number
 
     def at(self, images: float) -> float:
-        """Half of its value after so many images."""
+        """Half of the schedule's value after `images` images."""
         return self._number.at(images) / 2
 
 

@@ -29,7 +29,7 @@ from ray_gen.core import (
 )
 
 _OF_NETWORKS: Noises = {"encoding": NoiseOf("encoder"), "decoding": NoiseOf("decoder")}
-"""What the two networks draw in training, and in an evaluation; most draw nothing."""
+"""Noise of encoder and decoder, in training and in an evaluation. Most networks have none."""
 
 
 class LearnedSigma(nn.Module):
@@ -41,8 +41,8 @@ class LearnedSigma(nn.Module):
 
 
 class _Likelihood:
-    """p(x|z): what the decoder's output means. sigma None: in the Gaussian's place, its squared
-    error alone."""
+    """p(x|z): what the decoder's output means. sigma None: the squared error instead of a
+    Gaussian."""
 
     def __init__(self, kind: str, sigma: float | str | None) -> None:
         self._bernoulli = kind == "bernoulli"
@@ -51,7 +51,7 @@ class _Likelihood:
         self.learns_sigma = not self._bernoulli and sigma == "learned"
 
     def nll(self, networks: Networks, output: Tensor, images: Tensor) -> Tensor:
-        """-log p(x|z) of each image, or its squared error: (N,)."""
+        """-log p(x|z) of each image in nats, or its squared error: (N,)."""
         output = output.to(images.dtype)
         if self._bernoulli:
             return losses.bernoulli_nll(output, images)
@@ -72,7 +72,7 @@ class _Likelihood:
 
 
 class _Decoding(Objective):
-    """What both autoencoders do with z: decode it to E[x|z]."""
+    """Common to both autoencoders: decodes z to E[x|z]."""
 
     image_range = (0.0, 1.0)
     sampling_noise: Noises = {"decoding": NoiseOf("decoder")}  # noqa: RUF012
@@ -91,7 +91,7 @@ class _Decoding(Objective):
         labels: Tensor | None,
         noise: Mapping[str, Tensor],
     ) -> Tensor:
-        """E[x|z], in [0, 1]; where z comes from, a plain autoencoder does not say."""
+        """E[x|z], in [0, 1]. A plain autoencoder does not say how z is distributed."""
         decoding = noise_of(noise, "decoding")
         return self._likelihood.mean(networks["decoder"](latents["z"], labels, **decoding))
 
@@ -102,13 +102,14 @@ class _Decoding(Objective):
         labels: Tensor | None,
         noise: Mapping[str, Tensor],
     ) -> Tensor:
-        """E[x|z] at the z, or at the mean of q(z|x), that images are encoded to."""
+        """E[x|z] at the code of each image: z itself, or the mean of q(z|x)."""
         z = self.encode(networks, images, labels)["z"].mean
         return self.sample(networks, {"z": z}, labels, noise)
 
 
 class Autoencoder(_Decoding):
-    """Encoder and decoder trained on reconstruction alone: no prior, so nothing to sample from."""
+    """min -log p(x|z), or the squared error, at z = encoder(x). z has no prior, so the model cannot
+    be sampled from."""
 
     sampled_from: tuple[str, ...] = ("encoder", "decoder")
     has_prior = False
@@ -124,14 +125,14 @@ class Autoencoder(_Decoding):
         self.latents = {"z": Noise((latent_size,))}
 
     def networks(self) -> Mapping[str, Signature]:
-        """An encoder to z and a decoder from it."""
+        """An encoder to z and a decoder from z."""
         return {
             "encoder": Signature(self._image_shape, (self._latent_size,), self._label_count),
             "decoder": Signature((self._latent_size,), self._image_shape, self._label_count),
         }
 
     def phases(self) -> Sequence[Phase]:
-        """One phase that updates both."""
+        """One phase that updates both networks."""
         term = Term("reconstruction", self._loss)
         return [Phase("autoencoder", ("encoder", "decoder"), (term,), self.evaluation_noise)]
 
@@ -139,6 +140,7 @@ class Autoencoder(_Decoding):
         return Losses({"reconstruction": self._error(networks, batch)})
 
     def _error(self, networks: Networks, batch: Batch) -> Tensor:
+        """-log p(x|z), or the squared error, of each image: (N,)."""
         encoding = noise_of(batch.noise, "encoding")
         decoding = noise_of(batch.noise, "decoding")
         z = networks["encoder"](batch.images, batch.labels, **encoding)
@@ -146,22 +148,22 @@ class Autoencoder(_Decoding):
         return self._likelihood.nll(networks, output, batch.images)
 
     def evaluate(self, networks: Networks, batch: Batch) -> Mapping[str, Tensor]:
-        """The reconstruction error."""
+        """The reconstruction error of each image: (N,)."""
         return {"reconstruction": self._error(networks, batch)}
 
     def encode(
         self, networks: Networks, images: Tensor, labels: Tensor | None
     ) -> Mapping[str, Posterior]:
-        """z (N, latent_size), and no distribution."""
+        """z (N, latent_size), without a distribution."""
         return {"z": Posterior(networks["encoder"](images, labels).to(images.dtype), None)}
 
 
 class Vae(_Decoding):
     """max log p(x|z) - β KL(q(z|x) ‖ N(0, I)), z = μ(x) + σ(x) ε (Kingma and Welling 2014, eq. 10).
 
-    β = 1 is the evidence lower bound. z is drawn once an image and step, and so are the pixels
-    where they are binarised: 1 with the probability x (Salakhutdinov and Murray 2008). What is no
-    loss and no bound, as a reconstruction, takes x as it is.
+    β = 1 is the evidence lower bound. Each step draws one z per image. With `binarize`, each step
+    also draws the pixels: 1 with probability x (Salakhutdinov and Murray 2008). Only losses and
+    bounds use binarised pixels; a reconstruction, for example, uses x unchanged.
     """
 
     likelihood: Literal["bernoulli", "gaussian"]
@@ -227,7 +229,8 @@ class Vae(_Decoding):
         return {"z": Posterior(*self._posterior(networks, images, labels))}
 
     def observed(self, images: Tensor, noise: Tensor | None) -> Tensor:
-        """The pixels that the likelihood is of: 1 where the noise, U[0, 1), is below x, else 0."""
+        """The pixels that the likelihood describes: 1 where noise, U[0, 1), is below x, else 0.
+        Without noise: x unchanged."""
         return images if noise is None else (noise < images).to(images.dtype)
 
     def log_weights(
@@ -236,7 +239,8 @@ class Vae(_Decoding):
         """log p(x|z) and log p(z) - log q(z|x) = ½ Σ ε² + log σ² - z² at z = μ(x) + σ(x) ε, in
         nats: float64 (S, N) each.
 
-        Burda et al. 2016, eq. 8. images: (N, C, H, W), as observed; epsilon: (S, N, latent_size).
+        Burda et al. 2016, eq. 8. images: (N, C, H, W), from `observed`; epsilon: (S, N,
+        latent_size).
         """
         samples = len(epsilon)
         mean, log_variance = self._posterior(networks, images, labels)
@@ -249,6 +253,7 @@ class Vae(_Decoding):
         return -nll.double().unflatten(0, epsilon.shape[:2]), 0.5 * ratio.sum(2)
 
     def _nll_and_kl(self, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor]:
+        """-log p(x|z) and KL(q(z|x) ‖ N(0, I)) of each image, in nats: (N,) each."""
         images = self.observed(batch.images, batch.noise.get("pixels"))
         encoding = noise_of(batch.noise, "encoding")
         decoding = noise_of(batch.noise, "decoding")
@@ -268,6 +273,6 @@ class Vae(_Decoding):
         return Losses({"reconstruction": nll, "kl": beta * kl}, {"latent/kl": kl})
 
     def evaluate(self, networks: Networks, batch: Batch) -> Mapping[str, Tensor]:
-        """The evidence lower bound and its two terms, in nats, with one z an image."""
+        """The evidence lower bound and its two terms, in nats, with one z per image: (N,) each."""
         nll, kl = self._nll_and_kl(networks, batch)
         return {"elbo": -nll - kl, "reconstruction": nll, "kl": kl}

@@ -1,4 +1,4 @@
-"""A trained run in two lines: load it, use it. No data set, no Ray, nothing unpickled."""
+"""Load a trained run and use it. Needs no data set and no Ray. Unpickles nothing."""
 
 from ray_gen.pipeline.loading import experiment_of
 from ray_gen.pipeline.pipeline import Pipeline, load

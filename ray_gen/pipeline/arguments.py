@@ -1,4 +1,4 @@
-"""What a user hands to a pipeline, checked: numbers, labels, images and latents."""
+"""Checks of the arguments of a pipeline: numbers, labels, images and latents."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ from ray_gen.core import ImageShape, Shape
 from ray_gen.errors import Refused
 
 BATCH = 256
-"""Images that are read, or go through a network, at once: memory stays bounded for any count."""
+"""Images that are read or go through a network at once. It bounds the memory for any count."""
 
-STACK = "`torch.stack` makes one of a list of tensors"
-"""What somebody with a list of latents wants."""
+STACK = "`torch.stack` makes one tensor from a list of tensors"
+"""Remedy for a user who passes a list of latents."""
 
 
 class Array(Protocol):
-    """What NumPy takes for an array, without its import."""
+    """An object that NumPy accepts as an array. Does not import NumPy."""
 
     def __array__(self, dtype: Any = None, /) -> Any:
-        """As a NumPy array."""
+        """This object as a NumPy array."""
         ...
 
 
 Floats = Tensor | Array
-"""A tensor, or an array of NumPy's."""
+"""A tensor or a NumPy array."""
 
 Labels = int | str | Sequence[int | str] | Tensor | Array
 """Classes by number or name: one for all, or one for each."""
 
 
 def whole(given: SupportsIndex, argument: str) -> int:
-    """A whole number, of Python's, NumPy's or torch's."""
+    """A whole number from Python, NumPy or torch, as int. Raises Refused."""
     if not isinstance(given, bool):
         try:
             return operator.index(given)
         except TypeError:
             pass
-    raise Refused(f"{argument}: {_shown(given)} is no whole number")
+    raise Refused(f"{argument}: {_shown(given)} is not a whole number")
 
 
 def real(given: SupportsFloat, argument: str) -> float:
-    """A number, of Python's, NumPy's or torch's."""
+    """A number from Python, NumPy or torch, as float. Raises Refused."""
     if not isinstance(given, (bool, str, bytes)):
         try:
             return float(given)
         except (TypeError, ValueError, RuntimeError):
             pass
-    raise Refused(f"{argument}: {_shown(given)} is no number")
+    raise Refused(f"{argument}: {_shown(given)} is not a number")
 
 
 def listed(given: Any) -> list[Any] | None:
-    """The entries of a list, an array or a tensor; None of what is one thing, or has no order."""
+    """The entries of a list, an array or a tensor. None for a single value or a set."""
     plain = _plain(given)
     if isinstance(plain, Sequence) and not isinstance(plain, (str, bytes, bytearray)):
         return list(plain)
@@ -65,7 +65,7 @@ def listed(given: Any) -> list[Any] | None:
 
 
 def all_whole(given: SupportsIndex | Sequence[int] | Array, argument: str) -> list[int]:
-    """A whole number, or all of some."""
+    """One or several whole numbers, as a list."""
     entries = listed(given)
     return [whole(one, argument) for one in ([_plain(given)] if entries is None else entries)]
 
@@ -76,27 +76,27 @@ def checked_numbers(count: SupportsIndex | Sequence[int] | Array) -> Tensor:
     if listed(count) is None:
         return torch.arange(checked_count(numbers[0]))
     if not numbers:
-        raise Refused("count: no number of a sample is given; name at least one")
+        raise Refused("count: the list of sample numbers is empty; give at least one")
     if min(numbers) < 0 or max(numbers) >= 2**32:
         raise Refused(
-            "count: numbers of samples go from 0 to 2^32 - 1, and these go from "
-            f"{min(numbers)} to {max(numbers)}"
+            f"count: the sample numbers go from {min(numbers)} to {max(numbers)}; give numbers "
+            "from 0 to 2^32 - 1"
         )
     return torch.tensor(numbers)
 
 
 def checked_count(count: SupportsIndex) -> int:
-    """How many images are wanted."""
+    """The number of images to make."""
     number = whole(count, "count")
     if number < 1:
-        raise Refused(f"count: at least one image, not {number}")
+        raise Refused(f"count: {number} is too small; ask for at least one image")
     if number > 2**32:
-        raise Refused(f"count: samples have numbers below 2^32, so {number} are too many")
+        raise Refused(f"count: {number} is too large; sample numbers are below 2^32")
     return number
 
 
 def class_numbers(labels: Labels, count: int, class_names: Sequence[str]) -> Tensor:
-    """Classes of `count` things: int64 (count,), on the CPU."""
+    """Class numbers of `count` images: int64 (count,), on the CPU."""
     entries = listed(labels)
     if entries is None:
         entries = [_plain(labels)] * count
@@ -106,7 +106,7 @@ def class_numbers(labels: Labels, count: int, class_names: Sequence[str]) -> Ten
 
 
 def class_number(label: SupportsIndex | str, class_names: Sequence[str]) -> int:
-    """A class by number or name."""
+    """The number of a class, from its number or name. Raises Refused."""
     if isinstance(label, str) and label in class_names:
         return class_names.index(label)
     if isinstance(label, str) and label.removeprefix("-").isdecimal():
@@ -129,21 +129,21 @@ def _class_by_number(label: SupportsIndex) -> int:
         return whole(label, "labels")
     except Refused:
         raise Refused(
-            f"labels: {_shown(label)} is no class; give its number or name, one for all or a list "
+            f"labels: {_shown(label)} is not a class; give a number or name, one for all or a list "
             "with one for each"
         ) from None
 
 
 def tensor_of(given: Floats, argument: str, remedy: str) -> Tensor:
-    """A tensor as it is, an array as a tensor."""
+    """The same tensor, or an array as a tensor."""
     if isinstance(given, Tensor):
         return given
     array = getattr(given, "__array__", None)
     if array is not None:
         try:
-            # A copy, because torch takes no negative strides and warns of what is read-only.
+            # A copy, because torch refuses negative strides and warns about read-only arrays.
             return torch.as_tensor(array().copy())
-        except TypeError:  # of text or objects, or a class in the place of an array
+        except TypeError:  # an array of text or objects, or a class instead of an array
             pass
     raise Refused(
         f"{argument}: give a tensor or a NumPy array of numbers, not {type(given).__name__}; "
@@ -153,37 +153,38 @@ def tensor_of(given: Floats, argument: str, remedy: str) -> Tensor:
 
 def checked_images(given: Floats, shape: ImageShape) -> Tensor:
     """Images as (N, C, H, W); one image (C, H, W) becomes a batch of one."""
-    images = tensor_of(given, "images", "`pipeline.read` makes one of image files")
+    images = tensor_of(given, "images", "`pipeline.read` makes a tensor from image files")
     if images.ndim == 3:
         images = images[None]
     if images.ndim != 4 or images.shape[1:] != shape or not len(images):
         raise Refused(
             f"images: their shape is {_words(images.shape)} and this run's images are "
-            f"{_words(('N', *shape))}; `pipeline.read` brings image files to that"
+            f"{_words(('N', *shape))}; `pipeline.read` gives image files this shape"
         )
     if not images.is_floating_point():
         raise Refused(f"images: are {images.dtype}; give floats in [0, 1], e.g. images / 255")
     low, high = (float(bound) for bound in images.aminmax())
-    if not (low >= 0.0 and high <= 1.0):  # nor where they are NaN
-        raise Refused(f"images: go from {low:.4g} to {high:.4g}; bring them to [0, 1]")
+    if not (low >= 0.0 and high <= 1.0):  # NaN fails too
+        raise Refused(f"images: go from {low:.4g} to {high:.4g}; scale them to [0, 1]")
     return images
 
 
 def checked_levels(
     given: Floats | Mapping[str, Floats], shapes: Mapping[str, Shape], argument: str = "z"
 ) -> dict[str, Tensor]:
-    """Latents by name, each (N, *shape) with one N. A model with one latent takes a tensor, too."""
+    """Latents by name, each (N, *shape) with the same N. A model with one latent also takes a
+    tensor."""
     if not isinstance(given, Mapping):
         if len(shapes) > 1:
             raise Refused(
                 f"{argument}: this run has the latents {levels_in_words(shapes)}; give a mapping "
-                "of them by name, as `pipeline.latents` does"
+                "by name, as `pipeline.latents` returns"
             )
         return {name: checked_latents(given, shape, argument) for name, shape in shapes.items()}
     if given.keys() != shapes.keys():
         raise Refused(
-            f"{argument}: has {', '.join(map(str, given)) or 'nothing'}, and not all or not only "
-            f"the latents of this run: {levels_in_words(shapes)}"
+            f"{argument}: has {', '.join(map(str, given)) or 'nothing'}; give exactly the latents "
+            f"of this run: {levels_in_words(shapes)}"
         )
     levels = {
         name: checked_latents(given[name], shape, f"{argument}[{name!r}]")
@@ -191,12 +192,15 @@ def checked_levels(
     }
     counts = {len(z) for z in levels.values()}
     if len(counts) > 1:
-        raise Refused(f"{argument}: its latents are of {min(counts)} to {max(counts)} images")
+        raise Refused(
+            f"{argument}: its latents have different numbers of images, {min(counts)} to "
+            f"{max(counts)}; give the same number of each"
+        )
     return levels
 
 
 def levels_in_words(shapes: Mapping[str, Shape]) -> str:
-    """Names and shapes of latents."""
+    """Names and shapes of latents, for a message."""
     return ", ".join(f"{name} {_words(shape)}" for name, shape in shapes.items())
 
 
@@ -213,18 +217,18 @@ def checked_latents(given: Floats, shape: tuple[int, ...], argument: str = "z") 
     if not z.is_floating_point():
         raise Refused(f"{argument}: is {z.dtype}; give floats")
     if not bool(z.isfinite().all()):
-        raise Refused(f"{argument}: has numbers that are not finite")
+        raise Refused(f"{argument}: has numbers that are not finite; give finite numbers")
     return z
 
 
 def _plain(given: Any) -> Any:
-    """Numbers and lists of Python's, of what NumPy or torch holds."""
+    """Values of NumPy or torch as Python numbers and lists. Other values stay as they are."""
     tolist = getattr(given, "tolist", None)
     return given if tolist is None or isinstance(given, type) else tolist()
 
 
 def _shown(given: object) -> str:
-    """A value in a few words of one line."""
+    """A value in one short line."""
     return " ".join(reprlib.repr(given).split())
 
 

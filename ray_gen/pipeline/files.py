@@ -1,4 +1,4 @@
-"""Images to use a run on: files as it would have seen them, and its own data."""
+"""Input images for a run: files, converted as in training, and the run's own data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Part = tuple[Tensor, Sequence[int | str] | None]
 
 
 def image_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The files themselves, and in the place of a folder the images below it, sorted by path."""
+    """The given files. A folder is replaced by all images below it, sorted by path."""
     from ray_gen.data.sources.folder import EXTENSIONS
 
     found: list[Path] = []
@@ -41,7 +41,7 @@ def image_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
             if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
         ]
         if not inside:
-            raise Refused(f"{path}: has no images, whose names end in {', '.join(EXTENSIONS)}")
+            raise Refused(f"{path}: has no images; their names end in {', '.join(EXTENSIONS)}")
         found += inside
     return found
 
@@ -50,10 +50,10 @@ def read_images(files: Iterable[Path], experiment: Experiment) -> Tensor:
     """Float (N, C, H, W) in [0, 1], converted, cropped and resized as the run's `data` settings say
     (see `data/decode.py`).
 
-    An image that is too small for `data.center_crop`, as a sample of the run itself, is not cropped
-    so, but taken whole.
+    If an image is too small for `data.center_crop`, the whole image is used. Samples of the run
+    itself can be such images.
     """
-    # Here, because the data room brings Arrow and its sources, which no sample needs.
+    # Imported here: `ray_gen.data` imports Arrow, which sampling does not need.
     from ray_gen.data import DataError
     from ray_gen.data.decode import CorruptImageError, Wanted, decode
     from ray_gen.data.sources.base import Item
@@ -67,10 +67,10 @@ def read_images(files: Iterable[Path], experiment: Experiment) -> Tensor:
         item = Item(key=file.name, name=str(file), split=None, load=partial(_load, file))
         try:
             decoded = decode(item, wanted, "images")
-        except DataError:  # too small for the crop, or it cannot be read, which is said again
+        except DataError:  # too small for the crop; or not readable, then this raises again
             decoded = decode(item, replace(wanted, center_crop=None), "images")
         if isinstance(decoded, CorruptImageError):
-            raise Refused(f"{file}: is no image that can be decoded: {decoded}")
+            raise Refused(f"{file}: cannot be decoded as an image: {decoded}")
         images.append(torch.from_numpy(decoded[0].copy()).permute(2, 0, 1))
     if not images:
         raise Refused("images: no file was named; name at least one")
@@ -90,7 +90,7 @@ def from_files(
     labels: Sequence[int | str] | None = None,
     count: int | None = None,
 ) -> Iterator[Part]:
-    """Images of files, and of all files below folders, in parts; at most `count`.
+    """Images from files, and from all files below folders, in parts; at most `count`.
 
     labels: one for all, or one for each.
     """
@@ -110,8 +110,8 @@ def from_files(
 def from_data(
     experiment: Experiment, split: Literal["train", "held_out"], count: int | None = None
 ) -> Iterator[Part]:
-    """The images that a run was trained on, or those held out, in parts; at most `count`. Needs the
-    data set. Labels are given of a conditional run."""
+    """The training images or the held-out images of a run, in parts; at most `count`. Needs the
+    data set. Labels come only with a conditional run."""
     from ray_gen.data.feed import to_range
     from ray_gen.training.sources import open_data
 
@@ -120,7 +120,7 @@ def from_data(
     labels = found.labels if experiment.needs_labels else None
     total = len(found) if count is None else min(count, len(found))
     if not total:
-        raise Refused("data.held_out_fraction: this run has held out no images; name image files")
+        raise Refused("data.held_out_fraction: this run has no held-out images; name image files")
     for start in range(0, total, BATCH):
         part = slice(start, min(start + BATCH, total))
         images = to_range(found.images_NHWC[part], (0.0, 1.0))

@@ -1,6 +1,6 @@
-"""Ways through latent space, as pure functions of latents (N, *latent_shape); no model takes part.
+"""Ways through latent space: pure functions of latents (N, *latent_shape), without a model.
 
-They compute in float64 and give the type that they are given, so that ends and centres are exact.
+They compute in float64 and return the type of their input, so that ends and centres are exact.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ def truncated(z: Tensor, prior: Noise, truncation: float | None) -> Tensor:
     """Draws from a prior to draws from the same prior given |z| <= truncation.
 
     The truncation trick (Brock et al. 2019, BigGAN, section 3.1) trades variety for quality. The
-    paper draws again what lies outside; here each number goes through the distribution function of
-    the prior and the inverse of the truncated one, so that z is a continuous function of
-    `truncation`, and itself at infinity (or None). For a uniform prior on [-1, 1] this is a scaling
-    by min(1, truncation). Distances count from the prior's mean.
+    paper redraws the numbers outside. Here each number goes through the distribution function of
+    the prior, then through the inverse of the truncated one. So the result is a continuous function
+    of `truncation`, and equals z at infinity (or None). For a uniform prior on [-1, 1] this is a
+    scaling by min(1, truncation). Distances count from the prior's mean.
     """
     if truncation is None:
         return z
     if not truncation > 0:
         raise Refused(
-            f"truncation: {truncation:g} is not positive; 0.5 to 2 are usual for a normal prior, "
-            "below 1 for a uniform one on [-1, 1], and None truncates nothing"
+            f"truncation: {truncation:g} is not positive; set e.g. 0.5 to 2 for a normal prior, "
+            "less than 1 for a uniform prior on [-1, 1], or None for no truncation"
         )
     if prior.distribution == "uniform":
         mean, half = (prior.low + prior.high) / 2, (prior.high - prior.low) / 2
@@ -38,7 +38,7 @@ def truncated(z: Tensor, prior: Noise, truncation: float | None) -> Tensor:
         return z if scale == 1.0 else ((z.double() - mean) * scale + mean).to(z.dtype)
     if math.isinf(truncation):
         return z
-    # By the lower tail, which float64 holds to the last digit: P(Z < -|z|), then among |Z| <= t.
+    # Uses the lower tail P(Z < -|z|), exact in float64, then the condition |Z| <= t.
     tail = torch.special.ndtr(-z.double().abs())
     cut = torch.special.ndtr(torch.tensor(-truncation, dtype=torch.float64, device=z.device))
     size = -torch.special.ndtri(cut + tail * (1.0 - 2.0 * cut))
@@ -49,10 +49,11 @@ def interpolated(first: Tensor, last: Tensor, steps: int, *, spherical: bool) ->
     """`steps` latents from each of `first` to its partner in `last`, both ends included:
     two times (N, *shape) to (N, steps, *shape).
 
-    spherical: the direction along the great circle (slerp; Shoemake 1985, White 2016, section 2.1)
-    and the norm linearly, so that no point on the way has a norm that the prior hardly knows: the
-    middle of a straight line between two draws of N(0, I) is √2 times too short. Where there is no
-    one great circle (parallel or opposite vectors, or zero) and without `spherical`: straight.
+    spherical: the direction follows the great circle (slerp; Shoemake 1985, White 2016, section
+    2.1) and the norm changes linearly. So no point has a norm that is rare under the prior: the
+    middle of a straight line between two draws of N(0, I) is √2 times too short. The way is
+    straight without `spherical`, and where no unique great circle exists (parallel or opposite
+    vectors, or zero).
     """
     if steps < 2:
         raise Refused(f"steps: {steps} cannot hold both ends; take 2 or more")
@@ -61,7 +62,7 @@ def interpolated(first: Tensor, last: Tensor, steps: int, *, spherical: bool) ->
     from_a, from_b = 1.0 - t, t
     if spherical:
         norm_a, norm_b = a.norm(dim=2, keepdim=True), b.norm(dim=2, keepdim=True)
-        cosine = (a / norm_a * (b / norm_b)).sum(dim=2, keepdim=True)  # NaN for zero
+        cosine = (a / norm_a * (b / norm_b)).sum(dim=2, keepdim=True)  # NaN for a zero vector
         angle = cosine.clamp(-1.0, 1.0).acos()
         norm = (1.0 - t) * norm_a + t * norm_b
         round_a = ((1.0 - t) * angle).sin() / angle.sin() * norm / norm_a
@@ -76,10 +77,10 @@ def interpolated(first: Tensor, last: Tensor, steps: int, *, spherical: bool) ->
 
 
 def combined(plus: Sequence[Tensor], minus: Sequence[Tensor]) -> Tensor:
-    """The sum of the means of the groups in `plus` less that of those in `minus`: (1, *shape).
+    """Σ mean(group in `plus`) - Σ mean(group in `minus`): (1, *shape). Each group is (N, *shape).
 
     Vector arithmetic on means of a few latents each (Radford et al. 2016, DCGAN, section 6.3.2):
-    single ones were unstable. Each group is (N, *shape).
+    the paper found it unstable on single latents.
     """
     if not plus and not minus:
         raise Refused("plus, minus: no group of latents to add or subtract; give at least one")
@@ -90,19 +91,21 @@ def combined(plus: Sequence[Tensor], minus: Sequence[Tensor]) -> Tensor:
 
 
 def traversed(base: Tensor, dimensions: Sequence[int], extent: float, steps: int) -> Tensor:
-    """For each dimension, `steps` copies of `base` (1, *shape) with that number moved by -extent to
-    extent: (dimensions, steps, *shape). An odd number of steps has `base` itself in its middle."""
+    """For each dimension, `steps` copies of `base` (1, *shape): (dimensions, steps, *shape). The
+    number at that dimension is moved by -extent in the first copy, up to extent in the last. With
+    an odd number of steps, the middle copy is `base` itself."""
     if steps < 2:
         raise Refused(f"steps: {steps} cannot hold both ends; take 2 or more")
     if not math.isfinite(extent):
-        raise Refused(f"extent: {extent} is no distance; 3 is usual for a normal prior")
+        raise Refused(f"extent: {extent} is not finite; set e.g. 3 for a normal prior")
     size = base[0].numel()
     for dimension in dimensions:
         if not 0 <= dimension < size:
             raise Refused(
-                f"dimension: {dimension} is none of this model's, which has {size}, 0 to {size - 1}"
+                f"dimension: {dimension} does not exist; this model has {size} dimensions, 0 to "
+                f"{size - 1}"
             )
-    # Not linspace, whose middle is 6e-17 where it should be 0.
+    # Not linspace: its middle would be 6e-17 instead of 0.
     halves = torch.arange(1 - steps, steps, 2, dtype=torch.float64, device=base.device)
     moves = halves / (steps - 1) * extent
     way = base.flatten(1).double().repeat(len(dimensions), steps, 1).reshape(-1, steps, size)
@@ -112,10 +115,11 @@ def traversed(base: Tensor, dimensions: Sequence[int], extent: float, steps: int
 
 
 def neighbourhood(z: Tensor, seed: int, scale: float = 0.25) -> Tensor:
-    """One latent, `z` (1, *shape), in the middle of eight whose numbers are moved by
-    U[-scale, scale): (9, *shape).
+    """`z` (1, *shape) in the middle of eight neighbours: (9, *shape). Each number of a neighbour is
+    moved by U[-scale, scale).
 
-    How Radford et al. 2016, section 6.3.2, show that the result of an arithmetic is no accident.
+    Radford et al. 2016, section 6.3.2, show in this way that the result of vector arithmetic is no
+    accident.
     """
     spec = Noise(tuple(z.shape[1:]), "uniform", -scale, scale)
     step, numbers = torch.zeros(1, dtype=torch.int64), torch.arange(8)

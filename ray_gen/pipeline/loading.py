@@ -1,4 +1,4 @@
-"""From a run folder, or an exported one, to a model that can be used."""
+"""Load a run folder, or an exported folder, as a model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load_as(
     weights: Weights = "ema",
     device: str | torch.device | None = None,
 ) -> _Model:
-    """A run, a checkpoint or an exported folder as an object of `kind`: see `Pipeline`'s `load`."""
+    """Load a run, a checkpoint or an exported folder as a `kind`: see `pipeline.load`."""
     weights, device = checked_weights(weights), checked_device(device)
     given = _distrusted(run)
     if given.is_local and is_pretrained(given.path):
@@ -50,12 +50,12 @@ def load_as(
         placed(networks, device)
         name, images = _run_name(given, found), manifest.images
         model = kind(experiment, objective, networks, folder, images, name)
-        weakref.finalize(model, stack.pop_all().close)  # it may yet read its discriminator
+        weakref.finalize(model, stack.pop_all().close)  # the model may still read its discriminator
         return model
 
 
 def _distrusted(run: str | os.PathLike[str]) -> Folder:
-    """The folder given; of a checkpoint also the run that it lies in is somebody's."""
+    """The given folder, marked as not trusted. For a checkpoint its run folder is marked too."""
     given = Folder(absolute_path(os.fspath(run)))
     if given.is_local:
         distrust(given.path)
@@ -65,13 +65,13 @@ def _distrusted(run: str | os.PathLike[str]) -> Folder:
 
 
 def _run_name(given: Folder, checkpoint: Folder) -> str:
-    """The name of the folder that holds a checkpoint, if it is one of a run."""
+    """The name of the run folder, also if one of its checkpoints was given."""
     if checkpoint.parent == given.parent and is_in_a_run(given.name):
         return given.parent.name
     return given.name
 
 
 def experiment_of(run: str | os.PathLike[str]) -> Experiment:
-    """The experiment of a run folder or checkpoint, without its networks."""
+    """The experiment of a run folder or checkpoint. Loads no networks."""
     checkpoint = newest_checkpoint(_distrusted(run))
     return Experiment.from_yaml(checkpoint.read_text(EXPERIMENT))

@@ -1,8 +1,8 @@
-"""A prior that is fitted after training: a mixture of Gaussians on what an encoder gives.
+"""A prior that is fitted after training: a mixture of Gaussians, fitted to an encoder's outputs.
 
 Ex-post density estimation (Ghosh et al. 2020, "From variational to deterministic autoencoders",
-section 4): the decoder has learnt where the encodings lie, which N(0, I) covers only in part. It
-makes a plain autoencoder a model that can be sampled from.
+section 4): the decoder has learnt the region of the encodings, and N(0, I) covers this region only
+in part. With this prior, one can sample from a plain autoencoder too.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _TENSORS = ("weights", "means", "cholesky")
 
 @dataclass(frozen=True)
 class Origin:
-    """Whose encodings a mixture was fitted to. Of another run, or of the same one at another time,
-    the same latents mean other images."""
+    """The run whose encodings a mixture was fitted to. In another run, or in the same run at
+    another time, the same latents mean other images."""
 
     run: str
-    """Its name."""
+    """Name of the run."""
     weights: str
-    """The digest of its weights, which an exported model shares."""
+    """Digest of the run's weights. An exported model has the same digest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +43,13 @@ class Mixture:
     """p(z) = Σ_k w_k N(z; μ_k, L_k L_kᵀ), in float64 on the CPU."""
 
     weights: Tensor
-    """w: (K,), positive, with the sum 1."""
+    """w: (K,), positive; their sum is 1."""
     means: Tensor
     """μ: (K, D)."""
     cholesky: Tensor
     """L: (K, D, D), lower triangular."""
     origin: Origin | None = None
-    """None where nobody said, which fits any run."""
+    """None: unknown. The mixture then fits any run."""
 
     def __repr__(self) -> str:
         return f"Mixture(components={len(self.weights)}, latent_size={self.latent_size})"
@@ -67,28 +67,29 @@ class Mixture:
         seed: int = 0,
         origin: Origin | None = None,
     ) -> Mixture:
-        """By expectation maximisation from k-means, full covariances (scikit-learn's).
+        """Fit a mixture by expectation maximisation, started from k-means, with full covariances
+        (scikit-learn).
 
-        latents: (N, D), or parts of it. origin: of the run that encoded them. Equal arguments give
-        equal mixtures on one machine and version of scikit-learn. Raises Refused without
+        latents: (N, D), or an iterable of parts. origin: the run that encoded them. Equal arguments
+        give equal mixtures on one machine and version of scikit-learn. Raises Refused without
         scikit-learn, and for fewer latents than components.
         """
-        if hasattr(latents, "__array__"):  # a tensor, or NumPy's
+        if hasattr(latents, "__array__"):  # a tensor or a NumPy array
             latents = torch.as_tensor(latents)
         if not isinstance(latents, Tensor):
             parts = [torch.as_tensor(part) for part in latents]
             latents = torch.cat(parts) if parts else torch.empty(0, 1)
         if not 1 <= components <= len(latents):
             raise Refused(
-                f"components: {components} cannot be fitted to {len(latents)} images; take at "
-                "least one component, and many images for each"
+                f"components: {components} cannot be fitted to {len(latents)} images; use at "
+                "least one component, and many images for each component"
             )
         try:
             from sklearn.mixture import GaussianMixture
         except ImportError as error:
             raise Refused(
-                "a mixture is fitted by scikit-learn, which is not installed: pip install "
-                "scikit-learn (sampling from a saved one does not need it)"
+                "prior: fitting a mixture needs scikit-learn, and it is not installed: pip install "
+                "scikit-learn (sampling from a saved mixture does not need it)"
             ) from error
         numbers = latents.detach().flatten(1).double().cpu().numpy()
         try:
@@ -103,31 +104,34 @@ class Mixture:
         )
 
     def check_origin(self, run: Origin) -> None:
-        """Refuse a run whose encodings these were not. Equal weights are the same run, under
-        whatever name."""
+        """Raises Refused if the mixture was fitted to another run. Equal weights mean the same run,
+        whatever its name is."""
         if self.origin is None or self.origin.weights == run.weights:
             return
         theirs = (
-            f"other weights of {run.run} than these: another checkpoint, or --weights"
+            f"other weights of {run.run} than these (another checkpoint, or other --weights)"
             if self.origin.run == run.run
-            else f"{self.origin.run}, and this is {run.run}"
+            else f"{self.origin.run}, but this run is {run.run}"
         )
-        raise Refused(f"prior: the mixture was fitted to {theirs}; fit one to what is sampled from")
+        raise Refused(
+            f"prior: the mixture was fitted to {theirs}; fit a mixture to the weights that you "
+            "sample from"
+        )
 
     def draw(self, seed: int, indices: Tensor, truncation: float | None = None) -> Tensor:
         """Latents by their numbers: int64 (N,) to float32 (N, D), a function of (seed, number).
 
-        truncation: of the normal numbers that each component scales; see `latent.truncated`.
+        truncation: of the normal numbers, before a component scales them; see `latent.truncated`.
         """
         step, indices = torch.zeros(1, dtype=torch.int64), indices.cpu()
         which = draw(Noise((1,), "uniform"), key_of(seed, "mixture", "component"), step, indices)
-        bounds = self.weights.cumsum(0)[:-1]  # the last component takes what rounding leaves
+        bounds = self.weights.cumsum(0)[:-1]  # the last component takes the rounding error
         chosen = torch.searchsorted(bounds, which[0, :, 0].double(), right=True)
         normal = Noise((self.latent_size,))
         epsilon = draw(normal, key_of(seed, "mixture", "z"), step, indices)[0]
         moved = truncated(epsilon.double(), normal, truncation)
-        # Row by row, so that no latent depends on how many are drawn: a matrix product's rounding
-        # would.
+        # Row by row, so that no latent depends on how many are drawn. The rounding of a matrix
+        # product does.
         spread = (self.cholesky[chosen] * moved[:, None]).sum(dim=2)
         return (self.means[chosen] + spread).float()
 
@@ -141,8 +145,8 @@ class Mixture:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")
         try:
-            # Not `save_file`: it makes a file that only its owner can read, and its errors of the
-            # file system are no OSError.
+            # Not `save_file`: only the owner can read its file, and it does not raise OSError when
+            # the file system fails.
             partial.write_bytes(save(tensors, metadata=metadata))
             partial.replace(target)
         except OSError:
@@ -152,7 +156,8 @@ class Mixture:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Mixture:
-        """What `save` wrote, strictly; nothing is unpickled."""
+        """Read a file that `save` wrote. Raises Refused for any other file. Nothing is
+        unpickled."""
         path = Path(path).expanduser()
         if not path.is_file():
             raise Refused(f"{path}: there is no such file; `Mixture.save` writes one")
@@ -161,9 +166,15 @@ class Mixture:
                 metadata = file.metadata() or {}
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise Refused(f"{path}: is not a mixture that can be read: {error}") from error
+            raise Refused(
+                f"{path}: is not a mixture that can be read: {error}; use a file that "
+                "`Mixture.save` wrote"
+            ) from error
         if metadata.get("format") != FORMAT or set(found) != set(_TENSORS):
-            raise Refused(f"{path}: is not a mixture; this version reads {FORMAT!r}")
+            raise Refused(
+                f"{path}: is not a mixture of the format {FORMAT!r}; use a file that this version "
+                "of ray_gen wrote"
+            )
         if found["means"].ndim != 2:
             raise Refused(f"{path}: is damaged in 'means'; fit and save the mixture again")
         count, size = found["means"].shape

@@ -1,4 +1,4 @@
-"""What the networks of a trained model do, on batches of any size."""
+"""`Model`: sample, encode, decode and judge with a trained model, on batches of any size."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import SupportsFloat, SupportsIndex, TypeVar
+from typing import Literal, SupportsFloat, SupportsIndex, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ray_gen.core import (
     Discriminates,
@@ -47,10 +47,10 @@ from ray_gen.training.build import build_networks
 from ray_gen.training.state import load_tensors
 
 Latents = Floats | Mapping[str, Floats]
-"""One latent: a tensor (N, *shape). Several, the levels of a hierarchy: such tensors by name."""
+"""One latent: a tensor (N, *shape). Several (the levels of a hierarchy): such tensors by name."""
 
 Drawn = Tensor | dict[str, Tensor]
-"""Latents as they are given back."""
+"""Latents as the methods return them."""
 
 _Found = TypeVar("_Found")
 
@@ -58,11 +58,11 @@ _Found = TypeVar("_Found")
 class Model:
     """The networks of a run that are used after training, in eval mode.
 
-    Images are floats (N, C, H, W) in [0, 1] and latents floats (N, *shape), both in float32 on the
-    CPU, wherever the networks are; one of them without N is a batch of one, and NumPy's arrays
-    are taken too. `labels` are classes of a conditional model by number or name, one for all or one
-    for each; left out where images are made, they are the classes in turn. What cannot be done
-    raises Refused.
+    Images are floats (N, C, H, W) in [0, 1], latents are floats (N, *shape). Results are float32 on
+    the CPU; the networks may be on any device. Input without N is a batch of one. NumPy arrays are
+    accepted too. `labels` are classes of a conditional model by number or name, one for all or one
+    for each. Methods that make images use all classes in turn if no labels are given. Impossible
+    requests raise Refused.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class Model:
         images_seen: int | None = None,
         name: str | None = None,
     ) -> None:
-        """checkpoint: the folder from which a discriminator is read when it is asked for.
-        images_seen: how many the model was trained on, where that is known. name: the run's, where
-        it is not the experiment's."""
+        """checkpoint: the folder of the discriminator; it is read on the first use of it.
+        images_seen: number of training images, if known. name: name of the run, if it differs from
+        the experiment's name."""
         self.experiment = experiment
         self.objective = objective
         self.networks = networks
@@ -102,18 +102,23 @@ class Model:
 
     @property
     def latent_shape(self) -> Shape:
-        """The shape of the only latent: (latent_size,), or that of a map. Raises Refused where
+        """The shape of the only latent: (latent_size,), or the shape of a map. Raises Refused if
         there are several."""
         shapes = self.latent_shapes
         if len(shapes) > 1:
-            raise Refused(f"{self._kind} has the latents {levels_in_words(shapes)}, and not one")
+            raise Refused(
+                f"{self._kind} has several latents, {levels_in_words(shapes)}; `latent_shapes` "
+                "gives all"
+            )
         return next(iter(shapes.values()))
 
     @cached_property
     def origin(self) -> Origin:
-        """Whose latents these are: another run's, or another checkpoint's, mean something else."""
-        # Here, because that room brings what fetches weights, which no sample needs.
-        from ray_gen.evaluators.weights import digest_of
+        """Identifies the weights that latents belong to: with other weights the same latents mean
+        other images."""
+        # Imported here: this module also imports the download of weights, which sampling does not
+        # need.
+        from ray_gen.evaluation.extractors.weights import digest_of
 
         return Origin(self.name, digest_of(self.networks.state_dict()))
 
@@ -127,10 +132,10 @@ class Model:
         truncation: SupportsFloat | None = None,
         prior: Mixture | None = None,
     ) -> Tensor:
-        """`count` images drawn from the model: `latents`, decoded.
+        """`count` images drawn from the model: the decoded `latents`.
 
-        seed: equal seeds give equal images, and image i does not depend on `count`; None draws a
-        new one.
+        seed: equal seeds give equal images, and image i does not depend on `count`. None: a new
+        random seed.
         """
         seed = _seed(seed)
         return torch.cat(list(self.batches(count, labels, seed, truncation, prior)))
@@ -143,7 +148,7 @@ class Model:
         truncation: SupportsFloat | None = None,
         prior: Mixture | None = None,
     ) -> Iterator[Tensor]:
-        """What `sample` gives, in parts of at most 256 images."""
+        """The images of `sample`, in parts of at most 256."""
         self._check_prior(prior)
         total, number = checked_count(count), whole(seed, "seed")
         chosen = self._labels(labels, total, in_turn=True)
@@ -159,11 +164,11 @@ class Model:
         truncation: SupportsFloat | None = None,
         prior: Mixture | None = None,
     ) -> Drawn:
-        """The z that `sample` draws: so many, or those of the samples with these numbers.
+        """The z that `sample` draws. count: how many, or a list of sample numbers.
 
-        truncation: z is drawn given |z| <= truncation, each number of it (`latent.truncated`): for
-        a normal prior 0.5 to 2 are usual, for a uniform one on [-1, 1] what is below 1 scales it.
-        prior: a mixture in the place of the model's own (`fit_mixture`).
+        truncation: each number of z is drawn given |z| <= truncation (`latent.truncated`). Usual
+        for a normal prior: 0.5 to 2. For a uniform prior on [-1, 1], a value below 1 scales z.
+        prior: a mixture instead of the model's own prior (`fit_mixture`).
         """
         self._check_prior(prior)
         numbers, number = checked_numbers(count), _seed(seed)
@@ -181,14 +186,14 @@ class Model:
     ) -> Tensor:
         """Latents to images: G(z), or E[x|z].
 
-        seed, numbers: of the noise that the networks draw, if they draw any. With those that
-        `latents` was given these are the images of `sample`; numbers None are 0 to N - 1.
+        seed, numbers: select the noise of the networks, if they use any. With the seed and the
+        numbers of `latents`, the result equals `sample`. numbers None: 0 to N - 1.
         """
         levels = checked_levels(z, self.latent_shapes)
         count = count_of(levels)
         of_noise = torch.arange(count) if numbers is None else checked_numbers(numbers)
         if len(of_noise) != count:
-            raise Refused(f"numbers: {len(of_noise)} given for {count} images")
+            raise Refused(f"numbers: {len(of_noise)} given for {count} images; give one for each")
         of_each = self._labels(labels, count, in_turn=True)
         return self._decoded(levels, of_each, whole(seed, "seed"), of_noise)
 
@@ -214,7 +219,7 @@ class Model:
     def _decoded(
         self, levels: Mapping[str, Tensor], labels: Tensor | None, seed: int, numbers: Tensor
     ) -> Tensor:
-        """Images of latents, at most 256 at once; noise by the numbers."""
+        """Images of latents, at most 256 at once. The sample numbers select the noise."""
         objective, networks = self.objective, self.networks
 
         def decode(part: slice, labels: Tensor | None) -> Tensor:
@@ -230,8 +235,8 @@ class Model:
     # Latents from images
 
     def posterior(self, images: Floats, labels: Labels | None = None) -> Posterior:
-        """Mean and log-variance of q(z|x), each (N, *shape); None in the latter's place of a model
-        whose encoder gives one z and no distribution. Of several latents: see `posteriors`."""
+        """Mean and log-variance of q(z|x), each (N, *shape). The log-variance is None if the
+        encoder gives one z and no distribution. For several latents see `posteriors`."""
         return self.posteriors(images, labels)[self._only_latent()]
 
     def posteriors(self, images: Floats, labels: Labels | None = None) -> dict[str, Posterior]:
@@ -251,21 +256,22 @@ class Model:
         return posteriors
 
     def by_name(self, latents: Latents) -> dict[str, Tensor]:
-        """Latents by name, whether there is one or several."""
+        """Latents by name, also if there is only one."""
         return checked_levels(latents, self.latent_shapes)
 
     def _only_latent(self) -> str:
         shapes = self.latent_shapes
         if len(shapes) > 1:
             raise Refused(
-                f"{self._kind} has the latents {levels_in_words(shapes)}; `posteriors` gives all"
+                f"{self._kind} has several latents, {levels_in_words(shapes)}; `posteriors` gives "
+                "all"
             )
         return next(iter(shapes))
 
     def encode(
         self, images: Floats, labels: Labels | None = None, seed: SupportsIndex | None = None
     ) -> Drawn:
-        """The posterior means of images, or with a seed a draw from each posterior."""
+        """The posterior means of images. With a seed: one draw from each posterior."""
         number = None if seed is None else whole(seed, "seed")
         levels: dict[str, Tensor] = {}
         for name, (mean, log_variance) in self.posteriors(images, labels).items():
@@ -277,7 +283,7 @@ class Model:
         return plain(levels)
 
     def reconstruct(self, images: Floats, labels: Labels | None = None) -> Tensor:
-        """Images to themselves, through the posterior mean."""
+        """Reconstructions of images from their posterior means."""
         objective = self.objective
         if not isinstance(objective, Reconstructs):
             return self.decode(self.encode(images, labels), labels)
@@ -294,64 +300,109 @@ class Model:
 
         return _joined(self._of_images(again, images, labels))
 
-    # What the discriminator says
+    # Scores of the discriminator
 
     def discriminate(self, images: Floats, labels: Labels | None = None) -> Tensor:
-        """The discriminator's logits (N,), the higher the more real. Their sigmoid is D(x) if
+        """The discriminator's logits (N,). Higher means more real. Their sigmoid is D(x) if
         `discriminates_by_probability`.
 
-        The weights are raw, as no average of a discriminator is kept.
+        The weights are raw: a run keeps no average of a discriminator.
         """
         objective = self.discriminator()
-        networks = self._discriminators
+        networks = self.discriminators
         logits = self._of_images(
             lambda images, labels: objective.discriminate(networks, images, labels), images, labels
         )
         return _joined(logits)
 
+    def features(
+        self,
+        images: Floats,
+        labels: Labels | None = None,
+        part: Literal["auto", "encoder", "discriminator"] = "auto",
+    ) -> Tensor:
+        """Vectors (N, D) of images: the means of the encoder's posteriors, or the input of the
+        discriminator's last layer. A map becomes its mean over all positions.
+
+        part: auto takes the encoder if there is one.
+        """
+        if self.part_for_features(part) == "encoder":
+            found = self.posteriors(images, labels).values()
+            return torch.cat([posterior.mean.flatten(1) for posterior in found], dim=1)
+        self.discriminator()
+        layers = [
+            module
+            for module in self.discriminators.modules()
+            if isinstance(module, (nn.Linear, nn.Conv2d))
+        ]
+        if not layers:
+            raise Refused(f"{self._kind} has a discriminator without a linear or convolution layer")
+        seen: list[Tensor] = []
+
+        def remember(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen.append(inputs[0].flatten(2).mean(2) if inputs[0].ndim > 2 else inputs[0])
+
+        hook = layers[-1].register_forward_pre_hook(remember)
+        try:
+            self.discriminate(images, labels)
+        finally:
+            hook.remove()
+        return _joined(seen)
+
+    def part_for_features(
+        self, part: Literal["auto", "encoder", "discriminator"] = "auto"
+    ) -> Literal["encoder", "discriminator"]:
+        """The part that `features` takes for `part`."""
+        if part != "auto":
+            return part
+        return "encoder" if isinstance(self.objective, Encodes) else "discriminator"
+
     @property
     def discriminates_by_probability(self) -> bool:
-        """Whether the sigmoid of what `discriminate` gives is D(x), a probability to be real."""
+        """Whether the sigmoid of `discriminate` is D(x), the probability that an image is real."""
         return bool(getattr(self.objective, "gives_probability", False))
 
     @cached_property
-    def _discriminators(self) -> Networks:
+    def discriminators(self) -> Networks:
+        """The networks that `discriminate` uses, with their raw weights."""
         if self._checkpoint is None:
             raise Refused(
-                "discriminate: this pipeline was not loaded from a run, where its discriminator is"
+                "discriminate: this pipeline has no discriminator, as it was not loaded from a "
+                "run; load the run"
             )
-        Manifest.of(self._checkpoint)  # it may have been pruned since
+        Manifest.of(self._checkpoint)  # raises if the checkpoint was deleted since
         only = self.discriminator().discriminates_with
         networks = build_networks(self.experiment, self.objective, only)
         load_tensors(self._checkpoint, NETWORKS, networks)
         return networks.to(self.device).eval().requires_grad_(False)
 
-    # What there is, and what was given
+    # Checks of the model and of arguments
 
     @property
     def _kind(self) -> str:
         return f"a run of kind {self.experiment.objective.kind}"
 
     def encoder(self) -> Encodes:
-        """The objective, if it encodes; it takes what networks see. Raises Refused."""
+        """The objective if it encodes, else raises Refused. It takes images in `image_range`."""
         if isinstance(self.objective, Encodes):
             return self.objective
         raise Refused(
-            f"{self._kind} has no encoder, so no latents of images; train a vae or an autoencoder "
-            "(a class of your own encodes by `ray_gen.core.Encodes`)"
+            f"{self._kind} has no encoder, so images have no latents; train a vae or an "
+            "autoencoder (your own class needs `encode`: `ray_gen.core.Encodes`)"
         )
 
     def discriminator(self) -> Discriminates:
-        """The objective, if it discriminates; it takes what networks see. Raises Refused."""
+        """The objective if it discriminates, else raises Refused. It takes images in
+        `image_range`."""
         if isinstance(self.objective, Discriminates):
             return self.objective
         raise Refused(
             f"{self._kind} has no discriminator; take a run whose objective has one "
-            "(a class of your own judges by `ray_gen.core.Discriminates`)"
+            "(your own class needs `discriminate`: `ray_gen.core.Discriminates`)"
         )
 
     def _check_prior(self, prior: Mixture | None) -> None:
-        """Whether there is something to draw latents from."""
+        """Refuse a prior that does not fit this model, and None if the model has no prior."""
         if prior is not None and not isinstance(prior, Mixture):  # pyright: ignore
             raise Refused(
                 f"prior: give a mixture, not {type(prior).__name__}; `pipeline.fit_mixture` and "
@@ -373,7 +424,7 @@ class Model:
         prior.check_origin(self.origin)
 
     def _labels(self, labels: Labels | None, count: int, *, in_turn: bool = False) -> Tensor | None:
-        """int64 (count,) of a conditional model, on the CPU; None of another."""
+        """Labels int64 (count,), on the CPU. None for a model that is not conditional."""
         classes = self.experiment.label_count
         if classes is None:
             if labels is not None:
@@ -383,7 +434,7 @@ class Model:
             return class_numbers(labels, count, self.class_names)
         if not in_turn:
             raise Refused(
-                "labels: this run is conditional; give the class of these images, one for all or "
+                "labels: this run is conditional; give the classes of these images, one for all or "
                 "one for each"
             )
         return torch.arange(count) % classes
@@ -394,7 +445,7 @@ class Model:
         images: Floats,
         labels: Labels | None,
     ) -> list[_Found]:
-        """A function of images in the range that the networks see."""
+        """Call a function on parts of the images, scaled to `image_range`."""
         checked = checked_images(images, self.experiment.image_shape)
         low, high = self.objective.image_range
 
@@ -411,7 +462,7 @@ class Model:
         count: int,
         labels: Tensor | None,
     ) -> list[_Found]:
-        """A function of at most 256 things at once, on the networks' device."""
+        """Call a function on slices of at most 256 items. Labels are on the networks' device."""
         return [
             function(part, None if labels is None else labels[part].to(self.device))
             for part in _parts(count)
@@ -424,17 +475,17 @@ def plain(levels: Mapping[str, Tensor]) -> Drawn:
 
 
 def count_of(levels: Mapping[str, Tensor]) -> int:
-    """How many images these are the latents of."""
+    """The number of images of these latents."""
     return len(next(iter(levels.values())))
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """In float32, on the CPU."""
+    """One tensor, float32 on the CPU."""
     return torch.cat([part.float().cpu() for part in parts])
 
 
 def _seed(seed: SupportsIndex | None) -> int:
-    """What was given, or a new one."""
+    """The given seed, or a new random one."""
     return secrets.randbits(62) if seed is None else whole(seed, "seed")
 
 

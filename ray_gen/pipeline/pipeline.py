@@ -1,4 +1,4 @@
-"""A trained run in two lines: `load` it, use it. It can be written for others and read again."""
+"""`Pipeline`: load a trained run, use it, write it to files for others and read these again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray_gen.pipeline.loading import load_as
 from ray_gen.pipeline.pretrained import Weights
 from ray_gen.pipeline.walks import Walks
 
-# `export` is imported where it is called: it brings torch.export, which no sample needs.
+# `export` is imported where it is called: it imports torch.export, which sampling does not need.
 
 
 class Pipeline(Walks):
@@ -29,7 +29,7 @@ class Pipeline(Walks):
         revision: str | None = None,
         custom_classes: bool = False,
     ) -> Self:
-        """An exported folder, or a repository OWNER/NAME of the Hugging Face hub; see
+        """Load an exported folder, or a repository OWNER/NAME of the Hugging Face hub; see
         `ray_gen.pipeline.export.from_pretrained`."""
         from ray_gen.pipeline import export
 
@@ -43,7 +43,7 @@ class Pipeline(Walks):
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """`config.json`, `model.safetensors` and a model card in a new or empty folder."""
+        """Write `config.json`, `model.safetensors` and a model card to a new or empty folder."""
         from ray_gen.pipeline import export
 
         return export.save_pretrained(self, folder)
@@ -56,8 +56,8 @@ class Pipeline(Walks):
         private: bool | None = None,
         token: str | None = None,
     ) -> str:
-        """The same in a repository OWNER/NAME of the Hugging Face hub; the address of the commit.
-        See `ray_gen.pipeline.export.push_to_hub`."""
+        """Write the same files to a repository OWNER/NAME of the Hugging Face hub. Returns the
+        address of the commit. See `ray_gen.pipeline.export.push_to_hub`."""
         from ray_gen.pipeline import export
 
         return export.push_to_hub(self, repository, formats=formats, private=private, token=token)
@@ -69,10 +69,10 @@ def load(
     weights: Weights = "ema",
     device: str | torch.device | None = None,
 ) -> Pipeline:
-    """A pipeline from a run folder (its newest whole checkpoint), one of its checkpoints, or what
-    `export` wrote.
+    """A pipeline from a run folder (its newest complete checkpoint), one of its checkpoints, or a
+    folder of `export`.
 
-    run: a path or URI. device None: a GPU if there is one. Raises Refused, CheckpointError among
-    it.
+    run: a path or URI. device None: a GPU if there is one. Raises Refused or its subclass
+    CheckpointError.
     """
     return load_as(Pipeline, run, weights=weights, device=device)

@@ -1,11 +1,11 @@
-"""A folder that holds a trained model and nothing of its training, laid out as the mixin of the
-Hugging Face hub does: `config.json` and `model.safetensors`.
+"""A folder with a trained model, without its training state. It has the layout of the Hugging Face
+hub's mixin: `config.json` and `model.safetensors`.
 
     {"experiment": {...}, "ray_gen": {"format": 1, "version": ..., "weights": "ema", ...}}
 
-`experiment` is all that it takes to build the networks, so a `PyTorchModelHubMixin` whose
-`__init__` has an argument of this name reads the folder too; tensors are named NETWORK.PARAMETER.
-Nothing is unpickled, whatever else the folder holds.
+`experiment` is enough to build the networks. So a `PyTorchModelHubMixin` whose `__init__` has an
+argument `experiment` can read the folder too. Tensors are named NETWORK.PARAMETER. Nothing is
+unpickled, whatever else the folder holds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Weights = Literal["ema", "raw"]
 
 
 def checked_weights(weights: str) -> Weights:
-    """One of the two."""
+    """The argument, if it is "ema" or "raw". Raises Refused."""
     if weights == "ema":
         return "ema"
     if weights == "raw":
@@ -53,52 +53,53 @@ def checked_weights(weights: str) -> Weights:
 
 
 def checked_device(device: str | torch.device | None) -> torch.device:
-    """None: a GPU if there is one."""
+    """The device; None: a GPU if there is one. Raises Refused."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise Refused(
-            f"device: {device!r} is none that torch knows; 'cpu', 'cuda' or 'cuda:1' are usual"
+            f"device: torch does not know {device!r}; 'cpu', 'cuda' or 'cuda:1' are usual"
         ) from error
 
 
 def placed(networks: Networks, device: torch.device) -> Networks:
-    """To be used and no more trained, on a device."""
+    """The networks on a device, in eval mode and without gradients."""
     try:
         return networks.to(device).eval().requires_grad_(False)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
         why = str(error).partition("\n")[0]
         raise Refused(f"device: {device} cannot be used: {why}") from error
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a model beside its experiment."""
+    """Facts about a model that are not in its experiment."""
 
     weights: Weights | None = None
-    """Averages over training (EMA), or the last ones; None where nobody said."""
+    """ema: averages over training; raw: the last weights. None if unknown."""
     images: int | None = None
-    """Images that it was trained on."""
+    """Number of training images. None if unknown."""
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Those of its checkpoint that are finite."""
+    """The finite metrics of its checkpoint."""
 
 
 def finite(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics that JSON knows as numbers."""
+    """The metrics that JSON can hold: the finite ones."""
     return {tag: float(value) for tag, value in metrics.items() if math.isfinite(float(value))}
 
 
 def is_pretrained(folder: Path) -> bool:
-    """Whether a folder of this machine has a `config.json` and so is not a run."""
+    """Whether a local folder has a `config.json`. Then it is an exported model, not a run."""
     return (folder / CONFIG).is_file()
 
 
 def published(experiment: Experiment) -> Experiment:
-    """The experiment without what only concerns the machine that it ran on.
+    """The experiment without the fields that only concern the machine of the training.
 
-    No storage, no evaluation; of local paths the last part; of URIs no user, password or query.
+    Removes storage and evaluation. Keeps only the last part of local paths. Removes user, password
+    and query from URIs.
     """
     data = experiment.data
     changes: dict[str, Any] = {"storage": None, "evaluation": {}}
@@ -117,7 +118,7 @@ def _without_place(path: str) -> str:
 
 
 def custom_targets(experiment: Experiment) -> list[str]:
-    """The "module:Name" of every class that is not ray_gen's: building the model imports them."""
+    """The "module:Name" of each class that is not ray_gen's. Building the model imports them."""
     parts = (experiment.objective, *experiment.networks.values())
     targets = [part.target for part in parts if isinstance(part, (CustomObjective, CustomNetwork))]
     return list(dict.fromkeys(targets))
@@ -126,12 +127,12 @@ def custom_targets(experiment: Experiment) -> list[str]:
 def write(
     folder: Path, experiment: Experiment, objective: Objective, networks: Networks, facts: Facts
 ) -> None:
-    """Write both files into a folder that exists: the networks of `objective.sampled_from`."""
+    """Write both files into an existing folder, with the networks of `objective.sampled_from`."""
     tensors = {
         key: tensor.detach().cpu().contiguous()
         for key, tensor in _sampled(objective, networks).state_dict().items()
     }
-    # Not `save_file`: it makes a file that only its owner can read.
+    # Not `save_file`: only the owner could read its file.
     (folder / MODEL).write_bytes(save(tensors, metadata={"format": "pt"}))
     config = {
         "experiment": published(experiment).model_dump(mode="json"),
@@ -153,26 +154,26 @@ def _sampled(objective: Objective, networks: Networks) -> Networks:
 
 
 def read_config(folder: Path) -> tuple[Experiment, Facts]:
-    """The experiment of such a folder, and what else is known. Raises CheckpointError for what is
-    no such folder, ExperimentError for an experiment that cannot be."""
+    """The experiment of such a folder, and its facts. Raises CheckpointError if it is no such
+    folder, ExperimentError if the experiment is not valid."""
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder}: is no exported model, {CONFIG} is missing") from None
+        raise CheckpointError(f"{folder}: is not an exported model, {CONFIG} is missing") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); export the run again") from None
     if not isinstance(config, dict) or not isinstance(config.get("experiment"), dict):
         raise CheckpointError(
-            f"{path}: has no `experiment`: it is another program's model; ray_gen loads runs and "
-            "what `ray-gen export` makes of them"
+            f"{path}: has no `experiment`, so it is another program's model; ray_gen loads runs "
+            "and folders that `ray-gen export` made"
         )
-    about = config.get("ray_gen")  # the mixin's own save_pretrained need not write it
+    about = config.get("ray_gen")  # the mixin's own save_pretrained does not write it
     about = about if isinstance(about, dict) else {}
     if about.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
-            f"{path}: has format {about['format']} of ray_gen {about.get('version')}; this is "
-            f"{__version__} and reads {FORMAT}: install that version"
+            f"{path}: has format {about['format']} of ray_gen {about.get('version')}; this version "
+            f"({__version__}) reads format {FORMAT}: install the other version"
         )
     facts = Facts(about.get("weights"), about.get("images"), about.get("metrics") or {})
     return Experiment.of(config["experiment"]), facts
@@ -181,32 +182,32 @@ def read_config(folder: Path) -> tuple[Experiment, Facts]:
 def read(
     folder: Path, *, weights: Weights = "ema", device: str | torch.device | None = None
 ) -> tuple[Experiment, Objective, Networks]:
-    """What `Pipeline` is made of, from such a folder; the networks in eval mode.
+    """The arguments of `Pipeline`, read from such a folder. The networks are in eval mode.
 
-    weights "ema" takes what the folder holds, "raw" refuses averages. device None: a GPU if there
-    is one. Imports the classes of a `kind: custom` model and calls them with their options, as
-    loading a run does. Raises Refused, CheckpointError, ExperimentError.
+    weights "ema" accepts any weights, "raw" refuses averages. device None: a GPU if there is one.
+    Imports the classes of a `kind: custom` model and calls them with their options, as loading a
+    run does. Raises Refused, CheckpointError, ExperimentError.
     """
     weights, device = checked_weights(weights), checked_device(device)
     distrust(folder)
     experiment, facts = read_config(folder)
     if weights == "raw" and facts.weights == "ema":
         raise CheckpointError(
-            f"{folder}: holds averaged weights (EMA) and no raw ones; take them from the run, or "
+            f"{folder}: holds averaged weights (EMA) and no raw ones; use the run itself, or "
             "export it with --weights raw"
         )
     objective = build_objective(experiment)
     networks = build_networks(experiment, objective, objective.sampled_from)
     path = folder / MODEL
     if not path.is_file():
-        raise CheckpointError(f"{path}: is missing; ray_gen loads no other file of weights")
+        raise CheckpointError(f"{path}: is missing; ray_gen loads weights only from this file")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); export the run again") from error
     try:
-        networks.load_state_dict(tensors)  # strict; copies, and so keeps the strides
+        networks.load_state_dict(tensors)  # strict; it copies the values, so strides stay
     except RuntimeError as error:
         problem = " ".join(str(error).splitlines()[1].split()) if "\n" in str(error) else error
-        raise CheckpointError(f"{path}: does not belong to its {CONFIG}: {problem}") from None
+        raise CheckpointError(f"{path}: does not fit its {CONFIG}: {problem}") from None
     return experiment, objective, placed(networks, device)

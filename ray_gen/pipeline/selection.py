@@ -1,4 +1,4 @@
-"""Samples by their numbers and image files side by side, as people pick them from a grid."""
+"""Samples, selected by their number in a grid, together with image files."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from ray_gen.pipeline.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class Chosen:
-    """Some samples or image files, with what the model makes of them."""
+    """Selected samples or image files, with their latents and images."""
 
     z: dict[str, Tensor]
     """Latents by name, each (N, *shape)."""
     images: Tensor
-    """(N, C, H, W): of a sample its image, of a file the file's."""
+    """(N, C, H, W): the image of each sample or file."""
     labels: list[int] | None
-    """Of a conditional model."""
+    """Class numbers. None for a model that is not conditional."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What sample number i is: as `Pipeline.sample` draws it with labels in turn."""
+    """Defines sample number i: the sample that `Pipeline.sample` draws with the labels in turn."""
 
     pipeline: Pipeline
     seed: int
     labels: Sequence[int | str] | None
-    """In turn. None: all classes of a conditional model."""
+    """Classes, used in turn. None: all classes of a conditional model."""
     truncation: float | None
 
     def chosen(self, names: Sequence[int | Path]) -> Chosen:
-        """Samples by their numbers, and image files encoded."""
+        """The samples with these numbers, and these image files, encoded."""
         if any(isinstance(name, Path) for name in names):
-            self.pipeline.encoder()  # told first: without one, no class helps
+            self.pipeline.encoder()  # refuses first: without an encoder, labels do not help
         z: list[dict[str, Tensor]] = []
         images: list[Tensor] = []
         labels = [self.label(name) for name in names]
@@ -57,7 +57,7 @@ class Samples:
         return Chosen(joined, torch.cat(images), known or None)
 
     def label(self, name: int | Path) -> int | None:
-        """The class of a sample, or of an image file, where there is but one."""
+        """The class of a sample. For an image file: the class, if only one is possible."""
         classes = self.pipeline.experiment.label_count
         if classes is None:
             if self.labels is not None:
@@ -66,7 +66,7 @@ class Samples:
         labels = range(classes) if self.labels is None else self.labels
         if isinstance(name, Path) and len(labels) > 1:
             raise Refused(
-                f"labels: this run is conditional and the class of {name} is not known; name one "
+                f"labels: this run is conditional and the class of {name} is not known; give one "
                 "class for all"
             )
         number = name if isinstance(name, int) else 0

@@ -1,4 +1,4 @@
-"""Walks through the latents of a trained model: interpolation, arithmetic, traversal."""
+"""`Walks`: interpolation, arithmetic and traversal in the latents of a trained model."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ from ray_gen.pipeline.mixture import Mixture
 from ray_gen.pipeline.model import Latents, Model, count_of
 
 LARGEST_MIXTURE = 4096
-"""Numbers of a latent. A component of a mixture holds their covariance, here 134 MB."""
+"""Most numbers that a latent may have for a mixture. Each component of a mixture holds their
+covariance: 134 MB at this size."""
 
 
 class Walks(Model):
-    """A model, and ways through its latents.
+    """A model, and paths through its latents.
 
-    Where a walk takes latents, it takes images too if the model has an encoder."""
+    If the model has an encoder, the walks also take images instead of latents."""
 
     def read(self, *paths: str | os.PathLike[str]) -> Tensor:
-        """Images from files, or all below folders, as this run's data settings bring them in."""
+        """Read image files, and all images below folders, as this run's data settings say."""
         return read_images(image_files(paths), self.experiment)
 
     def fit_mixture(
@@ -49,14 +50,14 @@ class Walks(Model):
         components: SupportsIndex = 10,
         seed: SupportsIndex = 0,
     ) -> Mixture:
-        """A prior for `sample` of this model, fitted to the posterior means of images with
-        scikit-learn. Keep it with `Mixture.save`."""
+        """A prior for this model's `sample`. scikit-learn fits it to the posterior means of the
+        images. `Mixture.save` writes it to a file."""
         count, start = whole(components, "components"), whole(seed, "seed")
         self.check_mixture()
         return Mixture.fit(self.posterior(images, labels).mean, count, start, self.origin)
 
     def check_mixture(self) -> None:
-        """Whether a mixture can be fitted. Raises Refused."""
+        """Raise Refused if no mixture can be fitted to this model's latents."""
         self.encoder()
         shapes = self.latent_shapes
         size = sum(math.prod(shape) for shape in shapes.values())
@@ -66,9 +67,8 @@ class Walks(Model):
             )
         if size > LARGEST_MIXTURE:
             raise Refused(
-                f"a mixture has a covariance of all pairs of numbers, and the {size:,} of "
-                f"{self._kind} are more than {LARGEST_MIXTURE:,}; train a model on the latents "
-                "instead"
+                f"a mixture needs a covariance of all numbers of a latent; {self._kind} has "
+                f"{size:,}, more than {LARGEST_MIXTURE:,}; train a model on the latents instead"
             )
 
     def interpolate(
@@ -79,17 +79,19 @@ class Walks(Model):
         labels: Labels | None = None,
         spherical: bool = True,
     ) -> Tensor:
-        """Images on the way from each of `first` to its partner in `last`, both included:
+        """Images on the path from each of `first` to its partner in `last`, both included:
         (N, steps, C, H, W).
 
-        labels: one for each way. spherical: along great circles where the prior is normal; under a
-        uniform prior, or none, every way is straight (`latent.interpolated`). All latents of a
-        hierarchy go their way together. Along a way the noise of networks stays.
+        labels: one for each path. spherical: along great circles if the prior is normal. With a
+        uniform prior or none, every path is straight (`latent.interpolated`). All latents of a
+        hierarchy move together. The noise of the networks is constant along a path.
         """
         a, b = self._latents_of(first, "first"), self._latents_of(last, "last")
         count = count_of(a)
         if count != count_of(b):
-            raise Refused(f"first, last: {count} and {count_of(b)} ends; give as many of both")
+            raise Refused(
+                f"first, last: {count} and {count_of(b)} latents; give the same number of both"
+            )
         number = whole(steps, "steps")
         ways = {
             name: latent.interpolated(
@@ -105,11 +107,11 @@ class Walks(Model):
         minus: Iterable[Latents] = (),
         labels: Labels | None = None,
     ) -> Tensor:
-        """The image of a sum: of each group of latents the mean is added or subtracted
-        (`latent.combined`). (1, C, H, W).
+        """The image (1, C, H, W) of a sum of latents. The mean of each group is added or
+        subtracted (`latent.combined`).
 
-        To go on with the latent itself, take `latent.combined`. The latents of a hierarchy are
-        added level by level.
+        If you need the sum itself, call `latent.combined`. The latents of a hierarchy are added
+        level by level.
         """
         added, taken = self._groups(plus, "plus"), self._groups(minus, "minus")
         return self.decode(
@@ -129,12 +131,13 @@ class Walks(Model):
         labels: Labels | None = None,
         latent_name: str | None = None,
     ) -> Tensor:
-        """Images of one latent with one number of it moved by -extent to extent, a row for each
+        """Images of a latent while one of its numbers moves by -extent to extent, one row for each
         dimension: (dimensions, steps, C, H, W).
 
-        base: None is the prior's mean (zeros without a prior). extent: None is 3, or for a uniform
-        prior half its width. An odd number of steps has the base itself in the middle. The numbers
-        of a map count along its rows. latent_name: which of several latents is moved.
+        dimensions: indices of these numbers; a map is counted row by row. base: the latent; None is
+        the prior's mean (zeros without a prior). extent: None is 3, or half the width of a uniform
+        prior. With an odd number of steps the base itself is in the middle. latent_name: which of
+        several latents moves.
         """
         rows, name = all_whole(dimensions, "dimensions"), self.moved(latent_name)
         centres = {key: _mean_and_reach(prior) for key, prior in self.objective.latents.items()}
@@ -144,9 +147,9 @@ class Walks(Model):
             base = {key: torch.full(shapes[key], centres[key][0]) for key in shapes}
         start = self._latents_of(base, "base")
         if count_of(start) != 1:
-            raise Refused(f"base: {count_of(start)} were given; take one of them, e.g. base[:1]")
+            raise Refused(f"base: has {count_of(start)} latents; give only one, e.g. base[:1]")
         if not rows:
-            raise Refused("dimensions: none is given; name at least one")
+            raise Refused("dimensions: the list is empty; give at least one")
         number = whole(steps, "steps")
         ways = {
             key: latent.traversed(z, rows, reach, number)
@@ -158,7 +161,7 @@ class Walks(Model):
         return self._decoded_rows(ways, None if label is None else label.repeat(len(rows)))
 
     def moved(self, name: str | None) -> str:
-        """The latent of this name; None: the only one. Raises Refused."""
+        """The latent that moves. name None: the only one. Raises Refused."""
         shapes = self.latent_shapes
         if name is None and len(shapes) == 1:
             return next(iter(shapes))
@@ -177,7 +180,8 @@ class Walks(Model):
         return [self._latents_of(group, f"{argument}[{i}]") for i, group in enumerate(given)]
 
     def _latents_of(self, of: Latents, argument: str) -> dict[str, Tensor]:
-        """Latents as they are, images encoded. What has the shape of latents is taken for some."""
+        """Return latents unchanged and encode images. Input with the shape of latents counts as
+        latents."""
         shapes = self.latent_shapes
         if isinstance(of, Mapping):
             return checked_levels(of, shapes, argument)
@@ -188,15 +192,15 @@ class Walks(Model):
             self.encoder()
             if self.experiment.label_count is not None:
                 raise Refused(
-                    f"{argument}: this run is conditional, so images do not say enough; encode "
-                    "them first: pipeline.encode(images, labels)"
+                    f"{argument}: this run is conditional, so images need labels; encode them "
+                    "first: pipeline.encode(images, labels)"
                 )
             return {name: found.mean for name, found in self.posteriors(given).items()}
         return checked_levels(given, shapes, argument)
 
     def _decoded_rows(self, ways: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
-        """(N, steps, *shape) of each latent and a label for each row to (N, steps, C, H, W). A row
-        has one noise."""
+        """(N, steps, *shape) of each latent and one label for each row to (N, steps, C, H, W). All
+        images of a row share the same noise."""
         rows, steps = next(iter(ways.values())).shape[:2]
         each = None if labels is None else labels.repeat_interleave(steps)
         numbers = torch.arange(rows).repeat_interleave(steps)
@@ -205,7 +209,7 @@ class Walks(Model):
 
 
 def _mean_and_reach(prior: Noise) -> tuple[float, float]:
-    """The middle of a prior, and how far a traversal goes to either side of it."""
+    """The middle of a prior, and how far a traversal goes to each side."""
     if prior.distribution == "normal":
         return 0.0, 3.0
     return (prior.low + prior.high) / 2, (prior.high - prior.low) / 2

@@ -1,4 +1,5 @@
-"""Complete experiments by name, as YAML files beside this one, each headed by its claim."""
+"""Complete experiments by name, as YAML files beside this one. Each begins with its claim: a
+comment that says what it is and what was measured."""
 
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ from ray_gen.storage import Folder
 
 
 def names() -> list[str]:
-    """The recipes that come with the package."""
+    """The names of the recipes in the package."""
     files = resources.files(__name__).iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def text(name_or_file: str) -> str:
-    """The YAML of a recipe, or of a file of one's own, which may be a URI."""
+    """The YAML of a recipe, or of the user's own file (a path or a URI)."""
     if name_or_file in names():
         return (resources.files(__name__) / f"{name_or_file}.yaml").read_text(encoding="utf-8")
     if "://" in name_or_file:
@@ -40,12 +41,12 @@ def text(name_or_file: str) -> str:
 
 
 def claim(name: str) -> str:
-    """The comment that heads a recipe: what it is, and what was measured."""
+    """The comment at the head of a recipe: what it is and what was measured."""
     lines = text(name).splitlines()
     head = lines[: next((n for n, line in enumerate(lines) if not line.startswith("#")), 0)]
     return "\n".join(line.removeprefix("#").strip() for line in head)
 
 
 def recipe(name_or_file: str, *overrides: str) -> Experiment:
-    """The experiment of a recipe or file, with `path=value` assignments."""
+    """The experiment of a recipe or file, changed by `path=value` assignments."""
     return Experiment.from_yaml(text(name_or_file), overrides)

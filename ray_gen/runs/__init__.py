@@ -1,1 +1,1 @@
-"""The run folder: what is written into it, and what is read of it."""
+"""The run folder: writing it and reading it."""

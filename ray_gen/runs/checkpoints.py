@@ -1,4 +1,4 @@
-"""The checkpoints of a run folder: found, committed whole or not at all, and pruned."""
+"""Finds, commits and prunes the checkpoints of a run folder. A commit is whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ray_gen.runs.manifest import EXPERIMENT, MANIFEST, CheckpointError, Manifes
 from ray_gen.storage import Folder, StorageError
 
 BEST = "best"
-"""The copy of the best checkpoint in a run folder."""
+"""Name, in a run folder, of the copy of the best checkpoint."""
 DUE = ".due"
-"""In a run folder, the checkpoint that comes with the evaluation that is going on."""
+"""Name, in a run folder, of the checkpoint that belongs to the evaluation in progress."""
 AWAITED = "evaluation_awaited"
-"""In a checkpoint, that an evaluation beside the training has still to read it."""
+"""Marker file in a checkpoint: an evaluation beside the training has not read it yet."""
 _NAME = re.compile(r"checkpoint_\d+")
 _CUT_OFF = re.compile(r"\.checkpoint_\d+\.(whole|(whole\.)?partial)")
 FETCHES = 3
-"""Attempts at a checkpoint that somebody replaces while it is read."""
+"""Number of attempts to read a checkpoint that another process replaces meanwhile."""
 
 
 def checkpoint_name(images: int) -> str:
-    """Sorted by name is sorted by images."""
+    """The name of a checkpoint. The order of names is the order of images."""
     return f"checkpoint_{images:012d}"
 
 
@@ -34,7 +34,7 @@ def is_in_a_run(name: str) -> bool:
 
 
 def images_of(checkpoint: Folder) -> int:
-    """Seen when it was saved, by its name."""
+    """Images seen when the checkpoint was saved, from its name."""
     return int(checkpoint.name.rpartition("_")[2])
 
 
@@ -45,13 +45,14 @@ def checkpoints(run: Folder) -> list[Folder]:
 
 
 def newest_manifest(run: Folder) -> Manifest | None:
-    """The manifest of a run's newest checkpoint; None without one. Sizes and digests unchecked."""
+    """The manifest of a run's newest checkpoint, or None. Does not check sizes and digests."""
     found = checkpoints(run)
     return Manifest.read(found[0]) if found else None
 
 
 def newest_checkpoint(run: Folder) -> Folder:
-    """The folder itself if it is a checkpoint, else the newest one in it."""
+    """The folder itself if it is a checkpoint, else the newest checkpoint in it, else its best one.
+    Raises CheckpointError if there is none."""
     given = whole(run)
     if given is not None:
         return given
@@ -62,16 +63,17 @@ def newest_checkpoint(run: Folder) -> Folder:
     if best is not None:
         return best
     if not run.exists():
-        raise CheckpointError(f"{run.location}: there is no such run")
+        raise CheckpointError(f"{run.location}: there is no such run; correct the path")
     raise CheckpointError(
-        f"{run.location}: has no complete checkpoint yet"
+        f"{run.location}: has no complete checkpoint yet; wait until the run has saved one"
         if run.exists(EXPERIMENT)
-        else f"{run.location}: is neither a run folder nor a checkpoint"
+        else f"{run.location}: is neither a run folder nor a checkpoint; correct the path"
     )
 
 
 def whole(checkpoint: Folder) -> Folder | None:
-    """Where a checkpoint is whole: under its name, or beside it while it is replaced; else None."""
+    """The whole checkpoint of this name: the folder itself, or its spare while it is replaced.
+    None if neither is whole."""
     if checkpoint.exists(MANIFEST):
         return checkpoint
     if checkpoint.name not in (BEST, DUE) and not _NAME.fullmatch(checkpoint.name):
@@ -82,8 +84,8 @@ def whole(checkpoint: Folder) -> Folder | None:
 
 @contextmanager
 def fetched(run: Folder) -> Generator[tuple[Folder, Path]]:
-    """The newest checkpoint of a run, or a checkpoint, and where it lies on this machine while the
-    block lasts. A CheckpointError of the block names the checkpoint, and not its copy."""
+    """The newest checkpoint of a run (or the checkpoint itself), and its local path inside the
+    `with` statement. A CheckpointError raised there names the checkpoint, not its local copy."""
     for _ in range(FETCHES):
         found = newest_checkpoint(run)
         with ExitStack() as stack:
@@ -104,11 +106,11 @@ def fetched(run: Folder) -> Generator[tuple[Folder, Path]]:
 
 
 def commit(source: Path, run: Folder, name: str) -> None:
-    """Copy a checkpoint of this machine into the run folder as `name`, in the place of another.
+    """Copy a local checkpoint into the run folder as `name`. Replaces an existing one.
 
-    It has its name only when it is whole: locally by a rename, elsewhere because the manifest comes
-    last. One that it replaces goes when the new one lies whole beside it (see `whole`). Raises
-    StorageError; what was whole before, or the new one, then still is.
+    The new checkpoint counts only when it is whole: a local one gets its name by a rename, a remote
+    one gets its manifest last. The old one is deleted only when the new one lies whole beside it
+    (see `whole`). Raises StorageError; the old or the new checkpoint is then still whole.
     """
     spare = _spare(name)
     try:
@@ -130,7 +132,7 @@ def commit(source: Path, run: Folder, name: str) -> None:
 
 
 def _copy(source: Path, run: Folder, name: str) -> None:
-    """A checkpoint of this machine as `name`, which is not there or not whole."""
+    """Copy a local checkpoint to `name`. No whole checkpoint has this name yet."""
     discard(run, name)
     if not run.is_local:
         for file in sorted(source.iterdir(), key=lambda file: file.name == MANIFEST):
@@ -147,19 +149,20 @@ def _copy(source: Path, run: Folder, name: str) -> None:
 
 
 def _spare(name: str) -> str:
-    """Where a checkpoint waits, whole, to take the place of the one that has its name."""
+    """Name of the spare of `name`: a whole checkpoint that will replace the one called `name`."""
     return f".{name.lstrip('.')}.whole"
 
 
 def discard(run: Folder, name: str) -> None:
-    """Delete a checkpoint. The manifest goes first: what is left if this is cut off is none."""
+    """Delete a checkpoint. The manifest goes first: if this is interrupted, the rest does not count
+    as a checkpoint."""
     run.remove(f"{name}/{MANIFEST}")
     run.remove(name)
 
 
 def prune(run: Folder, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and those that an evaluation awaits, and what
-    cut-off copies left."""
+    """Keep the newest `keep` checkpoints and those that await an evaluation. Delete the others, and
+    the remains of interrupted copies."""
     kept = {folder.name for folder in checkpoints(run)[:keep]}
     for name in run.names():
         old = _NAME.fullmatch(name) and name not in kept and not (run / name).exists(AWAITED)
@@ -168,7 +171,8 @@ def prune(run: Folder, keep: int) -> None:
 
 
 def mend_best(run: Folder) -> None:
-    """Give the best checkpoint its name, if its commit was cut off. Nobody may write it."""
+    """Give the best checkpoint its name if its commit was interrupted. No other process may write
+    it meanwhile."""
     best = whole(run / BEST)
     if best is not None and best.name != BEST:
         with best.fetched() as folder:
@@ -176,7 +180,8 @@ def mend_best(run: Folder) -> None:
 
 
 def take_up_due(run: Folder) -> None:
-    """Give the checkpoint of an evaluation that a run failed in its name. Nobody may write it."""
+    """If a run failed during an evaluation, give the checkpoint of this evaluation its name. No
+    other process may write it meanwhile."""
     due = whole(run / DUE)
     if due is not None:
         name = checkpoint_name(Manifest.read(due).images)

@@ -1,4 +1,4 @@
-"""The files of a checkpoint, and the manifest that says of them what they are.
+"""The files of a checkpoint, and the manifest that describes them.
 
 The manifest is written last: a folder that has one is a whole checkpoint. Nothing is unpickled.
 """
@@ -26,41 +26,42 @@ FILES = (NETWORKS, EMA, OPTIMIZERS, EXPERIMENT)
 
 
 class CheckpointError(Refused):
-    """A checkpoint that cannot be used, with its path, why, and what to do."""
+    """A checkpoint that cannot be used. The message gives its path, the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """How long a file is, and its SHA-256 in hexadecimal digits."""
+    """The size of a file in bytes, and its SHA-256 in hexadecimal digits."""
 
     bytes: int
     sha256: str
 
     @classmethod
     def of(cls, path: Path) -> FileFacts:
-        """The facts of a file as it lies there."""
+        """The present facts of a file."""
         return cls(path.stat().st_size, _digest(path))
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself."""
+    """A checkpoint's own description."""
 
     step: int
     """Steps done."""
     images: int
     """Images seen."""
     settled: Mapping[str, float]
-    """What the objective's stopping rule remembers: see `ray_gen.core.Settles`."""
+    """The memory of the objective's stopping rule: see `ray_gen.core.Settles`."""
     metrics: Mapping[str, float]
-    """Of the report that the checkpoint came with."""
+    """Metrics of the report that came with the checkpoint."""
     files: Mapping[str, FileFacts]
+    """By file name."""
 
     @classmethod
     def parsed(cls, text: str, where: str) -> Manifest:
-        """A manifest from its text. `where` it was found stands in the error.
+        """A manifest from its text. where: its path, for the error.
 
-        Raises CheckpointError for a damaged text and for another format.
+        Raises CheckpointError if the text is damaged or has another format.
         """
         try:
             given = json.loads(text)
@@ -71,7 +72,10 @@ class Manifest:
             raise CheckpointError(
                 f"{where}: is damaged; use another checkpoint of the run"
             ) from None
-        raise CheckpointError(f"{where}: has format {written_as}, this version reads {FORMAT}")
+        raise CheckpointError(
+            f"{where}: has format {written_as}, but this version of ray_gen reads {FORMAT}; use "
+            "the version that wrote it"
+        )
 
     @classmethod
     def _checked(cls, given: Mapping[str, Any]) -> Manifest:
@@ -88,22 +92,23 @@ class Manifest:
 
     @classmethod
     def read(cls, checkpoint: Folder) -> Manifest:
-        """The manifest of a checkpoint, here or behind a URI. Its files are not looked at.
+        """The manifest of a checkpoint, local or behind a URI. Does not look at its files.
 
-        Raises CheckpointError, and FileNotFoundError where there is none.
+        Raises CheckpointError if it is damaged, FileNotFoundError if there is none.
         """
         return cls.parsed(checkpoint.read_text(MANIFEST), (checkpoint / MANIFEST).location)
 
     @classmethod
     def of(cls, folder: Path) -> Manifest:
-        """The manifest of a checkpoint on this machine. All its files are there and as long as it
-        says. Raises CheckpointError."""
+        """The manifest of a local checkpoint. Raises CheckpointError unless every file exists and
+        has the size that the manifest gives."""
         path = folder / MANIFEST
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             raise CheckpointError(
-                f"{folder}: is no complete checkpoint, {MANIFEST} is missing (it is written last)"
+                f"{folder}: is no complete checkpoint: {MANIFEST} is missing (it is written last); "
+                "use another checkpoint"
             ) from None
         manifest = cls.parsed(text, str(path))
         sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
@@ -112,14 +117,15 @@ class Manifest:
 
     @classmethod
     def verified(cls, folder: Path) -> Manifest:
-        """The same, and every byte is as it was written."""
+        """As `of`, but also raises CheckpointError if any byte of a file has changed."""
         manifest = cls.of(folder)
         for name in manifest.files:
             manifest.check_digest(folder / name)
         return manifest
 
     def check_sizes(self, sizes: Mapping[str, int], where: str) -> None:
-        """sizes: in bytes, of the files that are there. Raises CheckpointError."""
+        """Raises CheckpointError if a file is missing or has another size. sizes: in bytes, of the
+        files that exist."""
         for name, facts in self.files.items():
             size = sizes.get(name)
             if size != facts.bytes:
@@ -129,7 +135,7 @@ class Manifest:
                 raise CheckpointError(f"{where}/{name}: {found}; use another checkpoint of the run")
 
     def check_digest(self, path: Path) -> None:
-        """Raises CheckpointError for a file of this checkpoint that has other bytes."""
+        """Raises CheckpointError if this file of the checkpoint has changed."""
         if _digest(path) != self.files[path.name].sha256:
             raise CheckpointError(
                 f"{path}: is damaged (its SHA-256 is not the manifest's); use another checkpoint"

@@ -1,4 +1,4 @@
-"""Batches of images as one picture."""
+"""Turns batches of images into one picture, and writes pictures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def to_bytes(images: Tensor) -> NDArray[np.uint8]:
 def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> NDArray[np.uint8]:
     """Images in rows, in reading order, on white: (N, C, H, W) in [0, 1] to uint8 (H', W', C).
 
-    columns None makes it as square as it can be.
+    columns None: as square as possible.
     """
     tiles = to_bytes(images)
     count, height, width, channels = tiles.shape
@@ -44,8 +44,8 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> NDArray[np
 
 
 def in_turn_rows(first: Tensor, second: Tensor, columns: int) -> Tensor:
-    """A row of `first`, the same row of `second` below it, and so on, for a grid of so many
-    columns: two times (N, C, H, W) to (2N, C, H, W) and, in a last row that is not full, white."""
+    """Alternates rows of `first` and rows of `second`, for a grid with `columns` columns: two times
+    (N, C, H, W) to (2N, C, H, W). White images fill up the last row of each."""
     missing = -len(first) % columns
     white = first.new_ones(missing, *first.shape[1:])
     rows = (torch.cat([images, white]).split(columns) for images in (first, second))
@@ -55,10 +55,10 @@ def in_turn_rows(first: Tensor, second: Tensor, columns: int) -> Tensor:
 def equation(
     groups: Sequence[tuple[str, Tensor, Tensor]], results: Tensor, gap: int = 2
 ) -> NDArray[np.uint8]:
-    """Vector arithmetic as Radford et al. 2016, figure 7, show it: uint8 (H', W', C).
+    """Vector arithmetic as in Radford et al. 2016, figure 7: uint8 (H', W', C).
 
-    groups: a sign "+" or "-", the group's images (N, C, H, W) and the image of its mean (1, C, H,
-    W), which stand in a column, the mean below. results: nine images (9, C, H, W).
+    groups: each a sign "+" or "-", the group's images (N, C, H, W) and the image of its mean (1, C,
+    H, W). They form a column, with the mean at the bottom. results: nine images (9, C, H, W).
     """
     _, _, height, width = results.shape
     parts: list[NDArray[np.uint8]] = []
@@ -80,7 +80,7 @@ def equation(
 
 
 def _sign(sign: str, height: int, width: int, channels: int, gap: int) -> NDArray[np.uint8]:
-    """A plus, minus or equals beside one tile, half as wide."""
+    """A plus, minus or equals sign as high as one tile and half as wide."""
     picture = np.full((height + 2 * gap, width // 2 + 2 * gap, channels), 255, dtype=np.uint8)
     middle, centre = len(picture) // 2, picture.shape[1] // 2
     arm, half = max(2, width // 8), max(1, width // 32)
@@ -92,18 +92,18 @@ def _sign(sign: str, height: int, width: int, channels: int, gap: int) -> NDArra
 
 
 def zoomed(picture: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Each pixel as a square of factor x factor."""
+    """Each pixel becomes a square of factor x factor pixels."""
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def save_png(picture: NDArray[np.uint8], path: Path) -> None:
-    """uint8 (H, W, C) with C of 1 or 3 as a PNG file, written whole or not at all."""
+    """Write uint8 (H, W, C), C = 1 or 3, as a PNG file, whole or not at all."""
     with _whole(path) as partial:
         _pillow(picture).save(partial, format="PNG")
 
 
 def save_gif(frames: Sequence[NDArray[np.uint8]], path: Path, milliseconds: int = 100) -> None:
-    """Pictures as an endless animation, there and back; written whole or not at all."""
+    """Write pictures as an endless animation, forwards and then backwards, whole or not at all."""
     first, *others = [_pillow(frame) for frame in (*frames, *frames[-2:0:-1])]
     with _whole(path) as partial:
         first.save(
@@ -124,7 +124,7 @@ def _pillow(picture: NDArray[np.uint8]) -> Image:
 
 @contextmanager
 def _whole(path: Path) -> Generator[Path]:
-    """A path to write to, which takes its name when the block has ended well."""
+    """A temporary path to write to. It is renamed to `path` if the `with` statement succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -136,8 +136,8 @@ def _whole(path: Path) -> Generator[Path]:
 
 
 def save_samples(batches: Iterator[Tensor], count: int, output: Path, zoom: int = 1) -> str:
-    """Images in [0, 1] as one grid (.png), one array (.npz: `images`, uint8 NHWC), or a folder of
-    PNG files; returns what was written, in words."""
+    """Write images in [0, 1] as one grid (.png), one array (.npz: `images`, uint8 NHWC), or a
+    folder of PNG files. Returns a description of the output."""
     if output.suffix.lower() == ".png":
         save_png(zoomed(grid(torch.cat(list(batches))), zoom), output)
         return f"{output}: a grid of {count} images"
@@ -145,7 +145,7 @@ def save_samples(batches: Iterator[Tensor], count: int, output: Path, zoom: int 
         shape = save_npz(output, images=np.concatenate([to_bytes(batch) for batch in batches]))
         return f"{output}: `images`, uint8 {shape}"
     if any(output.glob("*.png")):
-        raise Refused(f"--output: {output} has PNG files in it already; name another folder")
+        raise Refused(f"--output: {output} already contains PNG files; give another folder")
     index = 0
     for batch in batches:
         for image in to_bytes(batch):
@@ -155,9 +155,9 @@ def save_samples(batches: Iterator[Tensor], count: int, output: Path, zoom: int 
 
 
 def save_rows(images: Tensor, output: Path, zoom: int = 1) -> str:
-    """Images (R, S, C, H, W) in [0, 1], rows of S steps, as one grid (.png), an animation of its
-    columns (.gif), one array (.npz: `images`, uint8 RSHWC), or a folder of PNG files in reading
-    order; returns what was written, in words."""
+    """Write images (R, S, C, H, W) in [0, 1], R rows of S steps, as one grid (.png), an animation
+    of its columns (.gif), one array (.npz: `images`, uint8 RSHWC), or a folder of PNG files in
+    reading order. Returns a description of the output."""
     rows, steps = images.shape[:2]
     said = f"{rows} row{'s' if rows > 1 else ''} of {steps} steps"
     kind = output.suffix.lower()
@@ -166,7 +166,7 @@ def save_rows(images: Tensor, output: Path, zoom: int = 1) -> str:
         return f"{output}: {said}"
     if kind == ".gif":
         save_gif([zoomed(grid(images[:, step]), zoom) for step in range(steps)], output)
-        return f"{output}: {said}, there and back"
+        return f"{output}: {said}, forwards and backwards"
     if kind == ".npz":
         levels = to_bytes(images.flatten(0, 1))
         shape = save_npz(output, images=levels.reshape(rows, steps, *levels.shape[1:]))
@@ -175,23 +175,25 @@ def save_rows(images: Tensor, output: Path, zoom: int = 1) -> str:
 
 
 def save_pairs(pairs: Iterable[tuple[Tensor, Tensor]], output: Path, zoom: int = 1) -> str:
-    """Batches of images in [0, 1] with their reconstructions, as a grid of a row of these and a row
-    of those (.png), as arrays (.npz: `images`, `reconstructions`, uint8 NHWC), or the
-    reconstructions alone as a folder of PNG files; returns what was written, in words."""
+    """Write batches of images in [0, 1] and their reconstructions as a grid that alternates rows of
+    images and rows of reconstructions (.png), as arrays (.npz: `images`, `reconstructions`, uint8
+    NHWC), or the reconstructions alone as a folder of PNG files. Returns a description of the
+    output."""
     images, made = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     if output.suffix.lower() == ".png":
         columns = min(len(images), 8)
         picture = grid(in_turn_rows(images, made, columns), columns)
         save_png(zoomed(picture, zoom), output)
-        return f"{output}: {len(images)} images, and below them their reconstructions"
+        return f"{output}: {len(images)} images, each above its reconstruction"
     if output.suffix.lower() == ".npz":
         shape = save_npz(output, images=to_bytes(images), reconstructions=to_bytes(made))
         return f"{output}: `images` and `reconstructions`, uint8 {shape}"
-    return f"{save_samples(iter([made]), len(made), output)}, reconstructions"
+    return f"{save_samples(iter([made]), len(made), output)} of reconstructions"
 
 
 def save_npz(output: Path, **arrays: NDArray[np.uint8]) -> tuple[int, ...]:
-    """Named arrays in one compressed file, written whole or not at all; the first one's shape."""
+    """Write named arrays to one compressed file, whole or not at all. Returns the shape of the
+    first array."""
     with _whole(output) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     return next(iter(arrays.values())).shape

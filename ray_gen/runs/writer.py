@@ -1,4 +1,5 @@
-"""The run folder: what one worker writes of a run, to read, to look at and to resume from."""
+"""Writes the files of a run folder: metrics, TensorBoard events, pictures and scores. One worker
+does it."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import tempfile
 import time
 from collections import deque
@@ -23,7 +25,7 @@ from ray_gen.core import Objective, Reconstructs
 from ray_gen.data import Store
 from ray_gen.data.feed import to_range
 from ray_gen.distributed import World
-from ray_gen.evaluators.names import measured
+from ray_gen.evaluation.scores import score_in
 from ray_gen.experiment import Experiment
 from ray_gen.runs import pictures
 from ray_gen.runs.checkpoints import BEST, DUE, commit, discard, mend_best
@@ -40,17 +42,18 @@ STOP = "stop"
 SAMPLES = "samples"
 EVALUATIONS = "evaluations"
 SPREAD = "samples/spread"
-"""How much samples differ from each other, of how much real images do: near 0, all are alike."""
+"""How much samples differ from each other, relative to real images. Near 0: all samples are
+alike."""
 PICTURED = 64
-"""Images in a grid."""
+"""Number of images in a grid."""
 EVENTS_BYTES = 4 * 2**20
-"""Of an event file behind a URI, after which another one begins."""
+"""Size of an event file behind a URI at which a new file begins."""
 PACE_SECONDS = 30.0
-"""Of training, over which its pace is told."""
+"""Duration of training over which its pace is measured."""
 
 
 class Pace:
-    """Images a second, of training alone: what reports and evaluations take is left out."""
+    """Images per second of training alone, without the time of reports and evaluations."""
 
     def __init__(self) -> None:
         self._parts: deque[tuple[float, int]] = deque()  # seconds, images
@@ -58,7 +61,8 @@ class Pace:
         self._last: tuple[float, int] | None = None
 
     def trained(self, images: int) -> None:
-        """So many images are done, and nothing but training was since the last call."""
+        """Note that `images` images are done. Since the last call there was only training, or a
+        call of `interrupted`."""
         now = time.monotonic()
         if self._last is not None:
             part = now - self._last[0], images - self._last[1]
@@ -70,7 +74,7 @@ class Pace:
             self._add(-seconds, -count)
 
     def interrupted(self) -> None:
-        """Something else was, or is, since the last call."""
+        """Note that something other than training has happened since the last call, or begins."""
         self._last = None
 
     def _add(self, seconds: float, images: int) -> None:
@@ -78,15 +82,15 @@ class Pace:
 
     @property
     def rate(self) -> float | None:
-        """Images a second of the last half minute of training; None where nothing is known."""
+        """Images per second over the last half minute of training, or None if not known yet."""
         return self._images / self._seconds if self._parts and self._seconds > 0 else None
 
 
 class RunWriter:
-    """Writes metrics, TensorBoard events and pictures. One worker has it.
+    """Writes metrics, TensorBoard events and pictures. Only one worker has a writer.
 
-    A run folder behind a URI is written beside this process first; what has changed is copied at
-    every report.
+    For a run folder behind a URI, files are first written to a local temporary folder. Every report
+    copies the files that changed.
     """
 
     def __init__(
@@ -99,8 +103,8 @@ class RunWriter:
         compared: Sequence[str] = (),
         passed_over: Sequence[str] = (),
     ) -> None:
-        """compared: paths of the fields in TensorBoard's HParams; none: all of the experiment.
-        passed_over: what is to be said of checkpoints that were damaged."""
+        """compared: paths of the fields in TensorBoard's HParams; empty: all of the experiment.
+        passed_over: sentences about damaged checkpoints that were skipped."""
         self._run = run
         self._experiment = experiment
         self._objective = objective
@@ -116,17 +120,19 @@ class RunWriter:
         self._progress_at = 0.0
         self._asked_at = 0.0
         self._pushed: dict[Path, tuple[int, int]] = {}
+        self._due: Path | None = None
+        """The checkpoint that came with the last evaluation."""
         self._start = state.step * experiment.training.global_batch_size
         self._cut(self._start)
         mend_best(run)
         stored = store.train.images_NHWC
-        apart = stored[:: max(1, len(stored) // PICTURED)][:PICTURED]  # files lie by class
+        apart = stored[:: max(1, len(stored) // PICTURED)][:PICTURED]  # may be sorted by class
         self._real = to_range(apart, (0.0, 1.0))
         self._real_spread = _spread(self._real).clamp(min=1e-6)
 
     def _cut(self, images: int) -> None:
-        """Drop what an earlier attempt wrote beyond the checkpoint that this one starts from.
-        TensorBoard's events are cut by their writer: see `_tensorboard`."""
+        """Drop everything that an earlier attempt wrote after the checkpoint from which this one
+        starts. The writer of TensorBoard's events drops these itself: see `_tensorboard`."""
         try:
             lines = self._run.read_text(METRICS).splitlines()
         except FileNotFoundError:
@@ -141,14 +147,14 @@ class RunWriter:
                     (self._run / part).remove(name)
 
     def progress(self, images: int, metrics: Mapping[str, float]) -> None:
-        """Tell how far the run is, in the midst of training; at most once a second."""
+        """Show the progress of the run during training, at most once a second."""
         self._pace.trained(images)
         self._latest = metrics
         if time.time() - self._progress_at >= 1.0:
             self._tell(images)
 
     def _tell(self, images: int, doing: str = "training") -> None:
-        """At once in a local folder; behind a URI with the next report."""
+        """Write the progress file: at once in a local folder, with the next report behind a URI."""
         self._progress_at = time.time()
         told: dict[str, Any] = {"doing": doing, "images": images, "rate": self._pace.rate}
         told |= {"passed_over": self._passed_over} if self._passed_over else {}
@@ -157,26 +163,48 @@ class RunWriter:
 
     @contextmanager
     def evaluating(self, images: int) -> Generator[None]:
-        """Tell of an evaluation while it goes on, and hold the checkpoint ready that is due with
-        it, for `take_up_due` if the run ends here."""
+        """Show an evaluation while it runs. Save the checkpoint that is due with it, so that
+        `take_up_due` can use it if the run ends here."""
         self._pace.interrupted()
         self._tell(images, "evaluating")
-        with tempfile.TemporaryDirectory(prefix="ray_gen-due-") as folder:
-            self._state.save(Path(folder), self._experiment)
-            commit(Path(folder), self._run, DUE)
-        yield
+        folder = self._saved({})
+        try:
+            commit(folder, self._run, DUE)
+            yield
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._due = folder
         discard(self._run, DUE)
 
+    def checkpoint(self, metrics: Mapping[str, float]) -> Path:
+        """The checkpoint of this moment in a folder of this machine, which the caller deletes.
+        After an evaluation its files are there already, and only the manifest is written again."""
+        folder, self._due = self._due, None
+        if folder is None:
+            return self._saved(metrics)
+        replace(Manifest.of(folder), metrics=dict(metrics)).write(folder)
+        return folder
+
+    def _saved(self, metrics: Mapping[str, float]) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="ray_gen-checkpoint-"))
+        try:
+            self._state.save(folder, self._experiment, metrics)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return folder
+
     def stop_is_asked(self) -> bool:
-        """Whether somebody asked this run to save and stop."""
+        """Whether somebody has asked this run to save and stop."""
         if not self._run.is_local and time.time() < self._asked_at + 5.0:
             return False  # a request to an object store takes as long as a step
         self._asked_at = time.time()
         return self._run.exists(STOP)
 
     def report(self, report: Report) -> Report:
-        """Write one report: a line of metrics, scalars and grids. Returns it with what the
-        pictures add."""
+        """Write one report: a line of metrics, scalars and grids. Returns the report, with the
+        metric `SPREAD` of the samples."""
         samples = self._samples()
         if samples is not None:
             spread = float(_spread(samples) / self._real_spread)
@@ -210,12 +238,14 @@ class RunWriter:
         Folder(str(folder)).write_text(evaluation_file(images), json.dumps(scores, indent=2))
 
     def close(self) -> None:
-        """Write what is still held."""
+        """Write everything that is still buffered."""
         try:
             if self._events is not None:
                 self._events.close()
                 self._push()
         finally:
+            if self._due is not None:
+                shutil.rmtree(self._due, ignore_errors=True)
             if self._beside is not None:
                 self._beside.cleanup()
 
@@ -224,7 +254,7 @@ class RunWriter:
         settings = self._experiment.checkpoints.best
         if settings is None:
             return
-        value = measured(report.metrics, settings.metric)
+        value = score_in(report.metrics, settings.metric)
         if value is None or not math.isfinite(value):
             return
         best = self._best_value(settings.metric)
@@ -233,16 +263,17 @@ class RunWriter:
         commit(checkpoint, self._run, BEST)
 
     def _best_value(self, metric: str) -> float | None:
-        # One from beyond the checkpoint that this run goes on from is met again on the same way.
+        # It may be later than the checkpoint from which this run resumes, and still counts: the run
+        # repeats the same steps and reaches it again.
         try:
             metrics = Manifest.read(self._run / BEST).metrics
-        except (FileNotFoundError, CheckpointError):  # what a storage refuses is passed on
+        except (FileNotFoundError, CheckpointError):  # a StorageError reaches the caller
             return None
-        return measured(metrics, metric)
+        return score_in(metrics, metric)
 
     def _tensorboard(self, metrics: Mapping[str, float]) -> Any:
-        """The event writer. Made at the first report: its import takes 3 s, which nobody should
-        wait for before the first step. `purge_step` cuts events beyond the checkpoint."""
+        """The event writer. The first report makes it: its import takes 3 s, and would delay the
+        first step. `purge_step` drops the events after the checkpoint."""
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter
             from torch.utils.tensorboard.summary import hparams
@@ -250,10 +281,10 @@ class RunWriter:
             folder = self._folder / "tensorboard"
             self._events = SummaryWriter(str(folder), purge_step=self._start + 1)
             values = _flat(self._experiment.model_dump(mode="json"))
-            if self._compared:  # a field, or all that lies in one
+            if self._compared:  # each path is a field, or a section with all its fields
                 parts = tuple(f"{path}." for path in self._compared)
                 values = {p: v for p, v in values.items() if f"{p}.".startswith(parts)}
-            later = self._experiment.objective.evaluated or ()  # come with checkpoints
+            later = self._experiment.objective.evaluated or ()  # they come with checkpoints
             tags = [*metrics, *(f"held_out/{name}" for name in later)]
             if self._experiment.evaluation.every_images is not None:
                 tags += [f"evaluation/{n}" for n in self._experiment.evaluation.score_names]
@@ -263,7 +294,7 @@ class RunWriter:
 
     @torch.no_grad()
     def _samples(self) -> Tensor | None:
-        """Samples from a fixed noise by the EMA, (64, C, H, W) in [0, 1]."""
+        """Samples of the EMA from fixed noise: (64, C, H, W) in [0, 1]. None without a prior."""
         experiment, objective, networks = self._experiment, self._objective, self._state.ema
         if not objective.has_prior:
             return None
@@ -275,14 +306,14 @@ class RunWriter:
 
     @torch.no_grad()
     def _grids(self, samples: Tensor | None) -> dict[str, Any]:
-        """Samples, and reconstructions of held-out images by the EMA."""
+        """Grids of the samples, and of the EMA's reconstructions of held-out images, by name."""
         grids: dict[str, Any] = {}
         experiment, objective, networks = self._experiment, self._objective, self._state.ema
         device = next(iter(networks.parameters())).device
         dtype = DTYPES[experiment.training.precision]
         if samples is not None:
             classes = experiment.label_count
-            # A column a class, where there are few enough.
+            # One column per class, if there are at most 16.
             grids["samples"] = pictures.grid(
                 samples, classes if classes and classes <= 16 else None
             )
@@ -303,7 +334,7 @@ class RunWriter:
         return grids
 
     def _push(self) -> None:
-        """Copy what has changed to the run folder behind a URI."""
+        """Copy the files that changed to the run folder behind a URI."""
         if self._run.is_local:
             return
         self._rotate()
@@ -315,28 +346,29 @@ class RunWriter:
                 self._pushed[file] = stamp
 
     def _rotate(self) -> None:
-        """Begin another event file where this one is large: a copy is always of a whole file."""
+        """Begin a new event file if this one is large: every copy transfers the whole file."""
         writer = self._events.file_writer
         if (
             writer is not None
             and Path(writer.event_writer._file_name).stat().st_size > EVENTS_BYTES
         ):
-            self._events.purge_step = None  # else the next file would hide what this one holds
+            self._events.purge_step = None  # else the next file would hide the events of this one
             self._events.close()
 
 
 def _spread(images: Tensor) -> Tensor:
-    """How much images (N, C, H, W) differ: a pixel's standard deviation over them, on average."""
+    """How much images (N, C, H, W) differ: the standard deviation of a pixel over the images,
+    averaged over pixels."""
     return images.float().std(0, correction=0).mean().cpu()
 
 
 def evaluation_file(images: int) -> str:
-    """Where the protocols of an evaluation are written, in `evaluations/`."""
+    """Name of the file in `evaluations/` with the scores and protocols of an evaluation."""
     return f"images_{images:012d}.json"
 
 
 def write_scalars(run: Folder, images: int, metrics: Mapping[str, float]) -> None:
-    """TensorBoard scalars of another process than the run's writer, in a file of their own."""
+    """Write TensorBoard scalars to a separate file, from another process than the run's writer."""
     from torch.utils.tensorboard import SummaryWriter
 
     with tempfile.TemporaryDirectory(prefix="ray_gen-scalars-") as folder:
@@ -366,8 +398,8 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def write_environment(run: Folder, world: World, images: int) -> None:
-    """environment.json: versions, hardware, the number of workers, and the images that they began
-    at."""
+    """Write environment.json: versions, hardware, the number of workers, and the number of images
+    at which they began."""
     versions = {name: _version(name) for name in ("ray_gen", "torch", "ray", "numpy", "pyarrow")}
     gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
     facts = {

@@ -1,7 +1,7 @@
-"""The trials of a search as files: what each tried, how far it came, what it is worth.
+"""The trials of a search as files: the values, the progress and the score of each.
 
 A search folder holds `search.yaml` (the experiment with its `search`), `trials.json` and `trials/`,
-whose folders are ordinary runs. That is all a search goes on from: nothing of Ray Tune's is read.
+whose folders are ordinary runs. A search resumes from these alone. It reads no file of Ray Tune.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ray_gen.errors import Refused
-from ray_gen.evaluators.names import measured
+from ray_gen.evaluation.scores import score_in
 from ray_gen.storage import Folder
 
 SEARCH = "search.yaml"
@@ -28,7 +28,7 @@ REPORT = "report.html"
 
 Mode = Literal["min", "max"]
 TrialState = Literal["waiting", "running", "done", "stopped", "failed"]
-"""waiting: not begun, or cut off and to be gone on with. stopped: by the scheduler."""
+"""waiting: not started, or interrupted and to be resumed. stopped: by the scheduler."""
 
 
 @dataclass
@@ -36,38 +36,40 @@ class Trial:
     """One run of a search."""
 
     name: str
-    """Of its folder in `trials/`."""
+    """Name of its folder in `trials/`."""
     values: dict[str, Any]
-    """What it was given, by dotted path; after a change while it trained, the newest."""
+    """Its settings in the search, by dotted path. If they changed during training: the newest."""
     state: TrialState = "waiting"
     reason: str | None = None
-    """Why it ended, where that is not plain."""
+    """Why it ended, if that is not obvious."""
     images: int = 0
+    """Images seen at its last judgement."""
     score: float | None = None
-    """The metric of the search when it was last judged, after `images` images."""
+    """The metric of the search at its last judgement."""
     seconds: float = 0.0
-    """Spent on it so far, all attempts together."""
+    """Time spent on it so far, all attempts together."""
     history: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
     """(images, score) of each judgement."""
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether the trial is over and will not be resumed."""
         return self.state in ("done", "stopped", "failed")
 
 
 def read_trials(search: Folder) -> list[Trial]:
-    """The trials of a search folder; none at its beginning. Raises Refused."""
+    """The trials of a search folder. None before the first trial. Raises Refused if the records are
+    missing, damaged or of another version."""
     try:
         found = json.loads(search.read_text(RECORDS))
     except (FileNotFoundError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError)
         if missing and not (search / TRIALS).names():
             return []
-        # Runs without records would be taken for those of new trials.
+        # Without records, new trials would continue the old runs.
         raise Refused(
             f"{search.location}/{RECORDS}: is {'missing' if missing else 'damaged'}; choose "
-            "another --name, or delete the folder to begin the search anew"
+            "another --name, or delete the folder to start the search again"
         ) from None
     names = {known.name for known in dataclasses.fields(Trial)}
     try:
@@ -78,7 +80,10 @@ def read_trials(search: Folder) -> list[Trial]:
             trial.history = [(images, score) for images, score in trial.history]
         return trials
     except (TypeError, AttributeError, ValueError):
-        raise Refused(f"{search.location}/{RECORDS}: is of another version of ray_gen") from None
+        raise Refused(
+            f"{search.location}/{RECORDS}: comes from another version of ray_gen; use that "
+            "version, or choose another --name"
+        ) from None
 
 
 def write_trials(search: Folder, trials: Sequence[Trial]) -> None:
@@ -88,13 +93,13 @@ def write_trials(search: Folder, trials: Sequence[Trial]) -> None:
 
 
 def best_trial(trials: Iterable[Trial], mode: Mode) -> Trial | None:
-    """The trial whose last score is the best; of those that failed none."""
+    """The trial with the best last score. Failed trials do not count."""
     first = next(iter(ranked(trials, mode)), None)
     return None if first is None or _worth(first) is None else first
 
 
 def ranked(trials: Iterable[Trial], mode: Mode) -> list[Trial]:
-    """The judged trials, the best first, then the others in their order."""
+    """The trials with a score, the best first, then the others in their order."""
     sign = -1.0 if mode == "max" else 1.0
 
     def key(trial: Trial) -> tuple[bool, float]:
@@ -112,9 +117,9 @@ def _worth(trial: Trial) -> float | None:
 
 
 def score_of(metrics: Mapping[str, float], name: str) -> float | None:
-    """A metric of a report: the objective's own held-out score of this name, an evaluation's, or
-    what a term reports."""
-    return measured(metrics, name, metrics.get(name))
+    """A metric of a report, by name: the objective's own held-out score, else an evaluation's
+    score, else the value that a term reports."""
+    return score_in(metrics, name, metrics.get(name))
 
 
 def as_csv(trials: Sequence[Trial], metric: str) -> str:
@@ -131,7 +136,7 @@ def as_csv(trials: Sequence[Trial], metric: str) -> str:
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """The shortest ends of dotted paths that tell them apart."""
+    """The shortest unique end of each dotted path."""
     names: dict[str, str] = {}
     for path in paths:
         parts = path.split(".")

@@ -1,1 +1,1 @@
-"""What trains: the step and its program, the state, optimisers, the loop."""
+"""Training: the step and its program, the state, the optimisers, the loop."""

@@ -1,7 +1,8 @@
-"""A block of updates of a phase: what changes from one to the next lies in buffers on the device,
-which keep their place for the whole run, and a counter on the device says which row is meant.
+"""A block of updates of a phase. Values that change from update to update lie in buffers on the
+device. The buffers keep their address for the whole run, and a counter on the device gives the
+present row.
 
-So a step can be recorded once and replayed: nothing in it is a number of the host.
+So a step can be recorded once and replayed: no changing number comes from the host.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from torch import Tensor
 
 
 class Block:
-    """Where a phase is, on the host and on the device. Blocks begin at multiples of `length`, so
-    that what is drawn for one does not depend on where a run was resumed."""
+    """The position of a phase, on the host and on the device. Blocks begin at multiples of
+    `length`, so the noise of a block does not depend on the step at which a run was resumed."""
 
     def __init__(self, length: int, device: torch.device) -> None:
         self.length = length
         self.place = torch.zeros((), dtype=torch.int64, device=device)
-        """The row of the present update: int64 (). At its end the update itself adds 1."""
+        """Row of the present update: int64 (). The update adds 1 to it at its end."""
         self._next: int | None = None
         self.update = 0
         """The present update of the phase, counted from 0."""
 
     def begin(self, update: int) -> bool:
-        """Go to an update; whether the buffers have to be filled, from `first` on."""
+        """Go to an update. Returns whether the caller must fill the buffers, from `first` on."""
         follows = update == self._next
         self.update, self._next = update, update + 1
         if follows and update % self.length:
@@ -40,12 +41,12 @@ class Block:
 
     @property
     def first(self) -> int:
-        """The update that the block begins with."""
+        """The first update of the present block."""
         return self.update - self.row
 
 
 class Numbers:
-    """Some numbers at the updates of a block, computed on the host in Python's floats and copied
+    """Numbers at the updates of a block. The host computes them as Python floats and copies them
     once a block."""
 
     def __init__(
@@ -61,14 +62,14 @@ class Numbers:
         self._by_name = dict(zip(numbers, self._values.unbind(), strict=True))
 
     def fill(self, images: Callable[[int], float]) -> None:
-        """Write a block. images: those seen before the update in a row."""
+        """Write a block. images: from a row to the number of images seen before its update."""
         seen = [images(row) for row in range(self._values.shape[1])]
         values = [[number(before) for before in seen] for number in self._numbers.values()]
         exact = torch.tensor(values, dtype=torch.float64).to(self._values.dtype)
         if self._values.device.type == "cuda":
-            exact = exact.pin_memory()  # so that the copy waits for nothing
+            exact = exact.pin_memory()  # so that the host does not wait for the copy
         self._values.copy_(exact, non_blocking=True)
 
     def read(self, place: Tensor) -> dict[str, Tensor]:
-        """Those of a row, 0-dimensional. place: int64 (), on the device."""
+        """The numbers of row `place`, by name, 0-dimensional. place: int64 (), on the device."""
         return {name: values.take(place) for name, values in self._by_name.items()}

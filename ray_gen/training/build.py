@@ -1,4 +1,5 @@
-"""From settings to what they name: objective, networks and optimisers, imported only when built."""
+"""Builds the objective, networks and optimisers that the settings name. Imports each class only
+when it is built."""
 
 from __future__ import annotations
 
@@ -22,42 +23,44 @@ from ray_gen.training import v0_1
 from ray_gen.training.optimizers import PhaseOptimizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
-"""Of weights, by `training.precision`: bf16 keeps them in float32."""
+"""Type of the weights, by `training.precision`: bf16 keeps weights in float32."""
 
 
 _runs: set[Path] = set()
-"""Folders that may be somebody else's: nothing is imported from them."""
+"""Run folders that may come from somebody else. Nothing is imported from them."""
 
 
 def distrust(folder: Path) -> None:
-    """From now on no module in this folder is imported because an experiment names it. Importing
-    runs a module, and a run that is loaded may be anybody's."""
+    """From now on, an experiment cannot import a module from this folder. An import runs code, and
+    a loaded run may come from anybody."""
     _runs.add(folder.resolve())
 
 
 def _check_is_in_no_run(module: str, field: str) -> None:
-    """Looks for a module as the import would, but imports nothing, not even its package."""
+    """Raises ExperimentError if a module lies in a run folder. Looks for the module as an import
+    would, but imports nothing, not even its package."""
     name, within = "", None
     for part in module.split("."):
         name = f"{name}.{part}" if name else part
         specs = (finder.find_spec(name, within) for finder in sys.meta_path)
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is None:
-            return  # which the import says better
+            return  # the import then gives the better message
         within = spec.submodule_search_locations
         places = [*([spec.origin] if spec.has_location and spec.origin else []), *(within or ())]
         for place in (Path(place).resolve() for place in places):
             if any(place.is_relative_to(run) for run in _runs):
                 raise ExperimentError(
                     [
-                        f"{field}: {module} lies in a run folder ({place}), from which no code is "
-                        "run; if you trust it, move it out and put it on PYTHONPATH"
+                        f"{field}: {module} lies in a run folder ({place}), and ray_gen runs no "
+                        "code from run folders; if you trust the module, move it out and put it on "
+                        "PYTHONPATH"
                     ]
                 )
 
 
 def import_target(target: str, field: str) -> Any:
-    """The class that "package.module:Name" names."""
+    """The class named "package.module:Name"."""
     module_name, _, name = target.partition(":")
     if not all(module_name.split(".")):
         raise ExperimentError([f"{field}: {target} names no module; write package.module:Name"])
@@ -66,7 +69,10 @@ def import_target(target: str, field: str) -> Any:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ExperimentError(
-            [f"{field}: {target} cannot be imported ({error}); put it on PYTHONPATH of every node"]
+            [
+                f"{field}: {target} cannot be imported ({error}); put its module on PYTHONPATH of "
+                "every node"
+            ]
         ) from error
     if not hasattr(module, name):
         raise ExperimentError([f"{field}: the module {module_name} has no {name}"])
@@ -74,8 +80,8 @@ def import_target(target: str, field: str) -> Any:
 
 
 def class_of(target: str, field: str, *parts: str, of: type = object) -> type:
-    """A user's own class, which has methods of these names. What an experiment names is called only
-    if it is such a class: a run folder of somebody else's cannot name any function there is."""
+    """A user's class with methods of these names. ray_gen calls what an experiment names only if it
+    is such a class, so somebody else's run folder cannot call arbitrary functions."""
     found = import_target(target, field)
     if isinstance(found, type) and issubclass(found, of):
         has = {name for base in found.__mro__[:-1] for name in vars(base)}
@@ -112,7 +118,7 @@ def build_objective(experiment: Experiment) -> Objective:
         raise ExperimentError(
             [
                 f"{field}: {type(objective).__name__} lacks {', '.join(lacking)} of "
-                "ray_gen.core.Objective; a subclass of it has what may be left out"
+                "ray_gen.core.Objective; subclass it to inherit the optional members"
             ]
         )
     own = [name for name, of in objective.networks().items() if isinstance(of, nn.Module)]
@@ -123,16 +129,16 @@ def build_objective(experiment: Experiment) -> Objective:
     if experiment.training.stop_at_equilibrium is not None and not isinstance(objective, Settles):
         raise ExperimentError(
             [
-                f"training.stop_at_equilibrium: {type(objective).__name__} has no `watch` and no "
-                "`settled` (ray_gen.core.Settles), which say when it has come to rest; set it to "
-                "null"
+                f"training.stop_at_equilibrium: {type(objective).__name__} lacks `watch` or "
+                "`settled` (ray_gen.core.Settles), so it cannot say when it has settled; set "
+                "training.stop_at_equilibrium to null"
             ]
         )
     names = ["labels", *objective.latents, *objective.sampling_noise]
     twice = [name for number, name in enumerate(names) if name in names[:number]]
     if twice:
         raise ExperimentError(
-            [f"{field}: {twice[0]} is the name of two inputs of `sample`; rename a latent or noise"]
+            [f"{field}: two inputs of `sample` have the name {twice[0]}; rename a latent or noise"]
         )
     phases = {phase.name for phase in objective.phases()}
     _same_names("optimizers", experiment.optimizers, phases)
@@ -142,8 +148,8 @@ def build_objective(experiment: Experiment) -> Objective:
 
 
 def better(experiment: Experiment, score: str) -> Literal["min", "max"] | None:
-    """Which of two values of a score is the better one, by the settings, or of somebody's own
-    objective by its class (`ray_gen.core.Evaluates.better`); None where nobody says."""
+    """Whether lower ("min") or higher ("max") values of a score are better. The settings say it, or
+    for a user's objective its class (`ray_gen.core.Evaluates.better`). None if neither does."""
     said, settings = experiment.better(score), experiment.objective
     if said is None and isinstance(settings, CustomObjective):
         kind: Any = class_of(settings.target, "objective.target")
@@ -159,7 +165,8 @@ _PARTS = (
 
 
 def _check_calls(objective: Objective, field: str) -> None:
-    """A class of somebody's may be a subclass of one of ours as it was in 0.1."""
+    """Refuses methods with the arguments of 0.1: a user's class may subclass one of ours and still
+    have them."""
     for name, given in (("sample", "latents"), ("reconstruct", "images")):
         method = getattr(objective, name, None)
         try:
@@ -168,14 +175,14 @@ def _check_calls(objective: Objective, field: str) -> None:
         except TypeError:
             raise ExperimentError(
                 [
-                    f"{field}: {type(objective).__name__}.{name} has to take (networks, {given}, "
+                    f"{field}: {type(objective).__name__}.{name} must take (networks, {given}, "
                     "labels, noise): latents and noise are mappings by name since ray_gen 0.2"
                 ]
             ) from None
 
 
 def _own_modules(experiment: Experiment, objective: Objective) -> Mapping[str, nn.Module]:
-    """New ones, whose initial weights are a function of the seed."""
+    """New own modules of the objective. Their initial weights are a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(experiment.seed, "weights", "modules of the objective"))
         return objective.modules()
@@ -185,8 +192,8 @@ def _same_names(section: str, given: Iterable[str], wanted: Iterable[str]) -> No
     if set(given) != set(wanted):
         raise ExperimentError(
             [
-                f"{section}: the objective has {', '.join(sorted(wanted))} and the experiment "
-                f"gives {', '.join(sorted(given))}"
+                f"{section}: the experiment gives {', '.join(sorted(given))}, but the objective "
+                f"needs exactly {', '.join(sorted(wanted))}"
             ]
         )
 
@@ -197,15 +204,15 @@ def build_networks(
     """Networks and own modules with their initial weights, on the CPU: a function of the experiment
     alone.
 
-    Each has a random stream of its own, so the weights of one do not depend on another's size.
-    `only` names the ones to build.
+    Each has its own random stream, so the weights of one do not depend on the size of another.
+    only: names of those to build; None: all.
     """
     networks: dict[str, nn.Module] = {}
     signatures, own = objective.networks(), _own_modules(experiment, objective)
     both = signatures.keys() & own.keys()
     if both:
         raise ExperimentError(
-            [f"objective: {min(both)} is both a network and a module; rename one"]
+            [f"objective: {min(both)} names both a network and an own module; rename one"]
         )
     wanted: Mapping[str, Signature | nn.Module] = {**signatures, **own}
     for name, signature in wanted.items():

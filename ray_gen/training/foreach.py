@@ -1,5 +1,5 @@
-"""torch's operations on lists of tensors, one launch for many. torch has them under private names,
-as its own optimisers use them."""
+"""torch's operations on lists of tensors: one launch for many tensors. Their names in torch are
+private; torch's own optimisers use them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gradients of a phase, summed over all workers in one flat buffer."""
+"""Sums the gradients of a phase over all workers, in one flat buffer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ray_gen.training import foreach
 class FlatSum:
     """Sums the gradients of some parameters, and a few other tensors, over all ranks in one call.
 
-    The buffer is made once; its views have the parameters' own strides (channels-last, too), and
-    become their gradients. A single worker keeps the gradients that backward made: no buffer, no
-    zeroing, no copy (2.6 MB of those cost a small VAE some 5 % of its step on a CPU).
+    The buffer is made once. Its views have the parameters' own strides (channels-last included) and
+    become their gradients. A single worker keeps the gradients from backward: no buffer, no
+    zeroing, no copy (for 2.6 MB they cost a small VAE about 5 % of its step on a CPU).
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], world: World) -> None:
@@ -26,16 +26,16 @@ class FlatSum:
         self._views: list[Tensor] = []
 
     def __call__(self, others: Sequence[Tensor] = ()) -> list[Tensor]:
-        """Sums every `grad` in place and returns the sums of the others.
+        """Sums every `grad` in place and returns the sums of the other tensors.
 
-        A parameter that no due term reached gets a gradient of zero, on any number of workers.
+        If no due term reached a parameter, its gradient becomes zero, on any number of workers.
         Collective: every rank, same order.
         """
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         layouts = [*self._parameters, *others]
-        others = [other.to(layouts[0].dtype) for other in others]  # as in one flat buffer
+        others = [other.to(layouts[0].dtype) for other in others]  # the type of the flat buffer
         if self._world.size == 1 or not layouts:
             return others
         gradients: list[Tensor] = [p.grad for p in self._parameters if p.grad is not None]

@@ -1,8 +1,7 @@
 """Training as a generator of reports: no Ray, no files, no models.
 
-`train` yields at steps that are a function of the step count, or of what all ranks agreed on at a
-control step, so the count of reports is the same on every rank and a collective report cannot
-deadlock.
+`train` yields only at steps that follow from the step count, or from what all ranks agreed on at a
+control step. So every rank has the same number of reports, and a collective report cannot deadlock.
 """
 
 from __future__ import annotations
@@ -29,13 +28,14 @@ from ray_gen.training.state import State
 from ray_gen.training.step import Step, images_per_rank
 
 CONTROL_SECONDS = 0.25
-"""Aimed at between two control steps; one costs some 0.3 ms with gloo."""
+"""Target time between two control steps. One costs about 0.3 ms with gloo."""
 ALL_SEEN = "all images seen"
 ASKED = "asked to stop"
 
 
 class Control(IntEnum):
-    """What a rank asks for at a control step; the ranks do the largest that any asks for."""
+    """What a rank asks for at a control step. All ranks do the largest value that any rank asked
+    for."""
 
     GO_ON = 0
     SAVE = 1
@@ -44,11 +44,11 @@ class Control(IntEnum):
 
 @dataclass(frozen=True)
 class Report:
-    """What a run says of itself: the same on every rank, but for speed and memory.
+    """A report of a run, equal on every rank except for speed and memory.
 
     metrics: means since the last report, by tag. save: whether a checkpoint is due. evaluate:
-    whether `evaluation.every_images` is, whose values belong to weights that one can load, so a
-    checkpoint is too. stop: why the run ends here, or None if it goes on.
+    whether an evaluation (`evaluation.every_images`) is due; then `save` is true, so that the
+    evaluated weights can be loaded. stop: why the run ends here, or None if it continues.
     """
 
     step: int
@@ -70,10 +70,10 @@ def train(
 ) -> Iterator[Report]:
     """Trains `state` from its step to the end of the experiment. Collective: every rank.
 
-    `control(images)` is asked at control steps. `evaluate()` gives further metrics where
+    Calls `control(images)` at control steps. Calls `evaluate()` for further metrics when
     `evaluation.every_images` is due and at the end; it must not change the state. Raises
-    NonFiniteError, on every rank alike, within one report of a loss or weight that is not a finite
-    number; nothing of it is ever yielded.
+    NonFiniteError on every rank, at the next report if a loss is not a finite number, at the next
+    checkpoint if a weight is not. Such a report is never yielded.
     """
     if finished(experiment, state.step, state.settled):
         return
@@ -81,14 +81,14 @@ def train(
     batch = training.global_batch_size
     every = experiment.evaluation.every_images
     meter = Meter(batch, world)
-    stages = dict(experiment.stages())  # of a run whose settings change, each from a step on
+    stages = dict(experiment.stages())  # first step -> settings: they may change during a run
     start = max(first for first in stages if first <= state.step)
     of_stage = objective if start == 0 else build_objective(stages[start])
     step = Step(stages[start], of_stage, state, world, meter)
     feed = build_feed(experiment, objective, store, world)
     clock = _Clock(world.device, state.step * batch)
     next_control = state.step + 1
-    reported = state.step  # a checkpoint comes with a report
+    reported = state.step  # every checkpoint comes with a report
     for images, labels in feed.steps(state.step, experiment.steps):
         if state.step in stages and state.step != start:
             start = state.step
@@ -141,15 +141,15 @@ def train(
 
 
 def finished(experiment: Experiment, step: int, settled: Mapping[str, float]) -> str | None:
-    """Why a run at this step, whose stopping rule remembers this, has come to its end; None if it
-    has not. Step and memory are a state's, or a manifest's."""
+    """Why a run has ended at this step, with this memory of its stopping rule. None if it has not
+    ended. Step and memory come from a state or a manifest."""
     if step >= experiment.steps:
         return ALL_SEEN
     return at_rest(experiment) if STOPPED in settled else None
 
 
 def at_rest(experiment: Experiment) -> str:
-    """Why a run ends that its objective's own stopping rule ends."""
+    """The reason for the end of a run that its objective's own stopping rule ended."""
     return experiment.objective.at_rest or "its objective has settled"
 
 
@@ -193,16 +193,18 @@ def _reader(
 
 
 def _check_weights(state: State, world: World) -> None:
-    """Nothing is saved that is not finite, or that differs between workers."""
+    """Raises NonFiniteError if a weight or moment is not finite, and Failed if the weights differ
+    between workers. Then nothing is saved. Collective: every rank, same order."""
     name = state.non_finite()
     if world.maxima([int(name is not None)])[0]:
-        where = f"the weight or moment {name}" if name else "a weight or moment of another worker"
+        where = f"the weight or moment {name}" if name else "a weight or moment on another worker"
         raise NonFiniteError(f"{where} is not a finite number at step {state.step}")
     differing = world.differing(state.networks)
     if differing:
         raise Failed(
             f"the workers' weights differ at step {state.step}, first in {differing[0]}: a network "
-            "or objective draws random numbers of its own, or its buffers change in forward passes"
+            "or objective draws its own random numbers, or changes its buffers in forward passes; "
+            "declare them as `noise`, or use a PhaseModule (ray_gen.core)"
         )
 
 
@@ -226,7 +228,7 @@ def held_out_scores(
 
     seen = torch.full((), float("inf"), dtype=dtype, device=device)
     sums: dict[str, torch.Tensor] = {}
-    # A rank without a share still has to know the names of the scores: it weighs one image with 0.
+    # A rank without a share needs the names of the scores too: it scores one image with weight 0.
     own = share or range(1)
     for start in range(own.start, own.stop, 512):
         part = torch.arange(start, min(start + 512, own.stop))
@@ -249,7 +251,7 @@ def held_out_scores(
 
 
 class _Clock:
-    """Speed and memory of this worker; the time that a report takes is not counted."""
+    """Speed and memory of this worker. The time of a report does not count."""
 
     def __init__(self, device: torch.device, images: int) -> None:
         self._device = device
@@ -262,7 +264,7 @@ class _Clock:
         self._start = time.perf_counter()
 
     def steps_within(self, seconds: float) -> int:
-        """How many steps of the present pace fit."""
+        """Number of steps that fit into `seconds` at the present pace."""
         now = time.perf_counter()
         pace = max(1e-6, (now - self._since) / self._steps)
         self._since = now

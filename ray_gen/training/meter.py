@@ -1,7 +1,7 @@
-"""Means of what terms report, kept on the device and read back once a report.
+"""Means of the values that terms report, kept on the device and read back once a report.
 
-A term's values, summed over images, are one row an update: one small operation, no host
-synchronisation. A report adds the rows up over all workers, in one call.
+A term's values, summed over images, are one column an update: one small operation, no host
+synchronisation. A report adds the columns up over all workers, in one call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ray_gen.training.block import Block
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or weight that is not a finite number. The same on every rank."""
+    """A loss or weight is not a finite number. Every rank raises it."""
 
 
 class Rows:
@@ -30,11 +30,11 @@ class Rows:
         self._earlier: list[tuple[dict[int, int], Tensor]] = []
 
     def add(self, sums: Tensor) -> None:
-        """Sums (tags, 1) over a micro-batch of the present update. On the device."""
+        """Add sums (tags, 1) over a micro-batch of the present update, on the device."""
         self._now.index_add_(1, self.block.place, sums)
 
     def note(self, step: int) -> None:
-        """That the present update, of this step, has written its column."""
+        """Note that the present update, of this step, has written its column."""
         self._steps[self.block.row] = step
 
     def turn(self) -> None:
@@ -48,29 +48,30 @@ class Rows:
             self._steps = {}
 
     def take(self) -> list[tuple[dict[int, int], Tensor]]:
-        """What was written since this was last asked: the step of each column, and sums (tags,
-        length), whose columns without a step mean nothing."""
+        """Everything written since the last call: the step of each column, and sums (tags, length).
+        Columns without a step mean nothing."""
         self._keep()
         taken, self._earlier = self._earlier, []
         return taken
 
 
 class Meter:
-    """Collects what terms return. A value is a mean over images and steps."""
+    """Collects the values that terms return. Reports their means over images and steps."""
 
     def __init__(self, global_batch_size: int, world: World) -> None:
         self._global_batch_size = global_batch_size
         self._world = world
         self._rows: dict[tuple[str, tuple[str, ...]], Rows] = {}
-        """By term and its tags, which depend on what is due."""
+        """By term and its tags. The tags depend on the losses that are due."""
         self._of_stages: list[tuple[tuple[str, ...], dict[int, int], Tensor]] = []
-        """What stages that have ended wrote, and no report has told."""
+        """Values of ended stages that no report has included yet."""
         self._watched: list[Rows] | None = None
 
     def record(self, term: str, tags: Sequence[str], sums: Tensor, block: Block) -> None:
-        """Sums (tags, 1) over a part of this rank's images, at the present update of a block.
+        """Record sums (tags, 1) over a part of this rank's images, at a block's present update.
 
-        term: one of its own for each term of each phase. Raises ValueError for a tag of two terms.
+        term: a name that is unique for each term of each phase. Raises ValueError if two terms
+        report the same tag.
         """
         key = (term, tuple(tags))
         rows = self._rows.get(key)
@@ -89,7 +90,7 @@ class Meter:
         return self._rows[key]
 
     def begin_stage(self) -> None:
-        """Settings have changed: terms may come to report other tags, at other blocks."""
+        """To be called when settings change: terms may then report other tags, in other blocks."""
         self._of_stages += self._taken()
         self._rows.clear()
 
@@ -102,7 +103,7 @@ class Meter:
 
     @contextmanager
     def watched(self) -> Generator[list[Rows]]:
-        """The rows that `record` writes in the block."""
+        """The rows that `record` writes inside the `with` statement."""
         self._watched = []
         try:
             yield self._watched
@@ -110,14 +111,14 @@ class Meter:
             self._watched = None
 
     def turn(self, block: Block) -> None:
-        """A block begins anew."""
+        """To be called when `block` starts again at its first row."""
         for rows in self._rows.values():
             if rows.block is block:
                 rows.turn()
 
     def report(self) -> dict[str, float]:
-        """Means since the last report. Raises NonFiniteError for the first value that is not a
-        number. Collective: every rank, same order."""
+        """Means since the last report. Raises NonFiniteError for the first value that is not
+        finite. Collective: every rank, same order."""
         all_of_it = [*self._of_stages, *self._taken()]
         taken = [(tags, steps, rows[:, list(steps)]) for tags, steps, rows in all_of_it]
         self._of_stages = []

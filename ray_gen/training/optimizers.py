@@ -1,10 +1,11 @@
 """torch's optimisers, through their functional forms: a phase's moments are plain tensors by name.
 
-Constructing a class of torch.optim imports torch's compiler, 3 to 5 s that every worker and every
-trial of a search would pay, and its hooks take 2 % of a small VAE's step.
+Constructing a torch.optim class imports torch's compiler. It would cost every worker and every
+trial of a search 3 to 5 s. The hooks of torch.optim take 2 % of a small VAE's step.
 
-A learning rate that changes reaches the fused kernels as a tensor. They take β2 and the weight
-decay as Python's floats, so where a schedule moves one of these, the update is written out here.
+A learning rate that changes reaches the fused kernels as a tensor. The kernels take β2 and the
+weight decay only as Python floats. If a schedule changes one of these, this file computes the
+update itself.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from ray_gen.training.schedule import learning_rate
 
 
 class PhaseOptimizer:
-    """Updates the parameters of one phase, by the fused kernels where they can."""
+    """Updates the parameters of one phase, with fused kernels where possible."""
 
     def __init__(self, settings: Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
         self.settings = settings
         self.parameters = list(parameters.values())
         self._names = list(parameters)
         kinds = ("momentum",) if isinstance(settings, Sgd) else ("exp_avg", "exp_avg_sq")
-        # Moments have their parameters' strides (channels-last, too): fused kernels walk both at
-        # once, as they lie in memory.
+        # Moments have their parameters' strides (channels-last included): fused kernels read both
+        # together, in memory order.
         self._moments = {kind: [torch.zeros_like(p) for p in self.parameters] for kind in kinds}
         self._steps = [torch.zeros((), device=p.device) for p in self.parameters]
 
     def numbers(self) -> dict[str, Number]:
-        """What `step` takes, and the norm that gradients are clipped to, if they are."""
+        """The numbers that `step` takes, and `clip_norm` if gradients are clipped."""
         settings = self.settings
         numbers: dict[str, Number] = {"learning_rate": learning_rate(settings)}
         if settings.clip_norm is not None:
@@ -50,10 +51,10 @@ class PhaseOptimizer:
 
     @torch.no_grad()
     def step(self, now: Mapping[str, float | Tensor]) -> None:
-        """One update by the parameters' `grad`, all of which must be there.
+        """One update. Every parameter must have a `grad`.
 
-        now: the values of the `numbers`: a float where it never changes, else a tensor,
-        float64 and 0-dimensional, on the device.
+        now: the value of each of the `numbers`: a float if it never changes, else a 0-dimensional
+        float64 tensor on the device.
         """
         if not self.parameters:
             return
@@ -108,16 +109,16 @@ class PhaseOptimizer:
         beta2: float | Tensor,
         decay: float | Tensor,
     ) -> None:
-        """Adam (Kingma and Ba 2015, algorithm 1) with decoupled decay (Loshchilov and Hutter 2019),
-        whose β2 may change: both moments are corrected by the present β, as torch's Adam does
-        where somebody changes its betas."""
+        """Adam (Kingma and Ba 2015, algorithm 1) with decoupled decay (Loshchilov and Hutter 2019).
+        β2 may change: both moments are corrected by the present β, as in torch's Adam after a
+        change of its betas."""
         settings = self.settings
         assert isinstance(settings, (Adam, AdamW))
         parameters: list[Tensor] = [*self.parameters]
         like, beta1 = parameters[0], settings.betas[0]
         means, squares = self._moments["exp_avg"], self._moments["exp_avg_sq"]
         foreach.add_(self._steps, 1.0)
-        count = self._steps[0].double()  # equal for all
+        count = self._steps[0].double()  # equal for all parameters
         b2, learning_rate = (_tensor(value, like) for value in (beta2, rate))
         foreach.mul_(parameters, (1.0 - learning_rate * _tensor(decay, like)).to(like.dtype))
         foreach.lerp_(means, gradients, 1.0 - beta1)
@@ -133,7 +134,7 @@ class PhaseOptimizer:
         foreach.add_(parameters, moves)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds, by `parameter/moment`."""
+        """The tensors that a checkpoint holds, by `parameter/moment`."""
         found = {
             f"{name}/{kind}": moment
             for kind, moments in self._moments.items()
@@ -144,14 +145,15 @@ class PhaseOptimizer:
 
 
 def clip_(gradients: list[Tensor], largest: float | Tensor) -> None:
-    """Scale gradients down to a norm over all of them, in place; as torch's `clip_grad_norm_`."""
+    """Scale gradients down, in place, until their common norm is at most `largest`, like torch's
+    `clip_grad_norm_`."""
     norm = nn.utils.get_total_norm(gradients)
     factor = (_as(largest, norm.dtype) / (norm + 1e-6)).clamp(max=1.0)
     foreach.mul_(gradients, factor)
 
 
 def _for_kernel(rate: float | Tensor) -> float | Tensor:
-    """Fused kernels read a rate in float32 on a GPU, in float64 on a CPU."""
+    """The rate in the type that fused kernels read: float32 on a GPU, float64 on a CPU."""
     on_gpu = isinstance(rate, Tensor) and rate.device.type == "cuda"
     return rate.float() if on_gpu else rate  # pyright: ignore
 
@@ -161,7 +163,7 @@ def _as(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
 
 
 def _tensor(value: float | Tensor, like: Tensor) -> Tensor:
-    """In float64, on the device of `like`."""
+    """The value in float64, on the device of `like`."""
     if isinstance(value, Tensor):
         return value.double()
-    return torch.full((), value, dtype=torch.float64, device=like.device)  # a fill, and no copy
+    return torch.full((), value, dtype=torch.float64, device=like.device)  # a fill, not a copy

@@ -1,4 +1,4 @@
-"""Quantities that change with the images seen, as pure functions of them."""
+"""Pure functions of the images seen: the learning rate and the decay of the EMA."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ray_gen.experiment.optimizers import Optimizer, Schedule
 
 
 def learning_rate_factor(schedule: Schedule, images: float) -> float:
-    """What the learning rate is multiplied by after `images` images."""
+    """Factor of the learning rate after `images` images."""
     warmup = schedule.warmup_images
     if images < warmup:
         return images / warmup
@@ -22,13 +22,14 @@ def learning_rate_factor(schedule: Schedule, images: float) -> float:
 
 
 class LearningRate:
-    """The learning rate of an optimiser: its own schedule, times that of `schedule`."""
+    """The learning rate of an optimiser: `learning_rate`, a number or a schedule, times the factor
+    of `schedule`."""
 
     def __init__(self, settings: Optimizer) -> None:
         self._settings = settings
 
     def at(self, images: float) -> float:
-        """After so many images."""
+        """The learning rate after `images` images."""
         settings = self._settings
         return value_at(settings.learning_rate, images) * learning_rate_factor(
             settings.schedule, images
@@ -36,7 +37,7 @@ class LearningRate:
 
 
 def learning_rate(settings: Optimizer) -> Number:
-    """A number where it never changes."""
+    """The learning rate: the setting itself if `schedule` never changes it."""
     schedule = settings.schedule
     if schedule.kind == "constant" and not schedule.warmup_images:
         return settings.learning_rate
@@ -46,8 +47,8 @@ def learning_rate(settings: Optimizer) -> Number:
 def ema_decay(images: float, since: float, half_life: float, ramp: float) -> float:
     """Weight of the old average after `since` more images: 0.5^(since / half-life).
 
-    The half-life is at most `ramp` times the images seen (Karras et al. 2020, StyleGAN2-ADA);
-    ramp 0 leaves it constant.
+    The half-life is at most `ramp` times the images seen (Karras et al. 2020, StyleGAN2-ADA). With
+    ramp 0 it is constant.
     """
     if ramp:
         half_life = min(half_life, max(ramp * images, 1e-8))

@@ -1,5 +1,5 @@
-"""From `data` settings to a store: between the experiment and the data room, which do not know
-each other."""
+"""Opens the store that `data` settings describe. Connects the packages `experiment` and `data`:
+neither imports the other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray_gen.training.build import import_target
 
 
 def cache_folder() -> Path:
-    """Where decoded images lie on this node: $RAY_GEN_CACHE, else ~/.cache/ray_gen."""
+    """Folder of the decoded images on this node: $RAY_GEN_CACHE, else ~/.cache/ray_gen."""
     return Path(os.environ.get("RAY_GEN_CACHE") or "~/.cache/ray_gen").expanduser()
 
 
@@ -25,8 +25,8 @@ def source_of(data: DataSettings) -> Any:
 
 
 def open_source(data: Data, progress: Callable[[int, int], None] | None = None) -> Store:
-    """The decoded images of a source, memory-mapped; decoded first if this node has not yet. Of a
-    source that is streamed, a sample."""
+    """The decoded images of a source, memory-mapped. Decodes them first if this node has not yet
+    done so. For a streamed source: a decoded sample, and the stream."""
     source = source_of(data)
     settings: dict[str, Any] = {
         "image_size": data.image_size,
@@ -44,20 +44,22 @@ def open_source(data: Data, progress: Callable[[int, int], None] | None = None) 
 
 
 def open_data(experiment: Experiment, progress: Callable[[int, int], None] | None = None) -> Store:
-    """The data of an experiment, which has labels if the experiment needs them."""
+    """The data of an experiment. Raises ExperimentError if the experiment needs labels and the data
+    has none."""
     store = open_source(experiment.data, progress)
     if experiment.needs_labels and not store.label_count:
         raise ExperimentError(
             [
-                "objective.conditional: the data has no labels to condition on; set it to false, "
-                "or put the images in one folder a class (or name data.label_column)"
+                "objective.conditional: the data has no labels to condition on; set "
+                "objective.conditional to false, put the images of each class in a folder of its "
+                "own, or set data.label_column"
             ]
         )
     return store
 
 
 def class_names(store: Store) -> tuple[str, ...]:
-    """Names of the classes; their numbers where the data has no names; none without labels."""
+    """Names of the classes. Their numbers if the data has no names; empty without labels."""
     if store.class_names is not None:
         return store.class_names
     return tuple(str(label) for label in range(store.label_count or 0))

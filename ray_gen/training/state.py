@@ -1,7 +1,9 @@
-"""Exactly what a checkpoint holds: networks, their EMA, optimiser moments and the step.
+"""The training state, exactly as a checkpoint holds it: networks, their EMA, optimiser moments and
+the step.
 
-No random state and no loader position: both are functions of the step. A checkpoint is a folder of
-safetensors files and a manifest with their sizes and digests, written last; nothing is unpickled.
+It has no random state and no loader position: both are functions of the step. A checkpoint is a
+folder of safetensors files and a manifest with their sizes and digests. The manifest is written
+last. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -38,17 +40,17 @@ from ray_gen.training.optimizers import PhaseOptimizer
 
 @dataclass(frozen=True)
 class Average:
-    """The tensors of networks and those of their EMA, found once: their names take a small network
-    as long as their sums."""
+    """The tensors of the networks and of their EMA, looked up once: in a small network the lookup
+    by name takes as long as the arithmetic."""
 
     averages: list[Tensor]
     values: list[Tensor]
     copies: list[tuple[Tensor, Tensor]]
-    """What is not averaged, and what it is to be equal to."""
+    """Each tensor that is not averaged, with the tensor that it copies."""
 
     @torch.no_grad()
     def __call__(self, weight: Tensor) -> None:
-        """Move by `weight`, 0-dimensional."""
+        """Move the averages towards the values by `weight`, 0-dimensional, in [0, 1]."""
         for copy_of_it, value in self.copies:
             copy_of_it.copy_(value)
         if self.averages:
@@ -59,19 +61,19 @@ class Average:
 
 @dataclass
 class State:
-    """The training state of one worker; all workers hold the same."""
+    """The training state of one worker. All workers hold the same state."""
 
     networks: Networks
     ema: Networks
-    """Averages of the networks and modules that are sampled from, in eval mode."""
+    """Averages of the networks and modules in `objective.sampled_from`, in eval mode."""
     optimizers: dict[str, PhaseOptimizer]
     """By phase."""
     step: int = 0
     """Steps done."""
     settled: dict[str, float] = field(default_factory=dict[str, float])
-    """What the objective's stopping rule remembers: see `ray_gen.core.Settles`."""
+    """The memory of the objective's stopping rule: see `ray_gen.core.Settles`."""
     averaged: tuple[str, ...] | None = None
-    """Those of `ema` that are averages; the others are copies. None: all."""
+    """Names in `ema` that are averages. The others are copies. None: all are averages."""
 
     @classmethod
     def build(cls, experiment: Experiment, objective: Objective, world: World) -> State:
@@ -83,7 +85,7 @@ class State:
         return cls(networks, ema, optimizers, averaged=objective.averaged)
 
     def average(self) -> Average:
-        """What moves the averages towards the networks, buffers included."""
+        """The operation that moves the averages, buffers included, towards the networks."""
         averages: list[Tensor] = []
         values: list[Tensor] = []
         copies: list[tuple[Tensor, Tensor]] = []
@@ -100,7 +102,7 @@ class State:
         return Average(averages, values, copies)
 
     def non_finite(self) -> str | None:
-        """The name of a weight or moment that is not a finite number, or None."""
+        """The name of the first weight or moment that is not finite, or None."""
         parts = (_tensors(self.networks), _tensors(self.ema), self.moments())
         for name, tensor in chain.from_iterable(part.items() for part in parts):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -110,7 +112,8 @@ class State:
     def save(
         self, folder: Path, experiment: Experiment, metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Write a checkpoint into an empty folder: all that it takes to train on, or to sample."""
+        """Write a checkpoint into an empty folder: all that is needed to continue training, or to
+        sample."""
         save_file(_on_cpu(_tensors(self.networks)), folder / NETWORKS)
         save_file(_on_cpu(_tensors(self.ema)), folder / EMA)
         save_file(_on_cpu(self.moments()), folder / OPTIMIZERS)
@@ -124,7 +127,7 @@ class State:
         ).write(folder)
 
     def load(self, folder: Path) -> None:
-        """Take over a checkpoint, strictly: every tensor, no other, the same shapes."""
+        """Load a checkpoint strictly: it must hold exactly these tensors, in the same shapes."""
         manifest = Manifest.of(folder)
         _fill(_tensors(self.networks), _read(folder, NETWORKS), folder / NETWORKS)
         _fill(_tensors(self.ema), _read(folder, EMA), folder / EMA)
@@ -142,7 +145,7 @@ class State:
 
 
 def copy_of(checkpoint: Path, folder: Path, experiment: Experiment) -> None:
-    """A checkpoint's tensors as a checkpoint of another experiment, in an empty folder."""
+    """Copy a checkpoint's tensors into an empty folder, as a checkpoint of another experiment."""
     manifest = Manifest.of(checkpoint)
     for name in (NETWORKS, EMA, OPTIMIZERS):
         shutil.copyfile(checkpoint / name, folder / name)
@@ -152,7 +155,7 @@ def copy_of(checkpoint: Path, folder: Path, experiment: Experiment) -> None:
 
 
 def load_tensors(folder: Path, name: str, tensors: nn.Module) -> None:
-    """Fill a module from one file of a checkpoint; entries of other networks are passed over."""
+    """Fill a module from one file of a checkpoint. Ignores the entries of other networks."""
     wanted = _tensors(tensors)
     found = _read(folder, name)
     _fill(wanted, {key: found[key] for key in found if key in wanted}, folder / name)
@@ -171,17 +174,18 @@ def _read(folder: Path, name: str) -> dict[str, Tensor]:
 def _fill(tensors: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
     missing, extra = tensors.keys() - found.keys(), found.keys() - tensors.keys()
     if missing or extra:
-        word, names = ("lacks", missing) if missing else ("has the unknown", extra)
+        word, names = ("lacks", missing) if missing else ("has the unknown tensor", extra)
         raise CheckpointError(
-            f"{path}: {word} {sorted(names)[0]}: it belongs to another experiment"
+            f"{path}: {word} {sorted(names)[0]}: the checkpoint belongs to another experiment"
         )
     for name, tensor in tensors.items():
         if tensor.shape != found[name].shape:
             raise CheckpointError(
-                f"{path}: {name} has shape {tuple(found[name].shape)} and the experiment's network "
-                f"{tuple(tensor.shape)}: it belongs to another experiment"
+                f"{path}: {name} has shape {tuple(found[name].shape)}, but "
+                f"{tuple(tensor.shape)} in the experiment's network: the checkpoint belongs to "
+                "another experiment"
             )
-        tensor.copy_(found[name])  # keeps the strides that it has here
+        tensor.copy_(found[name])  # keeps the strides of `tensor`
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -1,11 +1,11 @@
 """One step: for each due phase freeze, loss, backward, sum over workers, optimiser; then the EMA.
 
-The only file that toggles `requires_grad`, runs a backward pass or moves a weight. A step is one
-global batch of real images; phases, terms and noise come from the objective.
+Only this file toggles `requires_grad`, runs a backward pass or moves a weight. A step trains on one
+global batch of real images. Phases, terms and noise come from the objective.
 
-A step runs one of a few *programs* on the device: which phases, terms and losses are due chooses
-it. Whatever else changes from step to step lies in buffers (`block.py`), so a program can be
-recorded once and replayed. What the host does, it does before and after.
+A step runs one of a few *programs* on the device. The due phases, terms and losses determine which
+one. Everything else that changes from step to step lies in buffers (`block.py`), so a program can
+be recorded once and replayed. The host works only before and after the program.
 """
 
 from __future__ import annotations
@@ -47,37 +47,37 @@ from ray_gen.training.schedule import ema_decay
 from ray_gen.training.state import State
 
 Program = Callable[[Tensor, Tensor | None], None]
-"""All that a step does on the device, with this rank's images (N, C, H, W) and labels (N,)."""
+"""All the work of a step on the device, given this rank's images (N, C, H, W) and labels (N,)."""
 
 Recorder = Callable[[Program], Program]
-"""Makes of a program one that does the same: a recording of it, for example."""
+"""Turns a program into an equivalent one: a recording, for example."""
 
 TermLoss = Callable[
     [Tensor, Tensor | None, dict[str, Tensor], dict[str, Tensor]],
     tuple[tuple[str, ...], Tensor, Tensor | None],
 ]
 """(images, labels, noise, numbers) of a micro-batch to tags, sums over its images (tags, 1), and
-the term's part of the loss; None where no loss is due. numbers: see `_PhaseRunner`."""
+the term's part of the loss, or None if no loss is due. numbers: see `_PhaseRunner`."""
 
 TermRun = Callable[
     [Tensor, Tensor | None, dict[str, Tensor], dict[str, Tensor]], tuple[tuple[str, ...], Tensor]
 ]
-"""The same, which adds the gradients to the parameters' `grad` in the place of giving the loss."""
+"""Like `TermLoss`, but adds the gradients to the parameters' `grad` and does not return a loss."""
 
 Due = tuple[tuple[str, frozenset[str]], ...]
-"""The terms that are due in a phase, each with the due ones of its `weights`."""
+"""The due terms of a phase, each with the due names in its `weights`."""
 
 _SEEN = "images_seen"
 _LONGEST_PERIOD = 4096
-"""What is due is kept for so many steps at most."""
+"""Largest number of steps whose `_Turn` is cached."""
 
 
 class _PhaseRunner:
-    """A phase with what it needs on this rank.
+    """A phase and all that it needs on this rank.
 
-    Its numbers are `_SEEN`, those of the optimiser, and those that terms are given: the phase's own
-    by their names, weights as `_weight` names them. Those that never change are Python's floats,
-    which a program has for good; the phase's own are tensors all the same.
+    Its numbers are `_SEEN`, the optimiser's numbers and the terms' numbers. The terms' numbers are
+    the phase's own, by name, and the weights, by the names from `_weight`. A number that never
+    changes is a Python float, fixed in the program. The phase's own numbers are always tensors.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class _PhaseRunner:
             for path, module in self._modules.items()
             for name, spec in module.phase_noise.items()
         }
-        # By the largest share, so that a block is as long on every rank.
+        # For the largest share of any rank, so that a block has the same length on every rank.
         largest = -(-self._batch // world.size)
         length = min(Tape.length_for(noise, largest), Tape.length_for(of_modules, 1))
         self.block = Block(length, world.device)
@@ -118,13 +118,13 @@ class _PhaseRunner:
         }
         moving = _moving({**phase.numbers, **weights})
         self._numbers = Numbers({**moving, _SEEN: float}, length, self._dtype, world.device)
-        # In float64, as an optimiser's settings are where they never change.
+        # In float64, like the optimiser's settings that never change (Python floats).
         rates = _moving(optimizer)
         self._rates = Numbers(rates, length, torch.float64, world.device) if rates else None
         self._terms = {term.name: term for term in phase.terms}
         of_losses = [weight.every for term in phase.terms for weight in term.weights.values()]
         self.period = phase.every * math.lcm(*(term.every for term in phase.terms), *of_losses)
-        """Steps after which it repeats what is due."""
+        """Number of steps after which the pattern of due terms and losses repeats."""
         self._runs: dict[tuple[str, frozenset[str]], TermRun] = {}
         self._networks, self._experiment, self._device = state.networks, experiment, world.device
 
@@ -133,7 +133,7 @@ class _PhaseRunner:
         return (step + 1) % self.phase.every == 0
 
     def due(self, step: int) -> Due:
-        """The terms of this step's update; `every` of a term or loss counts updates."""
+        """The due terms of this step's update. `every` of a term or loss counts updates."""
         update = (step + 1) // self.phase.every
         return tuple(
             (term.name, frozenset(n for n, w in term.weights.items() if update % w.every == 0))
@@ -142,7 +142,7 @@ class _PhaseRunner:
         )
 
     def begin(self, step: int, meter: Meter) -> None:
-        """The host's part, before the program: a new block where the last one has ended."""
+        """The host's work before the program. Fills a new block if the last one has ended."""
         every = self.phase.every
         if self.block.begin((step + 1) // every - 1):
             first = self.block.first
@@ -161,7 +161,7 @@ class _PhaseRunner:
         micro_batch: int,
         meter: Meter,
     ) -> None:
-        """An update by terms of `runs_of`, on the device. Collective: every rank, same order."""
+        """One update on the device. terms: from `runs_of`. Collective: every rank, same order."""
         begin_phases(self._modules, self._originals)
         noise = self._tape.read(self.block.place)
         numbers = {**self._own, **self._numbers.read(self.block.place)}
@@ -179,7 +179,7 @@ class _PhaseRunner:
         self.block.place.add_(1)
 
     def runs_of(self, due: Due) -> list[tuple[str, TermRun]]:
-        """What runs these terms, with the name that the meter knows each by."""
+        """The functions that run the due terms, each with the term's name in the meter."""
         return [(f"{self.phase.name}/{name}", self._run_of(name, losses)) for name, losses in due]
 
     def _run_of(self, name: str, losses: frozenset[str]) -> TermRun:
@@ -216,7 +216,7 @@ class _PhaseRunner:
 def _micro_batches(
     images: Tensor, labels: Tensor | None, noise: dict[str, Tensor], size: int
 ) -> Iterator[tuple[Tensor, Tensor | None, dict[str, Tensor]]]:
-    """Images, labels and noise, so many at a time."""
+    """Images, labels and noise, in parts of `size` images."""
     if size >= images.shape[0]:
         yield images, labels, noise
         return
@@ -227,7 +227,7 @@ def _micro_batches(
 
 
 def _weight(term: Term, loss: str | None = None) -> str:
-    """What the weight of a term, or of one of its losses, is called among a phase's numbers."""
+    """Name of the weight of a term, or of one of its losses, among a phase's numbers."""
     return f"weight of {term.name}" if loss is None else f"weight of {term.name}/{loss}"
 
 
@@ -248,7 +248,7 @@ def _moving(numbers: Mapping[str, Number]) -> dict[str, Callable[[float], float]
 
 
 class _Average:
-    """The EMA of the weights, and when it moves."""
+    """Moves the EMA of the weights, every `training.ema_every_steps` steps."""
 
     def __init__(self, experiment: Experiment, state: State, world: World) -> None:
         training = experiment.training
@@ -265,7 +265,7 @@ class _Average:
         self._numbers = Numbers({"weight": weight}, self._block.length, torch.float64, world.device)
 
     def begin(self, step: int) -> None:
-        """The host's part, before the program."""
+        """The host's work before the program."""
         if self._block.begin((step + 1) // self.every - 1):
             first, every = self._block.first, self.every
             self._numbers.fill(lambda row: (first + row + 1) * every * self._batch)
@@ -278,17 +278,17 @@ class _Average:
 
 @dataclass
 class _Turn:
-    """What is due at some steps."""
+    """The work of all steps at which the same phases, terms and losses are due."""
 
     runners: list[_PhaseRunner]
     averages: bool
     program: Program
     rows: tuple[Rows, ...] | None = None
-    """Where the program writes what terms report; known when it has run once."""
+    """Where the program writes the values that terms report. Known after its first run."""
 
 
 class Step:
-    """Trains `state` on one global batch a call, this rank's part of it."""
+    """Each call trains `state` on this rank's part of one global batch."""
 
     def __init__(
         self,
@@ -299,13 +299,13 @@ class Step:
         meter: Meter,
         record: Recorder | None = None,
     ) -> None:
-        """record: what is made of each program before it first runs. A program that is recorded
-        seeds no generator of torch's: what draws from one cannot be repeated."""
+        """record: called on each program before its first run; its result runs instead. With
+        `record`, the step does not seed torch's generators: a replay cannot repeat their draws."""
         training = experiment.training
         if record is not None and training.compile:
             raise Refused(
-                "training.compile: makes CUDA graphs of its own, which no recorded step can hold; "
-                "set it to false"
+                "training.compile: makes its own CUDA graphs, and a recorded step cannot contain "
+                "them; set training.compile to false"
             )
         part = images_per_rank(experiment, world)
         images = torch.arange(part.start, part.stop, device=world.device)
@@ -324,7 +324,7 @@ class Step:
         ]
         self._average = _Average(experiment, state, world)
         self._period = math.lcm(self._average.every, *(runner.period for runner in self._runners))
-        # torch's generators are seeded only where a user's class may draw from them.
+        # Seed torch's generators only if a user's class may draw from them.
         self._seeds_torch = record is None and "custom" in {
             experiment.objective.kind,
             *(network.kind for network in experiment.networks.values()),
@@ -353,7 +353,7 @@ class Step:
         self._state.step = step + 1
 
     def _turn(self, step: int) -> _Turn:
-        """What is due at a step, and at all others that are as many periods away."""
+        """The turn of a step. Steps that are a whole number of periods apart share it."""
         due = [(runner, runner.due(step)) for runner in self._runners if runner.is_due(step)]
         averages = (step + 1) % self._average.every == 0
         key = (averages, *((runner.phase.name, terms) for runner, terms in due))
@@ -384,8 +384,8 @@ class Step:
         torch.manual_seed(seed)
 
     def _make_trainable(self, names: tuple[str, ...]) -> None:
-        """Only these networks get gradients: backward stops at the others' weights, and their
-        forward passes on constants build no graph."""
+        """Only these networks get gradients. Backward stops at the weights of the others, and a
+        forward pass of the others on constants builds no graph."""
         if self._trainable == names:
             return
         for name, network in self._state.networks.items():
@@ -400,7 +400,7 @@ def _term_loss(
     experiment: Experiment,
     constant: Mapping[str, float],
 ) -> TermLoss:
-    """One term, weighted, of the mean over the global batch."""
+    """The loss of one term: its weighted part of the mean over the global batch."""
     training, group_size = experiment.training, experiment.group_size
     exact = term.full_precision or any(term.weights[name].full_precision for name in due)
     autocast = training.precision == "bf16" and not exact
@@ -422,7 +422,7 @@ def _term_loss(
         with precision:
             losses = term.loss(networks, batch)
         _check(term, losses, due, images.shape[0])
-        if not losses.minimised:  # none of them is due
+        if not losses.minimised:  # no loss is due
             none = images.new_zeros(0)
             return *_sums_by_tag(losses, none, images.shape[0]), None
         parts = torch.stack([value.sum() for value in losses.minimised.values()])
@@ -439,7 +439,7 @@ def _term_loss(
 
 
 def _eager(loss: TermLoss) -> TermRun:
-    """By torch's own kernels."""
+    """Runs a term uncompiled, with torch's own kernels."""
 
     def run(
         images: Tensor,
@@ -456,16 +456,16 @@ def _eager(loss: TermLoss) -> TermRun:
 
 
 def _compiled(loss: TermLoss, parameters: list[nn.Parameter], device: torch.device) -> TermRun:
-    """One graph of a term's forward and backward passes, penalties' double backward included; on a
-    GPU a CUDA graph. Raises Refused where torch or the machine cannot compile.
-    """
+    """Compiles a term's forward and backward passes into one graph, including the double backward
+    of penalties. On a GPU it is a CUDA graph. Raises Refused if torch or the machine cannot
+    compile it."""
     import torch._dynamo
     import torch._dynamo.exc
 
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         raise Refused(
             f"training.compile: the compiler of torch {torch.__version__} cannot trace gradients; "
-            "install a newer torch, or set it to false"
+            "install a newer torch, or set training.compile to false"
         )
     torch._dynamo.config.trace_autograd_ops = True  # pyright: ignore
 
@@ -481,7 +481,7 @@ def _compiled(loss: TermLoss, parameters: list[nn.Parameter], device: torch.devi
         return tags, sums, torch.autograd.grad(total, parameters, allow_unused=True)
 
     assert isinstance(gradients, FunctionType)
-    # Graphs are kept by code object, at most eight each: a copy of its own for every term.
+    # torch caches at most eight graphs per code object, so every term gets its own copy.
     own = FunctionType(
         gradients.__code__.replace(), gradients.__globals__, closure=gradients.__closure__
     )
@@ -498,8 +498,8 @@ def _compiled(loss: TermLoss, parameters: list[nn.Parameter], device: torch.devi
             tags, sums, found = graph(images, labels, noise, numbers)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise Refused(
-                f"training.compile: this cannot be compiled ({str(error).splitlines()[0]}); set it "
-                "to false"
+                f"training.compile: torch cannot compile this ({str(error).splitlines()[0]}); set "
+                "training.compile to false"
             ) from error
         _accumulate(parameters, found)
         return tags, sums
@@ -508,9 +508,9 @@ def _compiled(loss: TermLoss, parameters: list[nn.Parameter], device: torch.devi
 
 
 def _accumulate(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-    """Add what a graph returned to each `grad`, in memory of its own: two parameters may share one
-    gradient, and a CUDA graph writes its next ones to the same place. Strides are the parameter's:
-    fused optimisers walk both at once."""
+    """Adds a graph's gradients to each `grad`, in separate memory: two parameters may share one
+    gradient, and a CUDA graph writes its next gradients to the same place. A `grad` has its
+    parameter's strides: fused optimisers read both together."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             continue
@@ -521,8 +521,8 @@ def _accumulate(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor |
 
 
 def _sums_by_tag(losses: Losses, minimised: Tensor, count: int) -> tuple[tuple[str, ...], Tensor]:
-    """What the meter records, as sums over `count` images, (tags, 1): minimised losses, which are
-    summed already, under `loss/`, the rest under its own tag."""
+    """Tags and values for the meter. Values are sums over `count` images: (tags, 1). minimised: the
+    sums of the minimised losses; their tags begin with `loss/`. The others keep their own tags."""
     tags = [f"loss/{name}" for name in losses.minimised]
     sums = [minimised]
     if losses.reported:
@@ -536,36 +536,36 @@ def _sums_by_tag(losses: Losses, minimised: Tensor, count: int) -> tuple[tuple[s
 
 
 def _check(term: Term, losses: Losses, due: frozenset[str], count: int) -> None:
-    """Raises ValueError for what a term must not return."""
+    """Raises ValueError if a term returned something that it must not return."""
     if term.weights:
         _check_turns(term, losses, due)
     for values, prefix in ((losses.minimised, "loss/"), (losses.reported, "")):
         for tag, value in values.items():
             if value.shape != (count,):
                 raise ValueError(
-                    f"term {term.name}: {prefix}{tag} has shape {tuple(value.shape)}; a term "
-                    "returns one value for each image, (N,), and the step averages over the global "
-                    "batch; a number of the whole phase belongs in `of_phase`"
+                    f"term {term.name}: {prefix}{tag} has shape {tuple(value.shape)}; return one "
+                    "value for each image, (N,), and the step averages them over the global batch; "
+                    "put a number of the whole phase in `of_phase`"
                 )
     for tag, value in losses.of_phase.items():
         if value.ndim:
             raise ValueError(
-                f"term {term.name}: {tag} has shape {tuple(value.shape)}; a number of the phase "
-                "is 0-dimensional"
+                f"term {term.name}: {tag} has shape {tuple(value.shape)}; a number in `of_phase` "
+                "must be 0-dimensional"
             )
 
 
 def _check_turns(term: Term, losses: Losses, due: frozenset[str]) -> None:
     for name in due - losses.minimised.keys():
         raise ValueError(
-            f"term {term.name}: has a weight for the loss {name}, which is due and was not given; "
-            f"it gives {', '.join(losses.minimised)}"
+            f"term {term.name}: the loss {name} has a weight and is due, but the term returned "
+            f"only {', '.join(losses.minimised)}; return {name}, or remove its weight"
         )
     for name in term.weights.keys() - due:
         if name in losses.minimised:
             raise ValueError(
-                f"term {term.name}: gives the loss {name}, which is not due at this update; "
-                "compute it only where it is in `batch.due`"
+                f"term {term.name}: returned the loss {name}, but it is not due at this update; "
+                "compute it only if its name is in `batch.due`"
             )
 
 

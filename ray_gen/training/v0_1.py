@@ -1,4 +1,4 @@
-"""Classes that were written for ray_gen 0.1, as this version takes them.
+"""Adapts classes that were written for ray_gen 0.1 to this version.
 
 An objective of 0.1 had one `latent`, its own modules among `networks()`, and these methods:
 `sample(networks, z, labels)`, `reconstruct(networks, images, labels)` and `encode(...)` to a pair.
@@ -24,15 +24,15 @@ from ray_gen.core import (
 )
 
 Z = "z"
-"""What the one latent of 0.1 is called."""
+"""Name of the only latent of 0.1."""
 
 
 def objective_of(given: Any) -> Any:
-    """An objective of 0.1 in today's form; anything else as it is."""
+    """An objective of 0.1, adapted to this version. Anything else is returned unchanged."""
     if not hasattr(given, "latent") or hasattr(given, "latents"):
         return given
     names = [name for name in dir(given) if not name.startswith("_")]
-    # On the class: a protocol looks for its members there.
+    # Members go on the class: a protocol looks for them there.
     parts = {name: property(attrgetter(f"_old.{name}")) for name in names}
     parts |= {name: method for name, method in _OTHERWISE.items() if name in parts}
     own = {name: part for name, part in parts.items() if not hasattr(_Objective, name)}
@@ -40,7 +40,7 @@ def objective_of(given: Any) -> Any:
 
 
 class _Objective:
-    """Stands before an objective of 0.1, which calls its own methods as they were."""
+    """Wraps an objective of 0.1. Inside, the objective calls its own methods, unchanged."""
 
     sampling_noise: ClassVar[Noises] = {}
     gives_probability = False
@@ -50,12 +50,12 @@ class _Objective:
 
     @property
     def averaged(self) -> tuple[str, ...]:
-        """All that is used after training."""
+        """All networks and modules that are used after training."""
         return self._old.sampled_from
 
     @property
     def latents(self) -> Mapping[str, Noise]:
-        """The one latent, or where there is no prior what its decoder takes."""
+        """The only latent. Without a prior: the input of the decoder."""
         if self.has_prior:
             return {Z: self._old.latent}
         for signature in self.networks().values():
@@ -65,15 +65,15 @@ class _Objective:
 
     @property
     def has_prior(self) -> bool:
-        """Whether there is a latent to draw."""
+        """Whether the objective has a latent to draw."""
         return self._old.latent is not None
 
     def networks(self) -> Mapping[str, Signature]:
-        """Those that are built from the experiment."""
+        """Signatures of the networks that are built from the experiment."""
         return {name: of for name, of in self._old.networks().items() if isinstance(of, Signature)}
 
     def modules(self) -> Mapping[str, nn.Module]:
-        """Those that the objective brings."""
+        """The objective's own modules."""
         return {name: of for name, of in self._old.networks().items() if isinstance(of, nn.Module)}
 
     def sample(
@@ -104,11 +104,11 @@ def _encode(
 
 
 _OTHERWISE: dict[str, Any] = {"reconstruct": _reconstruct, "encode": _encode}
-"""Methods that not every objective has, and that took and gave something else."""
+"""Optional methods. Their arguments or results were different in 0.1."""
 
 
 def signature_of(signature: Signature) -> Signature:
-    """The same signature, with the names of 0.1 where that knew its form."""
+    """The same signature. If 0.1 knew its form, it has the attribute names of 0.1."""
     if signature.conditions:
         return signature
     if signature.form == "map_to_vector":

@@ -127,7 +127,7 @@ def test_a_conversion_that_was_cut_off_is_not_read(pictures, tmp_path: Path) -> 
     this = conversion(pictures, tmp_path / "out")
     this.destination.write_text(PLAN, this.plan)
     this.write(0)
-    with pytest.raises(DataError, match="did not come to its end; give the same"):
+    with pytest.raises(DataError, match="conversion did not finish; run the same"):
         mapped(Parquet(path=str(tmp_path / "out")), tmp_path / "cache")
 
 
@@ -142,7 +142,9 @@ def test_a_part_whose_writing_fails_leaves_nothing(pictures, tmp_path: Path, mon
 
 def test_row_groups_are_small_and_mixed(pictures, tmp_path: Path, monkeypatch) -> None:
     converted(pictures, tmp_path / "out", held_out_fraction=0.0, shard_images=40, group_images=20)
-    for file in (tmp_path / "out").glob("*.parquet"):
+    files = list((tmp_path / "out").glob("*.parquet"))
+    assert len(files) == 2
+    for file in files:
         shard = pq.ParquetFile(file)
         sizes = [shard.metadata.row_group(n).num_rows for n in range(shard.num_row_groups)]
         assert sizes == [20, 20]

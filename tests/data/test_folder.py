@@ -147,13 +147,13 @@ def test_each_folder_that_holds_no_data_set_has_its_sentence(tmp_path: Path) -> 
     refused(mixed, r"beside class folders .*loose\.png, a/000\.png")
 
     write_classes(tmp_path / "half" / "train", {"a": 1})
-    refused(tmp_path / "half", r"only folder in \S*half is train.*name \S*half/train")
+    refused(tmp_path / "half", r"only folder in \S*half is train.*give \S*half/train")
     write(tmp_path / "half" / "test" / "0.png", noise(8, 8, 3))
     refused(tmp_path / "half", r"train and test .*lay out both")
     (tmp_path / "half" / "test" / "a").mkdir()
     (tmp_path / "half" / "test" / "0.png").rename(tmp_path / "half" / "test" / "a" / "0.png")
     write(tmp_path / "half" / "extra" / "0.png", noise(8, 8, 3))
-    refused(tmp_path / "half", r"train and test, which are splits, beside extra")
+    refused(tmp_path / "half", r"splits train and test, but extra is no split")
 
     link = tmp_path / "links" / "gone.png"
     link.parent.mkdir()
@@ -177,7 +177,7 @@ def test_permission_denied_is_said_and_never_skipped(open_to_all: Path) -> None:
     cache.mkdir()
     cache.chmod(0o777)
     secret.chmod(0)
-    root = os.geteuid() == 0  # who reads everything, so becomes nobody for a while
+    root = os.geteuid() == 0  # root can read everything, so the test becomes user nobody
     if root:
         os.seteuid(65534)
     try:

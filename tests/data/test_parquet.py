@@ -184,4 +184,4 @@ def test_each_file_that_holds_no_data_set_has_its_sentence(tmp_path: Path) -> No
     refused(r"b\.parquet has no column 'image', unlike \S*a\.parquet", tmp_path / "odd")
     for name in ("train-0", "test-0", "extra-0"):
         write_table(tmp_path / "splits" / f"{name}.parquet", image=hf(range(1)))
-    refused(r"train and test beside extra-0\.parquet", tmp_path / "splits")
+    refused(r"train and test, but .* extra-0\.parquet begins with no split", tmp_path / "splits")

@@ -124,11 +124,9 @@ def test_a_data_set_without_splits_is_divided_by_the_fraction(tmp_path: Path) ->
 
 def test_each_name_and_root_without_data_has_its_sentence(tmp_path: Path) -> None:
     def refused(message: str, dataset: str, **options: object) -> None:
+        given = {"dataset": dataset, "root": str(tmp_path / "root"), "download": False}
         with pytest.raises(DataError, match=message):
-            source = Torchvision(
-                dataset=dataset, root=str(tmp_path / "root"), download=False, options=options
-            )
-            opened(source, tmp_path / "cache")
+            opened(Torchvision(**given, options=options), tmp_path / "cache")
 
     refused(r"data\.dataset: .* no data set 'CIFAR-10'; did you mean CIFAR10", "CIFAR-10")
     refused(r"data\.dataset: .* 'mnist'; did you mean MNIST", "mnist")

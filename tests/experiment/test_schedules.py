@@ -78,16 +78,16 @@ def test_every_live_number_may_be_a_schedule_and_survives_yaml(
         ),
         (
             "objective.beta={kind: linear, start: 1, end: -2, until_images: 9}",
-            "objective.beta: the schedule comes to -2, .* greater than or equal to 0",
+            "objective.beta: the schedule reaches -2, .* greater than or equal to 0",
         ),
         (
             "objective.beta={kind: linear, start: 0, end: 1, from_images: 9, until_images: 9}",
-            "objective.beta.until_images: 9 does not lie after from_images 9",
+            "objective.beta.until_images: 9 .*from_images 9",
         ),
-        ("objective.beta={kind: steps, values: [[5, 1.0]]}", "beta.values: the first begins at 0"),
+        ("objective.beta={kind: steps, values: [[5, 1.0]]}", "beta.values: the first .* at 0"),
         (
             "objective.beta={kind: steps, values: [[0, 1.0], [0, 2.0]]}",
-            "beta.values: 0 images do not come after 0",
+            "beta.values: 0 images are not more than 0",
         ),
         ("objective.beta=large", "objective.beta: input should be a valid number.*'large'"),
         ("objective.beta=cosine", r"objective.beta: a schedule is written \{kind: cosine, start"),
@@ -102,7 +102,7 @@ def test_every_live_number_may_be_a_schedule_and_survives_yaml(
         (
             "optimizers.autoencoder.betas=[0.9, {kind: linear, start: 0.9, end: 1, "
             "until_images: 9}]",
-            "betas.1: the schedule comes to 1, which should be less than 1",
+            "betas.1: the schedule reaches 1, which should be less than 1",
         ),
     ],
 )
@@ -128,16 +128,16 @@ def test_a_learning_rate_may_begin_and_end_at_0() -> None:
     assert this.value_at(path)["end"] == 0.0
     with pytest.raises(ExperimentError, match=f"{path}: .*greater than 0"):
         vae(f"{path}=0")
-    with pytest.raises(ExperimentError, match=f"{path}: the schedule comes to -1"):
+    with pytest.raises(ExperimentError, match=f"{path}: the schedule reaches -1"):
         vae(f"{path}={{kind: cosine, start: 1e-3, end: -1, until_images: 9}}")
 
 
 def test_a_count_takes_steps_alone() -> None:
     path = "objective.discriminator_steps"
     assert gan(f"{path}={{kind: steps, values: [[0, 5], [48, 1]]}}").value_at(path)["kind"]
-    with pytest.raises(ExperimentError, match=f"{path}.kind: of a whole number is steps"):
+    with pytest.raises(ExperimentError, match=f"{path}.kind: .*must be steps"):
         gan(f"{path}={{kind: linear, start: 1, end: 5, until_images: 9}}")
-    with pytest.raises(ExperimentError, match=f"{path}: the schedule comes to 0"):
+    with pytest.raises(ExperimentError, match=f"{path}: the schedule reaches 0"):
         gan(f"{path}={{kind: steps, values: [[0, 5], [48, 0]]}}")
     with pytest.raises(ExperimentError, match=f"{path}: .*valid integer"):
         gan(f"{path}=1.5")

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ray_gen.evaluators.names import METRICS
+from ray_gen.evaluation.metrics import OF_SAMPLES
 from ray_gen.experiment import Experiment, ExperimentError, differences
 from ray_gen.experiment.search import Range, Search, SearchWorkers, better
 from tests.helpers import gan, vae
@@ -51,7 +51,7 @@ ranges = st.one_of(
 
 
 class Drawing(Random):
-    """Chance whose every real number is this one."""
+    """A random generator whose every real number is `number`."""
 
     def __init__(self, number: float) -> None:
         super().__init__(0)
@@ -61,7 +61,7 @@ class Drawing(Random):
         return self._number
 
     def getrandbits(self, k: int, /) -> int:
-        return super().getrandbits(k)  # else randrange asks random() until it is another
+        return super().getrandbits(k)  # else randrange calls random() for ever
 
 
 def lies_in(value: Any, values: Range) -> bool:
@@ -129,12 +129,12 @@ def test_logarithms_are_drawn_equally_often(kind: str) -> None:
     [
         ({}, "a range is one of uniform, loguniform, randint, lograndint, choice"),
         ({"uniform": [0, 1], "choice": [1]}, "a range is one of"),
-        ({"choice": []}, "choice: there is nothing to choose from"),
-        ({"choice": [8, 16, 8]}, "choice: 8 is named twice"),
-        ({"choice": [[1], [2], [1]]}, r"choice: \[1\] is named twice"),
-        ({"uniform": [1, 1]}, "uniform: is empty, 1.0 does not lie below 1.0"),
+        ({"choice": []}, "choice: is empty"),
+        ({"choice": [8, 16, 8]}, "choice: .*8 .*twice"),
+        ({"choice": [[1], [2], [1]]}, r"choice: .*\[1\] .*twice"),
+        ({"uniform": [1, 1]}, "uniform: is empty, 1.0 is not below 1.0"),
         ({"uniform": [2, 1]}, "uniform: is empty"),
-        ({"randint": [4, 4]}, "randint: is empty, 4 does not lie below 4"),
+        ({"randint": [4, 4]}, "randint: is empty, 4 is not below 4"),
         ({"loguniform": [0, 1]}, "loguniform: 0.0 has no logarithm; begin above 0"),
         ({"loguniform": [-1, 1]}, "loguniform: -1.0 has no logarithm"),
         ({"lograndint": [0, 9]}, "lograndint: 0 has no logarithm"),
@@ -208,7 +208,7 @@ def test_a_search_changes_nothing_of_the_run() -> None:
         ("objective.latent_size={loguniform: [2, 8]}", "whole numbers; use lograndint"),
         ("objective.beta=1.0", "a range is written as e.g."),
         ("objective.beta={uniform: []}", "uniform: takes two numbers"),
-        ("search.trials={choice: [1, 2]}", "is how to search, and not searched"),
+        ("search.trials={choice: [1, 2]}", "fields of `search` cannot be searched"),
         ("learning_rate={uniform: [1, 2]}", "did you mean optimizers.autoencoder.learning_rate"),
         ("objective.latent_size={choice: [8, large]}", "'large'"),
         ("objective.latent_size={randint: [0, 8]}", "greater than 0"),
@@ -222,13 +222,13 @@ def test_a_search_changes_nothing_of_the_run() -> None:
         ("objective.beta={uniform: [2, 1]}", "is empty"),
         ("objective.beta={unifrom: [1, 2]}", "did you mean"),
         ("objective.beta=[1, 2]", "search.space.objective.beta"),
-        ("training.report_every_images={choice: [100, 200]}", "changes nothing of what is"),
-        ("training.images={choice: [240, 480]}", "changes nothing of what is"),
-        ("training.micro_batch_size={choice: [6, 12]}", "changes nothing of what is"),
-        ("workers.count={choice: [1, 2]}", "changes nothing of what is"),
-        ("checkpoints.keep={choice: [2, 3]}", "changes nothing of what is"),
-        ("evaluation.count={choice: [10, 20]}", "changes nothing of what is"),
-        ("objective.beta={choice: [1.0]}", "is what the experiment has"),
+        ("training.report_every_images={choice: [100, 200]}", "does not change the training"),
+        ("training.images={choice: [240, 480]}", "does not change the training"),
+        ("training.micro_batch_size={choice: [6, 12]}", "does not change the training"),
+        ("workers.count={choice: [1, 2]}", "does not change the training"),
+        ("checkpoints.keep={choice: [2, 3]}", "does not change the training"),
+        ("evaluation.count={choice: [10, 20]}", "does not change the training"),
+        ("objective.beta={choice: [1.0]}", "all values equal the experiment's own"),
         # Other data.
         ("data.held_out_fraction={choice: [0.1, 0.2]}", "train on the same data"),
         ("data.image_size={choice: [[8, 8], [16, 16]]}", "train on the same data"),
@@ -283,19 +283,19 @@ def test_trials_have_the_workers_of_the_search_and_not_of_the_experiment() -> No
 @pytest.mark.parametrize(
     ("experiment", "said"),
     [
-        (lambda: vae(SIZE, "search.metric=elbow"), "yields 'elbow'; did you mean elbo?"),
-        (lambda: vae(SIZE, "search.metric=zzz"), "yields 'zzz'; there are elbo, "),
-        (lambda: gan(RATES, "search.metric=elbo"), "no evaluator of this experiment yields 'elbo'"),
-        (lambda: gan(RATES, "search.metric=loss/generator"), "search.mode: loss/generator does"),
-        (lambda: vae(SIZE, "search.metric=kl"), "search.mode: kl does not say which is better"),
-        (lambda: vae(SIZE, "search.metric=nearest_neighbour"), "search.mode: nearest_neighbour"),
-        (lambda: vae(SIZE, "search.mode=min"), "search.mode: of elbo the max is better"),
+        (lambda: vae(SIZE, "search.metric=elbow"), "no score 'elbow'; did you mean elbo?"),
+        (lambda: vae(SIZE, "search.metric=zzz"), "no score 'zzz'; there are elbo, "),
+        (lambda: gan(RATES, "search.metric=elbo"), "search.metric: this experiment has no score"),
+        (lambda: gan(RATES, "search.metric=loss/generator"), "search.mode: is unknown for loss/"),
+        (lambda: vae(SIZE, "search.metric=kl"), "search.mode: is unknown for kl; set it to min"),
+        (lambda: vae(SIZE, "search.metric=nearest_neighbour"), "search.mode: is unknown for near"),
+        (lambda: vae(SIZE, "search.mode=min"), "search.mode: must be max for elbo"),
         (
             lambda: vae(SIZE, "search.metric=fid", "search.mode=max"),
-            "search.mode: of fid the min is better",
+            "search.mode: must be min for fid",
         ),
         (lambda: vae(SIZE, "evaluation.placement=beside"), "evaluation.placement: a search judges"),
-        (lambda: vae(SIZE, "search.every_images=300"), "search.every_images: 300 judges a trial"),
+        (lambda: vae(SIZE, "search.every_images=300"), "search.every_images: with 300, a trial of"),
         (lambda: vae("search.trials=3"), "search.space: is required"),
         (lambda: vae("search.space={}"), "space: names no field"),
         (lambda: vae(SIZE, "search.trails=3"), "did you mean search.trials?"),
@@ -309,7 +309,7 @@ def test_trials_have_the_workers_of_the_search_and_not_of_the_experiment() -> No
         ),
         (
             lambda: gan(RATES, "search.scheduler=pbt", "search.algorithm=optuna"),
-            "pbt begins with all its trials",
+            "pbt needs all values at the start",
         ),
         (
             lambda: gan(RATES, "search.scheduler=pbt", "search.trials=1"),
@@ -349,7 +349,7 @@ def test_the_metric_says_which_is_better_where_it_knows(metric, mode, expected) 
 
 def test_a_gan_is_never_judged_by_its_loss_unless_asked() -> None:
     assert gan(RATES).search_metric == "sliced_wasserstein"
-    assert all(better(name) is not None or name == "nearest_neighbour" for name in METRICS)
+    assert all(better(name) is not None or name == "nearest_neighbour" for name in OF_SAMPLES)
 
 
 def test_population_based_training_changes_only_what_can_change_in_mid_run() -> None:
@@ -376,7 +376,7 @@ def test_population_based_training_changes_only_what_can_change_in_mid_run() -> 
         with pytest.raises(ExperimentError) as refused:
             gan(f"search.space.{path}={values}", "search.scheduler=pbt")
         (problem,) = refused.value.problems
-        assert problem.startswith(f"search.space.{path}: pbt copies the weights")
+        assert problem.startswith(f"search.space.{path}: pbt copies weights")
         assert gan(f"search.space.{path}={values}").search is not None
 
 
@@ -475,7 +475,7 @@ def test_a_grid_changes_its_last_path_fastest() -> None:
 
 def test_a_large_grid_is_counted_without_being_written_down() -> None:
     space = {name: {"randint": [0, 1000]} for name in "abcdef"}
-    with pytest.raises(ValueError, match="a grid of 1,000,000,000,000,000,000 trials; leave"):
+    with pytest.raises(ValueError, match=r"a grid of 1,000,000,000,000,000,000 trials .*remove"):
         Search.model_validate({"space": space, "algorithm": "grid"})
     space = {name: {"randint": [0, 21]} for name in "abc"}
     search = Search.model_validate({"space": space, "algorithm": "grid"})

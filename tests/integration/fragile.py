@@ -12,8 +12,8 @@ from ray_gen.core import ImageToVector
 
 
 class Fragile(nn.Module):
-    """Linear; in its 20th training step it raises, gives NaN, or takes its process with it; or it
-    does so in its second, which no checkpoint comes before."""
+    """Linear. In its 20th training step it raises, gives NaN or kills its process. With `kill at
+    once` it kills its process in its second step, before any checkpoint."""
 
     def __init__(self, signature: ImageToVector, *, end: str) -> None:
         super().__init__()

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.helpers import started, wait_until
 from tests.integration.test_ray import final, same
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.ray
 
 SMALL = (
     "training.images=18000",
@@ -46,37 +43,19 @@ def storage(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("searches")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One Ray for all tests of this module."""
-    import ray
-
-    import ray_gen.launch  # noqa: F401  (its settings come before Ray starts)
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def trained_here(experiment_file: Path, run: Path) -> dict:
-    """The last checkpoint of an experiment that is trained in a process of its own, without Ray."""
-    code = f"""
-import shutil, torch
-from pathlib import Path
-from ray_gen.runs.checkpoints import checkpoint_name
-from ray_gen.experiment import Experiment
-from ray_gen.launch.worker import prepare, reports
-from ray_gen.storage import Folder
-experiment = Experiment.from_yaml(Path({str(experiment_file)!r}).read_text())
-prepare([], experiment.workers.cpus)
-run = Path({str(run)!r})
-for report, saved in reports(experiment, Folder(str(run)), torch.device("cpu")):
-    if saved is not None:
-        shutil.copytree(saved, run / checkpoint_name(report.images))
-"""
+    """The last checkpoint of an experiment that is trained in this process, without Ray."""
+    from ray_gen.experiment import Experiment
+    from ray_gen.launch.worker import prepare, reports
+    from ray_gen.runs.checkpoints import checkpoint_name
+    from ray_gen.storage import Folder
+
+    experiment = Experiment.from_yaml(experiment_file.read_text())
+    prepare([], experiment.workers.cpus)
     run.mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    for report, saved in reports(experiment, Folder(str(run)), torch.device("cpu")):
+        if saved is not None:
+            shutil.move(saved, run / checkpoint_name(report.images))
     return final(run)
 
 
@@ -104,12 +83,8 @@ def test_every_trial_is_a_run_and_the_best_one_can_be_trained_again(
     assert [row["trial"] for row in rows] == [trial.name for trial in found.trials]
     assert float(max(rows, key=lambda row: float(row["elbo"]))["elbo"]) == found.best.score
     for trial in found.trials:
-        assert ray_gen.load(folder / "trials" / trial.name).sample(2, seed=0).shape == (
-            2,
-            1,
-            28,
-            28,
-        )
+        samples = ray_gen.load(folder / "trials" / trial.name).sample(2, seed=0)
+        assert samples.shape == (2, 1, 28, 28)
     assert all(trial.name in (folder / "report.html").read_text() for trial in found.trials)
     assert not (folder / ".tune").exists()
 
@@ -120,10 +95,8 @@ def test_every_trial_is_a_run_and_the_best_one_can_be_trained_again(
         ray_gen.recipe(str(folder / "search.yaml")), storage=str(storage), name="whole"
     )
     assert [trial.score for trial in again.trials] == [trial.score for trial in found.trials]
+    other = recipe(space(objective__latent_size="{choice: [2]}"), "training.global_batch_size=64")
     with pytest.raises(ray_gen.ExperimentError, match=r"training\.global_batch_size"):
-        other = recipe(
-            space(objective__latent_size="{choice: [2]}"), "training.global_batch_size=64"
-        )
         ray_gen.search(other, storage=str(storage), name="whole")
 
 
@@ -210,14 +183,17 @@ def test_a_trial_of_two_workers_goes_on(cluster, storage: Path) -> None:
     assert same(final(run), before)
 
 
-def test_a_search_whose_driver_is_killed_goes_on(tmp_path: Path) -> None:
-    command = [
-        *(sys.executable, "-m", "ray_gen", "search", "vae-mnist5k", *SMALL[1:]),
-        "training.images=90000",
+def test_a_search_whose_driver_is_killed_goes_on(cluster, apart, tmp_path: Path) -> None:
+    """It begins with a Ray of its own, which dies too, and goes on with another."""
+    import ray_gen
+
+    given = [
+        *SMALL[1:],
+        "training.images=36000",
         space(optimizers__autoencoder__learning_rate=RATE),
         *("search.trials=4", "search.algorithm=random", "search.scheduler=none"),
-        *("--storage", str(tmp_path), "--name", "killed"),
     ]
+    command = [sys.executable, "-m", "ray_gen", "search", "vae-mnist5k", *given]
     records = tmp_path / "killed" / "trials.json"
 
     def trials() -> dict[str, dict]:
@@ -226,24 +202,26 @@ def test_a_search_whose_driver_is_killed_goes_on(tmp_path: Path) -> None:
         except (OSError, ValueError):
             return {}
 
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and first.poll() is None:
+    def is_half_done() -> bool:
+        """A trial is done and another runs, or the search has ended."""
         known = trials().values()
-        if any(t["state"] == "done" for t in known) and any(
-            t["state"] == "running" and t["images"] > 0 for t in known
-        ):
-            break
-        time.sleep(0.1)
-    first.send_signal(signal.SIGKILL)
+        running = [t for t in known if t["state"] == "running" and t["images"] > 0]
+        half = bool(running) and any(t["state"] == "done" for t in known)
+        return half or first.poll() is not None
+
+    first = started([*command, "--storage", str(tmp_path), "--name", "killed"], env=apart)
+    wait_until(is_half_done, "a trial's end")
+    first.kill()
     _, errors = first.communicate()
     before = trials()
     done = [name for name, trial in before.items() if trial["state"] == "done"]
     assert done, errors
     assert len(done) < 4
 
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stderr
+    found = ray_gen.search(
+        ray_gen.recipe("vae-mnist5k", *given), storage=str(tmp_path), name="killed"
+    )
+    assert found.exit_code == 0
     after = trials()
     assert {trial["state"] for trial in after.values()} == {"done"}
     for name, trial in before.items():

@@ -68,7 +68,7 @@ def test_a_writer_that_was_silent_for_too_long_leaves_the_run_to_another(
     assert (tmp_path / FILE).read_text() == other
 
 
-def test_a_storage_that_fails_is_not_taken_for_nobody(
+def test_a_failing_storage_does_not_count_as_unclaimed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> str:
@@ -80,7 +80,7 @@ def test_a_storage_that_fails_is_not_taken_for_nobody(
     assert not (tmp_path / FILE).exists()
 
 
-def test_a_storage_that_keeps_nothing_is_not_taken_for_a_writer(
+def test_a_storage_that_keeps_nothing_does_not_count_as_claimed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Folder, "write_text", lambda *_: None)

@@ -78,7 +78,7 @@ class Autoscaler:
         monkeypatch.setattr(
             cluster, "request_resources", lambda bundles: self.requests.append(bundles)
         )
-        monkeypatch.setattr(cluster, "get_cluster_status", self.status)
+        monkeypatch.setattr(cluster, "coming_nodes", self.coming)
         sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)  # noqa: E731
         monkeypatch.setattr(
             cluster, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep)
@@ -88,10 +88,9 @@ class Autoscaler:
         come = self.starts and self.looks > 30
         return [{"Resources": TWO if come else {"CPU": 0.0}, "Alive": True}]
 
-    def status(self, address: str) -> Any:
+    def coming(self, address: str) -> int:
         self.looks += 1
-        coming = ["one"] if self.starts and self.looks < self.gives_up_after else []
-        return SimpleNamespace(pending_launches=[], pending_nodes=coming)
+        return int(self.starts and self.looks < self.gives_up_after)
 
 
 def waited(asked: str, say) -> Share:
@@ -108,7 +107,7 @@ def test_nodes_that_are_on_their_way_are_waited_for(monkeypatch) -> None:
 
 
 def test_a_search_waits_for_the_trials_that_it_asks_for(monkeypatch) -> None:
-    """But no longer than nodes come, and on a cluster with room for one it does not wait."""
+    """It stops waiting when no more nodes come. With room for one trial it does not wait at all."""
     asked = vae(
         "search.space={optimizers.autoencoder.learning_rate: {choice: [1e-3, 1e-4, 1e-5]}}",
         "search.concurrent=3",
@@ -158,7 +157,7 @@ def test_an_evaluation_beside_needs_a_node_too() -> None:
     assert bundles_of(vae("workers.count=2", *beside)) == [{"CPU": 1.0}] * 3
 
 
-def test_where_ray_is_this_process_own_nothing_is_waited_for(monkeypatch) -> None:
+def test_a_local_ray_starts_no_nodes_to_wait_for(monkeypatch) -> None:
     autoscaler = Autoscaler(monkeypatch, starts=True)
     monkeypatch.setattr(cluster, "_running_cluster", lambda: None)
     with pytest.raises(ExperimentError, match="2 workers with 1 CPU cores"):
@@ -180,7 +179,7 @@ def test_spans_that_cannot_be(span: str) -> None:
         ("{min: 1}", r"^workers\.count\.max: is required and was not given$"),
     ],
 )
-def test_of_a_span_only_its_own_problem_is_told(given: str, told: str) -> None:
+def test_a_wrong_span_gives_exactly_one_message(given: str, told: str) -> None:
     with pytest.raises(ExperimentError, match=told):
         vae(f"workers.count={given}")
 

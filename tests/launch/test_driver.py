@@ -195,7 +195,9 @@ def test_a_run_does_not_go_on_with_other_images(images: Path, tmp_path: Path, ch
     with pytest.raises(Refused) as refused:
         train(given(images), storage=str(tmp_path), name="a")
     (sentence,) = str(refused.value).splitlines()
-    assert sentence.startswith(f"data: its images are not those that the run {tmp_path}/a began")
+    assert sentence.startswith(
+        f"data: its images differ from those that the run {tmp_path}/a began"
+    )
     assert sentence.endswith("choose another --name, or put the old data back")
 
 
@@ -222,7 +224,7 @@ def test_an_experiment_copied_from_a_run_can_be_trained_on_other_data(
 
 @pytest.mark.parametrize("differs", ["data", "labels", "step", "driver"])
 def test_workers_that_begin_from_different_things_are_refused(images: Path, differs: str) -> None:
-    """And all of them: the second of two hears of the first, the first of the second."""
+    """Every worker refuses: each of the two learns of the other's difference."""
     experiment = given(images)
     store = open_data(experiment)
     experiment = experiment.resolved(store.image_shape, class_names(store), store.digest)

@@ -1,4 +1,4 @@
-"""An evaluation while a run trains costs it no checkpoint, and finds the one that it measures."""
+"""An evaluation during training loses no checkpoint, and finds the one that it measures."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from ray_gen.data import Store
 from ray_gen.distributed import World
 from ray_gen.errors import Failed
 from ray_gen.launch import worker
-from ray_gen.launch.evaluate import evaluate_checkpoint, failures_beside
+from ray_gen.launch.evaluate_beside import evaluate_checkpoint, failures_beside
 from ray_gen.runs.checkpoints import AWAITED, DUE, checkpoint_name, checkpoints, prune, take_up_due
+from ray_gen.runs.manifest import Manifest
 from ray_gen.runs.writer import RunWriter
 from ray_gen.storage import Folder
 from ray_gen.training.build import build_objective
@@ -23,15 +24,15 @@ from tests.helpers import vae
 
 
 class Judge:
-    """Finds what it is told to, or has no memory for it."""
+    """An evaluator that gives fixed scores or runs out of memory."""
 
     fails = True
 
     def __init__(self, *_: object) -> None: ...
 
-    def scores(self, model: object, *, check_only: bool = False):
-        if check_only:
-            return None
+    def checked(self, subject: object) -> None: ...
+
+    def scores(self, subject: object):
         if self.fails:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return self
@@ -50,7 +51,7 @@ def evaluated(store: Store, run: Folder, step: int) -> dict[str, float]:
     state = State.build(this, objective, World())
     state.step = step
     writer = RunWriter(run, this, objective, store, state)
-    evaluate = worker._evaluation(this, objective, state, store, World(), writer)
+    evaluate = worker.evaluation_of(this, objective, state, store, World(), writer)
     try:
         return evaluate()
     finally:
@@ -73,8 +74,8 @@ def test_the_checkpoint_outlives_an_evaluation_without_memory(
     assert not (tmp_path / DUE).exists()
 
 
-def test_what_is_due_takes_no_place(store_8, tmp_path: Path, monkeypatch) -> None:
-    """Of a checkpoint that is there, or newer; and it is gone when the evaluation has ended."""
+def test_a_due_checkpoint_replaces_no_other(store_8, tmp_path: Path, monkeypatch) -> None:
+    """Neither the same one nor a newer one. It is gone when the evaluation has ended."""
     monkeypatch.setattr(worker, "Evaluator", Judge)
     run = Folder(str(tmp_path))
     for step in (4, 3, 4):
@@ -87,6 +88,31 @@ def test_what_is_due_takes_no_place(store_8, tmp_path: Path, monkeypatch) -> Non
     assert not (tmp_path / DUE).exists()
     take_up_due(run)
     assert len(checkpoints(run)) == 1
+
+
+def test_an_evaluation_and_its_report_write_one_checkpoint(
+    store_8, tmp_path: Path, monkeypatch
+) -> None:
+    this = vae()
+    state = State.build(this, build_objective(this), World())
+    state.step = 4
+    writer = RunWriter(Folder(str(tmp_path)), this, build_objective(this), store_8, state)
+    saves: list[Path] = []
+    save = State.save
+
+    def counted(self: State, folder: Path, *given: object) -> None:
+        saves.append(folder)
+        save(self, folder, *given)
+
+    monkeypatch.setattr(State, "save", counted)
+    with writer.evaluating(96):
+        pass
+    first, second = writer.checkpoint({"a/b": 1.0}), writer.checkpoint({"a/b": 2.0})
+    writer.close()
+    assert saves == [first, second]
+    ours, theirs = Manifest.verified(first), Manifest.verified(second)
+    assert (ours.files, ours.step) == (theirs.files, 4)
+    assert (ours.metrics, theirs.metrics) == ({"a/b": 1.0}, {"a/b": 2.0})
 
 
 def saved(run: Path, *steps: int) -> None:
@@ -133,6 +159,6 @@ def test_an_evaluation_that_fails_or_is_lost_is_told_of_and_awaited_no_longer(
     assert not found
     failed, lost = failures_beside(run)
     assert "ema.safetensors: has 0 bytes" in failed
-    assert lost == f"{checkpoint_name(48)} was not evaluated: the task of it was lost"
+    assert lost == f"{checkpoint_name(48)} was not evaluated: its task was lost"
     assert len(failures_beside(run)) == 1
     assert json.loads((tmp_path / "evaluations" / "images_000000000024.json").read_text())["failed"]

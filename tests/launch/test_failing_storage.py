@@ -81,7 +81,7 @@ def test_a_storage_that_fails_for_a_while_costs_nothing(
 
     def outage(images: int) -> None:
         if images == 3 * BATCH:
-            s3.fail("busy", requests=35)  # what pyarrow itself asks in 6 s, and more
+            s3.fail("busy", requests=35)  # more than pyarrow's own retries in 6 s
 
     trained(run, outage)
     state = loaded(run)
@@ -126,7 +126,7 @@ def test_a_storage_that_fails_for_ever_ends_the_run(
         trained(run, fails)
     assert SECRET not in str(caught.value)
     s3.heal()
-    assert loaded(run).step in (4, 6)  # 6: written, and what it replaces could not be deleted
+    assert loaded(run).step in (4, 6)  # 6 if it was written but old files could not be deleted
     trained(run)
     assert largest_difference(weights(loaded(run)), weights(undisturbed)) == 0
     assert len(run.read_text(METRICS).splitlines()) == STEPS

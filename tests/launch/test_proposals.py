@@ -1,4 +1,4 @@
-"""What is tried next: what was cut off first, then what Optuna makes of all that ended."""
+"""What is tried next: first interrupted trials, then what Optuna proposes from ended trials."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_search_that_is_to_end_gets_no_new_trials() -> None:
 
 
 def test_optuna_learns_from_what_it_knows() -> None:
-    """20 trials that were the better the lower their rate, and 10 new ones."""
+    """20 trials, better with a lower rate; then 10 new ones."""
     before = [
         Trial(f"trial_{n:03d}", {**values(n % 6), "rate": 10 ** (-5 + n / 5)}, "done", score=n)
         for n in range(20)

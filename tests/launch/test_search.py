@@ -17,9 +17,9 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.search import Range
-from ray_gen.launch.search import driver as module
 from ray_gen.launch.cluster import Share
 from ray_gen.launch.search import checks as search_checks
+from ray_gen.launch.search import driver as module
 from ray_gen.launch.search.checks import check, of_a_trial, resolved, room_for
 from ray_gen.launch.search.driver import TUNE, Searched, _tuner, search
 from ray_gen.launch.search.schedulers import Asha, Known, Median, _mutation, scheduler_of
@@ -183,9 +183,12 @@ def test_a_term_that_is_not_due_at_the_first_step_is_found(store_8) -> None:
     [
         (
             lambda: gan(RATES, "search.metric=loss/genrator", "search.mode=min"),
-            "nothing of this experiment yields 'loss/genrator'; there are discriminator/fake, ",
+            "does not measure 'loss/genrator'; it measures discriminator/fake, ",
         ),
-        (lambda: gan(RATES, "search.metric=loss/r1", "search.mode=min"), "yields 'loss/r1'"),
+        (
+            lambda: gan(RATES, "search.metric=loss/r1", "search.mode=min"),
+            "does not measure 'loss/r1'",
+        ),
         (
             lambda: vae(RATE, "objective={kind: autoencoder}", "search.metric=sliced_wasserstein"),
             "evaluation.metrics: sliced_wasserstein: the objective autoencoder has no prior",
@@ -202,7 +205,7 @@ def test_a_metric_that_is_not_there_is_refused_before_anything_starts(
 
 def test_a_held_out_score_needs_held_out_images() -> None:
     store = random_store(8, held_out=0)
-    with pytest.raises(Refused, match="nothing of this experiment yields 'elbo'; there are loss"):
+    with pytest.raises(Refused, match=r"search\.metric: .*'elbo'; it measures loss"):
         check(vae(RATE), store)
     with pytest.raises(Refused, match="it is measured on held-out images"):
         check(vae(RATE, "search.metric=log_likelihood_bound"), store)
@@ -467,8 +470,8 @@ def test_what_waits_comes_first_and_then_the_rest_by_number(asked) -> None:
 
 
 @pytest.mark.parametrize(("trials", "samples"), [(2, 2), (4, 2), (5, 3), (9, 7)])
-def test_as_many_are_asked_for_as_are_open(asked, trials: int, samples: int) -> None:
-    """Fewer trials than were begun before end no trial in its midst."""
+def test_tune_gets_as_many_samples_as_trials_are_open(asked, trials: int, samples: int) -> None:
+    """If fewer trials are asked for than were begun, the begun ones still end normally."""
     states: list[Any] = ["done", "waiting", "stopped", "waiting"]
     value = {"optimizers.autoencoder.learning_rate": 1e-3}
     before = [Trial(f"trial_{n:03d}", value, state, score=1.0) for n, state in enumerate(states)]
@@ -481,7 +484,7 @@ def test_as_many_are_asked_for_as_are_open(asked, trials: int, samples: int) -> 
 
 
 def test_a_population_lives_at_once(asked) -> None:
-    """Tune begins no more than are allowed at a time, and would breed them three by three."""
+    """Tune begins only as many trials as may run at a time, and would breed them in threes."""
     given = vae(RATE, "search.scheduler=pbt", "search.trials=8")
     assert asked(given)["tune_config"].max_concurrent_trials is None
     assert asked(given, share=Share(2, 0.0, 1))["tune_config"].max_concurrent_trials == 3
@@ -630,7 +633,7 @@ def test_a_failure_without_a_score_is_no_sample_of_the_median() -> None:
 
 
 class FakeTune:
-    """In the place of Tune: gives every trial a score, up to so many."""
+    """Replaces Tune: gives a score to at most `most` trials."""
 
     def __init__(self, monkeypatch, most: int = 99) -> None:
         self.most = most
@@ -778,7 +781,7 @@ def test_what_cannot_be_a_search_is_refused_and_leaves_nothing(
     with pytest.raises(Refused, match="a name has no slash"):
         search(given_by_a_user(data), storage=str(storage), name="a/b")
     unmeasurable = given_by_a_user(data, "search.metric=loss/klc", "search.mode=min")
-    with pytest.raises(Refused, match=r"search\.metric: nothing of this experiment"):
+    with pytest.raises(Refused, match=r"search\.metric: this experiment does not measure"):
         search(unmeasurable, storage=str(storage), name="s")
     assert not (storage / "s").exists()
 
@@ -787,7 +790,7 @@ def test_what_cannot_be_a_search_is_refused_and_leaves_nothing(
         search(given_by_a_user(data), storage=str(storage), name="s", fresh=True)
     (storage / "run").mkdir()
     (storage / "run" / EXPERIMENT).write_text(plain.to_yaml())
-    with pytest.raises(Refused, match="is a run and no search"):
+    with pytest.raises(Refused, match="is a run, not a search"):
         search(given_by_a_user(data), storage=str(storage), name="run")
 
 
@@ -800,7 +803,7 @@ def test_a_search_of_which_all_failed_says_why(data: str, tmp_path: Path, monkey
         this.on_trial_complete(0, [], trial)
 
     monkeypatch.setattr(module, "_run", fails)
-    with pytest.raises(Failed, match="no trial came to a score\ntrial_000: it diverged"):
+    with pytest.raises(Failed, match="no trial got a score\ntrial_000: it diverged"):
         search(given_by_a_user(data), storage=str(tmp_path), name="s")
     assert tune.ran == []
 

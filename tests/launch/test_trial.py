@@ -127,7 +127,8 @@ def test_taking_over_twice_changes_nothing_more(store_8, tmp_path: Path) -> None
 def test_the_same_checkpoint_can_be_taken_over_again_with_other_values(
     store_8, tmp_path: Path
 ) -> None:
-    """Where the donor trains more slowly than the trial that does worse with its weights."""
+    """This happens if the donor trains more slowly than this trial, which does worse with the
+    donor's weights."""
     donor, ours = trial_run(tmp_path, "a"), trial_run(tmp_path, "b")
     train_to(donor, store_8, 4)
     train_to(ours, store_8, 4)
@@ -155,7 +156,7 @@ def test_a_lineage_is_taken_over_with_the_weights(store_8, tmp_path: Path) -> No
     assert largest_difference(weights(train_to(third, store_8, 9)), weights(whole)) == 0
 
 
-def test_of_a_donor_that_took_over_just_there_both_changes_are_one(store_8, tmp_path: Path) -> None:
+def test_two_take_overs_at_the_same_point_are_one_change(store_8, tmp_path: Path) -> None:
     first, second, third = (trial_run(tmp_path, name) for name in "abc")
     train_to(first, store_8, 4)
     for run in (second, third):
@@ -196,7 +197,7 @@ def results(made: TrialProcess) -> list[dict[str, Any]]:
 
 
 def reporting(monkeypatch, *told: tuple[int, dict[str, float]] | Exception, stop: str = "end"):
-    """Trials train by saying these things: (steps, metrics), or by raising."""
+    """Replaces training: trials report these (steps, metrics) in turn, or raise."""
     seen: list[Experiment] = []
 
     def train(experiment: Experiment, run: Folder, search: Shared) -> Iterator[Any]:
@@ -373,7 +374,7 @@ NO_FILE = {"bytes": 0, "sha256": ""}
 
 
 class Trainer:
-    """In the place of Ray Train: writes lines and checkpoints of a run as a worker does."""
+    """Replaces Ray Train: writes lines and checkpoints of a run as a worker does."""
 
     def __init__(self, run: Folder, ends: Any, steps: tuple[int, ...]) -> None:
         self._run, self._ends, self._steps = run, ends, steps

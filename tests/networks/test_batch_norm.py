@@ -131,7 +131,7 @@ def test_what_is_evaluated_uses_the_running_statistics_and_no_group() -> None:
     torch.testing.assert_close(ours(x), plain(x))
 
 
-def test_a_non_finite_batch_does_not_stay_in_the_statistics_it_was_not_part_of() -> None:
+def test_a_new_phase_forgets_an_earlier_non_finite_batch() -> None:
     ours, _ = pair()
     x = batch(True)
     ours.begin_phase()

@@ -1,4 +1,4 @@
-"""Labels reach what conditional networks make, and nothing else does."""
+"""Each label changes only its own images, and only in conditional networks."""
 
 from __future__ import annotations
 

@@ -29,7 +29,9 @@ def linear_layers(initial_weights: str, decoder: bool) -> list[nn.Linear]:
 def test_initial_weights_are_uniform_within_their_bound(
     initial_weights: str, decoder: bool
 ) -> None:
-    for layer in linear_layers(initial_weights, decoder):
+    layers = linear_layers(initial_weights, decoder)
+    assert len(layers) == 3
+    for layer in layers:
         outputs, inputs = layer.weight.shape
         glorot = initial_weights == "glorot"
         bound = math.sqrt(6 / (inputs + outputs)) if glorot else inputs**-0.5
@@ -45,6 +47,7 @@ def test_the_default_is_torchs_own() -> None:
     torch.manual_seed(3)
     ours = linear_layers("default", False)
     torch.manual_seed(3)
-    for layer, theirs in zip(ours, [nn.Linear(784, 200), nn.Linear(200, 100)], strict=False):
+    expected = [nn.Linear(784, 200), nn.Linear(200, 100), nn.Linear(100, 100)]
+    for layer, theirs in zip(ours, expected, strict=True):
         assert torch.equal(layer.weight, theirs.weight)
         assert torch.equal(layer.bias, theirs.bias)

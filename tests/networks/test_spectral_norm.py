@@ -101,7 +101,7 @@ def test_it_is_exact_under_autocast() -> None:
 
 
 def test_a_copy_normalises_its_own_weight() -> None:
-    """As the EMA of a network is: its phases must not read the original's weight."""
+    """The EMA of a network is such a copy. Its phases must not read the original's weight."""
     layer = with_spectral_norm(nn.Linear(12, 7).double())
     other = copy.deepcopy(layer)
     with torch.no_grad():

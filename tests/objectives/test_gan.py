@@ -12,8 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from ray_gen.augment import augment
 from ray_gen.core import Batch, Losses, Phase
 from ray_gen.distributed import World
 from ray_gen.noise import draw, key_of
@@ -175,7 +176,7 @@ def test_d_of_x_and_d_of_g_of_z_are_reported(store_8) -> None:
 
 
 def test_r1_is_taken_in_full_precision_under_bf16(store_8) -> None:
-    """Of equal weights it is the same number; the loss beside it is not."""
+    """With equal weights, R1 is the same number in both precisions. The main loss is not."""
     found = {}
     for precision in ("fp32", "bf16"):
         experiment = gan("objective.r1_weight=1", f"training.precision={precision}", kind="dcgan")
@@ -194,20 +195,42 @@ def test_weights_stay_in_fp32_under_bf16(store_8) -> None:
         assert bool(tensor.isfinite().all())
 
 
-def test_augmentation_reaches_real_and_generated_images_alike(store_8) -> None:
-    """A discriminator that only sees cut-out images has no gradient where none ever shows."""
+class Watched(nn.Module):
+    """A discriminator that keeps the images it sees."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor, labels: Tensor | None, **noise) -> Tensor:
+        self.seen.append(images.detach())
+        return self.network(images, labels, **noise)
+
+
+def test_a_real_image_and_its_generated_partner_share_one_transform(store_8) -> None:
+    """In every loss, and each pair has a transform of its own."""
     experiment = gan("objective.augment=[cutout]", "objective.r1_weight=1")
     objective = build_objective(experiment)
-    plain = build_objective(gan("objective.r1_weight=1"))
     networks = State.build(experiment, objective, World()).networks
+    networks["discriminator"] = watched = Watched(networks["discriminator"])
     ((images, _),) = batches(experiment, objective, store_8, 0, 1)
     noise = {"z": torch.randn(24, 5), "augment_cutout": torch.rand(24, 2)}
     batch = Batch(images, None, noise, torch.zeros(()), {"label_smoothing": torch.zeros(())})
-    for of, unaugmented in zip(objective.phases(), plain.phases(), strict=True):
-        for term, bare in zip(of.terms, unaugmented.terms, strict=True):
-            with_holes = term.loss(networks, batch).minimised[term.name]
-            without = bare.loss(networks, batch).minimised[term.name]
-            assert not torch.allclose(with_holes, without)
+    seen = {}
+    for term in (term for phase in objective.phases() for term in phase.terms):
+        watched.seen.clear()
+        term.loss(networks, batch)
+        seen[term.name] = list(watched.seen)
+    holes = augment(torch.ones_like(images), ["cutout"], noise) == 0
+    assert len(holes.flatten(1).unique(dim=0)) > 12
+    fakes = networks["generator"](noise["z"], None).detach()
+    real, fake = (x.masked_fill(holes, 0.0) for x in (images, fakes))
+    expected = {"discriminator": [fake, real], "r1": [real], "generator": [fake]}
+    assert seen.keys() == expected.keys()
+    for name, inputs in expected.items():
+        for ours, theirs in zip(seen[name], inputs, strict=True):
+            assert torch.equal(ours, theirs), name
 
 
 @pytest.mark.parametrize("kind", ["mlp", "dcgan"])
@@ -311,7 +334,8 @@ def test_what_the_stop_remembers_survives_a_resume(tmp_path: Path) -> None:
 @given(st.integers(0, 2**32), st.sets(st.integers(1, 99)))
 @settings(max_examples=30)
 def test_extra_reports_and_resumes_do_not_move_the_stop(seed: int, extra: set[int]) -> None:
-    """Between the reports that are due, every 5 steps: a window of 10 steps, 100 steps in all."""
+    """Extra reports come between the due ones, which come every 5 steps. The window has 10 steps,
+    the run 100."""
     # Leaves and returns, with windows on both sides of the tolerance.
     noise = random.Random(seed)
     spread = [0.3] * 10 + [0.05] * 90

@@ -45,7 +45,7 @@ class LatentAutoencoder(core.Objective):
         return {"z": Posterior(mean, log_variance.clamp(-30.0, 20.0))}  # (N, c, h, w) each
 
     def _fakes(self, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor]:
-        """x̂ (N, C, H, W), and the KL of a number of z (N,)."""
+        """x̂ (N, C, H, W), and the KL divided by the count of numbers in z (N,)."""
         mean, log_variance = self.encode(networks, batch.images, batch.labels)["z"]
         z = mean + (0.5 * log_variance).exp() * batch.noise["epsilon"]
         kl = losses.gaussian_kl(mean.flatten(1), log_variance.flatten(1)) / mean[0].numel()

@@ -11,8 +11,8 @@ from ray_gen.core import PhaseModule, Signature
 
 
 def halvings(signature: Signature, more: int = 0) -> int:
-    """How often a side halves, or doubles, on the way to the output's and `more`. Raises ValueError
-    where that does not come out, and for labels."""
+    """How often a side halves or doubles to become the output's side plus `more`. Raises ValueError
+    if that is no whole number, or if there are labels."""
     if signature.label_count is not None:
         raise ValueError("takes no labels; set objective.conditional to false")
     small, large = sorted((signature.input[1], signature.output_shape[1] + more))

@@ -32,7 +32,7 @@ class _OfImages(PhaseModule):
 
 class PathLength(_OfImages):
     """(ℓ - a)², ℓ = ‖Jᵀ y‖ with y ~ N(0, 1 / HW) in pixels, the norm on average over layers (Karras
-    et al. 2020, StyleGAN2, eq. 4). a goes 0.01 of its way to E ℓ, after the phase has used it."""
+    et al. 2020, StyleGAN2, eq. 4). A phase uses a, then moves it by 0.01 (E ℓ - a)."""
 
     def __init__(self) -> None:
         super().__init__(mean=torch.zeros(()))

@@ -23,7 +23,7 @@ NETWORKS = {
 class StyleMapping(nn.Module):
     """z (N, Z) to a style for each layer, (N, L, W).
 
-    In training 9 images of 10 take the styles from a random layer on from another z (style mixing,
+    In training, 9 of 10 images use another z's styles from a random layer onwards (style mixing,
     Karras et al. 2019, section 3.1).
     """
 
@@ -39,7 +39,7 @@ class StyleMapping(nn.Module):
 
     @property
     def noise(self) -> dict[str, Noise]:
-        """In training another z, and U[0, 1) for whether and where."""
+        """In training: another z; U[0, 1) decides whether to mix, and from which layer."""
         return self._mixing if self.training else {}
 
     def forward(

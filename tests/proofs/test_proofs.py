@@ -44,7 +44,7 @@ STEPS = 58
 
 
 def some_of(*families: str) -> Any:
-    """Every family; only these without `slow`."""
+    """Every family. All but the named ones are marked `slow`."""
     slow = pytest.mark.slow
     cases = [pytest.param(f, marks=[] if f in families else [slow]) for f in FAMILIES]
     return pytest.mark.parametrize("family", cases)
@@ -61,7 +61,7 @@ def state_of(store_8) -> Callable[..., State]:
 
 @pytest.fixture(scope="module")
 def by_workers(store_8, tmp_path_factory, request) -> Callable[[int], dict[str, Any]]:
-    """Weights by family after 20 steps of so many workers. One set of processes trains all families
+    """Weights by family after 20 steps on `count` workers. One set of processes trains all families
     that this session asks for."""
     wanted: dict[int, list[str]] = {}
     for item in request.session.items:
@@ -105,7 +105,7 @@ def test_micro_batches_do_not_change_the_result(state_of, family: str) -> None:
 
 @every_family
 def test_training_moves_every_weight_and_every_own_module(state_of, family: str) -> None:
-    """Without it, the two above would hold of a run that stands still."""
+    """Without this, the two tests above would also pass for a run that stands still."""
     this = FAMILIES[family](FP64)
     objective, state = build_objective(this), state_of(family, FP64)
     before, after = weights(State.build(this, objective, World())), weights(state)
@@ -148,7 +148,7 @@ def assert_same(ours: State, theirs: State) -> None:
 
 @every_family
 def test_a_replayed_step_is_the_step(store_8, monkeypatch, family: str) -> None:
-    """Over three blocks of noise; models as small as these would have all of it in one."""
+    """Over three blocks of noise. Models as small as these would have all their noise in one."""
     monkeypatch.setattr(Tape, "length_for", staticmethod(lambda specs, images: 20))
     this = FAMILIES[family]()
     data = batches(this, build_objective(this), store_8, 0, STEPS)
@@ -170,7 +170,7 @@ def test_a_run_has_a_handful_of_programs(store_8, family: str) -> None:
 
     def record(program: Program) -> Program:
         recorded.append(program)
-        return lambda images, labels: None  # which program is due, the host decides alone
+        return lambda images, labels: None  # the host alone decides which program is due
 
     state = State.build(this, objective, World())
     step = Step(this, objective, state, World(), Meter(24, World()), record)

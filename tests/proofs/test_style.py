@@ -89,7 +89,9 @@ def test_p_follows_the_discriminator_in_training(store_8, options: tuple[str, ..
 
 
 def test_what_saw_no_image_keeps_still() -> None:
-    for module in build_objective(experiment()).modules().values():
+    modules = build_objective(experiment()).modules()
+    assert modules.keys() == {"augment", "path"}
+    for module in modules.values():
         before = copy.deepcopy(module.state_dict())
         for _ in range(9):
             module.begin_phase()

@@ -199,7 +199,7 @@ def test_an_encoding_has_the_gradient_of_its_code_and_of_its_commitment(store_8)
     assert losses["commitment"].shape == (3,)
 
 
-def test_what_an_image_is_made_of_are_whole_numbers_of_codes(store_8, tmp_path: Path) -> None:
+def test_an_image_is_encoded_as_indices_of_codes(store_8, tmp_path: Path) -> None:
     pipeline = ray_gen.load(saved(experiment(), store_8, tmp_path / "run"))
     images = store_8.held_out.images_NHWC[:6].permute(0, 3, 1, 2) / 255
     codes = pipeline.encode(images)
@@ -223,7 +223,8 @@ def test_the_codebook_is_used_as_it_is_and_not_averaged(store_8) -> None:
 
 
 def test_a_large_codebook_is_not_drawn_for_many_phases_at_once(store_8, monkeypatch) -> None:
-    """Its noise is of every code, and counts for the length of a block as an image's does."""
+    """The codebook draws noise for every code. This noise limits the length of a block, as an
+    image's noise does."""
     lengths: list[tuple[int, int]] = []
 
     class Watched(Tape):

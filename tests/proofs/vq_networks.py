@@ -51,7 +51,7 @@ class Codebook(PhaseModule):
     """K codes e of D numbers, the means of the encodings z that they stand for (appendix A.1).
 
     Once a phase, over all ranks: n ← γ n + (1 - γ) Σ 1, m ← γ m + (1 - γ) Σ z, e = m / n. A code
-    with n < `dead_below` begins anew, with the mean n, beside one drawn in proportion to n.
+    with n < `dead_below` starts again with the mean n, near a code drawn in proportion to n.
     """
 
     codes: Tensor

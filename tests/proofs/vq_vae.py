@@ -16,8 +16,8 @@ Labels, Named = Tensor | None, Mapping[str, Tensor]
 
 
 class VqVae(core.Objective):
-    """min ‖x - decoder(e)‖² + β ‖z - sg(e)‖², e the nearest code to z = encoder(x) (eq. 3), whose
-    gradient becomes that of z. codebook: its arguments. side: of the map of codes."""
+    """min ‖x - decoder(e)‖² + β ‖z - sg(e)‖², e is the nearest code to z = encoder(x) (eq. 3). z
+    gets the gradient of e. codebook: its arguments. side: of the map of codes."""
 
     image_range = (0.0, 1.0)
     sampled_from = ("encoder", "decoder", "codebook")

@@ -1,1 +1,1 @@
-"""Where images come from; each source is one file and imports its library only when it is read."""
+"""Sources of images: one file each. A source imports its library only when it is read."""

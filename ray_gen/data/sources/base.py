@@ -1,4 +1,4 @@
-"""What every source of images tells the store."""
+"""The interface between a source of images and the store."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 SplitName = Literal["train", "held_out"]
 
 HELD_OUT_NAMES = ("validation", "valid", "val", "test")
-"""Names of a held-out split, best first: the held-out split chooses the best checkpoint, so a
-validation split is taken before a test split, which then stays unseen."""
+"""Names of a held-out split, best first. The held-out split chooses the best checkpoint. So a
+validation split comes before a test split, and the test split stays unseen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +21,15 @@ class Item:
     """One image of a source, not yet read."""
 
     key: str
-    """Relative path or row: what decides the split, so it must not depend on the other items."""
+    """Relative path or row. It decides the split, so it must not depend on the other items."""
     name: str
-    """What an error calls the image: its path, or its file and row."""
+    """The image's name in errors: its path, or its file and row."""
     split: SplitName | None
-    """The source's own split, or None: then a hash of the key decides."""
+    """The source's own split. None: a hash of the key decides."""
     load: Callable[[], tuple[Image, int | None]]
-    """Reads and decompresses the image; gives it with its class. Called from several threads."""
+    """Reads and decompresses the image. Returns it with its class. Called from several threads."""
     encoded: Callable[[], bytes] | None = None
-    """The image as the file it was stored in; None where it is no file."""
+    """Reads the bytes of the image's file. None if the image is not stored as a file."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Listing:
     items: Iterator[Item]
     class_names: tuple[str, ...] | None
     watched: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
-    """Files (absolute path -> size, mtime in ns) that `identity` could not know of before loading;
-    a store is decoded again when one of them changes."""
+    """Files (absolute path -> size, mtime in ns) that `identity` could not know before loading. If
+    one of them changes, the store is decoded again."""
 
 
 class Source(Protocol):
-    """Where images come from. Making one reads nothing; both methods raise DataError."""
+    """A source of images. Its construction reads nothing. Both methods raise DataError."""
 
     @property
     def kind(self) -> str:
@@ -54,22 +54,22 @@ class Source(Protocol):
 
     @property
     def field(self) -> str:
-        """The dotted field of the experiment that an unreadable image is blamed on."""
+        """The dotted field of the experiment that an error about an unreadable image names."""
         ...
 
     def identity(self) -> object:
-        """What the cache is keyed by, as JSON. Cheap: no image is read, nothing heavy imported."""
+        """The key of the cache entry, as JSON. Cheap: reads no image, imports nothing heavy."""
         ...
 
     def listing(self) -> Listing:
-        """The items. May download, and may import what decoding needs."""
+        """The items. May download files, and may import the libraries that decoding needs."""
         ...
 
 
 def read_image(file: IO[bytes]) -> Image:
-    """The decompressed image in a binary file, in one of the formats that pictures are stored in.
+    """The decompressed image in a binary file of a common picture format.
 
-    Naming the formats keeps Pillow from trying the others, of which EPS would start Ghostscript.
+    The list of formats keeps Pillow from trying others. EPS, for example, would start Ghostscript.
     """
     from PIL import Image
 

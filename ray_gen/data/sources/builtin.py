@@ -11,7 +11,8 @@ _FOLDER = Path(__file__).parent.parent / "mnist5k"
 
 
 class Mnist5k(Parquet):
-    """28×28 grey digits of 10 classes: 4,000 to train on, 1,000 held out; LICENSE lies beside."""
+    """28×28 grey digits of 10 classes: 4,000 to train on, 1,000 held out. Their LICENSE lies in
+    the same folder."""
 
     kind = "mnist5k"
 
@@ -19,7 +20,8 @@ class Mnist5k(Parquet):
         super().__init__(path=str(_FOLDER), image_column="image", label_column="label")
 
     def identity(self) -> object:
-        """Digests (1.2 MB take 1 ms): installing the package again changes the files' times."""
+        """Digests of the files (1.2 MB take 1 ms), not their times: a new installation of the
+        package changes these."""
         return {
             file.name: hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
             for file in sorted(_FOLDER.glob("*.parquet"))

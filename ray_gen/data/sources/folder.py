@@ -1,4 +1,5 @@
-"""A folder of image files: a sub-folder a class (the ImageFolder layout), or flat, unlabelled."""
+"""A folder of image files: one sub-folder per class (the ImageFolder layout), or flat and
+unlabelled."""
 
 from __future__ import annotations
 
@@ -32,11 +33,11 @@ class _File:
 class Folder:
     """Image files below `path`.
 
-    Sub-folders that hold images are the classes, in the order of their sorted names; images right
-    in `path` have no labels. `train` beside `validation`, `valid`, `val` or `test` are the data
-    set's own splits, each laid out as above; with more than one of the latter, the first in this
-    order is held out and the others are left unread.
-    Hidden files and folders are ignored.
+    Sub-folders that hold images are the classes, in the order of their sorted names. Images
+    directly in `path` have no labels. If `train` and one of `validation`, `valid`, `val` or `test`
+    exist, they are the data set's own splits, each laid out as above. If several of the latter
+    exist, the first in this order is held out, and the others are not read. Hidden files and
+    folders are ignored.
     """
 
     kind = "folder"
@@ -47,7 +48,7 @@ class Folder:
         self._found: list[_File] | None = None
 
     def identity(self) -> object:
-        """A digest of every file's relative path, size and time; a scan of the folder, no reads."""
+        """Digest of every file's relative path, size and time. Scans the folder, reads no file."""
         digest = hashlib.blake2b(digest_size=16)
         self._found = self._scan_all()
         for file in self._found:
@@ -79,15 +80,15 @@ class Folder:
             if not self.root.is_dir():
                 self.root.stat()
                 raise DataError(
-                    f"data.path: {self.root} is a file; name the folder that it lies in"
+                    f"data.path: {self.root} is a file; give the folder that contains it"
                 )
             return self._scan_root()
         except OSError as error:
             where = Path(error.filename or self.root)
             if isinstance(error, FileNotFoundError) and where == self.root:
                 raise DataError(
-                    f"data.path: {self.root} does not exist (on the machine that reads it);"
-                    " name a folder of images there"
+                    f"data.path: {self.root} does not exist on the machine that reads it;"
+                    " give a folder of images there"
                 ) from error
             raise DataError(
                 f"data.path: {where} cannot be read: {reason(error)};"
@@ -95,21 +96,21 @@ class Folder:
             ) from error
 
     def _scan_root(self) -> list[_File]:
-        """All images with their splits; raises the OSError of whatever cannot be read."""
+        """All images with their splits. Raises OSError if something cannot be read."""
         folders = [entry.name for entry in _visible(self.root) if entry.is_dir()]
         held_out = next((name for name in HELD_OUT_NAMES if name in folders), None)
         if "train" not in folders or (held_out is None and len(folders) > 1):
             return self._scan_split(self.root, None)
         if held_out is None:
             raise DataError(
-                f"data.path: the only folder in {self.root} is train, which is not a class; name"
-                f" {self.root}/train itself, or put the held-out images beside it, in test"
+                f"data.path: the only folder in {self.root} is train, which is not a class; give"
+                f" {self.root}/train itself, or put held-out images into {self.root}/test"
             )
         for name in sorted({*folders} - {"train", *HELD_OUT_NAMES}):
             if any(_is_image(entry.name) for _, entry in _walk(self.root / name)):
                 raise DataError(
-                    f"data.path: {self.root} has train and {held_out}, which are splits, beside"
-                    f" {name}, which is not; move {name} away, or name {self.root}/train itself"
+                    f"data.path: {self.root} has the splits train and {held_out}, but {name} is no"
+                    f" split; move {name} away, or give {self.root}/train itself"
                 )
         files = [
             *self._scan_split(self.root / "train", "train"),
@@ -117,13 +118,13 @@ class Folder:
         ]
         if len({file.class_name is None for file in files}) > 1:
             raise DataError(
-                f"data.path: of train and {held_out} in {self.root} one has class folders and the"
+                f"data.path: of train and {held_out} in {self.root}, one has class folders and the"
                 " other has none; lay out both in the same way"
             )
         return files
 
     def _scan_split(self, folder: Path, split: SplitName | None) -> list[_File]:
-        """The images of one split: each file's class is the folder right below `folder`."""
+        """The images of one split. The class of a file is the folder directly below `folder`."""
         prefix = "" if folder == self.root else folder.name + "/"
         files: list[_File] = []
         others: list[str] = []
@@ -149,16 +150,16 @@ class Folder:
 
 def _no_images(folder: Path, others: list[str]) -> str:
     if not others:
-        return f"data.path: {folder} is empty; put images into it or name another folder"
+        return f"data.path: {folder} is empty; put images into it or give another folder"
     kinds = f"{', '.join(EXTENSIONS[:-1])} or {EXTENSIONS[-1]}"
-    message = f"data.path: {folder} has no images, whose names end in {kinds}, but {others[0]}"
+    message = f"data.path: {folder} has no images (names that end in {kinds}), but has {others[0]}"
     if any(other.endswith(".parquet") for other in others):
         return f"{message}; for Parquet files set data.kind=parquet"
-    return f"{message}; name another folder or convert the files"
+    return f"{message}; give another folder or convert the files"
 
 
 def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
-    """Entries of a folder, sorted by name so that every machine has the same order."""
+    """Visible entries of a folder, sorted by name, so that every machine has the same order."""
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
     return sorted(visible, key=lambda entry: entry.name)
@@ -169,8 +170,8 @@ def _walk(
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """(relative path, entry) of every visible file below a folder.
 
-    Symbolic links are followed, except one to a folder that it lies in. A link to nothing counts as
-    a file, so that a data set whose files are elsewhere is not taken for a smaller one.
+    Follows symbolic links, except a link to a folder that contains the link. A broken link counts
+    as a file, so that a data set with missing files does not look like a smaller one.
     """
     status = Path(folder).stat()
     this = (status.st_dev, status.st_ino)

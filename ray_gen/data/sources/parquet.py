@@ -1,4 +1,4 @@
-"""Parquet files whose rows are encoded images: Hugging Face's layout, or a plain binary column."""
+"""Parquet files with an image in each row: Hugging Face's layout, or a plain binary column."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _SPLIT_NAME = re.compile(rf"(train|{'|'.join(HELD_OUT_NAMES)})(?![A-Za-z0-9])")
 PLAN = "_plan.json"
-"""In a folder that is being written."""
+"""Name of a file in a folder that `ray-gen data convert` has begun to write."""
 MANIFEST = "_manifest.json"
-"""In a folder that was written whole."""
+"""Name of a file in a folder that `ray-gen data convert` has written completely."""
 _RAW = b"ray_gen"
 _ROWS_AT_ONCE = 64
 _FOOTERS_AT_ONCE = 16
-"""An object store answers in some 50 ms, so that 1,000 shards take 3 s and not a minute."""
+"""An object store answers in about 50 ms: in parallel, 1,000 shards take 3 s, not a minute."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
     location: str
-    """As the file system names it."""
+    """Path, as the file system names it."""
     path: str
-    """Relative to the folder given, or the file's own name: the same wherever the data lie."""
+    """Path relative to the given folder, or the file's own name. It is the same wherever the data
+    lie."""
     split: SplitName | None
     size: int
     mtime_ns: int
@@ -52,40 +53,40 @@ class _Shard:
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """What is read of a Parquet file at once."""
+    """The part of a Parquet file that is read at once."""
 
     shard: _Shard
     number: int
     rows: int
     bytes: int
-    """Before compression, of all columns."""
+    """Size of all columns, before compression."""
 
     @property
     def key(self) -> str:
-        """The same wherever the data lie."""
+        """A name that is the same wherever the data lie."""
         return f"{self.shard.path}#{self.number}"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What is read of a row."""
+    """The columns to read."""
 
     image: str
     label: str | None
     class_names: tuple[str, ...] | None
     label_count: int | None
-    """Classes; None without labels."""
+    """Number of classes. None without labels."""
     shape_HWC: tuple[int, int, int] | None
-    """Of images that are stored as their pixels, and not encoded."""
+    """Shape of images that are stored as raw pixels. None if images are encoded."""
 
     @property
     def names(self) -> list[str]:
-        """Of the columns that there are."""
+        """Names of the image column and, if there is one, the label column."""
         return [name for name in (self.image, self.label) if name is not None]
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """The class of a label that is a word."""
+        """The class of each label that is a string."""
         return {name: i for i, name in enumerate(self.class_names or ())}
 
 
@@ -106,7 +107,7 @@ class Rows(Sequence[Item]):
 
     @cached_property
     def pixels_NHWC(self) -> NDArray[np.uint8] | None:  # noqa: N802
-        """The images as they lie in memory; None if they are encoded."""
+        """The images as a view of memory. None if they are encoded."""
         import numpy as np
 
         shape = self._columns.shape_HWC
@@ -118,7 +119,7 @@ class Rows(Sequence[Item]):
 
     @cached_property
     def labels(self) -> list[int | None]:
-        """The classes; None without."""
+        """The class of each row. None for rows without labels."""
         if self._labels is None:
             return [None] * len(self)
         return [_class_of(label, self._columns) for label in self._labels.to_pylist()]
@@ -138,12 +139,12 @@ class Rows(Sequence[Item]):
 class Parquet:
     """One Parquet file, a folder of shards, or a URI of either (file://, s3://, gs://, hdfs://).
 
-    The image column is the only one that holds encoded images (binary, or Hugging Face's
-    struct<bytes, path>) unless `image_column` names it. The label column is `label`, when there is
-    one of integers or strings, unless `label_column` names another; strings become classes in the
-    order of their sorted names. Shards whose names, or whose folders' names, begin with `train` and
-    `validation`, `valid`, `val` or `test` are the data set's own splits; with more than one of the
-    latter, the first in this order is held out and the others are left unread.
+    `image_column` names the image column. Default: the only column of encoded images (binary, or
+    Hugging Face's struct<bytes, path>). `label_column` names the label column. Default: `label`, if
+    it exists and holds integers or strings. Strings become classes in the order of their sorted
+    names. Shards form the data set's own splits if their names, or the names of their folders,
+    begin with `train` and with `validation`, `valid`, `val` or `test`. If several of the latter
+    exist, the first in this order is held out, and the others are not read.
     """
 
     kind = "parquet"
@@ -174,10 +175,11 @@ class Parquet:
         return Listing(count, self.items(groups, columns), columns.class_names)
 
     def row_groups(self) -> tuple[list[RowGroup], Columns]:
-        """All that there is to read, in the order of the rows, from the shards' footers and labels.
+        """All row groups, in the order of the rows, and the columns. Reads only the footers and
+        labels of the shards.
 
-        The labels of all shards are read before any image: they are small, and a label that cannot
-        be used is then refused at once and not after hours of decoding.
+        It reads the labels of all shards before any image. Labels are small, and so it refuses an
+        unusable label at once, not after hours of decoding.
         """
         shards = self._found or self._list()
         with self._open(shards[0]) as file:
@@ -193,7 +195,7 @@ class Parquet:
                     if name is not None and name not in file.schema_arrow.names:
                         raise DataError(
                             f"{self.field}: {shard.location} has no column {name!r}, unlike"
-                            f" {shards[0].location}; keep only shards of one data set together"
+                            f" {shards[0].location}; keep only shards of one data set in a folder"
                         )
                 told = map(file.metadata.row_group, range(file.num_row_groups))
                 found = [
@@ -219,7 +221,7 @@ class Parquet:
         return groups, Columns(image, label, names, count, raw_shape(schema, image))
 
     def items(self, groups: Iterable[RowGroup], columns: Columns) -> Iterator[Item]:
-        """The rows of row groups, a few at a time: memory is bounded by one row group."""
+        """The rows of row groups, a few at a time: memory holds at most one row group."""
         import pyarrow as pa
 
         for shard, of_shard in itertools.groupby(groups, lambda group: group.shard):
@@ -250,9 +252,9 @@ class Parquet:
         return self._asked(shard.location, partial(self._file, shard))
 
     def _asked(self, location: str, attempt: Callable[[], _T]) -> _T:
-        """What `attempt` reads of a file. Of a URI again and again while its storage fails;
-        training goes on meanwhile, from what was read ahead. Raises StorageError when it stays
-        away, and DataError where the file cannot be read."""
+        """Calls `attempt`, which reads a file, and returns its result. For a URI, repeats it while
+        the storage fails; training meanwhile uses the images that were read ahead. Raises
+        StorageError if the storage does not come back, DataError if the file cannot be read."""
         import pyarrow as pa
 
         def told() -> _T:
@@ -261,7 +263,7 @@ class Parquet:
                     return attempt()
             except pa.ArrowException as error:
                 raise self._unreadable(location, error) from error
-            # Arrow raises OSError for damaged bytes, too: if the storage answers, they are.
+            # Arrow raises OSError for damaged bytes, too. If the storage answers, they are damaged.
             with self._file_system.open_input_file(location) as file:
                 file.read(1)
             try:
@@ -279,13 +281,13 @@ class Parquet:
         import pyarrow.parquet as pq
 
         opened = self._file_system.open_input_file(shard.location)
-        footer = self._footers.get(shard.location)  # read once: behind a URI it takes a while
+        footer = self._footers.get(shard.location)  # read only once: behind a URI it takes a while
         try:
             file = pq.ParquetFile(opened, metadata=footer, pre_buffer=True)
         except pa.ArrowException as error:
             raise DataError(
                 f"{self.field}: {shard.location} is not a whole Parquet file ({reason(error)});"
-                " fetch or write it again"
+                " download or write it again"
             ) from error
         self._footers[shard.location] = file.metadata
         return file
@@ -293,7 +295,7 @@ class Parquet:
     def _unreadable(self, location: str, error: Exception) -> DataError:
         return DataError(
             f"{self.field}: {location} cannot be read: {reason(error)};"
-            " see that it is whole and that this user has access to it"
+            " check that it is whole and that this user has access to it"
         )
 
     def _list(self) -> list[_Shard]:
@@ -323,8 +325,8 @@ class Parquet:
             raise self._unreadable(self.path, error) from error
         if info.type == fs.FileType.NotFound:
             raise DataError(
-                f"{self.field}: {self.path} does not exist (on the machine that reads it);"
-                " name a Parquet file or a folder of them"
+                f"{self.field}: {self.path} does not exist on the machine that reads it;"
+                " give a Parquet file or a folder of Parquet files"
             )
         if info.type == fs.FileType.Directory:
             named = {entry.path[len(location) :].strip("/"): entry for entry in entries}
@@ -332,10 +334,10 @@ class Parquet:
             named = {info.base_name: info}
         if PLAN in named and MANIFEST not in named:
             raise DataError(
-                f"{self.field}: {self.path} is not whole: its conversion did not come to its end;"
-                " give the same ray-gen data convert again, which goes on"
+                f"{self.field}: {self.path} is not complete: its conversion did not finish;"
+                " run the same ray-gen data convert command again to continue it"
             )
-        # "_SUCCESS", "_metadata" and ".crc" files are what writers of Parquet leave beside shards.
+        # Writers of Parquet leave "_SUCCESS", "_metadata" and ".crc" files beside shards.
         shards = {
             path: entry
             for path, entry in sorted(named.items())
@@ -357,7 +359,7 @@ class Parquet:
 
 
 def _first_rows(file: pq.ParquetFile) -> list[int]:
-    """The row of the file with which each row group begins."""
+    """The first row of each row group, counted in the file."""
     rows = (file.metadata.row_group(number).num_rows for number in range(file.num_row_groups))
     return list(itertools.accumulate(rows, initial=0))
 
@@ -396,7 +398,7 @@ def _class_of(label: Any, columns: Columns) -> int | None:
 
 
 def _own_splits(paths: list[str], folder: str) -> dict[str, SplitName | None]:
-    """The split of each shard that is read, or None for all where the data set has no splits."""
+    """The split of each shard to read. None for all if the data set has no splits."""
     named: dict[str, str | None] = {}
     for path in paths:
         matches = [_SPLIT_NAME.match(part) for part in reversed(path.split("/")[-2:])]
@@ -407,8 +409,8 @@ def _own_splits(paths: list[str], folder: str) -> dict[str, SplitName | None]:
     nameless = next((path for path, name in named.items() if name is None), None)
     if nameless is not None:
         raise DataError(
-            f"data.path: {folder} has shards of the splits train and {held_out} beside {nameless},"
-            " whose name tells no split; move it away or name it train-..."
+            f"data.path: {folder} has shards of the splits train and {held_out}, but the name"
+            f" {nameless} begins with no split; move this file away or rename it to train-..."
         )
     names: dict[str | None, SplitName] = {"train": "train", held_out: "held_out"}
     return {path: names[name] for path, name in named.items() if name in names}
@@ -419,7 +421,7 @@ def _image_column(schema: pa.Schema, given: str | None, location: str) -> str:
         _check_column(schema, "data.image_column", given, location)
         if not _holds_images(schema.field(given).type) and raw_shape(schema, given) is None:
             raise DataError(
-                f"data.image_column: {given!r} of {location} is {schema.field(given).type}; name a"
+                f"data.image_column: {given!r} of {location} is {schema.field(given).type}; give a"
                 " column of encoded images, binary or struct<bytes, path>"
             )
         return given
@@ -464,7 +466,7 @@ def _label_column(schema: pa.Schema, given: str | None, location: str) -> str | 
     if given is None:
         return None
     raise DataError(
-        f"data.label_column: {name!r} of {location} is {kind}; name a column of integers or strings"
+        f"data.label_column: {name!r} of {location} is {kind}; give a column of integers or strings"
     )
 
 
@@ -491,26 +493,26 @@ def _check_column(schema: pa.Schema, field: str, name: str, location: str) -> No
 
 
 def _checked(labels: pa.ChunkedArray, column: str, location: str) -> list[int | str]:
-    """The different ones among the labels; refuses a row that has none (null, or -1)."""
+    """The distinct labels. Raises DataError if a row has no label (null, or a negative number)."""
     values = labels.unique().to_pylist()
     for value in values:
         if value is None or (not isinstance(value, str) and value < 0):
             row = labels.to_pylist().index(value)
             raise DataError(
-                f"data.label_column: row {row} of {location} has the label {value} in {column!r};"
-                " a class is 0 or more: remove such rows, or leave this file out of data.path"
+                f"data.label_column: row {row} of {location} has the label {value} in {column!r},"
+                " but a class is 0 or more; remove such rows, or move this file out of data.path"
             )
     return values
 
 
 def _written_names(schema: pa.Schema, column: str | None) -> tuple[str, ...] | None:
-    """Class names that Hugging Face's ClassLabel keeps beside integer labels."""
+    """Class names that Hugging Face's ClassLabel stores with integer labels."""
     known = _features(schema).get(column or "", {}).get("names")
     return tuple(known) if isinstance(known, list) and known else None
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """What Hugging Face's datasets library wrote about each column, or nothing."""
+    """Hugging Face's description of each column. Empty if there is none."""
     try:
         written = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: kind for name, kind in written.items() if isinstance(kind, dict)}
@@ -519,12 +521,12 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
 
 
 def raw_metadata(column: str, shape_HWC: tuple[int, int, int]) -> dict[bytes, bytes]:
-    """Of a schema whose column holds images as their pixels, in fixed_size_binary."""
+    """Metadata of a schema whose column holds images as raw pixels, in fixed_size_binary."""
     return {_RAW: json.dumps({"column": column, "shape_HWC": shape_HWC}).encode()}
 
 
 def raw_shape(schema: pa.Schema, column: str) -> tuple[int, int, int] | None:
-    """(height, width, channels) of a column that holds images as their pixels."""
+    """(height, width, channels) of a column of raw pixels. None for any other column."""
     try:
         told = json.loads((schema.metadata or {})[_RAW])
         height, width, channels = (int(side) for side in told["shape_HWC"])

@@ -1,4 +1,4 @@
-"""Any data set of torchvision that yields single images, by the name of its class."""
+"""Any torchvision data set of single images, by the name of its class."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _NOT_THREAD_SAFE = {"FakeData"}
 class Torchvision:
     """A class of `torchvision.datasets`, e.g. MNIST, CIFAR10, CelebA, FakeData.
 
-    The data set's own train and held-out parts are its two splits where it has them: `train=True`
-    and `train=False`, or `split="train"` and the first of "validation", "valid", "val", "test" that
-    it knows. Where `options` already chooses one part, `data.held_out_fraction` divides that.
-    Labels are kept where the target of an item is one integer; other targets are left out.
+    If the data set has its own train and held-out parts, they are the two splits: `train=True` and
+    `train=False`, or `split="train"` and the first of "validation", "valid", "val", "test" that it
+    knows. If `options` already chooses one part, `data.held_out_fraction` divides this part.
+    Targets that are one integer become labels. Other targets are left out.
     """
 
     kind = "torchvision"
@@ -51,16 +51,16 @@ class Torchvision:
         self.options = dict(options or {})
 
     def identity(self) -> object:
-        """Does not import torchvision (7 to 9 s): a warm store is opened without it.
+        """Does not import torchvision (7 to 9 s), so an existing store opens without it.
 
-        The files belong to the data set's class and may not be there yet, so the listing, not the
-        key, tells them.
+        The data set's class chooses its files, and they may not exist yet. So the listing names
+        them, not this key.
         """
         try:
             version = importlib.metadata.version("torchvision")
         except importlib.metadata.PackageNotFoundError as error:
             raise DataError(
-                "data.kind: torchvision is not installed; pip install torchvision, in the version"
+                "data.kind: torchvision is not installed; pip install the torchvision version"
                 " that belongs to the installed torch"
             ) from error
         return {
@@ -96,7 +96,7 @@ class Torchvision:
                 )
 
     def _has_labels(self, part: Any) -> bool:
-        """Whether the target of an item is one integer; refuses what does not yield images."""
+        """Whether the target of an item is one integer. Raises DataError if items are no images."""
         from PIL.Image import Image
 
         for index in range(len(part)):
@@ -114,7 +114,8 @@ class Torchvision:
         return False
 
     def _parts(self) -> Mapping[SplitName | None, Any]:
-        """The data set's objects by split; one of name None where it has no parts of its own."""
+        """The data set's objects by split. One object, under None, if it has no splits of its own
+        or `options` chooses one."""
         make = self._class()
         needed = _parameters(make)
         accepted = set(needed)
@@ -130,7 +131,7 @@ class Torchvision:
             if needed[name]:
                 raise DataError(
                     f"data.options.{name}: torchvision's {self.dataset} cannot be made without it;"
-                    " its documentation has the choices"
+                    " set it (torchvision's documentation lists the choices)"
                 )
         if "train" in accepted and "train" not in self.options:
             return {
@@ -166,7 +167,8 @@ class Torchvision:
         )
 
     def _first_split(self, make: Any, accepted: set[str], names: tuple[str, ...]) -> Any | None:
-        """The first of the splits that the class knows, or None: a class has no list of them."""
+        """The first split that the class knows, or None. It has to try: a class does not list its
+        splits."""
         for name in names:
             try:
                 return self._make(make, accepted, split=name)
@@ -180,7 +182,7 @@ class Torchvision:
         try:
             return make(**arguments, **self.options, **part)
         except (ValueError, KeyError, AssertionError) as error:
-            # KeyError and AssertionError: how the oldest classes refuse a split that they lack.
+            # The oldest classes raise KeyError or AssertionError for a split that they lack.
             if "split" in part and ("split" in str(error) or isinstance(error, KeyError)):
                 raise _UnknownSplitError from error
             raise DataError(
@@ -200,16 +202,16 @@ class Torchvision:
             return DataError(f"data.dataset: {self.dataset} needs a library: {reason(error)}")
         if self.download and can_download:
             return DataError(
-                f"data.download: {self.dataset} could not be fetched into {self.root}"
-                f" ({reason(error)}); see that this machine reaches the internet, or put the files"
-                " there by hand"
+                f"data.download: {self.dataset} could not be downloaded to {self.root}"
+                f" ({reason(error)}); check that this machine has access to the internet, or put"
+                " the files there by hand"
             )
-        # torchvision's own advice, "You can use download=True", is not how it is said here.
+        # Cut off torchvision's own advice, "You can use download=True": here it is data.download.
         cause = reason(error).partition(". You ")[0]
         remedy = "set data.download=true to fetch it, or " if can_download else ""
         return DataError(
             f"data.root: {self.dataset} cannot be read from {self.root} ({cause});"
-            f" {remedy}set data.root to the folder that it lies in"
+            f" {remedy}set data.root to the folder that contains it"
         )
 
 
@@ -218,7 +220,7 @@ class _UnknownSplitError(Exception):
 
 
 def _parameters(make: Any) -> dict[str, bool]:
-    """A class's arguments, and whether each is needed; through **kwargs up to its base classes
+    """A class's arguments, and whether each is required. Follows **kwargs to the base classes
     (EMNIST takes `train` from MNIST)."""
     needed: dict[str, bool] = {}
     for base in make.__mro__:
@@ -234,9 +236,9 @@ def _parameters(make: Any) -> dict[str, bool]:
 
 
 def _class_index(target: Any) -> int | None:
-    """The target as a class, if it is one integer (a scalar tensor too), else None.
+    """The target as a class if it is one integer (or a scalar tensor), else None.
 
-    A negative one is no class: STL10 marks its unlabelled images with -1.
+    A negative integer is no class: STL10 marks its unlabelled images with -1.
     """
     try:
         index = operator.index(target)
@@ -246,7 +248,7 @@ def _class_index(target: Any) -> int | None:
 
 
 def _class_names(part: Any) -> tuple[str, ...] | None:
-    """`classes` of the data set; ImageNet has several words for one class."""
+    """`classes` of the data set. ImageNet has several words for one class: they are joined."""
     classes = getattr(part, "classes", None)
     if not isinstance(classes, (list, tuple)) or not classes:
         return None
@@ -254,10 +256,11 @@ def _class_names(part: Any) -> tuple[str, ...] | None:
 
 
 def _watched(part: Any, root: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of what lies at the top of the data set's own folder, or else of `root`.
+    """Size and time of the entries at the top of the data set's own folder, else of the files in
+    `root`.
 
-    Not deeper: CelebA has 200,000 files below it, whose folder's own time changes when any is added
-    or removed.
+    Not deeper: CelebA has 200,000 files in a sub-folder. The time of the sub-folder itself changes
+    when a file is added or removed.
     """
     places = (getattr(part, name, None) for name in ("raw_folder", "base_folder", "_base_folder"))
     folder = next((root / place for place in places if isinstance(place, (str, Path))), root)

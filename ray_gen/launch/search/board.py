@@ -1,4 +1,4 @@
-"""The table on the terminal while a search runs; a line now and then in a log."""
+"""Shows a search while it runs: a table on a terminal, a line from time to time in a log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray_gen.launch.progress import LOG_SECONDS
 from ray_gen.searches.records import Mode, Trial, ranked, short_names
 
 ROWS = 14
-"""Trials shown: those that run, then the best."""
+"""Most trials shown: running trials first, then the best."""
 
 
 class Board:
@@ -41,16 +41,17 @@ class Board:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """A sentence that stays."""
+        """Prints a sentence that stays on the screen."""
         self._console.print(text, soft_wrap=True)
 
     def begin(self, trials: Sequence[Trial]) -> None:
-        """What follows is compared with how far the trials are now."""
+        """Starts to measure the pace: images that trials have seen already do not count."""
         self._began = time.monotonic()
         self._seen_before = sum(trial.images for trial in trials)
 
     def show(self, trials: Sequence[Trial], reached: Mapping[str, int]) -> None:
-        """reached: images of trials that run, where they are known to be further than judged."""
+        """Shows how far the trials are. reached: images that running trials have seen, if known.
+        A trial may be further than its last judgement."""
         told = self._told_of(trials, reached)
         if self._drawn:
             self._live.update(self._table(trials, reached, told))
@@ -73,7 +74,7 @@ class Board:
         return ", ".join(parts)
 
     def _seconds_left(self, trials: Sequence[Trial], reached: Mapping[str, int]) -> float | None:
-        """By the images of a trial that ended, on the average, and the pace of the search."""
+        """Estimated from the mean number of images of an ended trial and the pace of the search."""
         now = sum(max(trial.images, reached.get(trial.name, 0)) for trial in trials)
         pace = (now - self._seen_before) / max(1e-9, time.monotonic() - self._began)
         ended = [trial.images for trial in trials if trial.state in ("done", "stopped")]

@@ -1,5 +1,5 @@
-"""What is known of a search before its first trial: its data, what an earlier one of its name left,
-whether each value can be built, and what a trial is given."""
+"""Before the first trial of a search: its data, the trials of an earlier search of the same name,
+whether each value can be built, and what a trial gets."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ray_gen.core import Weight
 from ray_gen.data import Store
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
-from ray_gen.evaluation import Evaluator, Model, name_of
-from ray_gen.evaluators.names import LIKELIHOOD, LIKELIHOOD_SCORES, METRICS
+from ray_gen.evaluation.evaluator import Evaluator, subject_of
+from ray_gen.evaluation.metrics import BETTER, metric_of
 from ray_gen.experiment import Experiment, ExperimentError, differences
 from ray_gen.launch.cluster import Share
 from ray_gen.searches.records import (
@@ -30,7 +30,8 @@ from ray_gen.training.state import State
 
 
 def resolved(experiment: Experiment, store: Store) -> Experiment:
-    """With what the data knows. A group size of auto stays: it is each trial's, by its batch."""
+    """The experiment with the fields that the data sets. A group size of auto stays auto: each
+    trial sets it by its own batch size."""
     given = experiment.model_dump(mode="json")
     bare = experiment.model_copy(update={"search": None})
     resolved = bare.resolved(store.image_shape, class_names(store), store.digest)
@@ -40,7 +41,8 @@ def resolved(experiment: Experiment, store: Store) -> Experiment:
 
 
 def trials_before(folder: Folder, experiment: Experiment) -> list[Trial]:
-    """What an earlier search of the same name left. Refuses one of another experiment."""
+    """The trials of an earlier search in this folder. Raises ExperimentError if it was a search of
+    another experiment."""
     try:
         before = Experiment.from_yaml(folder.read_text(SEARCH))
     except FileNotFoundError:
@@ -75,8 +77,8 @@ def trials_before(folder: Folder, experiment: Experiment) -> list[Trial]:
 
 
 def check(experiment: Experiment, store: Store) -> None:
-    """What only the data and the classes of networks and objective know: each value of the space
-    can be built, and there is the metric."""
+    """Raises Refused if a value of the space cannot be built or the metric does not exist. Only the
+    data and the classes of networks and objective can tell."""
     settings = experiment.search
     assert settings is not None
     bare = experiment.model_copy(update={"search": None})
@@ -101,7 +103,7 @@ def check(experiment: Experiment, store: Store) -> None:
         for term in phase.terms
         for weight in (*term.weights.values(), Weight())
     )
-    images = experiment.training.global_batch_size * every  # every loss is due once
+    images = experiment.training.global_batch_size * every  # so every loss is due once
     short = ("images", "report_every_images", "checkpoint_every_images")
     changes: dict[str, Any] = {f"training.{name}": images for name in short}
     one = bare.with_values({**changes, "training.compile": False})
@@ -112,7 +114,7 @@ def check(experiment: Experiment, store: Store) -> None:
         found = sorted(tag for tag in report.metrics if not tag.startswith(("speed/", "memory/")))
         raise ExperimentError(
             [
-                f"search.metric: nothing of this experiment yields {metric!r}; there are "
+                f"search.metric: this experiment does not measure {metric!r}; it measures "
                 + ", ".join(found)
             ]
         )
@@ -122,22 +124,22 @@ def _check_evaluation(experiment: Experiment, metric: str, store: Store) -> None
     """Whether an evaluation of this experiment measures the metric."""
     objective = build_objective(experiment)
     state = State.build(experiment, objective, World())
-    evaluator = Evaluator(experiment.evaluation, store, name_of(experiment.data), World())
-    evaluator.scores(Model(experiment, objective, state.ema, {"weights": "ema"}), check_only=True)
-    if (metric if metric in METRICS else LIKELIHOOD) not in evaluator.metrics:
-        without = "; ".join(evaluator.without)
+    evaluator = Evaluator(experiment.evaluation, store, experiment.data.short_form, World())
+    found = evaluator.checked(subject_of(experiment, objective, state.ema, {"weights": "ema"}))
+    if metric_of(metric) not in found.names:
+        without = "; ".join(found.left_out())
         raise ExperimentError([f"search.metric: {metric} cannot be measured here ({without})"])
 
 
 def _is_evaluated(experiment: Experiment) -> bool:
-    """Whether the metric is measured by `evaluation`, and not by the objective itself."""
+    """Whether `evaluation` measures the metric, and not the objective itself."""
     metric, own = experiment.search_metric, experiment.objective.evaluated or ()
-    return metric in (*METRICS, *LIKELIHOOD_SCORES) and metric not in own
+    return metric in BETTER and metric not in own
 
 
 def of_a_trial(experiment: Experiment, share: Share) -> Experiment:
-    """The experiment of every trial, before it gets its values: judged as often as the search
-    asks, on the workers that it has."""
+    """The experiment of every trial before the trial gets its values. It has the judging interval
+    and the workers of the search."""
     every = experiment.search_every_images
     changes: dict[str, Any] = {
         "search": None,
@@ -153,9 +155,9 @@ def of_a_trial(experiment: Experiment, share: Share) -> Experiment:
 
 
 def _evaluation_of(experiment: Experiment) -> dict[str, Any]:
-    """The changes after which `evaluation` measures the metric, beside what it did before."""
+    """The changes that make `evaluation` measure the metric, besides what it measured before."""
     metric, before = experiment.search_metric, experiment.evaluation
-    asked = metric if metric in METRICS else LIKELIHOOD
+    asked = metric_of(metric)
     metrics: Any = before.metrics if before.every_images is not None else ()
     if metrics != "auto" and asked not in metrics:
         metrics = [*metrics, asked]
@@ -166,7 +168,8 @@ def _evaluation_of(experiment: Experiment) -> dict[str, Any]:
 
 
 def room_for(experiment: Experiment) -> tuple[Share, int]:
-    """What a trial gets, and how many trials there is room for. Raises ExperimentError."""
+    """What a trial gets, and for how many trials there is room. Raises ExperimentError if there is
+    room for none."""
     settings = experiment.search
     assert settings is not None
     asked = settings.workers
@@ -202,14 +205,14 @@ def room_for(experiment: Experiment) -> tuple[Share, int]:
 
 
 def trials_at_once(experiment: Experiment) -> int:
-    """Trials that nodes are asked for where there is room for none."""
+    """The number of trials for which nodes are requested if there is room for none."""
     settings = experiment.search
     assert settings is not None
     return 1 if settings.concurrent == "auto" else min(settings.concurrent, settings.total)
 
 
 def bundles_of_trials(experiment: Experiment, trials: int) -> list[dict[str, float]]:
-    """What nodes are asked for: a bundle for each worker of so many trials."""
+    """The resources to request from the cluster: a bundle for each worker of `trials` trials."""
     settings = experiment.search
     assert settings is not None
     asked = settings.workers

@@ -1,8 +1,8 @@
-"""`search`: trials of one experiment through Ray Tune, from the process that the user started.
+"""`search`: runs trials of one experiment through Ray Tune, in the process that the user started.
 
-A search goes on from its own files: what ended is told to the algorithm and the scheduler anew,
-what was cut off is tried first and goes on from its run folder. What Tune writes of itself is never
-read.
+A search goes on from its own files. It tells the algorithm and the scheduler again about ended
+trials. Interrupted trials come first, and go on from their run folders. It never reads Tune's own
+files.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from ray_gen.training.build import better
 from ray_gen.training.sources import open_data
 
 TUNE = ".tune"
-"""What Ray Tune writes while it runs, in the search folder; deleted at the end, never read."""
+"""Folder of Ray Tune's own files, in the search folder. Deleted at the end, never read."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,20 @@ class Searched:
 
     @property
     def best(self) -> Trial | None:
-        """The trial whose last score is the best."""
+        """The trial with the best last score. None if no trial was judged."""
         return best_trial(self.trials, self.mode)
 
     @property
     def best_run(self) -> str:
-        """Its run folder: `ray_gen.load(searched.best_run)`. Raises Failed."""
+        """The run folder of the best trial: `ray_gen.load(searched.best_run)`. Raises Failed if no
+        trial was judged."""
         if self.best is None:
             raise Failed(f"{self.location}: no trial was judged")
         return (Folder(self.location) / TRIALS / self.best.name).location
 
     @property
     def exit_code(self) -> int:
-        """Of a command: 130 after an interruption, as shells have it."""
+        """Exit code of the command: 130 after an interruption, as in shells."""
         return 130 if self.interrupted else 0
 
 
@@ -98,12 +99,12 @@ def search(
     fresh: bool = False,
     show: bool = False,
 ) -> Searched:
-    """Search what `experiment.search` says, on Ray, and return all trials.
+    """Search the space of `experiment.search` on Ray, and return all trials.
 
-    storage: folder or URI of search folders; None: the experiment's, $RAY_GEN_STORAGE, or
-    ~/ray_gen_runs. name: a known one goes on; None: the experiment's name and the time. fresh:
-    refuse a name that exists. show: a table and a few words on stderr. Raises Refused for what
-    cannot start, Failed where no trial came to a score.
+    storage: folder or URI of search folders. None: the experiment's, $RAY_GEN_STORAGE, or
+    ~/ray_gen_runs. name: if a search has it, that search goes on. None: the experiment's name and
+    the time. fresh: refuse a name that exists. show: a table and a few words on stderr. Raises
+    Refused if the search cannot start, Failed if no trial got a score.
     """
     check_is_experiment(experiment)
     if experiment.search is None:
@@ -116,9 +117,9 @@ def search(
     experiment = experiment.absolute()
     folder = folder_of(experiment, storage, name or timed(f"{experiment.name}-search"))
     if fresh and folder.exists(SEARCH):
-        raise Refused(f"{folder.location}: there is such a search; leave out --fresh to go on")
+        raise Refused(f"{folder.location}: the search exists; leave out --fresh to go on with it")
     if folder.exists(EXPERIMENT):
-        raise Refused(f"{folder.location}: is a run and no search; choose another --name")
+        raise Refused(f"{folder.location}: is a run, not a search; choose another --name")
     try:
         found = _search(experiment, folder, show)
     finally:
@@ -127,7 +128,7 @@ def search(
         _tell(found)
     if found.best is None and not found.interrupted:
         reasons = [f"{trial.name}: {trial.reason}" for trial in found.trials if trial.reason]
-        raise Failed("\n".join(["no trial came to a score", *reasons[:5]]))
+        raise Failed("\n".join(["no trial got a score", *reasons[:5]]))
     return found
 
 
@@ -139,8 +140,8 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
     if mode is None:
         raise ExperimentError(
             [
-                f"search.mode: neither settings nor objective say which {metric} is better; set it "
-                "to min or max"
+                f"search.mode: neither settings nor objective say whether a low or a high {metric} "
+                "is better; set it to min or max"
             ]
         )
     board = Board(settings.total, experiment.training.images, metric, mode, show=show)
@@ -180,7 +181,7 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
                 with interruptible(study.stop, board.say, folder.location):
                     _run(study, shared, room, board)
             except Failed:
-                with suppress(OSError, StorageError):  # what is raised is told
+                with suppress(OSError, StorageError):  # it must not hide the first error
                     _write_results(folder, experiment, searched)
                 raise
             finally:
@@ -192,8 +193,8 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
 
 
 def _run(study: Study, shared: Shared, room: int, board: Board) -> None:
-    """Tune, started again where a lack of memory ends it."""
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # the table tells what failed
+    """Runs Tune. Starts it again if a lack of memory ended it."""
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # the table shows what failed
     board.begin(study.trials)
     crashes, before = 0, -1
     while study.goes_on and not study.stopping.is_set():
@@ -205,11 +206,11 @@ def _run(study: Study, shared: Shared, room: int, board: Board) -> None:
         before = images
         if "OutOfMemoryError" not in failure or crashes > DEATHS:
             raise Failed(
-                f"Ray Tune: {failure.strip().splitlines()[-1]}; the same --name goes on from what "
-                "was saved"
+                f"Ray Tune: {failure.strip().splitlines()[-1]}; start again with the same --name "
+                "to go on from what was saved"
             )
-        # Ray kills what takes too much memory, and Tune ends with it, without a word which it was:
-        # from here on there is one at a time.
+        # Ray kills the process that takes too much memory. This also ends Tune, which does not say
+        # which trial it was. From here on, trials run one at a time.
         study.lost("its process died: this machine ran out of memory", blame=room == 1)
         room = 1
         board.say("the machine ran out of memory; going on, with one trial at a time")
@@ -218,8 +219,8 @@ def _run(study: Study, shared: Shared, room: int, board: Board) -> None:
 
 
 def _run_once(study: Study, shared: Shared, room: int, board: Board) -> str | None:
-    """Tune in a thread beside this one, which draws the table and hears signals. Returns why Tune
-    itself failed."""
+    """Runs Tune in a second thread. This thread draws the table and receives signals. Returns why
+    Tune itself failed, else None."""
     failures: list[str] = []
 
     def fit() -> None:
@@ -230,7 +231,7 @@ def _run_once(study: Study, shared: Shared, room: int, board: Board) -> str | No
             failures.append(traceback.format_exc())
 
     thread = threading.Thread(target=fit, name="tune", daemon=True)
-    # Tune prints a banner whatever its verbosity; the table is drawn on stderr.
+    # Tune prints a banner on stdout even with verbose=0. The table is drawn on stderr.
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
         thread.start()
         while thread.is_alive():
@@ -254,8 +255,8 @@ def _tuner(study: Study, shared: Shared, room: int) -> Tuner:
         waiting = [trial for trial in study.trials if not trial.ended]
         space = {"trial": ray.tune.grid_search([config_of(trial) for trial in waiting])}
     scheduler = scheduler_of(study.experiment, study.mode, study.trials)
-    # A trial of several workers follows a Ray Train, which takes its own CPU cores and GPUs; Tune
-    # wants to hear something.
+    # A trial of several workers follows a Ray Train, which reserves CPU cores and GPUs itself. Tune
+    # must still get some resource: `memory`.
     alone = share.workers == 1
     resources = {"cpu": float(share.cpus), "gpu": share.gpu} if alone else {"memory": 1e6}
     return Tuner(
@@ -265,7 +266,7 @@ def _tuner(study: Study, shared: Shared, room: int) -> Tuner:
             search_alg=proposer,
             scheduler=scheduler,
             num_samples=1 if proposer is None else len(waiting) + new,
-            # A population lives at once: trials that wait for room are begun and take turns.
+            # All trials of a population must have begun. Those without room take turns.
             max_concurrent_trials=None if settings.scheduler == "pbt" and alone else room,
             reuse_actors=True,
             trial_name_creator=_name_of,
@@ -288,7 +289,7 @@ def _name_of(trial: Any) -> str:
 
 
 def _write_results(folder: Folder, experiment: Experiment, searched: Searched) -> None:
-    """search.csv, best.yaml and report.html."""
+    """Writes search.csv, best.yaml and report.html."""
     folder.write_text(TABLE, as_csv(searched.trials, searched.metric))
     best = searched.best
     if best is not None:
@@ -303,7 +304,7 @@ def _write_results(folder: Folder, experiment: Experiment, searched: Searched) -
 
 
 def _tell(searched: Searched) -> None:
-    """Where the search is, what it found, and how to look at it."""
+    """Prints where the search is, what it found, and how to look at it."""
     at = searched.location
     states = [trial.state for trial in searched.trials]
     counts = ", ".join(
@@ -312,7 +313,7 @@ def _tell(searched: Searched) -> None:
             ("done", "done"),
             ("stopped", "stopped early"),
             ("failed", "failed"),
-            ("waiting", "to go on with: the same --name again"),
+            ("waiting", "not ended: start again with the same --name"),
         )
         if state in states
     )

@@ -1,4 +1,4 @@
-"""What the next trial tries, where that depends on earlier ones: Optuna, through Ray Tune."""
+"""Values of the next trial if they depend on earlier trials: Optuna, through Ray Tune."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from ray_gen.searches.records import Trial
 
 
 class Proposer(Searcher):
-    """Trials that were cut off first, then new ones until there are enough.
+    """Proposes interrupted trials first, then new ones until there are enough.
 
-    begin: makes a trial of its values and gives it a name; None where the search is to end. It
-    knows what ended before, from the records of the search; nothing is unpickled.
+    begin: makes a trial with a name from its values. Returns None if the search is to end. The
+    proposer knows ended trials from the records of the search. It unpickles nothing.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Proposer(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """What a trial was worth."""
+        """Tells Optuna the score of a trial."""
         failed = error or result is None or "failed" in result or "score" not in result
         if trial_id not in self._resumed:
             self._optuna.on_trial_complete(trial_id, None if failed else result, error=failed)
@@ -72,7 +72,7 @@ class Proposer(Searcher):
         """Nothing."""
 
     def _coded(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Values as Optuna takes them: of a choice its number, as a choice may be a list."""
+        """Values in Optuna's form: a choice becomes its index, because a choice may be a list."""
         space = self._search.space
         return {p: v if (c := space[p].choice) is None else c.index(v) for p, v in values.items()}
 

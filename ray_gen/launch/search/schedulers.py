@@ -1,4 +1,4 @@
-"""Ray Tune's schedulers, as a search sets them up and tells them what was judged before."""
+"""Sets up Ray Tune's schedulers for a search, and tells them earlier judgements."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from ray_gen.searches.records import Mode, Trial
 
 
 def scheduler_of(experiment: Experiment, mode: Mode, trials: Sequence[Trial]) -> TrialScheduler:
-    """What `search.scheduler` asks for. trials: all there are, those of an earlier search too."""
+    """The scheduler that `search.scheduler` asks for. trials: all trials of the search, also those
+    of an earlier start."""
     settings = experiment.search
     assert settings is not None
     every = experiment.search_every_images
@@ -62,22 +63,23 @@ def scheduler_of(experiment: Experiment, mode: Mode, trials: Sequence[Trial]) ->
 
 
 def _mutation(values: Range) -> Any:
-    """A range as population based training takes it."""
+    """A range in the form of population based training."""
     if values.choice is not None:
         return list(values.choice)
     return getattr(ray.tune, values.kind)(*(values.bounds or ()))
 
 
 class _Remembers(TrialScheduler):
-    """A scheduler that knows what trials were worth before it was made; decisions about that were
-    taken then."""
+    """A scheduler that knows judgements from before it was made. It does not decide about them
+    again."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)  # pyright: ignore
         self.earlier: dict[str, Sequence[tuple[int, float]]] = {}
 
     def remember(self, trials: Sequence[Trial]) -> Self:
-        """Those that ended now, those that go on when Tune adds them."""
+        """Takes over earlier judgements: those of ended trials now, the others when Tune adds their
+        trials."""
         self.earlier = {trial.name: trial.history for trial in trials}
         for trial in trials:
             if trial.ended:
@@ -85,13 +87,13 @@ class _Remembers(TrialScheduler):
         return self
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """A trial that is new to this scheduler, but not always to the search."""
+        """Adds a trial with its earlier judgements, if the search knows it from before."""
         super().on_trial_add(tune_controller, trial)
         for images, score in self.earlier.pop(trial.custom_trial_name, ()):
             self.recall(trial, {"images": images, "score": score})
 
     def recall(self, trial: Any, result: dict[str, Any]) -> None:
-        """An earlier judgement."""
+        """Takes over one earlier judgement."""
         self.on_trial_result(None, trial, result)  # pyright: ignore
 
 
@@ -100,20 +102,32 @@ class Asha(_Remembers, ASHAScheduler):
 
 
 class Median(_Remembers, MedianStoppingRule):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.latest: dict[Any, int] = {}
+        """Images of the latest judgement, by trial."""
+
     def recall(self, trial: Any, result: dict[str, Any]) -> None:
-        """An earlier judgement, which is not decided about again: others may be better by now."""
-        self._results[trial].append(result)
+        """Notes an earlier judgement without a new decision: other trials may be better by now."""
+        self.on_trial_complete(None, trial, result)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Takes a judgement, and decides whether the trial goes on."""
+        if "score" in result:
+            self.latest[trial] = result["images"]
+        return super().on_trial_result(tune_controller, trial, result)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Tune tells of the judgement that stopped a trial twice, and a failure may have none."""
-        known = self._results.get(trial)
-        if "score" in result and not (known and known[-1]["images"] == result["images"]):
+        """Tune reports the judgement that stopped a trial a second time here. A failed trial may
+        have no judgement."""
+        if "score" in result and self.latest.get(trial) != result["images"]:
+            self.latest[trial] = result["images"]
             super().on_trial_complete(tune_controller, trial, result)
 
 
 @dataclass(frozen=True)
 class Known:
-    """A trial of an earlier search, as far as a scheduler looks at it."""
+    """A trial of an earlier start, with the attributes that schedulers read."""
 
     trial_id: str
     custom_trial_name: str

@@ -24,7 +24,7 @@ from ray_gen.storage import Folder
 from ray_gen.training.loop import ALL_SEEN, ASKED
 
 DEATHS = 3
-"""Of a trial's process without a judgement between them, after which it is given up."""
+"""A trial is given up after this many deaths of its process without a new judgement."""
 
 
 class Study(Callback):
@@ -43,14 +43,14 @@ class Study(Callback):
         self._spent: dict[str, float] = {}
         self._deaths: dict[str, list[int]] = {}
         self.ends: str | None = None
-        """Why no trial can go on."""
+        """Why no trial can go on; None while they can."""
         self._ended: dict[str, dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles what it is given, for a restore that never comes
+        return {}  # Tune pickles its callbacks for a restore, which we never ask for
 
     def begin(self, values: Mapping[str, Any]) -> Trial | None:
-        """A new trial; None where the search is to end."""
+        """A new trial; None if the search is to end."""
         if self.stopping.is_set():
             return None
         trial = Trial(f"trial_{len(self.trials):03d}", dict(values))
@@ -64,7 +64,7 @@ class Study(Callback):
         return ended < max(self.settings.total, len(self.trials))
 
     def stop(self) -> None:
-        """Ask the trials that run to save and stop, and those that wait not to begin."""
+        """Asks running trials to save and stop, and waiting trials not to begin."""
         self.stopping.set()
         self.folder.write_text(STOP, "")
         for trial in self.trials:
@@ -72,8 +72,9 @@ class Study(Callback):
                 (self.folder / TRIALS / trial.name).write_text(STOP, "")
 
     def lost(self, reason: str, *, blame: bool) -> None:
-        """Tune itself has ended: what ran goes on when it is started again; where it ran alone,
-        unless it died too often without having come further."""
+        """Call it when Tune itself has died. Running trials wait, and go on when Tune is started
+        again. With `blame` (the trial ran alone), a trial fails if it died too often without
+        coming further."""
         for trial in self.trials:
             if trial.state == "running":
                 given_up = blame and self._died(trial)
@@ -81,13 +82,14 @@ class Study(Callback):
         self._write()
 
     def _died(self, trial: Trial) -> bool:
-        """Note a death; whether there were as many without a new judgement as are tolerated."""
+        """Notes a death. Returns whether the trial has now died DEATHS times without a new
+        judgement."""
         deaths = self._deaths.setdefault(trial.name, [])
         deaths.append(trial.images)
         return deaths.count(trial.images) >= DEATHS
 
     def reached(self) -> dict[str, int]:
-        """Images of the trials that run, as they last said."""
+        """Images of the running trials, as they last reported them."""
         found: dict[str, int] = {}
         for trial in list(self.trials):
             run = self.folder / TRIALS / trial.name
@@ -98,9 +100,9 @@ class Study(Callback):
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         record = self._of(trial)
-        # Not where it is judged: there it may have been given the values that it goes on with.
+        # Not set at a judgement: there the config may already hold the values of the next part.
         record.values = dict(trial.config["trial"]["values"])
-        self._spent[record.name] = record.seconds  # a result tells of this attempt alone
+        self._spent[record.name] = record.seconds  # a result counts only this attempt
         record.state = "running"
         self._write()
 
@@ -112,7 +114,8 @@ class Study(Callback):
         images = int(result["images"])
         record.seconds = self._spent.get(record.name, 0.0) + float(result.get("seconds", 0.0))
         if "score" in result:
-            # What was judged from here on was of other weights, before it took over another's.
+            # Drop judgements at this point or later: they are of the weights before the trial took
+            # over another's.
             record.history = [point for point in record.history if point[0] < images]
             record.images, record.score = images, float(result["score"])
             record.history.append((record.images, record.score))
@@ -139,7 +142,8 @@ class Study(Callback):
         self._write()
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A process that died is replaced, but for the last time if it does not come further."""
+        """Tune replaces a process that died. After DEATHS - 1 deaths without coming further, it
+        does so for the last time."""
         record = self._of(trial)
         self._died(record)
         if self._deaths[record.name].count(record.images) >= DEATHS - 1:
@@ -161,10 +165,11 @@ class Study(Callback):
 
 
 def _error_of(trial: Any) -> str:
-    """A line of what Tune wrote down when a trial's process died for the last time."""
+    """One line from the file that Tune wrote when a trial's process died for the last time."""
     file = trial.error_file
     text = Path(file).read_text(errors="replace") if file and Path(file).exists() else ""
     lines = [line for line in text.rpartition("Failure # ")[2].splitlines()[1:] if line.strip()]
     if not lines:
         return "it did not say why"
-    return lines[-1].strip() if "ray::" in lines[0] else lines[0].strip()  # of a traceback the end
+    # Of a traceback its last line.
+    return lines[-1].strip() if "ray::" in lines[0] else lines[0].strip()

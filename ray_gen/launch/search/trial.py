@@ -1,7 +1,8 @@
-"""What a trial of a search runs in: a process of Ray Tune that trains one trial after the other.
+"""The process in which trials of a search run. Ray Tune starts it; it trains one trial after the
+other.
 
-A trial of one worker trains right here, so only the first pays for imports. One of several workers
-starts a Ray Train of its own and follows its reports.
+A trial of one worker trains in this process, so only the first trial pays for imports. A trial of
+several workers starts its own Ray Train and follows its reports.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Change, Experiment
 from ray_gen.launch.claim import STALE_SECONDS, Claim
 from ray_gen.launch.cluster import Share
-from ray_gen.launch.driver import SNAPSHOT, trainer_of
+from ray_gen.launch.driver import trainer_of
 from ray_gen.launch.failures import in_words
+from ray_gen.launch.ray_private import snapshot_file
 from ray_gen.launch.worker import ended_before, explained, prepare, reports
 from ray_gen.runs.checkpoints import (
     BEST,
@@ -48,13 +50,13 @@ from ray_gen.training.meter import NonFiniteError
 from ray_gen.training.state import copy_of
 
 DONOR = "trial.json"
-"""Beside a checkpoint that Tune holds: whose it is."""
+"""File beside a checkpoint that Tune holds. It names the trial that made the checkpoint."""
 ERROR = "error.txt"
-"""In a run folder: the traceback of what a user's class raised."""
+"""File in a run folder: the traceback of an exception in a user's class."""
 COLLAPSED = 0.02
-"""Spread of samples, of the real images' spread, below which they are one image."""
+"""If samples spread less than this share of the real images' spread, they are all alike."""
 STOP_SECONDS = 60.0
-"""That several workers get to save and stop."""
+"""Time that several workers get to save and stop."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,10 @@ class Shared:
     location: str
     """Of the search folder."""
     experiment: str
-    """YAML of a trial before it gets values of its own."""
+    """YAML of a trial before it gets its values."""
     metric: str
     every_images: int
-    """Between two judgements."""
+    """Images between two judgements."""
     share: Share
     python_path: tuple[str, ...]
     compared: tuple[str, ...] = ()
@@ -80,44 +82,45 @@ class Shared:
 
 
 class TrialProcess(ray.tune.Trainable):
-    """Trains one trial after the other; a step ends where a trial is judged.
+    """Trains one trial after the other. A step ends when a trial is judged.
 
-    config: `trial`, with its `name` (which population based training overwrites, so `trial_name`
-    counts) and its `values` by dotted path. A result has `images` and `score`, or `failed`: why it
-    ended. What a trial's own settings do to it never raises here: Tune
-    would try it again.
+    config: `trial`, with its `name` and its `values` by dotted path. Population based training
+    overwrites `name`, so `trial_name` counts. A result has `images` and `score`, or `failed`: why
+    the trial ended. Errors from a trial's own settings are never raised here, because Tune would
+    try again.
     """
 
     def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
-        """Called once a process, with its first trial."""
+        """Prepares the process, before its first trial."""
         assert shared is not None
         prepare(shared.python_path, shared.share.cpus)
         self._shared = shared
         self._results: Iterator[dict[str, Any]] | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The next trial."""
+        """Makes the process ready for its next trial."""
         self._close()
         return True
 
     def cleanup(self) -> None:
-        """The last one has ended."""
+        """Closes the last trial."""
         self._close()
 
     def step(self) -> dict[str, Any]:
-        """Train until the trial is judged next."""
+        """Trains until the trial is judged next."""
         if self._results is None:
             self._results = self._judged()
         return next(self._results)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """A copy of the newest checkpoint, for another trial to go on from."""
+        """Copies the newest checkpoint, so that another trial can go on from it."""
         with fetched(self._run) as (_, newest):
             shutil.copytree(newest, Path(checkpoint_dir) / "checkpoint")
         (Path(checkpoint_dir) / DONOR).write_text(json.dumps({"trial": self.trial_name}))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Take over another trial's weights; of one's own the run folder knows the newest."""
+        """Takes over another trial's weights. Ignores a checkpoint of the trial itself: its run
+        folder holds its newest one."""
         donor = json.loads((Path(checkpoint) / DONOR).read_text())["trial"]
         if donor != self.trial_name:
             with _claimed(self._run):
@@ -137,7 +140,7 @@ class TrialProcess(ray.tune.Trainable):
         self._results = None
 
     def _judged(self) -> Iterator[dict[str, Any]]:
-        """The results of the trial from where it stands; the last one is `done`."""
+        """The results of the trial from its present state on. The last one is `done`."""
         result: dict[str, Any] = {"images": 0}
         judgements = self._judgements()
         try:
@@ -147,7 +150,7 @@ class TrialProcess(ray.tune.Trainable):
                     return
                 for result in judgements:
                     yield result
-        except StorageError as error:  # not the trial's fault, and the next one's, too
+        except StorageError as error:  # not the trial's fault: the next one would fail too
             yield {**result, "ends": str(error), "done": True}
         except (NonFiniteError, Refused, Failed) as error:
             take_up_due(self._run)
@@ -179,7 +182,8 @@ class TrialProcess(ray.tune.Trainable):
             yield result | ({} if stop is None else {"done": True, "stop": stop})
 
     def _experiment(self) -> Experiment:
-        """Its newest checkpoint's, which knows what it took over; else a new one."""
+        """The experiment of the newest checkpoint, which records what the trial took over. Without
+        a checkpoint, a new one."""
         found = checkpoints(self._run)
         if found:
             experiment = Experiment.from_yaml(found[0].read_text(EXPERIMENT))
@@ -193,7 +197,8 @@ class TrialProcess(ray.tune.Trainable):
 
 @contextmanager
 def _claimed(run: Folder) -> Generator[None]:
-    """A run for this process alone, once one that another has lost has stopped writing."""
+    """Claims the run for this process. First waits until a process that Tune has lost stops
+    writing it."""
     deadline = time.monotonic() + STALE_SECONDS + STOP_SECONDS
     while True:
         try:
@@ -204,25 +209,26 @@ def _claimed(run: Folder) -> Generator[None]:
                 raise StorageError(str(refused)) from None
             time.sleep(1.0)
     try:
-        run.remove(STOP)  # it was meant for the other
+        run.remove(STOP)  # it was meant for the earlier process
         yield
     finally:
         claim.__exit__()
 
 
 def adopt(run: Folder, checkpoint: Path, donor: str, values: Mapping[str, Any]) -> None:
-    """Let a run go on from another's checkpoint with these values, and write down that it did."""
+    """Makes a run go on from another run's checkpoint with these values, and records this in its
+    experiment."""
     images = Manifest.of(checkpoint).images
     theirs = Experiment.from_yaml((checkpoint / EXPERIMENT).read_text(encoding="utf-8"))
     found = checkpoints(run)
     if found and found[0].name > checkpoint_name(images):
         ours = Experiment.from_yaml(found[0].read_text(EXPERIMENT))
         if _has_adopted(ours, donor, images, values):
-            return  # a process that died after it had begun to go on
+            return  # this was done before: the process died after it had trained on
     before = theirs.stages()[-1][1]
     changed = {path: new for path, new in values.items() if before.value_at(path) != new}
     lineage = list(theirs.lineage)
-    if lineage and lineage[-1].images == images:  # taken over itself, and not trained on since
+    if lineage and lineage[-1].images == images:  # the donor took over here, and did not train on
         changed = {**lineage.pop().values, **changed}
     lineage.append(Change(images=images, values=changed, source=donor))
     experiment = theirs.with_fields(lineage=[c.model_dump(mode="json") for c in lineage])
@@ -232,7 +238,7 @@ def adopt(run: Folder, checkpoint: Path, donor: str, values: Mapping[str, Any]) 
     for other in found:
         if other.name > checkpoint_name(images):
             run.remove(other.name)
-    for file in (BEST, DUE):  # of weights that are given up
+    for file in (BEST, DUE):  # they hold the weights that are given up
         run.remove(file)
     run.write_text(EXPERIMENT, experiment.to_yaml())
 
@@ -243,12 +249,13 @@ def _has_adopted(
     last = experiment.lineage[-1] if experiment.lineage else None
     if last is None or (last.source, last.images) != (donor, images):
         return False
-    now = experiment.stages()[-1][1]  # once more from the same checkpoint, it has other values
+    # A second take-over of the same checkpoint has other values.
+    now = experiment.stages()[-1][1]
     return all(now.value_at(path) == value for path, value in values.items())
 
 
 Judged = Iterator[tuple[Mapping[str, Any], str | None]]
-"""Metrics of a report, and why the run ends there."""
+"""Metrics of a report, and why the run ends there; None if it goes on."""
 
 
 def _in_this_process(experiment: Experiment, run: Folder, shared: Shared) -> Judged:
@@ -270,8 +277,9 @@ def _in_this_process(experiment: Experiment, run: Folder, shared: Shared) -> Jud
 
 
 def _on_workers(experiment: Experiment, run: Folder, shared: Shared) -> Judged:
-    """The reports of a Ray Train, from what its first worker writes into the run folder."""
-    for file in (PROGRESS, DUE, SNAPSHOT):  # as a plain run that goes on does
+    """The reports of a Ray Train, read from the files that its first worker writes into the run
+    folder."""
+    for file in (PROGRESS, DUE, snapshot_file()):  # as `train` does
         run.remove(file)
     trainer = trainer_of(experiment, run, shared.share, shared.compared)
     outcomes: list[Any] = []
@@ -290,7 +298,7 @@ def _on_workers(experiment: Experiment, run: Folder, shared: Shared) -> Judged:
         alive = True
         while alive:
             alive = thread.is_alive()
-            saved = _saved(run)  # a worker writes its line before its checkpoint
+            saved = _saved(run)  # a worker writes the line of a report before its checkpoint
             for line in _lines(run):
                 if reached < line["images"] <= saved and line["images"] < end:
                     reached = line["images"]
@@ -309,7 +317,7 @@ def _on_workers(experiment: Experiment, run: Folder, shared: Shared) -> Judged:
 
 
 def _saved(run: Folder) -> int:
-    """Images of the newest checkpoint; 0 without one."""
+    """Images of the newest checkpoint; 0 if there is none."""
     manifest = newest_manifest(run)
     return 0 if manifest is None else manifest.images
 

@@ -1,5 +1,5 @@
-"""A trained run as files that others use: for ray_gen and the Hugging Face hub (safetensors), for
-torch without ray_gen (torch.export), and for everything else (ONNX)."""
+"""Write a trained run to files for others: for ray_gen and the Hugging Face hub (safetensors), for
+torch without ray_gen (torch.export), and for other programs (ONNX)."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` has written."""
+    """The files that `export` wrote."""
 
     path: Path
     files: tuple[ExportedFile, ...]
     notes: tuple[str, ...]
-    """What was not written and why, a sentence each."""
+    """One sentence for each file that was not written or not run: which one and why."""
 
 
 def export(
@@ -68,12 +68,12 @@ def export(
     """Write a trained model into a new or empty folder, whole or not at all.
 
     run: a run folder (its newest checkpoint), a checkpoint, an exported folder or a pipeline.
-    weights: of a run; a pipeline has its own. formats: of "safetensors" (`model.safetensors` and
-    `config.json`), "torch" (.pt2) and "onnx"; None takes all three, ONNX where it is installed.
-    A README.md always lies beside them.
+    weights: only for a run; a pipeline already has its weights. formats: some of "safetensors"
+    (`model.safetensors` and `config.json`), "torch" (.pt2) and "onnx"; None: all three, ONNX only
+    if it is installed. A README.md is always written too.
 
-    Every file is read back and compared with the model. Raises Refused for a folder that has
-    something in it, Failed for a file that differs by more than `programs.TOLERANCE`.
+    Every file is read back and compared with the model. Raises Refused if the folder is not empty,
+    Failed if a file differs by more than `programs.TOLERANCE`.
     """
     weights = checked_weights(weights)
     chosen, notes = _chosen(formats)
@@ -111,7 +111,7 @@ def export(
 
 
 def save_pretrained(pipeline: Model, folder: str | os.PathLike[str]) -> Path:
-    """`config.json`, `model.safetensors` and a model card in a new or empty folder."""
+    """Write `config.json`, `model.safetensors` and a model card to a new or empty folder."""
     return export(pipeline, folder, formats=["safetensors"]).path
 
 
@@ -124,13 +124,13 @@ def from_pretrained(
     revision: str | None = None,
     custom_classes: bool = False,
 ) -> _Model:
-    """An exported folder, or a repository OWNER/NAME of the Hugging Face hub, as a `kind`.
+    """Load an exported folder, or a repository OWNER/NAME of the Hugging Face hub, as a `kind`.
 
-    Nothing is unpickled. weights "ema" takes what is there. revision: a branch, tag or commit of a
-    repository. custom_classes: a model of somebody's own classes names them in its config; loading
-    imports them from what is installed here and calls them with options of the config's, which can
-    be anything (torch.hub's `load` among them), so from a repository this takes your consent.
-    Raises Refused, CheckpointError, ExperimentError.
+    Unpickles nothing. weights "ema" accepts any weights in the folder. revision: a branch, tag or
+    commit of a repository. custom_classes: the config of a model may name classes that are not
+    ray_gen's. Loading imports them from the installed packages and calls them with options from the
+    config. They can be anything, e.g. torch.hub's `load`. So a repository with such classes needs
+    your consent. Raises Refused, CheckpointError, ExperimentError.
     """
     name = os.fspath(folder_or_repository)
     folder = Path(name).expanduser()
@@ -141,8 +141,8 @@ def from_pretrained(
         targets = custom_targets(read_config(folder)[0])
         if targets and not custom_classes:
             raise CheckpointError(
-                f"{name}: is made of classes that are not ray_gen's ({', '.join(targets)}), which "
-                "loading would import and call; if you trust its owner, give custom_classes=True"
+                f"{name}: has classes that are not ray_gen's ({', '.join(targets)}); loading would "
+                "import and call them; if you trust its owner, give custom_classes=True"
             )
     return kind(*read(folder, weights=weights, device=device))
 
@@ -156,10 +156,11 @@ def push_to_hub(
     private: bool | None = None,
     token: str | None = None,
 ) -> str:
-    """Export into a repository OWNER/NAME of the Hugging Face hub, made if need be, in one commit.
+    """Export to a repository OWNER/NAME of the Hugging Face hub, in one commit. Makes the
+    repository if it does not exist.
 
-    private None: as the hub's account has it. token None: that of `hf auth login`. The address of
-    the commit. Raises Refused.
+    private None: the default of your hub account. token None: the token of `hf auth login`. Returns
+    the address of the commit. Raises Refused.
     """
     hub = _hub(repository)
     with tempfile.TemporaryDirectory(prefix="ray_gen-") as work:
@@ -171,7 +172,7 @@ def push_to_hub(
                 repo_id=repository, folder_path=made.path, commit_message="Export from ray_gen"
             )
         except Exception as error:
-            raise Refused(f"{repository}: cannot be written on the hub: {error}") from error
+            raise Refused(f"{repository}: cannot be written to the hub: {error}") from error
     return str(commit.commit_url)
 
 
@@ -184,7 +185,7 @@ def _downloaded(repository: str, revision: str | None) -> Path:
         )
     except Exception as error:
         raise CheckpointError(
-            f"{repository}: is neither a folder here nor a repository that can be read: {error}"
+            f"{repository}: is neither a local folder nor a readable repository: {error}"
         ) from error
 
 
@@ -192,7 +193,7 @@ def _hub(repository: str) -> Any:
     if importlib.util.find_spec("huggingface_hub") is None:
         raise Refused(
             f"{repository}: the Hugging Face hub needs huggingface_hub: "
-            "pip install 'ray_gen[hub]' (folders of this machine do not)"
+            "pip install 'ray_gen[hub]' (local folders do not need it)"
         )
     import huggingface_hub
 
@@ -217,12 +218,12 @@ def _chosen(formats: Sequence[str] | None) -> tuple[list[str], list[str]]:
 
 
 def _target(folder: str | os.PathLike[str]) -> Path:
-    """The folder to make, which is not there or has nothing in it."""
+    """The target folder. It does not exist yet or is empty."""
     if "://" in os.fspath(folder):
-        raise Refused(f"{folder}: is not a folder of this machine; export to one and copy it there")
+        raise Refused(f"{folder}: is not a local folder; export to a local one and copy it there")
     target = Path(folder).expanduser().resolve()
     if target == Path.cwd():
-        raise Refused(f"{target}: is where this runs; give the name of a new folder in it")
+        raise Refused(f"{target}: is the working directory; give the name of a new folder in it")
     with _refusals(target):
         if target.exists() and not target.is_dir():
             raise Refused(f"{target}: is a file; give the name of a new folder")
@@ -233,7 +234,7 @@ def _target(folder: str | os.PathLike[str]) -> Path:
 
 
 def _opened(run: str | os.PathLike[str] | Model, weights: Weights) -> tuple[Model, Facts]:
-    """The model, and what its manifest or config says of it."""
+    """The model, and the facts from its manifest or config."""
     if isinstance(run, Model):
         return run, Facts()
     folder = Folder(absolute_path(os.fspath(run)))
@@ -247,7 +248,7 @@ def _opened(run: str | os.PathLike[str] | Model, weights: Weights) -> tuple[Mode
 
 
 def _reread(folder: Path, made: Sequence[programs.Program]) -> float | None:
-    """The largest difference between the model and what is read from the folder."""
+    """The largest difference between the model and the model read from the folder."""
     again, _ = programs.programs_of(Model(*read(folder, device="cpu")))
     return max(
         (
@@ -264,12 +265,13 @@ def _file(path: Path, content: str, difference: float | None = None) -> Exported
 
 @contextmanager
 def _whole(target: Path) -> Generator[Path]:
-    """A folder beside the target that becomes it if the block ends well, else disappears."""
+    """A temporary folder beside the target. If the block succeeds, it is renamed to the target,
+    else it is deleted."""
     with _refusals(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         around = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            work = around / target.name  # a folder in it: what mkdtemp makes only its owner enters
+            work = around / target.name  # only the owner may enter the folder of mkdtemp itself
             work.mkdir()
             yield work
             if target.exists():
@@ -281,7 +283,7 @@ def _whole(target: Path) -> Generator[Path]:
 
 @contextmanager
 def _refusals(target: Path) -> Generator[None]:
-    """Whatever the file system refuses, in a sentence."""
+    """Turn an OSError into Refused with a readable message."""
     try:
         yield
     except OSError as error:

@@ -21,19 +21,20 @@ class ExportedFile:
     name: str
     bytes: int
     content: str
-    """What it is, in a few words."""
+    """Its content in a few words."""
     difference: float | None = None
-    """Largest |difference| between what it gives, read back, and the original; None: not run."""
+    """Largest |difference| between the outputs of the file, read back, and the original's. None:
+    not run."""
 
     def checked(self) -> str:
-        """The difference in figures."""
+        """The difference as text."""
         return "–" if self.difference is None else f"{self.difference:.2g}"
 
 
 def card(
     experiment: Experiment, objective: Objective, facts: Facts, files: Sequence[ExportedFile]
 ) -> str:
-    """The text, as Hugging Face's hub reads it too."""
+    """The text of the card, in the format of the Hugging Face hub."""
     sections = [
         _head(experiment, objective),
         _summary(experiment, facts),
@@ -83,8 +84,8 @@ def _use(experiment: Experiment, objective: Objective, files: Sequence[ExportedF
     if targets:
         parts.append(
             f"Its classes are not part of ray_gen: {', '.join(f'`{name}`' for name in targets)}. "
-            "They are imported when it is loaded and must be installed; from a repository only "
-            "with `Pipeline.from_pretrained(..., custom_classes=True)`."
+            "They must be installed; loading the model imports them. A model from a repository "
+            "needs `Pipeline.from_pretrained(..., custom_classes=True)`."
         )
     for name, z in objective.latents.items() if objective.has_prior else ():
         drawn = "N(0, 1)" if z.distribution == "normal" else f"U[{z.low:g}, {z.high:g})"
@@ -96,8 +97,9 @@ def _use(experiment: Experiment, objective: Objective, files: Sequence[ExportedF
         parts.append(f"Labels are int64 (N,) from 0 to {len(names) - 1}{listed}.")
     if any(file.name.endswith(".pt2") for file in files):
         parts.append(
-            "The `.pt2` files hold no pickle, but `torch.export.load` would unpickle one: give it "
-            "no file of somebody whom you do not trust. `.safetensors` and `.onnx` are data only."
+            "These `.pt2` files hold no pickle. But `torch.export.load` unpickles a file that "
+            "holds one: load only files from people you trust. `.safetensors` and `.onnx` are data "
+            "only."
         )
     return "\n\n".join(parts)
 
@@ -108,8 +110,8 @@ def _files(files: Sequence[ExportedFile]) -> str:
         [
             "## Files",
             "",
-            "The last column is the largest difference between what a file gives, read back, and "
-            "the model that it was made of.",
+            "The last column is the largest difference between the outputs of a file, read back, "
+            "and the outputs of the original model.",
             "",
             "| file | content | difference |",
             "|---|---|---|",
@@ -124,5 +126,5 @@ def _metrics(facts: Facts) -> str:
         return ""
     rows = [f"| `{tag}` | {value:.6g} |" for tag, value in sorted(found.items())]
     return "\n".join(
-        ["## Metrics of the run at this point", "", "| metric | |", "|---|---|", *rows]
+        ["## Metrics of the run at this checkpoint", "", "| metric | |", "|---|---|", *rows]
     )

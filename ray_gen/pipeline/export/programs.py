@@ -1,8 +1,8 @@
 """Generator, decoder and encoder as programs that need no ray_gen: torch.export and ONNX.
 
 A program is traced from a float32 copy of the networks on the CPU. Parametrised weights (spectral
-norm) are baked: the copy has W / σ(W) as its weight. Both files of a program are read back and run
-against the original, at several batch sizes.
+norm) become plain weights: the copy has W / σ(W) as its weight. Both files of a program are read
+back and compared with the original, at several batch sizes.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from ray_gen.noise import drawn, key_of
 from ray_gen.pipeline.model import Model
 
 BATCH_SIZES = (1, 2, 5, 16)
-"""What a program is checked with; it is traced with 2 images."""
+"""Batch sizes of the checks. Tracing uses 2 images."""
 
 LABELS = "labels"
 
 TOLERANCE = 1e-4
-"""Largest |difference| to the original, in units of its largest |output|, at least of 1. A grey
-level is 40 of it; of three trained runs the largest was 2.4e-6 (onnxruntime 1.32, float32 sums in
-another order), of networks with weights four times too large 2.2e-5."""
+"""Largest allowed |difference| to the original, in units of max(1, its largest |output|). One grey
+level is 40 times this. Measured: at most 2.4e-6 for three trained runs (onnxruntime 1.32, float32
+sums in another order), 2.2e-5 for networks with weights four times too large."""
 
 
 class Decode(nn.Module):
-    """Latents (N, *shape), [labels int64 (N,)] and what the networks draw, in this order, to images
-    (N, C, H, W) in [0, 1], float32."""
+    """Latents (N, *shape), [labels int64 (N,)] and the noise of the networks, in this order, to
+    images (N, C, H, W) in [0, 1], float32."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Decode(nn.Module):
 
 class Encode(nn.Module):
     """images (N, C, H, W) in [0, 1] [and labels int64 (N,)] to the mean and log-variance of each
-    latent's q(z|x), (N, *shape) each, float32; of a plain autoencoder to z alone."""
+    latent's q(z|x), (N, *shape) each, float32. For a plain autoencoder only to z."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Encode(nn.Module):
         self._conditional = LABELS in inputs
 
     def forward(self, *given: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Images are first taken to the objective's `image_range`."""
+        """Scales the images to the objective's `image_range` first."""
         seen = given[0].to(self._dtype)
         if (self._low, self._high) != (0.0, 1.0):
             seen = seen * (self._high - self._low) + self._low
@@ -94,27 +94,27 @@ class Encode(nn.Module):
 
 @dataclass(frozen=True)
 class Program:
-    """One program, and what the original makes of some inputs."""
+    """One program, with test inputs and the original's outputs for them."""
 
     name: str
-    """generator, decoder or encoder: its files are NAME.pt2 and NAME.onnx."""
+    """generator, decoder or encoder. Its files are NAME.pt2 and NAME.onnx."""
     module: nn.Module
-    """Decode or Encode on the float32 copy, with the networks that it needs."""
+    """Decode or Encode with the networks that it needs, from the float32 copy."""
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     probes: tuple[tuple[Tensor, ...], ...]
     """Inputs, one tuple for each of BATCH_SIZES, on the CPU."""
     expected: tuple[tuple[Tensor, ...], ...]
-    """What the original makes of each."""
+    """The original's outputs for each probe."""
 
 
 _Maker = Callable[[Objective, Networks, torch.dtype, Sequence[str]], nn.Module]
 
 
 def programs_of(pipeline: Model) -> tuple[list[Program], list[str]]:
-    """The programs that a model has, and a sentence for each that it has not.
+    """The programs of a model, and a sentence for each missing program.
 
-    The pipeline's networks, on any device, are not changed.
+    Does not change the pipeline's networks. They may be on any device.
     """
     objective = pipeline.objective
     programs: list[Program] = []
@@ -139,7 +139,7 @@ def programs_of(pipeline: Model) -> tuple[list[Program], list[str]]:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a program takes beside labels, which stand between the two."""
+    """Inputs of a program without labels. The order is main, labels, noise."""
 
     main: Mapping[str, Noise]
     noise: Mapping[str, Noise]
@@ -182,7 +182,8 @@ def _program(
 
 @torch.no_grad()
 def _encoder_outputs(pipeline: Model) -> list[str]:
-    """Mean and log-variance, or z; of several latents each with its name."""
+    """Names of the outputs: mean and log_variance, or z. With several latents each begins with its
+    latent's name."""
     objective = pipeline.encoder()
     image = torch.zeros(1, *pipeline.experiment.image_shape).to(
         next(pipeline.networks.parameters())
@@ -200,8 +201,8 @@ def _encoder_outputs(pipeline: Model) -> list[str]:
 
 
 def _used(pipeline: Model) -> Networks:
-    """The networks that are used after training, whatever others a pipeline has; on the CPU, as a
-    GPU's convolutions round to 10 bits (TF32) unless they are told not to."""
+    """Only the networks that are used after training, on the CPU: by default a GPU's convolutions
+    round to 10 bits (TF32)."""
     names = pipeline.objective.sampled_from
     networks = nn.ModuleDict({name: pipeline.networks[name] for name in names})
     return networks if pipeline.device.type == "cpu" else copy.deepcopy(networks).cpu()
@@ -217,10 +218,10 @@ def _run(
 
 
 def _baked(networks: Networks) -> Networks:
-    """A copy whose parametrised tensors are plain ones of the same values.
+    """A copy with plain tensors instead of parametrised ones, of the same values.
 
-    Not by `remove_parametrizations`, which takes the tensor from a class that the copy shares with
-    the original.
+    Does not use `remove_parametrizations`: it deletes the tensor from a class, and the copy and the
+    original share this class.
     """
     copied = copy.deepcopy(networks).eval().requires_grad_(False)
     for layer in list(copied.modules()):
@@ -242,7 +243,7 @@ def _needed(
     probe: tuple[Tensor, ...],
     inputs: Sequence[str],
 ) -> Networks:
-    """Those of the networks that the outputs depend on: a decoder's file has no encoder in it."""
+    """The networks that the outputs depend on: a decoder's file has no encoder in it."""
     expected = _run(make(objective, networks, torch.float32, inputs), probe)
     kept = dict(networks.items())
     for name in list(kept):
@@ -257,14 +258,14 @@ def _needed(
 
 
 def traced(program: Program) -> torch.export.ExportedProgram:
-    """The program with any number of images, without inputs of its tracing and without the paths of
-    the files that it was traced through."""
+    """The program, traced for any number of images. Removes the example inputs and the paths of the
+    traced source files."""
     batch = torch.export.Dim("batch")
     with _quiet(program.name, "torch.export cannot trace it"):
         exported = torch.export.export(
             program.module,
             program.probes[1],
-            dynamic_shapes=(tuple({0: batch} for _ in program.inputs),),  # of `*given`
+            dynamic_shapes=(tuple({0: batch} for _ in program.inputs),),  # for `*given`
         )
     exported.example_inputs = None  # they would be a pickle in the file
     for node in exported.graph.nodes:
@@ -273,27 +274,27 @@ def traced(program: Program) -> torch.export.ExportedProgram:
 
 
 def write_torch(exported: torch.export.ExportedProgram, program: Program, path: Path) -> float:
-    """Write a .pt2, read it back and run it; the largest difference. Raises Failed."""
+    """Write a .pt2, read it back and run it. Returns the largest difference. Raises Failed."""
     with _quiet(path.name, "torch.export cannot write it"):
         torch.export.save(exported, path)
-        # This function can unpickle what it is given: here that is the file of the line above.
+        # `load` can unpickle a file. Here it gets only the file that the line above wrote.
         loaded = torch.export.load(path).module()
     return check(path.name, program.expected, [_run(loaded, probe) for probe in program.probes])
 
 
 def missing_for_onnx() -> list[str]:
-    """The packages that writing ONNX needs and that are not installed."""
+    """Missing packages for writing ONNX."""
     return [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
 
 
 def write_onnx(
     exported: torch.export.ExportedProgram, program: Program, path: Path
 ) -> float | None:
-    """Write a .onnx, read it back and run it; the largest difference, or None where onnxruntime is
-    not installed. Raises Failed."""
+    """Write a .onnx, read it back and run it. Returns the largest difference, or None if
+    onnxruntime is not installed. Raises Failed."""
     import onnx
 
-    with _quiet(path.name, "it has no form in ONNX"):
+    with _quiet(path.name, "ONNX cannot express it"):
         made = torch.onnx.export(
             exported,
             dynamo=True,
@@ -305,7 +306,7 @@ def write_onnx(
         assert made is not None
         model = made.model_proto
         for node in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
-            node.ClearField("metadata_props")  # how torch came to it, as long as the graph
+            node.ClearField("metadata_props")  # records of the tracing, as large as the graph
         onnx.save(model, path)
         onnx.checker.check_model(path, full_check=True)
     if importlib.util.find_spec("onnxruntime") is None:
@@ -337,7 +338,7 @@ def check(
                 )
             difference = float((ours - theirs).abs().max())
             scale = max(1.0, float(ours.abs().max()))
-            if not difference <= TOLERANCE * scale:  # NaN is no agreement
+            if not difference <= TOLERANCE * scale:  # NaN fails too
                 raise Failed(
                     f"{file}: differs from the original by {difference:.2g} with {len(ours)} "
                     f"images, and {TOLERANCE * scale:.2g} is allowed; nothing was written"
@@ -348,7 +349,7 @@ def check(
 
 @contextmanager
 def _quiet(file: str, problem: str) -> Generator[None]:
-    """Without the warnings of exporters; what they raise becomes a sentence."""
+    """Hide the exporters' warnings. Turn their exceptions into Failed with a readable message."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -356,9 +357,7 @@ def _quiet(file: str, problem: str) -> Generator[None]:
         except Exception as error:
             reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
             if "Constraints violated" in reason:
-                reason = (
-                    "a network fixes the number of images; where it takes len(x), take x.shape[0]"
-                )
+                reason = "a network fixes the number of images; replace len(x) by x.shape[0] in it"
             raise Failed(
                 f"{file}: {problem} ({reason}); nothing was written: leave this format out with "
                 "--formats"

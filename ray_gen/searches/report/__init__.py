@@ -1,4 +1,4 @@
-"""The report of a search: one HTML file, which needs no network and is forbidden to use one."""
+"""The report of a search: one HTML file. It needs no network, and its policy forbids one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The figures, by plotly; one trial has one colour scale and one number in all of them."""
+"""The figures, drawn with plotly. All figures use the same colour scale and the same trial
+numbers."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ from ray_gen.searches.report.results import Results, finite, score_axis
 from ray_gen.searches.report.texts import number_of, plain, text
 
 Plot = dict[str, Any]
-"""A part of a figure, as plotly has it."""
+"""A part of a figure, in plotly's format."""
 MARKS = {"done": "circle", "failed": "x-thin-open"}
-"""Of states; all others ended early, or have not ended."""
+"""Marker of each state. A trial in any other state ended early or has not ended."""
 
 
 def panels(results: Results) -> str:
@@ -48,16 +49,16 @@ def panels(results: Results) -> str:
         plots += _plot(f"panel{index}", [marks], 240, xaxis=x, yaxis=y, dragmode="select")
     note = f"""0 <span class=scale></span> {most:,} images trained &ensp; ● done &ensp;
 ○ ended early &ensp; <em>●</em> the best<br>
-Drag over trials to see them alone in all figures; double-click for all."""
+Drag over trials to see only them in all figures; double-click to see all."""
     if not all(math.isclose(axis.place(score) or 0.0, score) for score in results.scores):
-        note += " Outliers stand at the edge."
+        note += " Outliers are drawn at the edge."
     title = f"{text(results.metric)} against each parameter"
     return section(title, note, f"<div class=panels>{plots}</div>")
 
 
 def parallel(results: Results) -> str:
-    """Parallel coordinates: a line a trial through its values to its score, the best at the top.
-    Not plotly's own, which need WebGL and say nothing under the pointer."""
+    """Parallel coordinates: one line per trial, through its values to its score, the best at the
+    top. Not plotly's own: they need WebGL and show no hover text."""
     flipped = results.mode == "min"
     traces: list[Plot] = []
     for k, trial in reversed([*enumerate(results.judged)]):
@@ -95,13 +96,17 @@ def parallel(results: Results) -> str:
         margin={"l": 0, "r": 0, "t": 0, "b": 0},
         dragmode="select",
     )
-    note = "The darker, the better its score; dotted: ended early. Drag over a stretch of an axis."
+    note = (
+        "Darker lines have better scores; dotted lines ended early. Drag along a part of an axis "
+        "to select trials."
+    )
     inner = f"<div style='min-width:{120 * len(stems)}px'>{plot}</div>"
     return section("All parameters together", note, f"<div class=wide>{inner}</div>")
 
 
 def _curved(heights: Sequence[float], pieces: int = 12) -> tuple[list[float], list[float]]:
-    """A line that crosses each axis level, with points between them for the pointer to meet."""
+    """A line that is horizontal at each axis. It has points between the axes, so that the pointer
+    can hit it."""
     x, y = [0.0], [heights[0]]
     for index, (left, right) in enumerate(itertools.pairwise(heights)):
         for t in ((step + 1) / pieces for step in range(pieces)):
@@ -111,7 +116,7 @@ def _curved(heights: Sequence[float], pieces: int = 12) -> tuple[list[float], li
 
 
 def curves(results: Results) -> str:
-    """The score of every trial while it trained."""
+    """The score of every trial during its training."""
     traces: list[Plot] = []
     seen: list[float] = []
     for k, trial in reversed([*enumerate(results.trials)]):
@@ -131,7 +136,7 @@ def curves(results: Results) -> str:
     x: Plot = {"title": "images", "rangemode": "tozero", "tickformat": "~s"}
     plot = _plot("curves", traces, 380, xaxis=x, yaxis=y)
     title = f"{text(results.metric)} while training"
-    note = "The darker, the better its last score. Drag to enlarge, double-click for all."
+    note = "Darker lines have better last scores. Drag to zoom in, double-click to see all."
     return section(title, note, plot)
 
 
@@ -153,7 +158,7 @@ def _line(results: Results, k: int, x: Sequence[float], y: Sequence[float]) -> P
 
 
 def _plot(name: str, traces: Sequence[Plot], height: int, **layout: Any) -> str:
-    """A figure as a part of the page."""
+    """A figure as HTML for the page."""
     import plotly.graph_objects as go
 
     grid = {"gridcolor": LINES, "zeroline": False, "exponentformat": "e", "fixedrange": False}
@@ -181,7 +186,7 @@ def _mark(trial: Trial) -> str:
 
 
 def _colour(share: float, best: bool) -> str:
-    """From pale to dark; the best has its own."""
+    """From pale to dark. The best trial has its own colour."""
     share = min(max(share, 0.0), 1.0)
     ends = ([int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (PALE, DARK))
     mixed = (round(p + (d - p) * share) for p, d in zip(*ends, strict=True))

@@ -1,4 +1,4 @@
-"""Trials by rank, and the axes that they stand on."""
+"""Trials by rank, and the axes of the figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray_gen.searches.report.texts import number_of, plain, shown
 
 
 class Results:
-    """The trials in the order of their rank, and the axes that they stand on."""
+    """The trials in the order of their rank, and the axes of the figures."""
 
     def __init__(self, search: Search, metric: str, mode: Mode, trials: Sequence[Trial]) -> None:
         self.search, self.metric = search, metric
@@ -28,7 +28,7 @@ class Results:
         self.axes = {path: _axis_of(labels[path], values) for path, values in search.space.items()}
 
     def told(self, trial: Trial) -> str:
-        """What a trial says where the pointer meets it."""
+        """The hover text of a trial."""
         values = (
             f"{axis.label} = {shown(trial.values[path])}"
             for path, axis in self.axes.items()
@@ -41,7 +41,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Axis:
-    """Numbers between two ends, or choices at 0, 1, 2..."""
+    """An axis of numbers between two ends, or of choices at 0, 1, 2..."""
 
     label: str
     low: float
@@ -50,14 +50,14 @@ class Axis:
     choices: tuple[Any, ...] | None = None
 
     def place(self, value: Any) -> float | None:
-        """The number that stands for a value; None where it has no place here."""
+        """The position of a value on the axis. None if it has none."""
         if self.choices is not None:
             return self.choices.index(value) if value in self.choices else None
         number = finite(value)
         return None if number is None else min(max(number, self.low), self.high)
 
     def share(self, value: Any) -> float | None:
-        """How far along the axis a value stands, from 0 to 1."""
+        """The position of a value as a share of the axis, from 0 to 1. None if it has none."""
         place = self.place(value)
         if place is None:
             return None
@@ -65,11 +65,12 @@ class Axis:
         return (at - low) / (high - low)
 
     def spread(self, k: int) -> float:
-        """What keeps trials of the same choice apart."""
+        """A small offset that separates trials with the same choice."""
         return 0.3 * (k * 0.618 % 1 - 0.5) if self.choices else 0.0
 
     def ticks(self) -> list[tuple[Any, str]]:
-        """Values with labels: every choice; round numbers; the ends and the middle."""
+        """Values with labels: every choice, or round numbers (log axis), or ends and middle (linear
+        axis)."""
         if self.choices is not None:
             return [(choice, plain(shown(choice, 18))) for choice in self.choices]
         numbers = [self.low, (self.low + self.high) / 2, self.high]
@@ -81,7 +82,7 @@ class Axis:
         return [(n, f"{n:,.3g}".replace("e-0", "e-").replace("e+0", "e")) for n in numbers]
 
     def layout(self) -> dict[str, Any]:
-        """As plotly has it, which finds round numbers where the axis is linear."""
+        """The axis in plotly's format. On a linear axis plotly chooses round numbers itself."""
         low, high = (math.log10(n) if self.log else n for n in (self.low, self.high))
         room = 0.0 if self.choices else 0.05 * (high - low)
         found: dict[str, Any] = {"range": [low - room, high + room]}
@@ -102,8 +103,8 @@ def _axis_of(label: str, values: Range) -> Axis:
 
 
 def score_axis(label: str, scores: Sequence[float], mode: Mode) -> Axis:
-    """From the best score to the worst that is no outlier; logarithmic where that is more than a
-    decade."""
+    """An axis from the best score to the worst score without outliers. Logarithmic if it spans more
+    than a decade."""
     low, high = _without_outliers(scores or [0.0], mode)
     log = min(scores, default=0.0) > 0 and high > 10 * low
     if log:
@@ -115,8 +116,9 @@ def score_axis(label: str, scores: Sequence[float], mode: Mode) -> Axis:
 
 
 def _without_outliers(scores: Sequence[float], mode: Mode) -> tuple[float, float]:
-    """The lowest and highest, but no bad one 3 interquartile ranges beyond its quartile."""
-    twice = [*scores, *scores]  # one alone has no quartiles
+    """The lowest and the highest score. The bad end is at most 3 interquartile ranges beyond its
+    quartile."""
+    twice = [*scores, *scores]  # a single score has no quartiles
     first, _, third = statistics.quantiles(twice, n=4, method="inclusive")
     fence = 3 * (third - first) or math.inf
     low, high = min(scores), max(scores)

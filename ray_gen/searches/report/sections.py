@@ -1,4 +1,4 @@
-"""What the report says in words and pictures."""
+"""The sections of the report that are text, tables and pictures."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ray_gen.searches.report.texts import breakable, number_of, shown, text, tim
 from ray_gen.storage import Folder
 
 PICTURES = 4
-"""Samples are shown of so many trials, the best."""
+"""The number of best trials with samples in the report."""
 
 
 def headline(search: Folder, results: Results) -> str:
-    """The best trial in large, and what became of the others."""
+    """The best trial in large type, and the number of trials in each state."""
     trials, judged = results.trials, results.judged
     states = [trial.state for trial in trials]
     facts = [
@@ -33,8 +33,8 @@ def headline(search: Folder, results: Results) -> str:
     top, facts_list = f"<p class=above>Search · {text(search.name)}</p>", f"<ul>{told}</ul>"
     if not judged:
         all_failed = trials and states.count("failed") == len(trials)
-        why = "every one failed" if all_failed else "none was judged"
-        return f"<header>{top}<h1>No trial came to a score: {why}.</h1>{facts_list}</header>"
+        why = "all failed" if all_failed else "none was judged"
+        return f"<header>{top}<h1>No trial has a score: {why}.</h1>{facts_list}</header>"
     best = judged[0]
     values = "".join(f"<dt>{breakable(p)}<dd>{text(shown(v))}" for p, v in best.values.items())
     return f"""<header>{top}<h1>{text(results.metric)} <em>{number_of(best.score)}</em></h1>
@@ -45,22 +45,23 @@ def headline(search: Folder, results: Results) -> str:
 
 
 def _importance(results: Results) -> str:
-    """A bar a parameter."""
+    """One bar per parameter."""
     if len(results.judged) < ENOUGH:
-        return f"<p>It takes {ENOUGH} judged trials to tell; here are {len(results.judged)}.</p>"
+        here = len(results.judged)
+        return f"<p>An estimate needs {ENOUGH} judged trials; this search has {here}.</p>"
     shares = shares_of(results)
     if not shares:
-        return "<p>Nothing to tell it by: scores or values are all equal, or missing.</p>"
+        return "<p>No estimate is possible: all scores or all values are equal or missing.</p>"
     bars = "".join(
         f"<dt title='{text(path)}'>{breakable(results.axes[path].label)}"
         f"<dd><i style='width:{75 * share:.1f}%'></i>{share:.0%}"
         for path, share in shares.items()
     )
     few = len(results.judged) < TRUSTED * len(results.axes)
-    doubt = "<b>A guess: so few trials may differ by chance.</b>" if few else ""
+    doubt = "<b>Only a guess: with so few trials the differences may be chance.</b>" if few else ""
     return f"""<dl class='bars{" guess" if few else ""}'>{bars}</dl>
-<p class=note>{doubt} Share of the score's variance that a parameter explains by itself (fANOVA,
-Hutter et al. 2014), from {len(results.judged)} trials for {len(results.axes)} parameters. Those
+<p class=note>{doubt} Share of the score's variance that a parameter explains alone (fANOVA,
+Hutter et al. 2014), from {len(results.judged)} trials for {len(results.axes)} parameters. Trials
 that ended early count with their last score.</p>"""
 
 
@@ -86,7 +87,7 @@ def _newest_samples(folder: Folder) -> bytes | None:
 
 
 def table(results: Results) -> str:
-    """Every trial, by rank; a click on a heading sorts."""
+    """All trials, by rank. A click on a heading sorts."""
     heads = ["", "trial", "state", results.metric, "images", "time"]
     titles = [*heads, *results.axes, "reason"]
     heads = [*heads, *(axis.label for axis in results.axes.values()), "reason"]

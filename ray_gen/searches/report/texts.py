@@ -1,4 +1,4 @@
-"""Numbers and values in words, for HTML and for plotly."""
+"""Numbers and values as text, for HTML and for plotly."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def number_of(score: float | None) -> str:
-    """Five digits; nothing for None."""
+    """A score with five digits; empty for None."""
     return "" if score is None else f"{score:.5g}"
 
 
 def time_of(seconds: float) -> str:
-    """A duration, to two units at most."""
+    """A duration in at most two units."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -30,15 +30,15 @@ def shown(value: Any, width: int = 60) -> str:
 
 
 def text(line: str) -> str:
-    """For the page, attributes in quotes included."""
+    """Escape text for the page, also for attributes in quotes."""
     return html.escape(line)
 
 
 def breakable(path: str) -> str:
-    """For the page, where it may break after a dot or an underscore."""
+    """Escape text for the page and allow line breaks after a dot or an underscore."""
     return re.sub(r"([._])", r"\1<wbr>", text(path))
 
 
 def plain(line: str) -> str:
-    """For plotly, which reads tags but knows no &quot;."""
+    """Escape text for plotly. plotly reads tags but does not know &quot;."""
     return html.escape(line, quote=False)

@@ -1,0 +1,224 @@
+"""All metrics of one evaluation, in one pass over each set of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, cast
+
+import torch
+
+from ray_gen.core import ImageShape
+from ray_gen.errors import Refused
+from ray_gen.evaluation.cache import ReferenceCache
+from ray_gen.evaluation.embedding import Embedding, Need
+from ray_gen.evaluation.images import Consumer, own_share, show
+from ray_gen.evaluation.metric import FeatureMetric, Given, Lacking, Metric, Set
+from ray_gen.evaluation.metrics import METRICS, NEED_NO_WEIGHTS
+from ray_gen.evaluation.scores import Score, Scores
+from ray_gen.settings import Settings
+
+_FREE = " and ".join(NEED_NO_WEIGHTS)
+
+
+class Comparison:
+    """The metrics that were asked for, and what they are given.
+
+    Values do not depend on the number of ranks (FID up to the order of a sum in float64), and all
+    ranks return the same. Every method is collective: every rank, same order.
+    """
+
+    def __init__(self, names: Sequence[str], settings: Settings, given: Given) -> None:
+        """names: of METRICS. settings: with the fields of their `settings_class`. Raises Refused
+        for what cannot be measured; where nobody named the metrics, it is left out instead."""
+        self.given = given
+        self.without: dict[str, str] = {}
+        """Names that were left out, and why."""
+        self._names: list[str] = []
+        self._metrics: dict[type[Metric[Any]], Metric[Any]] = {}
+        for name in names:
+            kind = METRICS[name]
+            try:
+                if kind not in self._metrics:
+                    metric = kind(settings, given)
+                    self._check(metric)
+                    self._metrics[kind] = metric
+                self._names.append(name)
+            except Lacking as lacking:
+                if not given.automatic:
+                    raise
+                if lacking.why is not None:
+                    self.without[name] = lacking.why
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metrics that are measured."""
+        return tuple(self._names)
+
+    def _check(self, metric: Metric[Any]) -> None:
+        given = self.given
+        if metric.of_samples:
+            if given.subject is not None and not given.subject.objective.has_prior:
+                why = f"the objective {given.subject.kind} has no prior to sample from"
+                name = next(name for name in metric.names())
+                raise Lacking(f"evaluation.metrics: {name}: {why}", why)
+            self._check_images(metric)
+        metric.check()
+        if metric.of_samples:
+            self._check_shapes(metric)
+
+    def _check_images(self, metric: Metric[Any]) -> None:
+        sets, extractor = self.given.sets, self.given.extractor
+        for name, field in (("generated", "count"), ("reference", "reference")):
+            count = len(sets[cast(Set, name)])
+            if count < 2:
+                raise Refused(
+                    f"evaluation.{field}: two images are the least to compare, not {count}"
+                )
+        if metric.needs_weights and extractor is None and self.given.no_extractor is not None:
+            raise Lacking(self.given.no_extractor, self.given.no_extractor)
+        if metric.needs_weights and extractor is None:
+            raise Refused(
+                f"evaluation.features: {metric.names()[0]} looks at images through an extractor; "
+                f"name one, or ask evaluation.metrics for {_FREE} only"
+            )
+
+    def _check_shapes(self, metric: Metric[Any]) -> None:
+        """The metric can compare the sets that it looks at."""
+        given = self.given
+        channels, height, width = given.shape
+        if given.extractor is not None and metric.needs_weights:
+            wanted = given.extractor.channels
+            if channels != wanted and (channels, wanted) != (1, 3):
+                sees = "1 (grey) or 3 (RGB) channels" if wanted == 3 else f"{wanted} channels"
+                raise Refused(
+                    f"evaluation.features: {given.extractor.name} sees {sees}, and the images have "
+                    f"{channels}; ask evaluation.metrics for {_FREE} only"
+                )
+        for name in metric.compares_with():
+            theirs, what = given.shape_of(name), name.replace("_", "-")
+            if theirs[0] != channels:
+                raise Refused(
+                    f"evaluation: the generated images have {channels} and the {what} images "
+                    f"{theirs[0]} channels; set data.channels to {channels}"
+                )
+            if metric.compares_pixels and theirs != given.shape:
+                raise Refused(
+                    f"evaluation: {metric.names()[0]} compares pixels, and the generated images "
+                    f"are {height}x{width}, the {what} images {_size(theirs)} (height x width); "
+                    f"set data.image_size to {height if height == width else _size(given.shape)}"
+                )
+
+    @torch.no_grad()
+    def scores(self) -> Scores:
+        """The values, in the order of the names."""
+        metrics = list(self._metrics.values())
+        of_features = [metric for metric in metrics if isinstance(metric, FeatureMetric)]
+        shared = _Features(of_features, self.given) if of_features else None
+        for name in ("reference", "held_out", "generated"):
+            consumers = [consumer for metric in metrics for consumer in metric.sees(name)]
+            consumers = [*([] if shared is None else shared.sees(name)), *consumers]
+            if consumers:
+                given, what = self.given, f"{name.replace('_', '-')} images"
+                images = given.sets[name]
+                show(images, consumers, given.world, given.batch_size, given.progress, what)
+        measured = [] if shared is None else [shared.measure()]
+        measured += [m.measure() for m in metrics if not isinstance(m, FeatureMetric)]
+        found = {score.name: self._with_protocol(score) for score in chain(*measured)}
+        kinds = {name: METRICS[name] for name in self._names}
+        wanted = [
+            score
+            for name, kind in kinds.items()
+            for score in ((name,) if name in kind.scores else kind.scores)
+            if score in found
+        ]
+        return Scores(tuple(found[name] for name in wanted), self.left_out())
+
+    def left_out(self) -> tuple[str, ...]:
+        """What was left out, a sentence for each reason."""
+        by_reason: dict[str, list[str]] = {}
+        for name, why in self.without.items():
+            by_reason.setdefault(why, []).append(name)
+        return tuple(f"{', '.join(names)}: {why}" for why, names in by_reason.items())
+
+    def _with_protocol(self, score: Score) -> Score:
+        """A score with what all metrics of samples have in common."""
+        kind = next(kind for kind in self._metrics if score.name in kind.scores)
+        if not kind.of_samples:
+            return score
+        common = {
+            "generated": self.given.described("generated"),
+            "reference": self.given.described("reference"),
+            "seed": self.given.seed,
+        }
+        return Score(score.name, score.value, score.spread, {**common, **score.protocol})
+
+
+def _size(shape: ImageShape) -> str:
+    return f"{shape[1]}x{shape[2]}"
+
+
+class _Features:
+    """What the metrics on features share: one embedding of each set. Of the reference it may come
+    from the cache."""
+
+    def __init__(self, metrics: Sequence[FeatureMetric[Any]], given: Given) -> None:
+        """Collective: every rank, same order."""
+        assert given.extractor is not None
+        self._metrics, self._given = metrics, given
+        world, extractor, reference = given.world, given.extractor, given.sets["reference"]
+        needs = frozenset[Need]().union(*(metric.needs for metric in metrics))
+        own = own_share(len(given.sets["generated"]), given.batch_size, world)
+        self._generated = Embedding(extractor, given.sizes, needs, own, world)
+
+        needs -= {"logits"}
+        self._cache = ReferenceCache(given.cache_folder, reference, extractor)
+        expected = Embedding.shapes(given.sizes, needs, len(reference))
+        kept = self._cache.read(expected) if world.rank == 0 else None
+        self._known = bool(expected) and bool(world.maxima([int(kept is not None)])[0])
+        if self._known:  # as if rank 0 had seen them all
+            own = range(len(reference) if world.rank == 0 else 0)
+        else:
+            own = own_share(len(reference), given.batch_size, world)
+        self._reference = Embedding(extractor, given.sizes, needs, own, world)
+        if kept is not None:
+            self._reference.adopt(kept)
+        self._looks_at_reference = bool(expected) and not self._known
+
+    def sees(self, name: Set) -> list[Consumer]:
+        """What looks at each batch of a set."""
+        if name == "generated":
+            return [self._generated]
+        return [self._reference] if name == "reference" and self._looks_at_reference else []
+
+    def measure(self) -> Iterator[Score]:
+        """All values. The ranks take turns with the metrics. Collective: every rank, same order."""
+        given, world = self._given, self._given.world
+        self._generated.finish(len(given.sets["generated"]))
+        self._reference.finish(len(given.sets["reference"]))
+        if not self._known and world.rank == 0:
+            self._cache.write(self._reference.tensors())
+        # A row for each value: the value and its spread, NaN where it has none.
+        names = [name for metric in self._metrics for name in metric.scores]
+        table = torch.zeros(len(names), 2, dtype=torch.float64, device=world.device)
+        own = self._metrics[world.rank :: world.size]
+        for done, metric in enumerate(own, 1):
+            for name, value, spread in metric.compare(self._generated, self._reference):
+                row = [value, math.nan if spread is None else spread]
+                table[names.index(name)] = torch.tensor(row, dtype=torch.float64)
+            given.progress(done, len(own), "comparisons of features")
+        world.sum_(table)
+        values = dict(zip(names, table.tolist(), strict=True))
+        extractor = given.extractor
+        assert extractor is not None
+        common = {
+            "extractor": extractor.name,
+            "extractor_weights": extractor.digest,
+            "resizing": extractor.resizing,
+        }
+        for metric in self._metrics:
+            for name in metric.scores:
+                value, spread = values[name]
+                known = None if math.isnan(spread) else spread
+                yield Score(name, value, known, {**common, **metric.protocol()})

@@ -1,0 +1,150 @@
+"""What an extractor sees of a set of images: streamed moments, and the rows that metrics keep."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ray_gen.distributed import World
+from ray_gen.errors import Refused
+from ray_gen.evaluation.extractors import Extractor, Features
+from ray_gen.evaluation.images import as_rgb, gathered
+from ray_gen.evaluation.moments import Moments
+
+Need = Literal["moments", "features", "logits"]
+"""What a metric needs of the vectors. moments: mean and covariance. features: all vectors, kept.
+logits: class scores of the generated images."""
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Generator[None]:
+    """cudnn without TF32, which moves features by 1e-3, and with one fixed choice of algorithms."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    ):
+        yield
+
+
+@torch.no_grad()
+def extracted(extractor: Extractor, images: Tensor) -> Features:
+    """Features of a batch, of the shapes and types that were promised."""
+    with _full_precision(images.device), torch.autocast(images.device.type, enabled=False):
+        found = extractor(as_rgb(images) if extractor.channels == 3 else images)
+    _check(extractor.name, "vectors", found.vectors, len(images))
+    if found.logits is not None:
+        _check(extractor.name, "logits", found.logits, len(images))
+    return found
+
+
+def _check(name: str, what: str, rows: object, count: int) -> None:
+    if not isinstance(rows, Tensor):
+        raise Refused(
+            f"evaluation.features: {name} gave {what} as {type(rows).__name__}; it has to return a "
+            "tensor of vectors (N, D), or ray_gen.evaluation.extractors.Features"
+        )
+    if rows.ndim != 2 or len(rows) != count or rows.dtype != torch.float32:
+        raise Refused(
+            f"evaluation.features: {name} gave {what} of shape {tuple(rows.shape)} and type "
+            f"{rows.dtype} for {count} images; it has to give one float32 row for each, "
+            f"({count}, D)"
+        )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers in a feature vector and in the logits (None: the extractor does not classify)."""
+
+    vector: int
+    logits: int | None
+
+    @classmethod
+    def of(cls, extractor: Extractor, image: Tensor) -> Sizes:
+        """Learned from one image, so that a rank without a share knows them too."""
+        found = extracted(extractor, image)
+        return cls(found.vectors.shape[1], None if found.logits is None else found.logits.shape[1])
+
+
+class Embedding:
+    """Sees the images of a pass through an extractor; after `finish` it is the same on all ranks.
+
+    moments: of all vectors, None if not needed. features (N, D), logits (N, K): float32 on the CPU,
+    in the order of the images, None if not needed.
+    """
+
+    def __init__(
+        self, extractor: Extractor, sizes: Sizes, needs: frozenset[Need], own: range, world: World
+    ) -> None:
+        self._extractor = extractor
+        self._own = own
+        self._world = world
+        self.moments = Moments(sizes.vector, world.device) if "moments" in needs else None
+        rows = len(own)
+        self.features = torch.empty(rows, sizes.vector) if "features" in needs else None
+        assert sizes.logits is not None or "logits" not in needs
+        self.logits = torch.empty(rows, sizes.logits or 0) if "logits" in needs else None
+
+    def see(self, first: int, images: Tensor) -> None:
+        found = extracted(self._extractor, images)
+        if self.moments is not None:
+            self.moments.add(found.vectors)
+        start = first - self._own.start
+        if self.features is not None:
+            self.features[start : start + len(images)] = found.vectors
+        if self.logits is not None:
+            assert found.logits is not None
+            self.logits[start : start + len(images)] = found.logits
+
+    def features_on(self, device: torch.device) -> Tensor:
+        """All vectors (N, D), for a metric that needs them."""
+        assert self.features is not None
+        return self.features.to(device)
+
+    @staticmethod
+    def shapes(sizes: Sizes, needs: frozenset[Need], count: int) -> dict[str, tuple[int, ...]]:
+        """Of the tensors that a cache keeps of `count` images."""
+        size = sizes.vector
+        kept: dict[str, tuple[int, ...]] = {}
+        if "moments" in needs:
+            kept |= {"mean": (size,), "scatter": (size, size)}
+        if "features" in needs:
+            kept["features"] = (count, size)
+        return kept
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a cache keeps, by name."""
+        kept: dict[str, Tensor] = {}
+        if self.moments is not None:
+            kept |= {"mean": self.moments.mean, "scatter": self.moments.scatter}
+        if self.features is not None:
+            kept["features"] = self.features
+        return kept
+
+    def adopt(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what a cache kept, as if this rank had seen all of its own images."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+        if self.moments is not None:
+            self.moments.count = len(self._own)
+
+    def finish(self, count: int) -> None:
+        """Put together what all ranks saw. Collective: every rank, same order."""
+        if self.moments is not None:
+            self.moments.combine(self._world)
+        if self.features is not None:
+            self.features = gathered(self.features, self._own, count, self._world)
+        if self.logits is not None:
+            self.logits = gathered(self.logits, self._own, count, self._world)
+        kept = [*self.tensors().values(), *([] if self.logits is None else [self.logits])]
+        if not all(bool(tensor.sum().isfinite()) for tensor in kept):
+            raise Refused(
+                f"evaluation.features: {self._extractor.name} gave a number that is not finite; "
+                "its weights do not fit these images, or the images are not what they should be"
+            )

@@ -1,0 +1,185 @@
+"""Evaluates the models of one run, as often as it is asked; the same in a run and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ray_gen.core import Networks, Objective
+from ray_gen.data import Split, Store
+from ray_gen.distributed import World
+from ray_gen.errors import Refused
+from ray_gen.evaluation.comparison import Comparison
+from ray_gen.evaluation.extractors import Extractor
+from ray_gen.evaluation.images import Images, subset_of
+from ray_gen.evaluation.metric import Given, Set
+from ray_gen.evaluation.metrics import METRICS
+from ray_gen.evaluation.progress import Progress, silent
+from ray_gen.evaluation.scores import Scores
+from ray_gen.evaluation.subject import SampledImages, Subject
+from ray_gen.experiment import Experiment
+from ray_gen.experiment.evaluation import CustomFeatures, Evaluation, InceptionFeatures
+from ray_gen.training.build import DTYPES, class_of, import_target
+from ray_gen.training.sources import cache_folder
+
+COUNT = 50_000
+"""Images to generate where the settings do not say, if the reference has as many."""
+
+
+def subject_of(
+    experiment: Experiment,
+    objective: Objective,
+    networks: Networks,
+    description: Mapping[str, Any],
+) -> Subject:
+    """A model of an experiment, to be evaluated. networks: in eval mode."""
+    return Subject(
+        objective,
+        networks,
+        kind=experiment.objective.kind,
+        conditional=experiment.needs_labels,
+        dtype=DTYPES[experiment.training.precision],
+        description=description,
+    )
+
+
+class SplitImages:
+    """The images of a split of a store."""
+
+    def __init__(self, store: Store, split: str, name: str, device: torch.device) -> None:
+        self.split: Split = store.train if split == "train" else store.held_out
+        self._device = device
+        self.description = {"data": name, "split": split}
+        if store.stream is not None and split == "train":
+            sample = f"a sample of {len(self.split):,} of {store.stream.rows:,} images"
+            self.description["split"] = f"train, {sample}"
+        self.digest = None if store.digest is None else f"{store.digest} {split}"
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def take(self, indices: Sequence[int]) -> Tensor:
+        """uint8 (N, C, H, W)"""
+        pixels = self.split.images_NHWC[torch.tensor(indices)]
+        return pixels.to(self._device).permute(0, 3, 1, 2).contiguous()
+
+
+class Evaluator:
+    """Evaluates models against one store. Its extractor is built once.
+
+    Every method is collective: every rank, same order.
+    """
+
+    def __init__(
+        self,
+        settings: Evaluation,
+        store: Store,
+        name: str,
+        world: World,
+        progress: Progress = silent,
+        trained_on: bool = True,
+    ) -> None:
+        """name: of the data, for the protocol. trained_on: whether its training split is what the
+        model was trained on. Raises Refused."""
+        self.settings = settings
+        self._store, self._name, self._world, self._progress = store, name, world, progress
+        self._trained_on = trained_on
+        self._automatic = settings.metrics == "auto"
+        self._asked = list(METRICS) if settings.metrics == "auto" else list(settings.metrics)
+        self._extractor: Extractor | None = None
+        self._no_extractor: str | None = None
+        if any(METRICS[name].needs_weights for name in self._asked):
+            self._build_extractor()
+
+    def scores(self, subject: Subject) -> Scores:
+        """The scores of a model."""
+        return self.checked(subject).scores()
+
+    def checked(self, subject: Subject) -> Comparison:
+        """What measures a model. Raises Refused for what cannot be measured, before it is."""
+        sets: dict[Set, Images] = {}
+        if subject.objective.has_prior and any(METRICS[name].of_samples for name in self._asked):
+            reference = self.reference(self.settings.reference)
+            count = self.settings.count or min(COUNT, len(reference))
+            labels = self._labels(reference, count) if subject.conditional else None
+            generated = SampledImages(subject, count, labels, self.settings.seed)
+            sets = {"generated": generated, "reference": reference}
+        return Comparison(self._asked, self.settings, self._given(sets, subject))
+
+    def compared(self, generated: Images, reference: Images) -> Scores:
+        """The scores of images that are there already."""
+        given = self._given({"generated": generated, "reference": reference}, None)
+        return Comparison(self._asked, self.settings, given).scores()
+
+    def reference(self, split: str) -> SplitImages:
+        """A split of the store. Raises Refused where it has no images."""
+        found = SplitImages(self._store, split, self._name, self._world.device)
+        if not len(found):
+            raise Refused(
+                f"evaluation.reference: {self._name} has no {split} images; set it to train, or "
+                "data.held_out_fraction to 0.1"
+            )
+        return found
+
+    def _given(self, sets: dict[Set, Images], subject: Subject | None) -> Given:
+        settings, device = self.settings, self._world.device
+        if sets:
+            count = settings.count or min(COUNT, *(len(images) for images in sets.values()))
+            sets = {
+                name: subset_of(images, count, settings.seed, "evaluation.count")
+                for name, images in sets.items()
+            }
+        if self._trained_on:
+            sets["training"] = SplitImages(self._store, "train", self._name, device)
+        if len(self._store.held_out):
+            sets["held_out"] = SplitImages(self._store, "held_out", self._name, device)
+        return Given(
+            self._world,
+            sets,
+            extractor=self._extractor,
+            no_extractor=self._no_extractor,
+            subject=subject,
+            labelled=self._store.held_out,
+            data=self._name,
+            count=settings.count,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            automatic=self._automatic,
+            cache_folder=cache_folder() / "references",
+            progress=self._progress,
+        )
+
+    def _labels(self, reference: SplitImages, count: int) -> Tensor:
+        """Labels of samples, in the reference's proportions: a metric sees the classes that the
+        model was told. int64 (count,)."""
+        theirs = reference.split.labels
+        if theirs is None:
+            raise Refused(
+                f"evaluation.reference: {self._name} has no labels, and the samples of a "
+                "conditional model are drawn by them"
+            )
+        return theirs[torch.arange(count) * len(theirs) // count].to(self._world.device)
+
+    def _build_extractor(self) -> None:
+        """On every rank, or on none: one rank may lack the network or the file."""
+        features = self.settings.features
+        refusal: Refused | None = None
+        try:
+            build = import_target(features.targets["extractor"], "evaluation.features.kind")
+            arguments = features.arguments()
+            if isinstance(features, CustomFeatures):
+                field = "evaluation.features.target"
+                arguments["factory"] = class_of(features.target, field, "__call__")
+            self._extractor = build(**arguments, device=self._world.device)
+        except Refused as refused:
+            refusal = refused
+        if not self._world.maxima([int(refusal is not None)])[0]:
+            return
+        refusal = refusal or Refused("evaluation.features: another worker cannot build them")
+        # What was asked for must be there; only what nobody named may be missing.
+        if not self._automatic or features != InceptionFeatures():
+            raise refusal
+        self._extractor, self._no_extractor = None, str(refusal)

@@ -1,0 +1,60 @@
+"""The metrics. A new one is a file here and its class in this list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ray_gen.evaluation.metric import Metric
+from ray_gen.evaluation.metrics.density_coverage import DensityCoverage
+from ray_gen.evaluation.metrics.fid import Fid
+from ray_gen.evaluation.metrics.inception_score import InceptionScore
+from ray_gen.evaluation.metrics.kid import Kid
+from ray_gen.evaluation.metrics.likelihood import Likelihood
+from ray_gen.evaluation.metrics.mmd_rbf import MmdRbf
+from ray_gen.evaluation.metrics.nearest_neighbour import NearestNeighbour
+from ray_gen.evaluation.metrics.precision_recall import PrecisionRecall
+from ray_gen.evaluation.metrics.sliced_wasserstein import SlicedWasserstein
+from ray_gen.evaluation.scores import Better
+
+ALL: tuple[type[Metric[Any]], ...] = (
+    Fid,
+    Kid,
+    InceptionScore,
+    PrecisionRecall,
+    DensityCoverage,
+    MmdRbf,
+    SlicedWasserstein,
+    NearestNeighbour,
+    Likelihood,
+)
+
+METRICS: dict[str, type[Metric[Any]]] = {name: kind for kind in ALL for name in kind.names()}
+"""By the names that `evaluation.metrics` takes."""
+
+BETTER: dict[str, Better] = {name: better for kind in ALL for name, better in kind.scores.items()}
+"""Every value that a metric may yield, by its name, and which of two is the better one."""
+
+OF_SAMPLES = tuple(name for kind in ALL if kind.of_samples for name in kind.scores)
+"""Values that are of samples, not of held-out images."""
+
+NEED_NO_WEIGHTS = tuple(
+    name for name, kind in METRICS.items() if kind.of_samples and not kind.needs_weights
+)
+"""Metrics of samples that use no extractor."""
+
+
+def scores_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of the values that these metrics may yield."""
+    found: dict[str, None] = {}
+    for name in names:
+        kind = METRICS[name]
+        found |= dict.fromkeys((name,) if name in kind.scores else kind.scores)
+    return tuple(found)
+
+
+def metric_of(score: str) -> str:
+    """The name of the metric that yields a value."""
+    if score in METRICS:
+        return score
+    return next(kind.names()[0] for kind in ALL if score in kind.scores)

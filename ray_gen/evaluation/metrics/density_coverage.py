@@ -1,0 +1,80 @@
+"""Density and coverage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import PositiveInt
+
+from ray_gen.evaluation.metric import FeatureMetric
+from ray_gen.evaluation.neighbours import check_neighbours
+from ray_gen.settings import Settings, free
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ray_gen.evaluation.embedding import Embedding
+
+ROWS = 2048
+
+
+class DensityCoverageSettings(Settings):
+    """The size of the balls."""
+
+    density_neighbours: PositiveInt = free(5)
+    """k of density and coverage (Naeem et al. 2020: 5)."""
+
+
+class DensityCoverage(FeatureMetric[DensityCoverageSettings]):
+    """How well generated images fill the balls about real ones: `density_coverage`."""
+
+    scores = {"density": "higher", "coverage": "higher"}
+    needs = frozenset({"features"})
+    settings_class = DensityCoverageSettings
+
+    def check(self) -> None:
+        """An image has that many neighbours."""
+        field = "evaluation.density_neighbours"
+        check_neighbours(field, self.settings.density_neighbours, self.given.smallest)
+
+    def compare(
+        self, generated: Embedding, reference: Embedding
+    ) -> Iterator[tuple[str, float, float | None]]:
+        density, coverage = density_coverage(
+            generated.features_on(self.given.world.device),
+            reference.features_on(self.given.world.device),
+            neighbours=self.settings.density_neighbours,
+        )
+        yield "density", density, None
+        yield "coverage", coverage, None
+
+    def protocol(self) -> Mapping[str, Any]:
+        return {"neighbours": self.settings.density_neighbours}
+
+
+def density_coverage(
+    generated: Tensor, reference: Tensor, *, neighbours: int
+) -> tuple[float, float]:
+    """How many balls of the reference hold a generated image, and how many balls hold any.
+
+        density  = 1 / (k M) Σ_j Σ_i 1[Y_j ∈ B(X_i)],     coverage = 1 / N Σ_i 1[∃ j: Y_j ∈ B(X_i)]
+
+    Naeem et al. 2020, "Reliable fidelity and diversity metrics for generative models", section 3;
+    B(X_i) is open, as in the authors' code, and reaches to the k-th nearest neighbour of X_i.
+    generated Y (M, D), reference X (N, D): float32; their device computes. Density in [0, N / k],
+    coverage in [0, 1]; for equal distributions their expectations are 1 and (their Lemma 2)
+    1 − (N − 1)···(N − k) / ((N + M − 1)···(N + M − k)), which is 1 − 2^−k for large N = M.
+    """
+    import torch
+
+    held = torch.zeros((), dtype=torch.int64, device=reference.device)
+    covered = torch.zeros_like(held)
+    for rows in reference.split(ROWS):
+        # The nearest of the reference is the image itself.
+        radius = torch.cdist(rows, reference).kthvalue(neighbours + 1).values
+        inside = torch.cdist(rows, generated) < radius[:, None]
+        held += inside.sum()
+        covered += inside.any(1).sum()
+    density = held.item() / (neighbours * len(generated))
+    return density, covered.item() / len(reference)

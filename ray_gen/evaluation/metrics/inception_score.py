@@ -1,0 +1,63 @@
+"""Inception Score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ray_gen.errors import Refused
+from ray_gen.evaluation.fidelity import torch_fidelity
+from ray_gen.evaluation.metric import FeatureMetric, Lacking
+from ray_gen.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ray_gen.evaluation.embedding import Embedding
+
+SPLITS = 10
+
+
+class InceptionScore(FeatureMetric[Settings]):
+    """The Inception Score of class scores: `inception_score`."""
+
+    scores = {"inception_score": "higher"}
+    needs = frozenset({"logits"})
+
+    def check(self) -> None:
+        """There are class scores, and enough images."""
+        images, extractor = len(self.given.sets["generated"]), self.given.extractor
+        if images < SPLITS:
+            raise Refused(
+                f"evaluation.count: inception_score takes {SPLITS} parts of the generated images, "
+                f"and there are {images}; set more, 5,000 a part in its paper"
+            )
+        if extractor is not None and self.given.sizes.logits is None:
+            raise Lacking(
+                "evaluation.features: inception_score needs class scores, and this extractor gives "
+                "none; leave it out, or return ray_gen.evaluation.extractors.Features with logits",
+                f"{extractor.name} gives no class scores",
+            )
+
+    def compare(
+        self, generated: Embedding, reference: Embedding
+    ) -> Iterator[tuple[str, float, float | None]]:
+        assert generated.logits is not None
+        value, deviation = inception_score(generated.logits, seed=self.given.seed)
+        yield "inception_score", value, deviation
+
+    def protocol(self) -> Mapping[str, Any]:
+        return {"splits": SPLITS}
+
+
+def inception_score(logits: Tensor, *, seed: int, splits: int = SPLITS) -> tuple[float, float]:
+    """exp E_x KL(p(y|x) ‖ p(y)): mean and standard deviation over `splits` parts in random order.
+
+    Salimans et al. 2016, "Improved techniques for training GANs", section 4. logits: float32 (N, K)
+    of generated images. In [1, K], higher is better. It looks at no reference, and rises with the
+    images of a split.
+    """
+    found = torch_fidelity("metric_isc", "isc_features_to_metric")(
+        logits, splits, True, seed % 2**32
+    )
+    return found["inception_score_mean"], found["inception_score_std"]

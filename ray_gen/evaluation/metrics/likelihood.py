@@ -1,0 +1,74 @@
+"""What a model with a likelihood says of images that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import PositiveInt
+
+from ray_gen.evaluation.metric import Lacking, Metric
+from ray_gen.evaluation.scores import Score
+from ray_gen.settings import Settings, free
+
+
+class LikelihoodSettings(Settings):
+    """The bound."""
+
+    importance_samples: PositiveInt = free(100)
+    """K of a VAE's importance-weighted bound; 5000 is what papers report."""
+
+
+class Likelihood(Metric[LikelihoodSettings]):
+    """Bounds on log p(x), bits per dimension, active units, reconstructions: see
+    `likelihood.measure`. Which of them there are depends on the model and its data."""
+
+    asked_as = ("likelihood",)
+    scores = {
+        "elbo": "higher",
+        "reconstruction": "lower",
+        "kl": None,
+        "log_likelihood_bound": "higher",
+        "bits_per_dimension": "lower",
+        "active_units": None,
+        "reconstruction_mse": "lower",
+        "reconstruction_ssim": "higher",
+    }
+    of_samples = False
+    settings_class = LikelihoodSettings
+
+    def check(self) -> None:
+        """The model has a likelihood, and there are held-out images."""
+        from ray_gen.core import Bounds
+
+        where, given = "evaluation.metrics: likelihood", self.given
+        if given.subject is None:
+            raise Lacking(f"{where}: it is of a model, and pictures were named; name a run", None)
+        if not isinstance(given.subject.objective, Bounds):
+            raise Lacking(f"{where}: the objective {given.subject.kind} has none", None)
+        if given.labelled is None or not len(given.labelled.images_NHWC):
+            why = f"it is measured on held-out images, and {given.data} has none"
+            remedy = "name other images"
+            if "training" in given.sets:
+                remedy = "set data.held_out_fraction to 0.1"
+            raise Lacking(f"{where}: {why}; {remedy}", why)
+
+    def measure(self) -> Iterator[Score]:
+        from ray_gen.core import Bounds
+        from ray_gen.evaluation.likelihood.measure import likelihood_scores
+
+        given, subject, images = self.given, self.given.subject, self.given.labelled
+        assert subject is not None and images is not None and isinstance(subject.objective, Bounds)
+        yield from likelihood_scores(
+            subject.objective,
+            subject.networks,
+            images,
+            samples=self.settings.importance_samples,
+            batch_size=given.batch_size,
+            seed=given.seed,
+            world=given.world,
+            conditional=subject.conditional,
+            dtype=subject.dtype,
+            count=None if given.count is None else min(given.count, len(images.images_NHWC)),
+            description={**subject.description, "data": given.data, "split": "held_out"},
+            progress=given.progress,
+        )

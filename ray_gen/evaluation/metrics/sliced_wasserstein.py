@@ -1,0 +1,62 @@
+"""Sliced Wasserstein distance of patches at each scale: no weights, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ray_gen.evaluation.metric import Metric, Set
+from ray_gen.evaluation.scores import Score
+from ray_gen.settings import Settings
+
+if TYPE_CHECKING:
+    from ray_gen.evaluation.images import Consumer
+    from ray_gen.evaluation.patches import Pictures
+
+
+class SlicedWasserstein(Metric[Settings]):
+    """The distance of patches of as many images of both sets: `patches.sliced_wasserstein`."""
+
+    scores = {"sliced_wasserstein": "lower"}
+    compares_pixels = True
+
+    def check(self) -> None:
+        """The images are large enough for a patch."""
+        from ray_gen.evaluation.patches import scales_of
+
+        scales_of(self.given.shape)
+
+    @cached_property
+    def _seen(self) -> dict[Set, Pictures]:
+        from ray_gen.evaluation.images import own_share
+        from ray_gen.evaluation.patches import Pictures
+
+        given = self.given
+        sides: tuple[Set, ...] = ("generated", "reference")
+        return {
+            side: Pictures(
+                given.shape,
+                len(given.sets[side]),
+                given.smallest,
+                own_share(len(given.sets[side]), given.batch_size, given.world),
+            )
+            for side in sides
+        }
+
+    def sees(self, name: Set) -> Sequence[Consumer]:
+        return [self._seen[name]] if name in self._seen else []
+
+    def measure(self) -> Iterator[Score]:
+        from ray_gen.evaluation.patches import PATCHES, sliced_wasserstein
+
+        ours, theirs = self._seen["generated"], self._seen["reference"]
+        given = self.given
+        scales = sliced_wasserstein(ours, theirs, given.seed, given.world, given.progress)
+        protocol = {
+            "unit": "10^-3, mean over scales",
+            "scales": scales,
+            "images_of_each": ours.count,
+            "patches_of_an_image": PATCHES,
+        }
+        yield Score("sliced_wasserstein", sum(scales.values()) / len(scales), None, protocol)

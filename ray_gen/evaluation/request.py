@@ -1,0 +1,247 @@
+"""One evaluation, from the names of a run, pictures and data to their scores."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from ray_gen.distributed import World
+from ray_gen.errors import Refused
+from ray_gen.evaluation.evaluator import Evaluator, SplitImages, subject_of
+from ray_gen.evaluation.progress import Progress, silent
+from ray_gen.evaluation.scores import Scores
+from ray_gen.experiment import Experiment, absolute_path
+from ray_gen.experiment.data import Data
+from ray_gen.experiment.evaluation import Evaluation
+from ray_gen.pipeline.loading import experiment_of as run_experiment
+from ray_gen.pipeline.loading import load_as
+from ray_gen.pipeline.model import Model
+from ray_gen.pipeline.pretrained import is_pretrained, read_config
+from ray_gen.settings import problems_of
+from ray_gen.storage import Folder, without_credentials
+from ray_gen.training.sources import open_source
+
+
+@dataclass(frozen=True)
+class Request:
+    """One evaluation, as it is told to workers."""
+
+    run: str | None
+    """A run folder, a checkpoint or what `export` wrote, by its absolute path or URI; None to
+    compare pictures."""
+    generated: Data | None
+    """Pictures in the place of a run's samples."""
+    reference: Data | None
+    """None: the run's own data. With a digest it must be the data of that digest."""
+    settings: Evaluation
+
+    def to_json(self) -> str:
+        """All of it as text."""
+        parts = {
+            "generated": self.generated,
+            "reference": self.reference,
+            "settings": self.settings,
+        }
+        told = {name: part and part.model_dump(mode="json") for name, part in parts.items()}
+        return json.dumps({"run": self.run, **told})
+
+    @classmethod
+    def from_json(cls, text: str) -> Request:
+        """What `to_json` wrote."""
+        given = json.loads(text)
+        data: TypeAdapter[Data] = TypeAdapter(Data)
+        sources = {
+            name: given[name] and data.validate_python(given[name])
+            for name in ("generated", "reference")
+        }
+        return cls(given["run"], **sources, settings=Evaluation.model_validate(given["settings"]))
+
+    @classmethod
+    def of(
+        cls,
+        run: str | os.PathLike[str] | None = None,
+        *,
+        generated: str | None = None,
+        reference: str | None = None,
+        split: str | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        channels: int | None = None,
+        on_corrupt: str | None = None,
+        **settings: Any,
+    ) -> Request:
+        """The arguments of `evaluate`, checked. Raises Refused."""
+        if (run is None) == (generated is None):
+            raise Refused("evaluate: name either a run, or pictures with --generated")
+        if generated is not None and reference is None:
+            raise Refused(
+                "--reference: pictures need real ones to be compared with: a folder, or a source "
+                "such as mnist5k or torchvision:CIFAR10"
+            )
+        decoding = {"image_size": image_size, "channels": channels, "on_corrupt": on_corrupt}
+        decoding = {name: value for name, value in decoding.items() if value is not None}
+        if split is not None:
+            settings["reference"] = split
+        if run is None:
+            return cls(
+                None,
+                _source(str(generated), "--generated", decoding),
+                _source(str(reference), "--reference", decoding),
+                _settings(None, settings),
+            )
+        location, experiment = absolute_path(os.fspath(run)), experiment_of(run)
+        data = _reference(location, experiment, reference, decoding)
+        return cls(location, None, data, _settings(experiment, settings))
+
+
+def measure(request: Request, world: World, progress: Progress = silent) -> Scores:
+    """All scores of a request. Collective: every rank, same order."""
+    decoded = partial(_decoded, progress)
+    if request.run is None:
+        assert request.generated is not None and request.reference is not None
+        with _named_by("--generated"):
+            pictures = open_source(request.generated, decoded)
+        with _named_by("--reference"):
+            store = open_source(request.reference, decoded)
+        evaluator = Evaluator(
+            request.settings, store, request.reference.short_form, world, progress
+        )
+        reference = evaluator.reference(request.settings.reference)
+        generated = SplitImages(pictures, "train", request.generated.short_form, world.device)
+        return evaluator.compared(generated, reference)
+    pipeline = load_as(Model, request.run, weights=request.settings.weights, device=world.device)
+    data = request.reference or pipeline.experiment.data
+    with nullcontext() if request.reference is None else _named_by("--reference"):
+        store = open_source(data, decoded)
+    if store.image_shape != pipeline.experiment.image_shape:
+        raise Refused(
+            f"--reference: its images are {store.image_shape} (channels, height, width) and the "
+            f"run's {pipeline.experiment.image_shape}"
+        )
+    if None not in (data.digest, store.digest) and store.digest != data.digest:
+        raise Refused(
+            f"data: {data.short_form} is not what {request.run} was trained on: its images have "
+            "changed since; put the old ones back, or name what to compare with by --reference"
+        )
+    own = request.reference is None or store.digest == pipeline.experiment.data.digest
+    evaluator = Evaluator(request.settings, store, data.short_form, world, progress, trained_on=own)
+    described = _described(request, pipeline)
+    return evaluator.scores(
+        subject_of(pipeline.experiment, pipeline.objective, pipeline.networks, described)
+    )
+
+
+def exported(run: str) -> Path | None:
+    """The folder of a model that `export` wrote; None of a run or checkpoint."""
+    folder = Folder(run)
+    return folder.path if folder.is_local and is_pretrained(folder.path) else None
+
+
+def _described(request: Request, pipeline: Model) -> dict[str, Any]:
+    """What a protocol says of the model of a request."""
+    assert request.run is not None
+    images, weights = pipeline.images_seen, request.settings.weights
+    folder = exported(request.run)
+    if folder is not None:
+        _, facts = read_config(folder)
+        images, weights = facts.images, facts.weights
+    return {"run": request.run, "images seen": images, "weights": weights}
+
+
+@contextmanager
+def _named_by(option: str) -> Generator[None]:
+    """What is wrong with a source, by the option that named it in the place of its own fields."""
+    try:
+        yield
+    except Refused as refused:
+        told = re.sub(r"\bdata\.(path|dataset)\b", option, str(refused))
+        told = re.sub(r"\bset data\.kind=(\w+)", r"write \1:PATH", told)
+        raise Refused(told) from refused
+
+
+def _decoded(progress: Progress, done: int, total: int) -> None:
+    progress(done, total, "decoding images")
+
+
+def experiment_of(run: str | os.PathLike[str]) -> Experiment:
+    """The experiment of a run, a checkpoint or an exported model. Raises Refused."""
+    folder = exported(absolute_path(os.fspath(run)))
+    return run_experiment(run) if folder is None else read_config(folder)[0]
+
+
+def _settings(experiment: Experiment | None, changes: Mapping[str, Any]) -> Evaluation:
+    """The run's own settings with changes, checked."""
+    own = Evaluation() if experiment is None else experiment.evaluation
+    given = {**own.model_dump(mode="json"), **changes}
+    try:
+        return Evaluation.model_validate(given).absolute()
+    except ValidationError as error:
+        problems = problems_of(error, Evaluation, given)
+        raise Refused("\n".join(f"evaluation.{problem}" for problem in problems)) from None
+
+
+def _reference(
+    location: str, experiment: Experiment, named: str | None, decoding: Mapping[str, Any]
+) -> Data | None:
+    """What samples of a run are compared with, in the run's size and channels; None: its data."""
+    own = {"image_size": experiment.data.image_size, "channels": experiment.data.channels}
+    for name in own:
+        if name in decoding:
+            raise Refused(
+                f"data.{name}: a run has its own, and a reference is brought to it; leave it out"
+            )
+    if named is not None:
+        return _source(named, "--reference", {**own, **decoding})
+    if decoding:
+        raise Refused(
+            "data.on_corrupt: a run's own data is read as it was for training; leave it out, or "
+            "name other images with --reference"
+        )
+    return None if exported(location) is None else _data_of_export(location, experiment)
+
+
+def _data_of_export(location: str, experiment: Experiment) -> Data | None:
+    """The data of an exported model, which holds only the last part of a local path; None where
+    its settings say all of it."""
+    data = experiment.absolute().data
+    path = getattr(data, "path", "://")
+    if "://" in path:
+        return None
+    if not Path(path).exists():
+        raise Refused(
+            f"--reference: {location} was trained on {experiment.data.short_form}, and an export "
+            "does not say where that lies; name images to compare with, or start in the folder "
+            f"that holds {Path(path).name}"
+        )
+    return data
+
+
+def _source(text: str, option: str, decoding: Mapping[str, Any]) -> Data:
+    """A folder, or a source in its short form, with settings of how its images are decoded."""
+    kinds = ("folder:", "parquet:", "torchvision:")
+    short = text if text.startswith(kinds) or text == "mnist5k" else f"folder:{text}"
+    without_credentials(short.partition(":")[2])  # before it stands in a message
+    adapter: TypeAdapter[Data] = TypeAdapter(Data)
+    try:
+        data = adapter.validate_python(short)
+    except ValidationError as error:
+        raise Refused(f"{option}: {text}: {error.errors()[0]['msg']}") from error
+    changes = dict(decoding)
+    if hasattr(data, "path"):
+        changes["path"] = absolute_path(getattr(data, "path"))  # noqa: B009
+    if text != "mnist5k" and not text.startswith("torchvision:"):
+        changes["held_out_fraction"] = 0.0  # all of the pictures that were named
+    given = {**data.model_dump(), **changes}
+    try:
+        return type(data).model_validate(given)
+    except ValidationError as error:
+        problems = problems_of(error, type(data), given)
+        raise Refused("\n".join(f"data.{problem}" for problem in problems)) from None

@@ -1,0 +1,122 @@
+"""Scores as a table that people read: a row for each value, a column for each run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray_gen.evaluation.metrics import BETTER
+from ray_gen.evaluation.scores import Score, Scores
+
+ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
+"""Beside a name: which of two values is the better one."""
+LONGEST_UNIT = 30
+"""Characters of a unit that still fits beside a name."""
+
+_Facts = dict[tuple[str, ...], Any]
+"""A protocol by the paths of its entries."""
+
+
+def table(runs: Sequence[tuple[str, Scores]], *, verbose: bool = False) -> str:
+    """A Markdown table of runs and their scores. Below it stands how they were measured: what all
+    have in common once, then what is a run's own, then what was left out.
+
+    verbose: with what is each metric's own, too.
+    """
+    found = {score.name: score for _, scores in reversed(runs) for score in reversed(scores.scores)}
+    names = sorted(found, key=list(BETTER).index) if found.keys() <= BETTER.keys() else list(found)
+    rows = [["", *(run for run, _ in runs)]]
+    for name in names:
+        values = [{s.name: _cell(s) for s in scores}.get(name, "") for _, scores in runs]
+        rows.append([_heading(found[name]), *values])
+    lines = [*_aligned(rows), ""]
+    for of_samples in (True, False):
+        lines += _protocols(runs, of_samples, verbose)
+    lines += dict.fromkeys(f"- left out: {why}" for _, scores in runs for why in scores.without)
+    return "\n".join(lines).rstrip("\n")
+
+
+def _heading(score: Score) -> str:
+    unit = score.protocol.get("unit")
+    fits = isinstance(unit, str) and len(unit) <= LONGEST_UNIT
+    return f"{score.name}{ARROWS[BETTER.get(score.name)]}{f' ({unit})' if fits else ''}"
+
+
+def _cell(score: Score) -> str:
+    spread = "" if score.spread is None else f" ± {score.spread:.2g}"
+    return f"{score.value:.5g}{spread}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of Markdown, numbers to the right."""
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
+    lines = [
+        f"| {row[0]:<{widths[0]}} | "
+        + " | ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        + " |"
+        for row in rows
+    ]
+    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
+    return [lines[0], rule, *lines[1:]]
+
+
+def _protocols(runs: Sequence[tuple[str, Scores]], of_samples: bool, verbose: bool) -> list[str]:
+    """How one family of scores was measured, of samples or of held-out images."""
+    family = [
+        (run, score.name, _facts(score.protocol))
+        for run, scores in runs
+        for score in scores
+        if ("generated" in score.protocol) == of_samples
+    ]
+    if not family:
+        return []
+    common = _shared([facts for _, _, facts in family])
+    lines = [f"- {_words(common)}"] if common else []
+    of_metrics: dict[str, list[str]] = {}
+    for run in dict.fromkeys(run for run, _, _ in family):
+        own = [(name, facts) for of, name, facts in family if of == run]
+        shared = _shared([facts for _, facts in own])
+        rest = {path: value for path, value in shared.items() if path not in common}
+        if rest:
+            lines.append(f"- {run}: {_words(rest)}")
+        for name, facts in own:
+            told = {path: value for path, value in facts.items() if path not in shared}
+            if not verbose:  # what a reader has to know in any case
+                told = {path: value for path, value in told.items() if path == ("warning",)}
+            words = _words(told).removeprefix("warning ")
+            if words and name not in of_metrics.setdefault(words, []):
+                of_metrics[words].append(name)
+    return lines + [f"- {', '.join(names)}: {words}" for words, names in of_metrics.items()]
+
+
+def _facts(protocol: Mapping[str, Any], above: tuple[str, ...] = ()) -> _Facts:
+    facts: _Facts = {}
+    for key, value in protocol.items():
+        if isinstance(value, Mapping):
+            facts |= _facts(value, (*above, key))
+        elif value is not None:
+            facts[(*above, key)] = value
+    return facts
+
+
+def _shared(protocols: Sequence[_Facts]) -> _Facts:
+    """What is the same in all."""
+    first = protocols[0]
+    return {
+        path: value
+        for path, value in first.items()
+        if all(path in facts and facts[path] == value for facts in protocols)
+    }
+
+
+def _words(facts: _Facts) -> str:
+    """Facts in a line. Those below one key stand together."""
+    told: dict[str, list[str]] = {}
+    for (first, *below), value in facts.items():
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        name = " ".join(below).replace("_", " ")
+        told.setdefault(first.replace("_", " "), []).append(f"{name} {text}" if name else text)
+    return ", ".join(
+        f"{key} ({', '.join(values)})" if len(values) > 1 else f"{key} {values[0]}"
+        for key, values in told.items()
+    )

@@ -1,0 +1,118 @@
+"""Every private name of Ray that ray_gen uses. No other file touches one.
+
+A release of Ray may move or change any of them. The functions here then do without, and their
+docstrings say what that costs. Names are looked up when they are used, so no import can fail.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+PRINT = "ray._private.worker.print_to_stdstream"
+ADDRESS = "ray._private.utils.read_ray_address"
+STATUS = "ray.autoscaler.v2.sdk.get_cluster_status"
+CONTEXT = "ray.train.v2._internal.execution.context.get_train_context"
+CONTEXT_CLASS = "ray.train.v2._internal.execution.context.TrainContext"
+NOTICE = "ray.train.v2._internal.execution.preemption.PreemptionContext"
+SNAPSHOT = "ray.train.v2._internal.constants.CHECKPOINT_MANAGER_SNAPSHOT_FILENAME"
+WORKER = "ray.train.v2._internal.execution.worker_group.worker.RayTrainWorker"
+NAMES = (PRINT, ADDRESS, STATUS, CONTEXT, CONTEXT_CLASS, NOTICE, SNAPSHOT, WORKER)
+
+
+def _find(name: str) -> Any:
+    """What the installed Ray has under a private name; None if it has nothing there."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute, None)
+    except (ImportError, AttributeError):  # AttributeError: a module that only half exists
+        return None
+
+
+def silence_deaths() -> None:
+    """Keeps Ray from printing every worker's death on the driver, which it does even with
+    log_to_driver=False. The progress line reports deaths.
+
+    Without the name: Ray prints them, too.
+    """
+    module, _, attribute = PRINT.rpartition(".")
+    if _find(PRINT) is not None:
+        setattr(importlib.import_module(module), attribute, lambda *args, **kwargs: None)
+
+
+def address_of_started_cluster() -> str | None:
+    """The address that the last `ray start` or `ray.init` on this machine left; None if none did.
+    The cluster may be gone.
+
+    Without the name: reads the file that the documentation of `ray.init` names.
+    """
+    read = _find(ADDRESS)
+    if read is not None:
+        try:
+            return read() or None
+        except TypeError:  # it has other arguments now
+            pass
+    temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    try:
+        text = (Path(temporary) / "ray" / "ray_current_cluster").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return text.strip() or None
+
+
+def coming_nodes(gcs_address: str) -> int | None:
+    """Nodes that the cluster's autoscaler is about to start or has just started.
+
+    Without the name: None. The caller then waits a fixed time.
+    """
+    get_cluster_status = _find(STATUS)
+    if get_cluster_status is None:
+        return None
+    try:
+        status = get_cluster_status(gcs_address)
+        return len(status.pending_launches) + len(status.pending_nodes)
+    except (AttributeError, TypeError):
+        return None
+
+
+def preemption_notice() -> object:
+    """What Ray has told this worker about workers whose machines will soon be taken away.
+
+    `ray.train.get_preemption_info` makes all workers wait for each other, through an actor. Our
+    workers already meet at each control step, which calls this often. So this reads only what has
+    reached this worker.
+
+    Without the names: always None. No checkpoint is saved at a notice; see `hears_notices`.
+    """
+    try:
+        info = _find(CONTEXT)().preemption_context.preemption_info
+        return None if info is None else (info.deadline_ms, tuple(info.preempted_ranks))
+    except (AttributeError, TypeError):
+        return None
+
+
+def hears_notices() -> bool:
+    """Whether `preemption_notice` can find anything. Ray 2.58 is the first with these names."""
+    fields: Any = getattr(_find(CONTEXT_CLASS), "__dataclass_fields__", {})
+    known = "preemption_context" in fields and hasattr(_find(NOTICE), "preemption_info")
+    return known and _find(CONTEXT) is not None
+
+
+def snapshot_file() -> str:
+    """Ray Train's own record in a run folder. It must not be there when a run goes on: Ray would
+    restore it, and would raise if a checkpoint in it is gone.
+
+    Without the name: the file's name in Ray 2.60.
+    """
+    return _find(SNAPSHOT) or "checkpoint_manager_snapshot.json"
+
+
+def is_train_worker(title: bytes) -> bool:
+    """Whether a process of this title trains: Ray gives it the name of its class.
+
+    Imports nothing of Ray. If the class has another name: False, so a pod's preStop ends at once,
+    and a training loses what it did since its last checkpoint.
+    """
+    return WORKER.rpartition(".")[2].encode() in title

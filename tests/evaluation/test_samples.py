@@ -1,0 +1,203 @@
+"""All metrics together: the protocol beside each value, and what changes no value."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from ray_gen.distributed import World
+from ray_gen.errors import Refused
+from ray_gen.evaluation.extractors import Features
+from ray_gen.evaluation.metrics import (
+    ALL,
+    BETTER,
+    METRICS,
+    NEED_NO_WEIGHTS,
+    OF_SAMPLES,
+    metric_of,
+    scores_of,
+)
+from ray_gen.evaluation.scores import Score
+from tests.evaluation.helpers import Made, Tiny, by_name, measured, pictures
+
+OF_FEATURES = [name for name, metric in METRICS.items() if metric.needs_weights]
+
+
+def scores(metrics: list[str], generated: Made, reference: Made, **others: Any) -> dict[str, Score]:
+    given = {"extractor": Tiny(), "world": World(), "kid_subset_size": 40, **others}
+    return by_name(measured(metrics, generated, reference, **given))
+
+
+def test_each_score_carries_its_protocol() -> None:
+    generated = Made(pictures(120, 1), run="runs/a", weights="ema", seed=3)
+    reference = Made(pictures(90, 2), "d", data="mnist5k", split="held_out")
+    metrics = list(OF_SAMPLES)
+    found = measured(
+        metrics,
+        generated,
+        reference,
+        extractor=Tiny(),
+        training=Made(pictures(50, 3), split="train"),
+        world=World(),
+        seed=11,
+        kid_subset_size=40,
+    )
+    assert [score.name for score in found] == metrics
+    for score in found:
+        protocol = json.loads(json.dumps(score.protocol))
+        assert protocol["generated"] == {
+            "run": "runs/a",
+            "weights": "ema",
+            "seed": 3,
+            "images": 120,
+        }
+        assert protocol["reference"] == {"data": "mnist5k", "split": "held_out", "images": 90}
+        assert protocol["seed"] == 11
+        through = METRICS[score.name].needs_weights
+        assert (protocol.get("extractor") == "tiny") == through
+        assert (protocol.get("extractor_weights") == "of the seed") == through
+        assert ("resizing" in protocol) == through
+        assert (score.spread is not None) == (score.name in ("kid", "inception_score"))
+    assert by_name(found)["fid"].protocol["warning"].startswith("biased: FID falls with")
+    assert by_name(found)["kid"].protocol["subset_size"] == 40
+
+
+def test_needs_and_names() -> None:
+    assert NEED_NO_WEIGHTS == ("sliced_wasserstein", "nearest_neighbour")
+    assert metric_of("kl") == metric_of("likelihood") == "likelihood"
+    assert metric_of("recall") == "recall"
+    assert scores_of(["recall", "likelihood"])[:2] == ("recall", "elbo")
+    names = [name for kind in ALL for name in kind.scores]
+    assert len(names) == len({*names}) == len(BETTER)
+
+
+def test_one_pass_over_each_set_serves_all_metrics() -> None:
+    generated, reference = Made(pictures(120, 1)), Made(pictures(90, 2))
+    training = Made(pictures(50, 3))
+    scores(list(OF_SAMPLES), generated, reference, training=training)
+    # and the first image for its shape, and for the extractor's
+    assert (generated.taken, reference.taken, training.taken) == (120 + 2, 90 + 1, 50 + 1)
+
+
+def test_a_permutation_of_images_changes_nothing() -> None:
+    metrics = ["fid", "precision", "recall", "density", "coverage", "nearest_neighbour"]
+    sets = [pictures(count, seed) for seed, count in enumerate((120, 90, 70), 1)]
+    orders = [torch.randperm(len(pixels)) for pixels in sets]
+    plain, mixed = (
+        scores(metrics, Made(fake), Made(real), training=Made(known))
+        for fake, real, known in (sets, [s[o] for s, o in zip(sets, orders, strict=True)])
+    )
+    for name in metrics:
+        assert mixed[name].value == pytest.approx(plain[name].value, rel=1e-6), name
+
+
+def test_batches_change_nothing() -> None:
+    generated, reference = Made(pictures(120, 1)), Made(pictures(90, 2))
+    metrics = [*OF_FEATURES, "sliced_wasserstein"]
+    small, large = (scores(metrics, generated, reference, batch_size=n) for n in (7, 500))
+    for name in metrics:
+        assert small[name].value == pytest.approx(large[name].value, rel=1e-4), name
+
+
+def test_the_same_images_score_best() -> None:
+    images = Made(pictures(150, 1))
+    found = scores([*OF_FEATURES, "sliced_wasserstein"], images, images)
+    assert found["fid"].value < 1e-10
+    assert found["precision"].value == found["recall"].value == found["coverage"].value == 1.0
+    assert found["sliced_wasserstein"].value == 0.0
+    assert found["kid"].value <= 0.001
+
+
+def test_samples_are_not_stretched_to_the_range_that_they_have() -> None:
+    """Samples of half the contrast are worse than those of the reference's."""
+    reference = pictures(200, 1)
+    faint = ((reference.int() - 128) // 4 + 128).to(torch.uint8)
+    first = scores(["fid"], Made(reference.flip(0)), Made(reference))["fid"].value
+    assert scores(["fid"], Made(faint), Made(reference))["fid"].value > first + 0.01
+
+
+def test_features_far_from_zero_lose_no_digits() -> None:
+    """float32 features of 300 ± 0.1 have 3 digits of their differences; the sums add no error."""
+    generated, reference = Made(pictures(150, 1)), Made(pictures(150, 2))
+    near, far = (
+        scores(["fid"], generated, reference, extractor=Tiny(offset=offset))["fid"].value
+        for offset in (0.0, 256.0)
+    )
+    assert far == pytest.approx(near, rel=1e-2)
+
+
+def test_progress_ends_at_all_of_each() -> None:
+    told: list[tuple[int, int, str]] = []
+    scores(
+        list(OF_SAMPLES),
+        Made(pictures(120, 1)),
+        Made(pictures(90, 2)),
+        training=Made(pictures(50, 3)),
+        progress=lambda *news: told.append(news),
+    )
+    ends = {what: (done, total) for done, total, what in told}
+    assert all(done == total for done, total in ends.values())
+    assert {
+        "generated images",
+        "reference images",
+        "training images",
+        "comparisons of features",
+    } <= ends.keys()
+
+
+def without_logits(images: torch.Tensor) -> Features:
+    return Features(images.float().mean((2, 3)))
+
+
+class Blind(Tiny):
+    """Gives no logits."""
+
+    def forward(self, images: torch.Tensor) -> Features:
+        return without_logits(images)
+
+
+COLOUR, GREY, DEEP = (pictures(60, 1, (channels, 16, 16)) for channels in (3, 1, 4))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "change", "words"),
+    [
+        (["fod"], {}, r"no metric 'fod'; did you mean fid\?"),
+        (["fid"], {"extractor": None}, r"evaluation\.features: fid .*sliced_wasserstein and near"),
+        (["nearest_neighbour"], {}, r"evaluation\.metrics: nearest_neighbour .*trained on"),
+        (["kid"], {"kid_subset_size": 61}, r"evaluation\.kid_subset_size: 61 .*at most 60"),
+        (["kid"], {"kid_subsets": 0}, "kid_subsets"),
+        (["kid"], {"kid_subset_size": 1}, r"evaluation\.kid_subset_size: subsets of 1 image"),
+        (["recall"], {"neighbours": 60}, r"evaluation\.neighbours: 60 is not between 1 and 59"),
+        (["density"], {"density_neighbours": 0}, "density_neighbours"),
+        (["inception_score"], {"generated": COLOUR[:5]}, r"evaluation\.count: inception_score"),
+        (["fid"], {"generated": COLOUR[:1]}, r"evaluation\.count: two images are the least"),
+        (["fid"], {"reference": COLOUR[:0]}, r"evaluation\.reference: two images"),
+        (["fid"], {"generated": GREY}, r"have 1 and the reference images 3 channels"),
+        (["fid"], {"generated": DEEP, "reference": DEEP}, r"1 \(grey\) or 3 \(RGB\).* have 4"),
+        (
+            ["sliced_wasserstein"],
+            {"reference": pictures(60, 1, (3, 16, 20))},
+            r"are 16x16, the reference images 16x20 .*; set data\.image_size to 16",
+        ),
+        (["inception_score"], {"extractor": Blind()}, r"evaluation\.features: .*class scores"),
+        (["fid"], {"generated": COLOUR.float()}, r"torch\.float32 .*quantised"),
+        (["nearest_neighbour"], {"training": COLOUR[:0]}, "there are no training images"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(
+    metrics: list[str], change: dict[str, Any], words: str
+) -> None:
+    others = dict(change)
+    images = [Made(others.pop(name, COLOUR)) for name in ("generated", "reference")]
+    if "training" in others:
+        others["training"] = Made(others["training"])
+    with pytest.raises((Refused, ValueError), match=words):
+        scores(metrics, *images, **others)
+
+
+def test_four_channels_can_be_compared_by_pixels() -> None:
+    assert scores(["sliced_wasserstein"], Made(DEEP), Made(DEEP), extractor=None)

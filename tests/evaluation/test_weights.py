@@ -1,0 +1,124 @@
+"""Weights come as tensors or not at all, and what to do without them is said in a sentence."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import urllib.error
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ray_gen.errors import Refused
+from ray_gen.evaluation.extractors import weights
+from ray_gen.evaluation.extractors.weights import digest_of, fetched, read_weights
+
+TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.count": torch.tensor(3)}
+URL = "https://example.org/some/net-0123456789.pth"
+
+
+class Runs:
+    """What a pickle would call."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_nothing_in_a_file_is_run(tmp_path: Path, wrapped: bool) -> None:
+    path, trace = tmp_path / "net.pth", tmp_path / "ran"
+    if wrapped:
+        torch.save({**TENSORS, "extra": Runs(trace)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Runs(trace)))
+    with pytest.raises(Refused, match="not a file of tensors only") as refused:
+        read_weights(path)
+    assert not trace.exists()
+    for advice in ("weights_only", "load failed", "trust"):  # torch's, on how to run it
+        assert advice not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({**TENSORS, "epoch": 3}, "holds a int as 'epoch'"),
+        ({"state_dict": TENSORS}, "holds a dict as 'state_dict'"),
+        ([torch.zeros(2)], "holds a list"),
+        ({}, "holds a dict"),
+    ],
+)
+def test_only_tensors_by_name_are_taken(tmp_path: Path, content: Any, words: str) -> None:
+    torch.save(content, tmp_path / "net.pth")
+    with pytest.raises(Refused, match=words):
+        read_weights(tmp_path / "net.pth")
+
+
+def test_a_damaged_or_missing_file_is_named(tmp_path: Path) -> None:
+    torch.save(TENSORS, tmp_path / "net.pth")
+    whole = (tmp_path / "net.pth").read_bytes()
+    for name in ("half.pth", "half.safetensors"):
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(Refused, match=f"evaluation.features.weights: .*{name}"):
+            read_weights(tmp_path / name)
+    for name in ("none.pth", "none.safetensors"):
+        with pytest.raises(Refused, match=f"there is no file .*{name}"):
+            read_weights(tmp_path / name)
+
+
+def test_both_formats_hold_the_same(tmp_path: Path) -> None:
+    torch.save(OrderedDict(TENSORS), tmp_path / "net.pth")
+    save_file(TENSORS, tmp_path / "net.safetensors")
+    found = [read_weights(tmp_path / name) for name in ("net.pth", "net.safetensors")]
+    assert digest_of(found[0]) == digest_of(found[1]) == digest_of(TENSORS)
+    for changed in (
+        {**TENSORS, "a.count": torch.tensor(4)},
+        {**TENSORS, "a.weight": TENSORS["a.weight"].view(3, 2)},
+        {"b.weight": TENSORS["a.weight"], "a.count": TENSORS["a.count"]},
+    ):
+        assert digest_of(changed) != digest_of(TENSORS)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "hub" / "checkpoints"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [urllib.error.URLError("no route"), RuntimeError("invalid hash value"), TimeoutError("slow")],
+)
+def test_without_a_network_it_says_what_to_do(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*arguments: object, **others: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(Refused) as refused:
+        fetched(URL)
+    text = str(refused.value)
+    for part in (URL, weights.FIELD, "sliced_wasserstein", "nearest_neighbour", str(error)[:5]):
+        assert part in text
+    assert text.count("\n") == 0
+
+
+def test_a_file_is_fetched_once_and_its_digest_asked_for(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fetch(url: str, path: str, digest: str, progress: bool) -> None:
+        asked.append((url, digest))
+        Path(path).write_bytes(b"content")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    assert fetched(URL) == fetched(URL) == hub / "net-0123456789.pth"
+    assert asked == [(URL, "0123456789")]
