@@ -135,7 +135,8 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     (
         gan,
         {"metrics": ["fid"], "features": {"kind": "inception", "weights": "/nowhere/a.pth"}},
-        "evaluation.features.weights: there is no file /nowhere/a.pth",
+        "evaluation.features.weights: there is no file /nowhere/a.pth, or ask evaluation.metrics "
+        "for sliced_wasserstein and nearest_neighbour only",
     ),
     (
         lambda: vae("objective.kind=autoencoder"),
@@ -240,7 +241,7 @@ def test_the_command_prints_a_table_and_writes_every_protocol(run: Path, tmp_pat
     arguments = ["evaluate", str(run), "--metrics", "fid,sliced_wasserstein", "--count", "100"]
     ended = CliRunner().invoke(main, [*arguments, "--output", str(tmp_path / "found.json")])
     assert ended.exit_code == 0, ended.output
-    assert "| fid ↓" in ended.output and "| sliced_wasserstein ↓ (10^-3" in ended.output
+    assert "| fid ↓" in ended.output and "| sliced_wasserstein ↓ (10^-3)" in ended.output
     assert "biased" in ended.output  # far below 10,000 images
     (found,) = json.loads((tmp_path / "found.json").read_text())
     assert [score["name"] for score in found["scores"]] == ["fid", "sliced_wasserstein"]

@@ -16,7 +16,7 @@ from ray_gen.evaluation.comparison import Comparison
 from ray_gen.evaluation.extractors import Extractor
 from ray_gen.evaluation.images import Images, subset_of
 from ray_gen.evaluation.metric import Given, Set
-from ray_gen.evaluation.metrics import METRICS
+from ray_gen.evaluation.metrics import METRICS, NEED_NO_WEIGHTS
 from ray_gen.evaluation.progress import Progress, silent
 from ray_gen.evaluation.scores import Scores
 from ray_gen.evaluation.subject import SampledImages, Subject
@@ -181,5 +181,8 @@ class Evaluator:
         refusal = refusal or Refused("evaluation.features: another worker cannot build them")
         # What was asked for must be there; only what nobody named may be missing.
         if not self._automatic or features != InceptionFeatures():
-            raise refusal
+            if not str(refusal).startswith("evaluation.features.weights"):
+                raise refusal
+            free = " and ".join(NEED_NO_WEIGHTS)
+            raise Refused(f"{refusal}, or ask evaluation.metrics for {free} only") from refusal
         self._extractor, self._no_extractor = None, str(refusal)

@@ -13,6 +13,9 @@ ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 LONGEST_UNIT = 30
 """Characters of a unit that still fits beside a name."""
 
+ESSENTIAL = (("extractor",), ("warning",))
+"""What is told of a single metric in any case."""
+
 _Facts = dict[tuple[str, ...], Any]
 """A protocol by the paths of its entries."""
 
@@ -71,7 +74,7 @@ def _protocols(runs: Sequence[tuple[str, Scores]], of_samples: bool, verbose: bo
     if not family:
         return []
     common = _shared([facts for _, _, facts in family])
-    lines = [f"- {_words(common)}"] if common else []
+    lines = [f"- {'samples' if of_samples else 'likelihood'}: {_words(common)}"]
     of_metrics: dict[str, list[str]] = {}
     for run in dict.fromkeys(run for run, _, _ in family):
         own = [(name, facts) for of, name, facts in family if of == run]
@@ -81,11 +84,11 @@ def _protocols(runs: Sequence[tuple[str, Scores]], of_samples: bool, verbose: bo
             lines.append(f"- {run}: {_words(rest)}")
         for name, facts in own:
             told = {path: value for path, value in facts.items() if path not in shared}
-            if not verbose:  # what a reader has to know in any case
-                told = {path: value for path, value in told.items() if path == ("warning",)}
-            words = _words(told).removeprefix("warning ")
-            if words and name not in of_metrics.setdefault(words, []):
-                of_metrics[words].append(name)
+            parts = [told] if verbose else [{p: told[p]} for p in ESSENTIAL if p in told]
+            for part in parts:
+                words = _words(part).removeprefix("warning ")
+                if words and name not in of_metrics.setdefault(words, []):
+                    of_metrics[words].append(name)
     return lines + [f"- {', '.join(names)}: {words}" for words, names in of_metrics.items()]
 
 

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ray_gen.errors import Refused
-from ray_gen.evaluation.metrics import NEED_NO_WEIGHTS
 
 FIELD = "evaluation.features.weights"
 
@@ -46,9 +45,8 @@ def fetched(url: str) -> Path:
             os.close(lock)
     except _NOT_FETCHED as error:
         raise Refused(
-            f"{FIELD}: {url} could not be fetched to {path} ({error}); fetch it on a machine with "
-            f"a network and set {FIELD} to its path, or ask evaluation.metrics for "
-            f"{' and '.join(NEED_NO_WEIGHTS)} only, which need no weights"
+            f"{FIELD}: {url} could not be fetched ({error}); fetch it on another machine and set "
+            f"{FIELD} to its path"
         ) from error
     return path
 

@@ -78,7 +78,8 @@ class NearestNeighbour(Metric[Settings]):
         show(training, [nearest], alone, given.batch_size, given.progress, "training images")
         found = memorisation(nearest, ours, others, world)
         protocol = {
-            "unit": "median distance of samples to their nearest training image, over that of "
+            "unit": "ratio",
+            "value": "median distance of samples to their nearest training image, over that of "
             "held-out images; much less than 1: copies",
             "median_distance_of_samples": found.generated,
             "median_distance_of_held_out": found.held_out,

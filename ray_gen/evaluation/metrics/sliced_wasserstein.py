@@ -54,7 +54,8 @@ class SlicedWasserstein(Metric[Settings]):
         given = self.given
         scales = sliced_wasserstein(ours, theirs, given.seed, given.world, given.progress)
         protocol = {
-            "unit": "10^-3, mean over scales",
+            "unit": "10^-3",
+            "value": "mean over scales",
             "scales": scales,
             "images_of_each": ours.count,
             "patches_of_an_image": PATCHES,
