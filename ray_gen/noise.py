@@ -99,6 +99,11 @@ def draw(spec: Noise, key: Key, steps: Tensor, images: Tensor) -> Tensor:
     return values.mul_(spec.high - spec.low).add_(spec.low).reshape(shape)
 
 
+def draw_one(spec: Noise, key: Key, images: Tensor, step: int = 0) -> Tensor:
+    """The noise of one step: float32 (N, *spec.shape)."""
+    return draw(spec, key, torch.tensor([step], device=images.device), images)[0]
+
+
 def permutation(seed: int, name: str, epoch: int, count: int) -> Tensor:
     """A uniformly random order of `count` items: int64 (count,), a function of the arguments.
 
@@ -118,8 +123,7 @@ def drawn(
     key: from the name of a noise to its key. images: int64 (N,), the numbers of the images or
     samples, on the device.
     """
-    step = torch.zeros(1, dtype=torch.int64, device=images.device)
-    return {name: draw(spec, key(name), step, images)[0].to(dtype) for name, spec in specs.items()}
+    return {name: draw_one(spec, key(name), images).to(dtype) for name, spec in specs.items()}
 
 
 class Tape:

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "ray_gen"
 # here by a longer name is a room of its own. A file imports from its own room and from lower
 # floors.
 FLOORS: list[set[str]] = [
-    {"errors", "version", "core", "distributed"},
+    {"errors", "version", "core", "distributed", "pixels"},
     {"noise", "losses", "storage"},
     {"augment", "sampling", "runs.manifest", "settings"},
     {"objectives", "networks", "data", "evaluation", "runs.pictures"},
@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "core": {"torch"},
     "distributed": {"torch"},
+    "pixels": {"torch"},
     "noise": {"torch"},
     "losses": {"torch"},
     "augment": {"torch"},

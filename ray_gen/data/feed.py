@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ray_gen.core import Noise
 from ray_gen.noise import Tape, permutation
+from ray_gen.pixels import to_range
 
 
 class Order:
@@ -146,15 +147,6 @@ class Stored:
             images = images.pin_memory()
             labels = None if labels is None else labels.pin_memory()
         return images, labels
-
-
-def to_range(
-    images_NHWC: Tensor, image_range: tuple[float, float], dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """uint8 (N, H, W, C) to floats (N, C, H, W), channels-last: 0 becomes `low`, 255 `high`."""
-    low, high = image_range
-    floats = images_NHWC.permute(0, 3, 1, 2).to(dtype)
-    return floats.mul_((high - low) / 255.0).add_(low) if low else floats.mul_(high / 255.0)
 
 
 def fits_device(images_NHWC: Tensor, device: torch.device) -> bool:

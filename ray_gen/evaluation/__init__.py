@@ -1,1 +1,1 @@
-"""What a model is worth: its samples against real images, and a likelihood where it has one."""
+"""How good a model is: metrics of its samples against real images, and its likelihood."""

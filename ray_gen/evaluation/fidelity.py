@@ -1,6 +1,6 @@
-"""torch-fidelity, imported only where a metric or its Inception network is asked for.
+"""Import of torch-fidelity, only when a metric or the Inception network needs it.
 
-It imports torchvision, which takes 7 to 9 s.
+torch-fidelity imports torchvision, and that takes 7 to 9 s.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from ray_gen.errors import Refused
 
 
 def torch_fidelity(module: str, name: str) -> Any:
-    """What a module of torch-fidelity calls so."""
+    """The object `name` of a module of torch-fidelity. Raises Refused if it cannot be imported."""
     try:
         return getattr(importlib.import_module(f"torch_fidelity.{module}"), name)
     except (ImportError, AttributeError) as error:
         raise Refused(
             f"evaluation.metrics: torch-fidelity 0.4 cannot be used ({error}); pip install "
-            "'torch-fidelity>=0.4', or leave out what is computed by it"
+            "'torch-fidelity>=0.4', or leave out the metrics and features that need it"
         ) from error

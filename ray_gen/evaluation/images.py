@@ -36,15 +36,6 @@ class Images(Protocol):
         ...
 
 
-def quantised(images: Tensor) -> Tensor:
-    """(N, C, H, W) in [0, 1] to uint8 on the same device, as an image file would hold them.
-
-    Clamped and rounded to the nearest of 256 levels, never stretched to the range that a sample
-    happens to have.
-    """
-    return images.detach().float().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
-
-
 def as_rgb(images: Tensor) -> Tensor:
     """Grey images three times, as extractors that were trained on colours want them."""
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images

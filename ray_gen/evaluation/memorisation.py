@@ -12,6 +12,7 @@ from ray_gen.core import ImageShape
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.evaluation.images import EvenlySpread, gathered
+from ray_gen.pixels import unit
 
 IMAGES = 10_000
 """Samples and held-out images, at most; of training images all count, or a copy could be missed."""
@@ -24,7 +25,7 @@ _QUERIES_AT_ONCE = 4096
 
 def thumbnails(images: Tensor) -> Tensor:
     """uint8 (N, C, H, W) to vectors in [-½, ½], of images of at most 32 pixels a side: (N, D)."""
-    values = images.float() / 255 - 0.5
+    values = unit(images) - 0.5
     height, width = images.shape[2:]
     if max(height, width) > SIDE:
         values = F.adaptive_avg_pool2d(values, (min(height, SIDE), min(width, SIDE)))

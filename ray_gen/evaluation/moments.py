@@ -1,4 +1,4 @@
-"""Mean and covariance of features, streamed in float64 on the device; no feature is kept."""
+"""Mean and covariance of features: streamed in float64 on the device. No feature is kept."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ class Moments:
     """Count, mean μ (D,) and scatter Σ (x − μ)(x − μ)ᵀ (D, D) of the vectors seen so far.
 
     Two sets are merged about their own means (Chan, Golub and LeVeque 1983, "Algorithms for
-    computing the sample variance", the pairwise update): raw sums of squares would cancel where the
-    features lie far from zero.
+    computing the sample variance", the pairwise update). Raw sums of squares would lose digits if
+    the features lie far from zero.
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
+        """size: D. Nothing has been seen yet."""
         self.count = 0
         self.mean = torch.zeros(size, dtype=torch.float64, device=device)
         self.scatter = torch.zeros(size, size, dtype=torch.float64, device=device)
 
     @classmethod
     def of(cls, vectors_ND: Tensor) -> Moments:
-        """The moments of vectors that are all there."""
+        """The moments of one whole set of vectors, (N, D)."""
         moments = cls(vectors_ND.shape[1], vectors_ND.device)
         moments.add(vectors_ND)
         return moments
 
     @property
     def covariance(self) -> Tensor:
-        """Unbiased, (D, D)."""
+        """Unbiased, float64 (D, D). Needs at least two vectors."""
         return self.scatter / (self.count - 1)
 
     def add(self, vectors_ND: Tensor) -> None:
-        """A batch: one product of matrices and no wait for the device."""
+        """Adds a batch: one matrix product, without waiting for the device."""
         vectors = vectors_ND.double()
         mean = vectors.mean(0)
         total = self.count + len(vectors)
@@ -46,10 +47,10 @@ class Moments:
         self.count = total
 
     def combine(self, world: World) -> None:
-        """Merge with those of all other ranks, in one sum.
+        """Merges the moments of all ranks, with one sum over ranks.
 
-        The scatters add up; each rank's count and mean travel in a row of their own of the same
-        buffer, for the scatter of the means. Collective: every rank, same order.
+        The scatters add up. Each rank also writes its count and mean into its own row of the same
+        buffer: the scatter between the means needs them. Collective: every rank, same order.
         """
         if world.size == 1:
             return

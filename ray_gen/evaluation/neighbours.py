@@ -1,4 +1,4 @@
-"""The check of metrics that look at nearest neighbours."""
+"""The check that metrics with nearest neighbours share."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from ray_gen.errors import Refused
 
 
 def check_neighbours(field: str, neighbours: int, images: int) -> None:
-    """Raises Refused unless an image has so many neighbours in the smaller of two sets."""
+    """Raises Refused if an image in a set of `images` has fewer than `neighbours` neighbours."""
     if not 1 <= neighbours < images:
         raise Refused(
-            f"{field}: {neighbours} is not between 1 and {images - 1}, the neighbours that an "
-            f"image has among {images}"
+            f"{field}: {neighbours} is not between 1 and {images - 1}; an image in a set of "
+            f"{images} has {images - 1} neighbours"
         )

@@ -12,7 +12,7 @@ from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.evaluation.images import EvenlySpread, gathered
 from ray_gen.evaluation.progress import Progress
-from ray_gen.noise import draw, key_of, words
+from ray_gen.noise import draw_one, key_of, words
 
 IMAGES = 16_384
 """Of each set, at most: what the paper takes. Patches of one scale are 1.2 GB then, in RGB."""
@@ -154,7 +154,7 @@ def _directions(size: int, scale: int, seed: int, device: torch.device) -> Tenso
     """Unit vectors, (size, 512)."""
     key = key_of(seed, "sliced_wasserstein", "directions")
     numbers = torch.arange(DIRECTIONS, device=device)
-    drawn = draw(Noise((size,)), key, torch.tensor([scale], device=device), numbers)[0]
+    drawn = draw_one(Noise((size,)), key, numbers, step=scale)
     return F.normalize(drawn, dim=1).T.contiguous()
 
 

@@ -1,12 +1,13 @@
-"""How far an evaluation is, told to whoever waits for it."""
+"""How an evaluation reports its progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[int, int, str], None]
-"""progress(done, total, what): how far this worker is with its own share."""
+"""progress(done, total, what): this worker has done `done` of its own `total` items. `what` names
+them, e.g. "generated images"."""
 
 
 def silent(done: int, total: int, what: str) -> None:
-    """A progress that nobody looks at."""
+    """A Progress that reports nothing."""

@@ -1,4 +1,4 @@
-"""Scores: values, each with the protocol that it was measured by. No torch."""
+"""Scores: values with their protocols. No torch."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Better = Literal["lower", "higher"] | None
-"""Which of two values is the better one. None: neither extreme is."""
+"""Which of two values is better. None: neither a low nor a high value is good in itself."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A value and the protocol that it was measured by. Without a protocol it compares with
-    nothing."""
+    """A value and its protocol: how it was measured. Only values with equal protocols are
+    comparable."""
 
     name: str
     value: float
     spread: float | None
-    """Standard deviation over subsets or splits, or standard error, as the protocol says. None:
-    the metric has none."""
+    """Standard deviation over subsets or splits, or standard error of a mean over images. None: the
+    metric has no spread."""
     protocol: Mapping[str, Any]
-    """JSON-like."""
+    """Counts, split, weights, seed, unit, ... Values that JSON can hold."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation found: `scores["fid"].value`."""
+    """The scores of one evaluation, by name: `scores["fid"].value`. Raises KeyError for others."""
 
     scores: tuple[Score, ...]
     without: tuple[str, ...] = ()
-    """Metrics that were left out and why, where nobody named the metrics."""
+    """Sentences: metrics that were left out, and why. Empty if the user named the metrics."""
 
     def __iter__(self) -> Iterator[Score]:
         return iter(self.scores)
@@ -45,7 +45,7 @@ class Scores:
         raise KeyError(f"{name}; there are {', '.join(score.name for score in self.scores)}")
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, JSON-like."""
+        """All scores as values that JSON can hold."""
         found = [
             {"name": s.name, "value": s.value, "spread": s.spread, "protocol": dict(s.protocol)}
             for s in self.scores
@@ -54,11 +54,11 @@ class Scores:
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Scores:
-        """The scores that `as_json` gave."""
+        """The scores from the result of `as_json`."""
         return cls(tuple(Score(**score) for score in given["scores"]), tuple(given["without"]))
 
     def as_metrics(self) -> dict[str, float]:
-        """Values by the tags that a report has for them."""
+        """Values and spreads by tag, as a report holds them: "evaluation/fid"."""
         metrics: dict[str, float] = {}
         for score in self.scores:
             metrics[f"evaluation/{score.name}"] = score.value
@@ -70,6 +70,6 @@ class Scores:
 def score_in(
     report: Mapping[str, float], name: str, otherwise: float | None = None
 ) -> float | None:
-    """The score of this name in the metrics of a report: the objective's own held-out score, else
-    an evaluation's."""
+    """The score `name` in the metrics of a report: the objective's own held-out score, else the
+    evaluation's, else `otherwise`."""
     return report.get(f"held_out/{name}", report.get(f"evaluation/{name}", otherwise))

@@ -1,4 +1,4 @@
-"""What an evaluation is of: a trained model, and the images that it draws."""
+"""The model that an evaluation measures, and the images that it generates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ray_gen.core import Networks, Objective
-from ray_gen.evaluation.images import quantised
+from ray_gen.pixels import quantised
 from ray_gen.sampling import sampled
 
 
@@ -21,13 +21,13 @@ class Subject:
     objective: Objective
     networks: Networks
     kind: str
-    """Of the objective, for messages."""
+    """Kind of the objective, for messages."""
     conditional: bool
-    """Whether networks are given labels."""
+    """Whether the networks take labels."""
     dtype: torch.dtype
-    """Of the images that a likelihood is measured on."""
+    """Type of the images that a likelihood is measured on."""
     description: Mapping[str, Any]
-    """For the protocol: the run, the images that it has seen, which weights."""
+    """For the protocol: the run, the number of images seen in training, EMA or raw weights."""
 
 
 class Labelled(Protocol):
@@ -40,30 +40,31 @@ class Labelled(Protocol):
 
     @property
     def labels(self) -> Tensor | None:
-        """int64 (N,)"""
+        """int64 (N,). None: the data has no labels."""
         ...
 
 
 class SampledImages:
-    """Images that a model draws. Image i is a function of (seed, i) and its label alone."""
+    """Images that a model generates. Image i depends only on (seed, i) and its label."""
 
-    digest = None
+    digest = None  # statistics of samples are never cached
 
     def __init__(self, subject: Subject, count: int, labels: Tensor | None, seed: int) -> None:
-        """labels: int64 (count,) or None."""
+        """count: number of images. labels: int64 (count,); None for an unconditional model. The
+        objective must have a prior."""
         assert subject.objective.has_prior
         self._subject, self._count, self._labels, self._seed = subject, count, labels, seed
         first = next(iter(subject.networks.parameters()))
         self._device, self._dtype = first.device, first.dtype
         self.description = {**subject.description, "seed": seed}
         if labels is not None:
-            self.description["labels"] = "drawn evenly from those of the whole reference"
+            self.description["labels"] = "taken evenly from the labels of the whole reference"
 
     def __len__(self) -> int:
         return self._count
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        """uint8 (N, C, H, W)"""
+        """uint8 (N, C, H, W), 0 to 255, on the device of the networks."""
         numbers = torch.tensor(indices, device=self._device)
         labels = None if self._labels is None else self._labels[numbers]
         objective, networks = self._subject.objective, self._subject.networks

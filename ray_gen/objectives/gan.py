@@ -28,6 +28,7 @@ from ray_gen.core import (
     value_at,
 )
 from ray_gen.objectives.equilibrium import settled, watch
+from ray_gen.pixels import unstretched
 
 _OF_DISCRIMINATOR: Noises = {
     "judged_real": NoiseOf("discriminator"),
@@ -154,7 +155,7 @@ class Gan(Objective):
     ) -> Tensor:
         """G(z) in [0, 1]."""
         fakes = networks["generator"](latents["z"], labels, **noise_of(noise, "fakes"))
-        return fakes.float().add(1.0).mul(0.5)
+        return unstretched(fakes.float(), self.image_range)
 
     def discriminate(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
         """D's logits (N,) of images without augmentation. Their sigmoid is D(x), except with the

@@ -15,6 +15,7 @@ from torch import Tensor
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
 from ray_gen.pipeline.arguments import BATCH
+from ray_gen.pixels import unit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,7 +75,7 @@ def read_images(files: Iterable[Path], experiment: Experiment) -> Tensor:
         images.append(torch.from_numpy(decoded[0].copy()).permute(2, 0, 1))
     if not images:
         raise Refused("images: no file was named; name at least one")
-    return torch.stack(images).float().div_(255.0)
+    return unit(torch.stack(images))
 
 
 def _load(file: Path) -> tuple[Image, int | None]:
@@ -112,7 +113,7 @@ def from_data(
 ) -> Iterator[Part]:
     """The training images or the held-out images of a run, in parts; at most `count`. Needs the
     data set. Labels come only with a conditional run."""
-    from ray_gen.data.feed import to_range
+    from ray_gen.pixels import to_range
     from ray_gen.training.sources import open_data
 
     store = open_data(experiment)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ray_gen.core import Noise
 from ray_gen.errors import Refused
-from ray_gen.noise import draw, key_of
+from ray_gen.noise import draw_one, key_of
 
 
 def truncated(z: Tensor, prior: Noise, truncation: float | None) -> Tensor:
@@ -122,6 +122,6 @@ def neighbourhood(z: Tensor, seed: int, scale: float = 0.25) -> Tensor:
     accident.
     """
     spec = Noise(tuple(z.shape[1:]), "uniform", -scale, scale)
-    step, numbers = torch.zeros(1, dtype=torch.int64), torch.arange(8)
-    around = z + draw(spec, key_of(seed, "neighbourhood"), step, numbers)[0].to(z)
+    moves = draw_one(spec, key_of(seed, "neighbourhood"), torch.arange(8))
+    around = z + moves.to(z)
     return torch.cat([around[:4], z, around[4:]])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ray_gen.core import Noise
 from ray_gen.errors import Refused
-from ray_gen.noise import draw, key_of
+from ray_gen.noise import draw_one, key_of
 from ray_gen.pipeline.latent import truncated
 
 FORMAT = "ray_gen mixture 1"
@@ -123,12 +123,12 @@ class Mixture:
 
         truncation: of the normal numbers, before a component scales them; see `latent.truncated`.
         """
-        step, indices = torch.zeros(1, dtype=torch.int64), indices.cpu()
-        which = draw(Noise((1,), "uniform"), key_of(seed, "mixture", "component"), step, indices)
+        indices, uniform = indices.cpu(), Noise((1,), "uniform")
+        which = draw_one(uniform, key_of(seed, "mixture", "component"), indices)
         bounds = self.weights.cumsum(0)[:-1]  # the last component takes the rounding error
-        chosen = torch.searchsorted(bounds, which[0, :, 0].double(), right=True)
+        chosen = torch.searchsorted(bounds, which[:, 0].double(), right=True)
         normal = Noise((self.latent_size,))
-        epsilon = draw(normal, key_of(seed, "mixture", "z"), step, indices)[0]
+        epsilon = draw_one(normal, key_of(seed, "mixture", "z"), indices)
         moved = truncated(epsilon.double(), normal, truncation)
         # Row by row, so that no latent depends on how many are drawn. The rounding of a matrix
         # product does.

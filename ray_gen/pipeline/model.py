@@ -41,6 +41,7 @@ from ray_gen.pipeline.arguments import (
     whole,
 )
 from ray_gen.pipeline.mixture import Mixture, Origin
+from ray_gen.pixels import stretched
 from ray_gen.runs.manifest import NETWORKS, Manifest
 from ray_gen.sampling import latents_of, noise_for
 from ray_gen.training.build import build_networks
@@ -447,11 +448,11 @@ class Model:
     ) -> list[_Found]:
         """Call a function on parts of the images, scaled to `image_range`."""
         checked = checked_images(images, self.experiment.image_shape)
-        low, high = self.objective.image_range
+        image_range = self.objective.image_range
 
         def of_part(part: slice, labels: Tensor | None) -> _Found:
             some = checked[part].to(self.device, self._dtype)
-            return function(some * (high - low) + low, labels)
+            return function(stretched(some, image_range), labels)
 
         return self._in_parts(of_part, len(checked), self._labels(labels, len(checked)))
 

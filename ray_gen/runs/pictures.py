@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ray_gen.errors import Refused
+from ray_gen.pixels import quantised
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 
 def to_bytes(images: Tensor) -> NDArray[np.uint8]:
     """(N, C, H, W) in [0, 1] to uint8 (N, H, W, C), rounded to the nearest of 256 levels."""
-    levels = images.detach().float().clamp(0.0, 1.0).mul(255.0).round()
-    return levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return quantised(images).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> NDArray[np.uint8]:

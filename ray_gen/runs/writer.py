@@ -23,10 +23,10 @@ from torch import Tensor
 
 from ray_gen.core import Objective, Reconstructs
 from ray_gen.data import Store
-from ray_gen.data.feed import to_range
 from ray_gen.distributed import World
 from ray_gen.evaluation.scores import score_in
 from ray_gen.experiment import Experiment
+from ray_gen.pixels import to_range
 from ray_gen.runs import pictures
 from ray_gen.runs.checkpoints import BEST, DUE, commit, discard, mend_best
 from ray_gen.runs.manifest import CheckpointError, Manifest

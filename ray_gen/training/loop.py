@@ -16,12 +16,13 @@ import torch
 
 from ray_gen.core import STOPPED, Batch, Evaluates, Objective, Settles, declared
 from ray_gen.data import Split, Store
-from ray_gen.data.feed import Feed, FeedSettings, Reader, Stored, fits_device, to_range
+from ray_gen.data.feed import Feed, FeedSettings, Reader, Stored, fits_device
 from ray_gen.data.stream import Streamed
 from ray_gen.distributed import World
 from ray_gen.errors import Failed
 from ray_gen.experiment import Experiment
 from ray_gen.noise import Key, drawn, key_of
+from ray_gen.pixels import to_range
 from ray_gen.training.build import DTYPES, build_objective
 from ray_gen.training.meter import Meter, NonFiniteError
 from ray_gen.training.state import State

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
-from ray_gen.evaluation.images import EvenlySpread, own_share, quantised, show, subset_of
+from ray_gen.evaluation.images import EvenlySpread, own_share, show, subset_of
+from ray_gen.pixels import quantised
 from ray_gen.runs.pictures import to_bytes
 from tests.evaluation.helpers import Made, pictures
 

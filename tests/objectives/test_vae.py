@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
 
 from ray_gen.core import Batch, Evaluates, Noise, Reconstructs
-from ray_gen.data.feed import to_range
 from ray_gen.distributed import World
 from ray_gen.noise import draw, key_of
+from ray_gen.pixels import to_range
 from ray_gen.training.build import build_objective
 from ray_gen.training.loop import held_out_scores
 from ray_gen.training.state import State

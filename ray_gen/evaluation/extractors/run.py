@@ -13,6 +13,7 @@ from ray_gen.evaluation.extractors import Features
 from ray_gen.evaluation.extractors.weights import digest_of
 from ray_gen.pipeline.loading import load_as
 from ray_gen.pipeline.model import Model
+from ray_gen.pixels import unit
 
 FIELD = "evaluation.features.run"
 
@@ -55,7 +56,7 @@ class TrainedRun:
 
     def __call__(self, images: Tensor) -> Features:
         """uint8 (N, channels, H, W) to vectors (N, D)."""
-        values = images.float() / 255
+        values = unit(images)
         if values.shape[2:] != self._size:
             values = F.interpolate(values, self._size, mode="bilinear", antialias=True).clamp(0, 1)
         return Features(self._model.features(values, part=self._part).to(self._device))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ray_gen.errors import Refused
 from ray_gen.evaluation.extractors import Features
 from ray_gen.evaluation.extractors.weights import digest_of, fetched, misfit, read_weights
+from ray_gen.pixels import unit
 
 _FIELD = "evaluation.features.backbone"
 _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)\.")
@@ -56,7 +57,7 @@ class Torchvision:
     def __call__(self, images: Tensor) -> Features:
         """uint8 (N, 3, H, W) to vectors (N, D) and logits (N, K)."""
         size = (self._size, self._size)
-        values = images.float() / 255
+        values = unit(images)
         if values.shape[2:] != size:
             values = F.interpolate(values, size, mode=self._mode, antialias=True).clamp(0, 1)
         self._network((values - self._mean) / self._std)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ray_gen.core import Bounds, Noise
-from ray_gen.evaluation.likelihood.importance import LEVELS
-from ray_gen.noise import draw, key_of
+from ray_gen.noise import draw_one, key_of
+from ray_gen.pixels import LEVELS, stretched, unit
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,23 @@ class HeldOutImages:
         dtype: torch.dtype,
     ) -> HeldOutImages:
         """levels_NHWC: uint8; all on one device."""
-        low, high = objective.image_range
 
         def drawn(noise: Noise, name: str) -> Tensor:
-            step = torch.zeros(1, dtype=torch.int64, device=numbers.device)
-            return draw(noise, key_of(seed, "held out", name), step, numbers)[0].to(dtype)
+            return draw_one(noise, key_of(seed, "held out", name), numbers).to(dtype)
 
         levels = levels_NHWC.permute(0, 3, 1, 2)
-        unit = levels.to(dtype) / (LEVELS - 1)
-        plain = unit * (high - low) + low
+        in_unit = unit(levels, dtype)
+        plain = stretched(in_unit, objective.image_range)
         noise = objective.pixel_noise
         dequantised = None
         if objective.likelihood == "gaussian":
             uniform = drawn(Noise(tuple(levels.shape[1:]), "uniform"), "dequantisation")
-            dequantised = (levels.to(dtype) + uniform) / LEVELS * (high - low) + low
+            dequantised = stretched((levels.to(dtype) + uniform) / LEVELS, objective.image_range)
         return cls(
             numbers=numbers,
             labels=labels,
             grey=((levels > 0) & (levels < LEVELS - 1)).flatten(1).any(1),
-            unit=unit,
+            unit=in_unit,
             plain=plain,
             observed=objective.observed(plain, None if noise is None else drawn(noise, "pixels")),
             dequantised=dequantised,

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from ray_gen.core import Bounds, Networks
 from ray_gen.noise import draw, key_of
-
-LEVELS = 256
-"""Of a pixel."""
+from ray_gen.pixels import LEVELS
 
 
 def bernoulli_bits(nats: float, dimensions: int) -> float:
