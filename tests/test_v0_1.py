@@ -34,9 +34,21 @@ from ray_gen.core import (
 )
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.objectives.vae import Vae
-from ray_gen.training.build import better, build_objective
+from ray_gen.training.build import better, build_objective, class_of
 from tests.helpers import ADAM, TRAINING, experiment, trained, vae, weights
 from tests.runs import SHORT, saved
+
+
+def test_a_users_extractor_imports_from_where_features_were(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "extractor_of_0_1.py").write_text(
+        "from ray_gen.evaluators.base import Features\n"
+        "class Means:\n"
+        "    def __call__(self, images):\n"
+        "        return Features(images.float().mean((2, 3)))\n"
+    )
+    factory: Any = class_of("extractor_of_0_1:Means", "evaluation.features.target", "__call__")
+    assert factory()(torch.ones(2, 3, 4, 4)).vectors.shape == (2, 3)
 
 
 class Scale(nn.Module):

@@ -1,7 +1,8 @@
-"""What a metric is. Each is one file in `metrics/`, listed once in its `__init__`.
+"""The base classes of metrics. A metric is one file in `metrics/`, listed once in its `__init__`.
 
-A metric owns its name, its settings, what it needs, its checks and its computation. Settings are
-made of these classes, so their files import torch only where they compute.
+The file owns the metric's name, settings, needs, checks and computation. `metrics/mmd_rbf.py` is the
+example to copy. The settings tree imports all these files, so they import torch only inside
+functions.
 """
 
 from __future__ import annotations
@@ -27,52 +28,61 @@ if TYPE_CHECKING:
     from ray_gen.evaluation.subject import Labelled, Subject
 
 Set = Literal["generated", "reference", "held_out", "training"]
-"""A set of images. held_out: images that were not trained on. training: all that were."""
+"""A set of images. generated: samples of a model, or pictures of another tool. reference: real images
+to compare them with. training: images that the model was trained on. held_out: images that it was
+not trained on."""
 
 OwnSettings = TypeVar("OwnSettings", bound=Settings)
 
 
 class Lacking(Refused):
-    """A metric cannot be had here. Where nobody named it, it is left out and `why` is told."""
+    """Something that a metric needs is missing. If the user named the metric, the evaluation ends
+    with `message`. Otherwise it leaves the metric out and reports `why`."""
 
     def __init__(self, message: str, why: str | None) -> None:
-        """why: for a reader who did not ask for the metric. None: it need not be told."""
+        """message: field, fact and remedy. why: the reason in a few words. None: the metric is left
+        out without a report."""
         self.why = why
         super().__init__(message)
 
 
 @dataclass(frozen=True)
 class Given:
-    """What an evaluation gives to its metrics, alike on every rank."""
+    """What an evaluation gives to its metrics. Every rank gets the same, except for `world`."""
 
     world: World
+    """The ranks that evaluate together, and this rank's device."""
     sets: Mapping[Set, Images] = field(default_factory=dict)
-    """generated and reference, for metrics of samples; others where there are such images."""
+    """Metrics of samples always have "generated" and "reference". "training" and "held_out" are
+    there only if such images exist."""
     extractor: Extractor | None = None
-    """What sees images for the metrics on features."""
+    """The network that gives features. None: only metrics without `needs_weights` can be measured."""
     no_extractor: str | None = None
-    """Why there is none, where nobody named one."""
+    """Why the default extractor could not be built. None: it was built, or the user named one."""
     subject: Subject | None = None
-    """The model that is evaluated. None: the generated images are somebody else's."""
+    """The model that is evaluated. None: the generated images come from another tool."""
     labelled: Labelled | None = None
-    """The held-out images of the data, with their labels."""
+    """The held-out images of the data with their labels, for a likelihood."""
     data: str = "the data"
-    """Its name, for messages."""
+    """Name of the data, for messages."""
     count: int | None = None
-    """`evaluation.count`."""
+    """`evaluation.count`: the number of images that the user set. None: not set."""
     batch_size: int = 64
-    """Images on the device at once, of each rank."""
+    """Images on the device at once, per rank."""
     seed: int = 0
+    """Seed of everything that a metric draws: subsets, splits, patches, directions."""
     automatic: bool = False
-    """Whether nobody named the metrics: numbers that do not fit are made to fit."""
+    """True if the user named no metrics. A metric then adapts a setting that does not fit (KID takes
+    smaller subsets). If False, it refuses."""
     cache_folder: Path | None = None
-    """Where statistics of the reference are kept. None: nowhere."""
+    """Folder for statistics of the reference. None: they are not kept."""
     progress: Progress = silent
+    """Called with this rank's share of the work."""
     _shapes: dict[Set, ImageShape] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def smallest(self) -> int:
-        """Images of the smaller of the two sets."""
+        """Number of images in the smaller of the sets "generated" and "reference"."""
         return min(len(self.sets["generated"]), len(self.sets["reference"]))
 
     @property
@@ -81,7 +91,8 @@ class Given:
         return self.shape_of("generated")
 
     def shape_of(self, name: Set) -> ImageShape:
-        """(channels, height, width) of the first image of a set, which stands for all."""
+        """(channels, height, width) of the images of a set, read from its first image. Raises
+        Refused if the set is empty."""
         from ray_gen.evaluation.images import shape_of
 
         if name not in self._shapes:
@@ -90,80 +101,100 @@ class Given:
 
     @cached_property
     def sizes(self) -> Sizes:
-        """Of what the extractor gives for an image."""
+        """Sizes of the extractor's features and logits. The extractor runs on one image to find
+        out."""
         from ray_gen.evaluation.embedding import Sizes
 
         assert self.extractor is not None
         return Sizes.of(self.extractor, self.sets["generated"].take([0]))
 
     def described(self, name: Set, images: int | None = None) -> dict[str, Any]:
-        """A set for a protocol. images: how many of it were looked at; None: all."""
+        """The entry of a set in a protocol. images: how many were used. None: all."""
         of = self.sets[name]
         return {**of.description, "images": len(of) if images is None else images}
 
 
 class Metric(ABC, Generic[OwnSettings]):
-    """Measures one or several values that belong together. One object is one evaluation."""
+    """Measures one value, or several values that are computed together.
+
+    Every evaluation makes a new object. It calls `check`, then shows the images of each set to the
+    consumers from `sees`, then calls `measure`.
+    """
 
     scores: ClassVar[Mapping[str, Better]]
-    """Names of the values that it yields at most, and which is the better one."""
+    """Names of the values that it may yield, each with the better direction. A name is that of no
+    other metric's value."""
     asked_as: ClassVar[tuple[str, ...]] = ()
-    """What `evaluation.metrics` calls it. Empty: by the names of its values."""
+    """Its names in `evaluation.metrics`. Empty: the names of its values."""
     of_samples: ClassVar[bool] = True
-    """Whether it looks at generated images and a reference."""
+    """Whether it compares generated images with other images. False: it measures the model itself."""
     needs_weights: ClassVar[bool] = False
-    """Whether it looks at images through an extractor, whose weights have to be there."""
+    """Whether it needs an extractor, and so the extractor's weights."""
     compares_pixels: ClassVar[bool] = False
-    """Whether both sets must have one height and width."""
+    """Whether all sets that it compares must have the same height and width."""
     settings_class: ClassVar[type[Settings]] = Settings
-    """Its own fields in `evaluation`, by names that no other metric has."""
+    """Class with its own fields of `evaluation`. No other metric may have fields of these names."""
 
     def __init__(self, settings: OwnSettings, given: Given) -> None:
+        """settings: the whole `evaluation` section, which has the fields of `settings_class`."""
         self.settings = settings
         self.given = given
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The names that `evaluation.metrics` takes for it."""
+        """Its names in `evaluation.metrics`."""
         return cls.asked_as or tuple(cls.scores)
 
     def compares_with(self) -> Sequence[Set]:
-        """The sets that it compares the generated images with."""
+        """The sets that it compares with the generated images. The evaluation checks that their
+        channels are equal, and their sizes if `compares_pixels`."""
         return ("reference",) if self.of_samples else ()
 
     def check(self) -> None:
-        """Refuse what cannot be measured, alike on every rank, before anything is computed.
+        """Refuses what cannot be measured, before anything is computed. Every rank must decide alike.
 
-        Raises Lacking for what is not here, Refused for settings that do not fit.
+        Raises Lacking if something is missing, Refused if a setting does not fit. Each message
+        names the field, the value and the remedy.
         """
 
     def sees(self, name: Set) -> Sequence[Consumer]:
-        """What looks at each batch of the pass over a set of images."""
+        """Consumers of a set. Each batch of the set is made once and shown to all consumers."""
         return ()
 
     @abstractmethod
     def measure(self) -> Iterator[Score]:
-        """The values, after the passes. Of samples, the protocol says only what is this metric's
-        own. Collective: every rank, same order."""
+        """The values, after all images were shown. Collective: every rank, same order.
+
+        The evaluation adds the sets and the seed to the protocol of a metric of samples. So the
+        metric gives only its own entries, e.g. its settings, "unit" and "value".
+        """
 
 
 class FeatureMetric(Metric[OwnSettings]):
-    """Compares what an extractor sees in both sets. All such metrics share one pass over each set;
-    one of the ranks computes each metric."""
+    """A metric on the features of both sets. It implements `compare` instead of `measure`.
+
+    All feature metrics share one pass of the extractor over each set. Then the ranks divide the
+    metrics among themselves, and one rank computes each metric.
+    """
 
     needs_weights = True
     needs: ClassVar[frozenset[Need]]
+    """What an `Embedding` must hold for it: "moments", "features" or "logits"."""
 
     @abstractmethod
     def compare(
         self, generated: Embedding, reference: Embedding
     ) -> Iterator[tuple[str, float, float | None]]:
-        """Name, value and spread of each of `scores`, in their order. On one rank only."""
+        """(name, value, spread) for each name in `scores`. Spread None: the metric has none.
+
+        It runs on one rank only, so it must not communicate. Its arguments are finished embeddings
+        of all images: features (N, D) and logits (N, K), float32 on the CPU, and moments, float64.
+        """
 
     def protocol(self) -> Mapping[str, Any]:
-        """What the protocol says of this metric beside the extractor."""
+        """The metric's own entries in the protocol. The evaluation adds extractor, sets and seed."""
         return {}
 
     def measure(self) -> Iterator[Score]:
-        """Not called: see `comparison.measured`, which shares the work of all such metrics."""
+        """Never called: `Comparison.scores` computes all feature metrics together by `compare`."""
         raise NotImplementedError

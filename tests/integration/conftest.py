@@ -11,7 +11,7 @@ import pytest
 
 from tests.s3 import S3
 
-CORES = 3
+CORES = 4
 """CPU cores that this Ray believes to have."""
 
 

@@ -1,4 +1,4 @@
-"""The metrics. A new one is a file here and its class in this list."""
+"""The metrics. For a new metric, add a file here and its class to `ALL`."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ ALL: tuple[type[Metric[Any]], ...] = (
     NearestNeighbour,
     Likelihood,
 )
+"""All metrics, in the order of reports and tables."""
 
 METRICS: dict[str, type[Metric[Any]]] = {name: kind for kind in ALL for name in kind.names()}
-"""By the names that `evaluation.metrics` takes."""
+"""The metrics by their names in `evaluation.metrics`."""
 
 BETTER: dict[str, Better] = {name: better for kind in ALL for name, better in kind.scores.items()}
-"""Every value that a metric may yield, by its name, and which of two is the better one."""
+"""Every value that a metric may yield: its name and its better direction."""
 
 OF_SAMPLES = tuple(name for kind in ALL if kind.of_samples for name in kind.scores)
-"""Values that are of samples, not of held-out images."""
+"""Names of the values that samples are measured by. The other values are of held-out images."""
 
 NEED_NO_WEIGHTS = tuple(
     name for name, kind in METRICS.items() if kind.of_samples and not kind.needs_weights
 )
-"""Metrics of samples that use no extractor."""
+"""Names of the metrics that compare samples without an extractor."""
 
 
 def scores_of(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of the values that these metrics may yield."""
+    """Names of the values that these metrics may yield. names: keys of METRICS."""
     found: dict[str, None] = {}
     for name in names:
         kind = METRICS[name]
@@ -54,7 +55,7 @@ def scores_of(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def metric_of(score: str) -> str:
-    """The name of the metric that yields a value."""
+    """The name in `evaluation.metrics` that gives the value `score`."""
     if score in METRICS:
         return score
     return next(kind.names()[0] for kind in ALL if score in kind.scores)

@@ -17,24 +17,25 @@ if TYPE_CHECKING:
     from ray_gen.evaluation.embedding import Embedding
 
 ROWS = 2048
+"""Rows of the distance matrix at once: 400 MB with 50,000 columns in float32."""
 
 
 class DensityCoverageSettings(Settings):
-    """The size of the balls."""
+    """The size of the balls around real images."""
 
     density_neighbours: PositiveInt = free(5)
-    """k of density and coverage (Naeem et al. 2020: 5)."""
+    """k: a ball reaches to the k-th nearest neighbour of its image (Naeem et al. 2020: 5)."""
 
 
 class DensityCoverage(FeatureMetric[DensityCoverageSettings]):
-    """How well generated images fill the balls about real ones: `density_coverage`."""
+    """`density`, `coverage`: how well generated images fill the balls around real images."""
 
     scores = {"density": "higher", "coverage": "higher"}
     needs = frozenset({"features"})
     settings_class = DensityCoverageSettings
 
     def check(self) -> None:
-        """An image has that many neighbours."""
+        """Both sets have enough images for k neighbours."""
         field = "evaluation.density_neighbours"
         check_neighbours(field, self.settings.density_neighbours, self.given.smallest)
 
@@ -56,22 +57,24 @@ class DensityCoverage(FeatureMetric[DensityCoverageSettings]):
 def density_coverage(
     generated: Tensor, reference: Tensor, *, neighbours: int
 ) -> tuple[float, float]:
-    """How many balls of the reference hold a generated image, and how many balls hold any.
+    """The mean number of balls that hold a generated image, over k, and the fraction of balls that
+    hold at least one.
 
         density  = 1 / (k M) Σ_j Σ_i 1[Y_j ∈ B(X_i)],     coverage = 1 / N Σ_i 1[∃ j: Y_j ∈ B(X_i)]
 
-    Naeem et al. 2020, "Reliable fidelity and diversity metrics for generative models", section 3;
-    B(X_i) is open, as in the authors' code, and reaches to the k-th nearest neighbour of X_i.
-    generated Y (M, D), reference X (N, D): float32; their device computes. Density in [0, N / k],
-    coverage in [0, 1]; for equal distributions their expectations are 1 and (their Lemma 2)
-    1 − (N − 1)···(N − k) / ((N + M − 1)···(N + M − k)), which is 1 − 2^−k for large N = M.
+    Naeem et al. 2020, "Reliable fidelity and diversity metrics for generative models", section 3.
+    The ball B(X_i) around a real image reaches to its k-th nearest real neighbour, k = `neighbours`
+    < N. It is open, as in the authors' code. generated Y (M, D), reference X (N, D): float32 on one
+    device, which computes. Density in [0, N / k], coverage in [0, 1], higher is better. For equal
+    distributions the expectations are 1 for the density and, by the paper's Lemma 2,
+    1 − (N − 1)···(N − k) / ((N + M − 1)···(N + M − k)) for the coverage: 1 − 2^−k for large N = M.
     """
     import torch
 
     held = torch.zeros((), dtype=torch.int64, device=reference.device)
     covered = torch.zeros_like(held)
     for rows in reference.split(ROWS):
-        # The nearest of the reference is the image itself.
+        # + 1: the nearest neighbour of each image is the image itself.
         radius = torch.cdist(rows, reference).kthvalue(neighbours + 1).values
         inside = torch.cdist(rows, generated) < radius[:, None]
         held += inside.sum()

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from ray_gen.evaluation.moments import Moments
 
 FEW_IMAGES = 10_000
+"""With fewer images in a set, the protocol warns of the bias."""
 
 
 class Fid(FeatureMetric[Settings]):
-    """The Fréchet distance of features: `frechet_distance`."""
+    """`fid`: the Fréchet distance of features, see `frechet_distance`."""
 
     scores = {"fid": "lower"}
     needs = frozenset({"moments"})
@@ -41,7 +42,8 @@ def frechet_distance(generated: Moments, reference: Moments) -> float:
         ‖μ − ν‖² + Tr(Σ + Γ − 2 (Σ Γ)^½)
 
     Heusel et al. 2017, "GANs trained by a two time-scale update rule converge to a local Nash
-    equilibrium", equation 6. In [0, ∞), lower is better, 0 for equal moments; float64 throughout.
+    equilibrium", equation 6. The moments are float64, (D,) and (D, D), of at least two vectors. In
+    [0, ∞), lower is better, 0 for equal moments.
 
     Tr (Σ Γ)^½ is the sum of the singular values of A^T B, for any A A^T = Σ and B B^T = Γ. The
     usual square roots of the eigenvalues of Σ Γ turn the rounding error ε of a zero eigenvalue into
@@ -56,7 +58,7 @@ def frechet_distance(generated: Moments, reference: Moments) -> float:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """A of A A^T = Σ, (D, D)."""
+    """A with A A^T = Σ, both (D, D)."""
     import torch
 
     values, vectors = torch.linalg.eigh(covariance)
@@ -64,14 +66,14 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 def bias_warning(generated: int, reference: int) -> str | None:
-    """What has to stand beside an FID of few images, or None.
+    """A warning for the protocol if a set has fewer than 10,000 images, else None.
 
     Chong and Forsyth 2020, "Effectively unbiased FID and Inception Score and where to find them":
-    the expectation of FID falls with the number of images, by an amount that depends on the model.
+    the expectation of FID falls as the number of images rises, and how much depends on the model.
     """
     if min(generated, reference) >= FEW_IMAGES:
         return None
     return (
-        f"biased: FID falls with the number of images; {generated} generated and {reference} real "
-        "here; compare only equal counts"
+        f"biased: FID falls with more images; here {generated} generated and {reference} real ones; "
+        "compare only equal counts"
     )

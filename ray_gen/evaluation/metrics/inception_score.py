@@ -16,26 +16,28 @@ if TYPE_CHECKING:
     from ray_gen.evaluation.embedding import Embedding
 
 SPLITS = 10
+"""Parts that the images are divided into, as in the paper."""
 
 
 class InceptionScore(FeatureMetric[Settings]):
-    """The Inception Score of class scores: `inception_score`."""
+    """`inception_score`: how sure and how varied the classes of the generated images are."""
 
     scores = {"inception_score": "higher"}
     needs = frozenset({"logits"})
 
     def check(self) -> None:
-        """There are class scores, and enough images."""
+        """There are enough images, and the extractor gives class scores."""
         images, extractor = len(self.given.sets["generated"]), self.given.extractor
         if images < SPLITS:
             raise Refused(
-                f"evaluation.count: inception_score takes {SPLITS} parts of the generated images, "
-                f"and there are {images}; set more, 5,000 a part in its paper"
+                f"evaluation.count: inception_score divides the generated images into {SPLITS} "
+                f"parts, and {images} are too few; set more (5,000 per part in its paper)"
             )
         if extractor is not None and self.given.sizes.logits is None:
             raise Lacking(
-                "evaluation.features: inception_score needs class scores, and this extractor gives "
-                "none; leave it out, or return ray_gen.evaluation.extractors.Features with logits",
+                f"evaluation.features: inception_score needs class scores, and {extractor.name} "
+                "gives none; leave inception_score out, or return "
+                "ray_gen.evaluation.extractors.Features with logits",
                 f"{extractor.name} gives no class scores",
             )
 
@@ -54,8 +56,8 @@ def inception_score(logits: Tensor, *, seed: int, splits: int = SPLITS) -> tuple
     """exp E_x KL(p(y|x) ‖ p(y)): mean and standard deviation over `splits` parts in random order.
 
     Salimans et al. 2016, "Improved techniques for training GANs", section 4. logits: float32 (N, K)
-    of generated images. In [1, K], higher is better. It looks at no reference, and rises with the
-    images of a split.
+    of generated images, N >= splits. In [1, K], higher is better. It uses no reference, and rises
+    with the number of images per part.
     """
     found = torch_fidelity("metric_isc", "isc_features_to_metric")(
         logits, splits, True, seed % 2**32

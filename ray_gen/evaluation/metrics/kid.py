@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class KidSettings(Settings):
-    """Subsets that KID is averaged over."""
+    """The subsets that KID is averaged over."""
 
     kid_subsets: PositiveInt = free(100)
-    """Random subsets of both sets."""
+    """Number of random subsets of each set."""
     kid_subset_size: PositiveInt = free(1000)
-    """Images of each subset."""
+    """Images in a subset. At most the number of images in the smaller set."""
 
 
 class Kid(FeatureMetric[KidSettings]):
-    """The kernel distance of features: `kernel_distance`."""
+    """`kid`: the kernel distance of features, see `kernel_distance`."""
 
     scores = {"kid": "lower"}
     needs = frozenset({"features"})
@@ -36,12 +36,12 @@ class Kid(FeatureMetric[KidSettings]):
 
     @property
     def subset_size(self) -> int:
-        """Images of each subset."""
+        """Images in a subset, adapted to small sets if the user named no metrics."""
         size = self.settings.kid_subset_size
         return min(size, self.given.smallest) if self.given.automatic else size
 
     def check(self) -> None:
-        """Subsets can be drawn."""
+        """Both sets have enough images for a subset, and a subset has at least two."""
         generated, reference = (len(self.given.sets[n]) for n in ("generated", "reference"))
         smallest = self.given.smallest
         if self.subset_size > smallest:
@@ -52,7 +52,7 @@ class Kid(FeatureMetric[KidSettings]):
         if self.subset_size < 2:
             raise Refused(
                 f"evaluation.kid_subset_size: subsets of {self.subset_size} image are too small; "
-                "set e.g. 1000"
+                "set at least 2, e.g. 1000"
             )
 
     def compare(
@@ -79,16 +79,16 @@ def kernel_distance(
     over random subsets.
 
     Bińkowski et al. 2018, "Demystifying MMD GANs", the Kernel Inception Distance. generated,
-    reference: float32 (N, D), (M, D) on the CPU. Around 0 for equal distributions, below 0 by
-    chance; lower is better. The mean is unbiased for any number of images; the deviation depends on
-    `subset_size`.
+    reference: float32 (N, D), (M, D) on the CPU. Lower is better; near 0 for equal distributions,
+    where chance may give a value below 0. The mean is unbiased for any number of images. The
+    deviation depends on `subset_size`.
     """
     found = torch_fidelity("metric_kid", "kid_features_to_metric")(
         generated,
         reference,
         kid_subsets=subsets,
         kid_subset_size=subset_size,
-        rng_seed=seed % 2**32,  # the range that NumPy takes
+        rng_seed=seed % 2**32,  # NumPy takes seeds below 2**32
         verbose=False,
     )
     return found["kernel_inception_distance_mean"], found["kernel_inception_distance_std"]

@@ -1,4 +1,4 @@
-"""What a model with a likelihood says of images that it was not trained on."""
+"""Scores of a model with a likelihood, on images that it was not trained on."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ray_gen.settings import Settings, free
 
 
 class LikelihoodSettings(Settings):
-    """The bound."""
+    """The bound on log p(x)."""
 
     importance_samples: PositiveInt = free(100)
-    """K of a VAE's importance-weighted bound; 5000 is what papers report."""
+    """K: samples of z per image for the importance-weighted bound. Papers use 5000."""
 
 
 class Likelihood(Metric[LikelihoodSettings]):
-    """Bounds on log p(x), bits per dimension, active units, reconstructions: see
-    `likelihood.measure`. Which of them there are depends on the model and its data."""
+    """`likelihood`: bounds on log p(x), bits per dimension, active units and reconstruction errors,
+    see `likelihood.measure`. The model and its data decide which of them exist."""
 
     asked_as = ("likelihood",)
     scores = {
@@ -42,9 +42,11 @@ class Likelihood(Metric[LikelihoodSettings]):
 
         where, given = "evaluation.metrics: likelihood", self.given
         if given.subject is None:
-            raise Lacking(f"{where}: it is of a model, and pictures were named; name a run", None)
+            raise Lacking(f"{where}: pictures have no likelihood; name a run instead", None)
         if not isinstance(given.subject.objective, Bounds):
-            raise Lacking(f"{where}: the objective {given.subject.kind} has none", None)
+            raise Lacking(
+                f"{where}: the objective {given.subject.kind} has no likelihood; leave it out", None
+            )
         if given.labelled is None or not len(given.labelled.images_NHWC):
             why = f"it is measured on held-out images, and {given.data} has none"
             remedy = "name other images"

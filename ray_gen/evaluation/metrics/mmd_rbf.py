@@ -1,4 +1,8 @@
-"""Maximum mean discrepancy of normalised features under a Gaussian kernel."""
+"""Maximum mean discrepancy of normalised features under a Gaussian kernel.
+
+The example for a new metric: copy this file and add its class to `ALL` in `metrics/__init__.py`.
+`kid.py` also has settings and checks. `sliced_wasserstein.py` compares pixels instead of features.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,13 @@ if TYPE_CHECKING:
     from ray_gen.evaluation.embedding import Embedding
 
 SIGMA, SCALE = 10.0, 1000.0
-"""Width of the kernel and factor of the value, as in CMMD."""
+"""σ, the width of the kernel, and the factor of the value: both as in CMMD."""
 ROWS = 2048
-"""Rows of a matrix of kernels at once: 800 MB beside 50,000 images, in float64."""
+"""Rows of the kernel matrix at once: 800 MB with 50,000 columns in float64."""
 
 
 class MmdRbf(FeatureMetric[Settings]):
-    """CMMD's distance, of any extractor's features: `mmd_rbf`."""
+    """`mmd_rbf`: CMMD's distance, with the features of any extractor."""
 
     scores = {"mmd_rbf": "lower"}
     needs = frozenset({"features"})
@@ -29,7 +33,8 @@ class MmdRbf(FeatureMetric[Settings]):
         self, generated: Embedding, reference: Embedding
     ) -> Iterator[tuple[str, float, float | None]]:
         device = self.given.world.device
-        yield "mmd_rbf", mmd_rbf(generated.features_on(device), reference.features_on(device)), None
+        value = mmd_rbf(generated.features_on(device), reference.features_on(device))
+        yield "mmd_rbf", value, None
 
     def protocol(self) -> Mapping[str, Any]:
         return {
@@ -46,10 +51,11 @@ def mmd_rbf(generated: Tensor, reference: Tensor) -> float:
         k(x, y) = exp(−‖x/‖x‖ − y/‖y‖‖² / (2 σ²)),  σ = 10
 
     Jayasumana et al. 2024, "Rethinking FID: towards a better evaluation metric for image
-    generation", where the features are those of CLIP and the value is called CMMD. The
-    sums hold i = j, so the estimate is biased and not below 0. generated, reference: float32
-    (N, D), (M, D); their device computes, in float64. In [0, 39.7), lower is
-    better.
+    generation", call the value CMMD if the features are CLIP's. The sums include i = j, so the
+    estimate is biased and not below 0.
+    generated, reference: float32 (N, D) and (M, D) on one device, which computes in float64.
+    Lower is better. In [0, 39.61): 0 for equal sets, up to rounding; 2000 (1 − exp(−1/50)) for two
+    opposite points.
     """
     from torch.nn.functional import normalize
 
@@ -58,7 +64,7 @@ def mmd_rbf(generated: Tensor, reference: Tensor) -> float:
 
 
 def _mean_kernel(x: Tensor, y: Tensor) -> float:
-    """The mean of k over all pairs of rows of length 1 or 0."""
+    """Mean of k over all pairs of a row of x and a row of y, (N, D) and (M, D), of length 1 or 0."""
     squares = y.square().sum(1)
     total = 0.0
     for rows in x.split(ROWS):

@@ -1,4 +1,4 @@
-"""Memorisation: how near samples lie to the training set, beside images that it never saw."""
+"""Memorisation: whether samples lie nearer to training images than new images do."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ if TYPE_CHECKING:
 
 
 class NearestNeighbour(Metric[Settings]):
-    """Distances of samples to their nearest training images, over those of held-out images:
-    `memorisation`. Much less than 1: the samples are copies."""
+    """`nearest_neighbour`: the median distance of samples to their nearest training image, over that
+    of held-out images. 1: no copies. Much less than 1: copies. See `memorisation`."""
 
     scores = {"nearest_neighbour": None}
     compares_pixels = True
 
     def check(self) -> None:
-        """There are training images, and images that were not trained on."""
+        """There are training images. Under "auto" there are held-out images, too."""
         sets = self.given.sets
         if "training" not in sets:
             raise Lacking(
-                "evaluation.metrics: nearest_neighbour compares with the images that the run was "
-                "trained on, and they are not here; leave it out",
-                "the reference is not what was trained on",
+                "evaluation.metrics: nearest_neighbour compares samples with the images that the "
+                "run was trained on, and the reference holds other images; leave it out",
+                "the reference is not what the run was trained on",
             )
         if "held_out" not in sets and self.given.automatic:
             raise Lacking(
-                "evaluation.metrics: nearest_neighbour compares with held-out images",
+                "evaluation.metrics: nearest_neighbour compares samples with held-out images; set "
+                "data.held_out_fraction to 0.1, or leave it out",
                 f"{self.given.data} has no held-out images",
             )
 
     def compares_with(self) -> Sequence[Set]:
-        """The training images, and those that were not trained on."""
+        """The training images, and images that the model was not trained on."""
         return ("training", self._unseen)
 
     @property
     def _unseen(self) -> Set:
-        """The images that were not trained on: the reference unless there are others (an FID is
-        often taken against the training images)."""
+        """Images that the model was not trained on: the held-out images. Without any, the reference
+        counts as such."""
         return "held_out" if "held_out" in self.given.sets else "reference"
 
     @cached_property
@@ -72,15 +73,15 @@ class NearestNeighbour(Metric[Settings]):
         given, world = self.given, self.given.world
         ours, others = self._queries["generated"], self._queries[self._unseen]
         nearest = Nearest.of(ours, others, given.shape, world.device)
-        # Every rank sees all training images, and has its own share of the others.
+        # Every rank compares its own share of the other images with all training images.
         alone = World(device=world.device)
         training = given.sets["training"]
         show(training, [nearest], alone, given.batch_size, given.progress, "training images")
         found = memorisation(nearest, ours, others, world)
         protocol = {
             "unit": "ratio",
-            "value": "median distance of samples to their nearest training image, over that of "
-            "held-out images; much less than 1: copies",
+            "value": "median distance of samples to their nearest training image, divided by that "
+            "of held-out images; much less than 1: copies",
             "median_distance_of_samples": found.generated,
             "median_distance_of_held_out": found.held_out,
             "samples_nearer_than_99_percent_of_held_out": found.below,

@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from ray_gen.evaluation.embedding import Embedding
 
 ROWS = 2048
-"""Rows of a matrix of distances at once: 400 MB beside 50,000 images."""
+"""Rows of the distance matrix at once: 400 MB with 50,000 columns in float32."""
 
 
 class PrecisionRecallSettings(Settings):
-    """The size of the balls."""
+    """The size of the balls that make up a manifold."""
 
     neighbours: PositiveInt = free(3)
-    """k of precision and recall (Kynkäänniemi et al. 2019: 3)."""
+    """k: a ball reaches to the k-th nearest neighbour of its image (Kynkäänniemi et al. 2019: 3)."""
 
 
 class PrecisionRecall(FeatureMetric[PrecisionRecallSettings]):
-    """How much of each set lies in the manifold of the other: `precision_recall`."""
+    """`precision`, `recall`: the fraction of each set inside the manifold of the other set."""
 
     scores = {"precision": "higher", "recall": "higher"}
     needs = frozenset({"features"})
     settings_class = PrecisionRecallSettings
 
     def check(self) -> None:
-        """An image has that many neighbours."""
+        """Both sets have enough images for k neighbours."""
         check_neighbours("evaluation.neighbours", self.settings.neighbours, self.given.smallest)
 
     def compare(
@@ -57,12 +57,14 @@ class PrecisionRecall(FeatureMetric[PrecisionRecallSettings]):
 def precision_recall(
     generated: Tensor, reference: Tensor, *, neighbours: int
 ) -> tuple[float, float]:
-    """The fraction of generated images inside the reference's manifold, and the other way round.
+    """Precision: the fraction of generated images inside the manifold of the reference. Recall: the
+    fraction of the reference inside the manifold of the generated images.
 
     Kynkäänniemi et al. 2019, "Improved precision and recall metric for assessing generative
-    models", equations 1 and 2: the manifold is the union of balls about each image, which reach to
-    its `neighbours`-th nearest neighbour of the same set. generated, reference: float32 (N, D),
-    (M, D); their device computes. In [0, 1], higher is better; both move with N and M.
+    models", equations 1 and 2. The manifold of a set is the union of closed balls, one around each
+    image. A ball reaches to the `neighbours`-th nearest neighbour in the same set. generated,
+    reference: float32 (N, D), (M, D) on one device, which computes. Both in [0, 1], higher is
+    better. Both depend on N and M.
     """
     found = torch_fidelity("metric_prc", "prc_features_to_metric")(
         generated,

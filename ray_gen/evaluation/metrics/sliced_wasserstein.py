@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 
 class SlicedWasserstein(Metric[Settings]):
-    """The distance of patches of as many images of both sets: `patches.sliced_wasserstein`."""
+    """`sliced_wasserstein`: the distance of patches, the mean over scales. It takes equally many
+    images of both sets: see `patches.sliced_wasserstein`."""
 
     scores = {"sliced_wasserstein": "lower"}
     compares_pixels = True
 
     def check(self) -> None:
-        """The images are large enough for a patch."""
+        """The images are at least as large as a patch."""
         from ray_gen.evaluation.patches import scales_of
 
         scales_of(self.given.shape)
