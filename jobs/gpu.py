@@ -220,14 +220,14 @@ class Model:
         """1e-3, or four times the error of the CPU's own float32 gradient if that is more. Where a
         ReLU's input is nearly 0, rounding decides. For DCGAN at width 64 this is 5e-4."""
         rounded, exact = (self.run(CPU, precision=p).gradients() for p in ("fp32", "fp64"))
-        return max(1e-3, 4 * _relative(rounded, exact))
+        return max(1e-3, 4 * relative_difference(rounded, exact))
 
     @cached_property
     def trained(self) -> tuple[Run, Run]:
         """A run after 20 steps on the device, and its copy on the CPU, made by a checkpoint."""
         there, here = self.run(), self.run(CPU)
         there.steps(STEPS)
-        _copy(there, here)
+        copy_state(there, here)
         return there, here
 
 
@@ -305,7 +305,7 @@ class Run:
         return found
 
 
-def _copy(run: Run, other: Run) -> None:
+def copy_state(run: Run, other: Run) -> None:
     """Copies the state of a run to another run, on any device, by a checkpoint."""
     with TemporaryDirectory() as folder:
         run.state.save(Path(folder), run.experiment)
@@ -338,7 +338,7 @@ def _tensors(numbers: Mapping[str, float]) -> dict[str, Tensor]:
     return {name: torch.tensor([number], dtype=torch.float64) for name, number in numbers.items()}
 
 
-def _relative(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+def relative_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     """The largest ‖a - b‖/‖b‖ of vectors (D,) by name; NaN if there is one."""
     found = [(ours[n] - b).norm() / b.norm().clamp(min=1e-300) for n, b in theirs.items()]
     return float(torch.stack(found).max())
@@ -519,7 +519,7 @@ def _row(name: str, seconds: float) -> Callable[[Check], Check]:
 def fp64(model: Model) -> Found:
     """20 steps in float64, compared with the CPU's."""
     there, here = (model.run(d, precision="fp64").steps(STEPS) for d in (model.device, CPU))
-    return Found(_relative(there.weights(), here.weights()), "‖Δw‖/‖w‖", at_most=1e-6)
+    return Found(relative_difference(there.weights(), here.weights()), "‖Δw‖/‖w‖", at_most=1e-6)
 
 
 @_row("gradients", seconds=5)
@@ -527,7 +527,7 @@ def gradients(model: Model) -> Found:
     """Gradients of the first step in float32, compared with the CPU's."""
     with _without_tf32():
         there, here = (model.run(device).gradients() for device in (model.device, CPU))
-    return Found(_relative(there, here), "‖Δg‖/‖g‖", at_most=model.gradient_bound)
+    return Found(relative_difference(there, here), "‖Δg‖/‖g‖", at_most=model.gradient_bound)
 
 
 @_row("resume", seconds=15)
@@ -538,7 +538,7 @@ def resume(model: Model) -> Found:
         whole, half, again = (model.run() for _ in range(3))
         whole.steps(STEPS)
         half.steps(STEPS // 2)
-        _copy(half, again)
+        copy_state(half, again)
         again.steps(STEPS // 2)
     ours, theirs = again.tensors(), whole.tensors()
     names = [(part, name) for part in theirs for name in theirs[part]]
@@ -573,11 +573,13 @@ def compiled(model: Model) -> Found:
                 raise NotApplicable(reason) from refused
             raise
         expected = eager.gradients(6)
-        buffers = _relative(graph.weights(), eager.weights())
+        buffers = relative_difference(graph.weights(), eager.weights())
         slow, fast = _speeds(model, eager.on_one_batch(), graph.on_one_batch(), rounds=3)
     assert buffers <= 1e-4, f"buffers differ by {buffers:.2g}"
     note = f"{median(fast):,.0f} images/s, eager {median(slow):,.0f}"
-    return Found(_relative(found, expected), "‖Δg‖/‖g‖", at_most=model.gradient_bound, note=note)
+    return Found(
+        relative_difference(found, expected), "‖Δg‖/‖g‖", at_most=model.gradient_bound, note=note
+    )
 
 
 def _lacks(device: torch.device) -> str:
@@ -599,7 +601,7 @@ def bf16(model: Model) -> Found:
     with _without_tf32():
         exact, rounded = model.run().gradients(), model.run(precision="bf16").gradients()
     cosines = [torch.cosine_similarity(exact[p], rounded[p], dim=0) for p in exact]
-    note = f"‖Δg‖/‖g‖ {_relative(rounded, exact):.2g}"
+    note = f"‖Δg‖/‖g‖ {relative_difference(rounded, exact):.2g}"
     return Found(float(torch.stack(cosines).min()), "cosine", at_least=0.99, note=note)
 
 
@@ -728,7 +730,7 @@ def replay(model: Model) -> Found:
         runs = [model.run(record=r, precision="fp64", **every).steps(STEPS) for r in both]
     found, expected = ({**run.weights(), **_tensors(run.meter.report())} for run in runs)
     assert recorders and all(recorder.graph is not None for recorder in recorders)
-    apart, count = _relative(found, expected), len(recorders)
+    apart, count = relative_difference(found, expected), len(recorders)
     fast, slow = _speeds(model, *(model.run(record=r, **every).on_one_batch() for r in both))
     note = f"{count} graphs, {median(fast):,.0f} images/s, {_ratio(fast, slow):.2f} x eager"
     return Found(apart, "‖Δw‖/‖w‖", at_most=1e-6, note=note + ("" if apart else "; bit for bit"))
@@ -752,7 +754,7 @@ def evaluation(model: Model) -> Found:
             held_out_scores(r.experiment, r.objective, r.state, r.store.held_out, r.world)
             for r in model.trained
         )
-    apart = _relative(_tensors(there), _tensors(here))
+    apart = relative_difference(_tensors(there), _tensors(here))
     return Found(apart, "relative", at_most=1e-5, note=", ".join(here))
 
 

@@ -159,7 +159,7 @@ class Folder:
         without_credentials(self.location)
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
-        return type(self), (self.location,)  # without `_remote`: a connection belongs to a process
+        return type(self), (self.location,)  # without `remote`: a connection belongs to a process
 
     @property
     def is_local(self) -> bool:
@@ -186,9 +186,9 @@ class Folder:
     def __truediv__(self, name: str) -> Folder:
         path, mark, query = self._parts
         child = Folder(f"{path.rstrip('/')}/{name}{mark}{query}")
-        if "_remote" in self.__dict__:  # reuse the open connections
-            system, here = self._remote
-            child.__dict__["_remote"] = (system, f"{here}/{name}")
+        if "remote" in self.__dict__:  # reuse the open connections
+            system, here = self.remote
+            child.__dict__["remote"] = (system, f"{here}/{name}")
         return child
 
     @property
@@ -198,7 +198,7 @@ class Folder:
         return Folder(f"{path.rstrip('/').rpartition('/')[0]}{mark}{query}")
 
     @cached_property
-    def _remote(self) -> tuple[Any, str]:
+    def remote(self) -> tuple[Any, str]:
         """pyarrow's file system and the path in it."""
         from pyarrow import fs
 
@@ -208,7 +208,7 @@ class Folder:
         self, attempt: Callable[[Any, str], _T], patience_seconds: float | None = None
     ) -> _T:
         """Calls `attempt(file system, path)`. Repeats it while the storage fails."""
-        return tried(lambda: attempt(*self._remote), self.location, patience_seconds)
+        return tried(lambda: attempt(*self.remote), self.location, patience_seconds)
 
     def read_bytes(self, name: str, begin: int = 0) -> bytes:
         """The bytes of a file from offset `begin` on. Raises FileNotFoundError."""
@@ -272,7 +272,7 @@ class Folder:
             else:
                 target.unlink(missing_ok=True)
             return
-        self._tried(lambda system, path: _delete(system, f"{path}/{name}"))
+        self._tried(lambda system, path: delete_path(system, f"{path}/{name}"))
 
     def remove_if_empty(self) -> None:
         """Delete the folder if it is empty."""
@@ -280,7 +280,7 @@ class Folder:
             if self.is_local:
                 self.path.rmdir()
             elif not self.names():
-                self._tried(_delete)
+                self._tried(delete_path)
 
     @contextlib.contextmanager
     def fetched(self) -> Generator[Path]:
@@ -313,9 +313,9 @@ class Folder:
             if self.is_local:
                 _copied(file, self.path / target)
             else:
-                self._put(file, target)
+                self.put_file(file, target)
 
-    def _put(self, file: Path, name: str) -> None:
+    def put_file(self, file: Path, name: str) -> None:
         from pyarrow import fs
 
         def copy(system: Any, path: str) -> None:
@@ -352,7 +352,7 @@ class Folder:
                 self.remove(probe)
             else:
                 self._tried(lambda system, path: _write(system, f"{path}/{probe}", text), 0.0)
-                self._tried(lambda system, path: _delete(system, f"{path}/{probe}"), 0.0)
+                self._tried(lambda system, path: delete_path(system, f"{path}/{probe}"), 0.0)
         except (OSError, StorageError) as error:
             cause = error.__cause__ or error
             if not isinstance(cause, OSError):
@@ -414,7 +414,7 @@ def _with_parent(system: Any, path: str, write: Callable[[str], None]) -> None:
         write(path)
 
 
-def _delete(system: Any, path: str) -> None:
+def delete_path(system: Any, path: str) -> None:
     from pyarrow import fs
 
     (info,) = system.get_file_info([path])

@@ -37,15 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(ON_RAY))
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """None for single files: they would wait longer for another process than it helps."""
-    if all(".py" in argument for argument in config.args):
-        return 0
-    return max(2, min(4, os.cpu_count() or 1))
-
-
-@pytest.hookimpl(optionalhook=True)
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """A process takes whole files, since their tests share what was trained for them."""
     from xdist.scheduler import LoadScopeScheduling

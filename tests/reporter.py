@@ -31,18 +31,17 @@ class FileReporter:
     @pytest.hookimpl(wrapper=True)
     def pytest_report_teststatus(self, report: pytest.TestReport):
         category, letter, word = yield
-        if isinstance(report, pytest.TestReport):
-            self._outcomes[_file_of(report.nodeid)][category] += 1
-            if not report.failed:
-                return category, "", ""
-        return category, letter, word
+        if not isinstance(report, pytest.TestReport):
+            return category, letter, word
+        self._outcomes[_file_of(report.nodeid)][category] += 1
+        return category, "", ""
 
     @pytest.hookimpl(trylast=True)  # after the outcome was counted
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         file = _file_of(report.nodeid)
         self._seconds[file] += report.duration
         if report.failed:
-            self._terminal.write_line(f" {report.nodeid}", red=True)
+            self._terminal.write_line(f"{report.nodeid}: failed", red=True)
         if report.when == "teardown":
             self._left[file] -= 1
             if self._left[file] == 0:

@@ -93,8 +93,8 @@ def killed_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "rename", counted(Path.rename))
     monkeypatch.setattr(shutil, "copyfile", counted(shutil.copyfile))
     monkeypatch.setattr(shutil, "rmtree", delete)
-    monkeypatch.setattr(Folder, "_put", counted(Folder._put))
-    monkeypatch.setattr(storage, "_delete", counted(storage._delete))
+    monkeypatch.setattr(Folder, "put_file", counted(Folder.put_file))
+    monkeypatch.setattr(storage, "delete_path", counted(storage.delete_path))
 
 
 def ways_to_die(act: Callable[[], None], every: int = 1) -> Iterator[int]:

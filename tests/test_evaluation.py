@@ -1,4 +1,4 @@
-"""What a run is worth: from a run folder or pictures to scores, and measured while it trains."""
+"""Evaluation of runs and pictures, after training and during it."""
 
 from __future__ import annotations
 
@@ -114,7 +114,9 @@ def test_a_sample_does_not_depend_on_the_count_or_the_batch(store_8) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_without_weights_what_needs_none_is_measured_and_the_reason_is_told(store_8) -> None:
+def test_without_weights_only_metrics_that_need_none_are_measured_and_the_reason_is_told(
+    store_8,
+) -> None:
     this = gan()
     model = model_of(this, trained(this, store_8)[0])
     scores = Evaluator(Evaluation(), store_8, "random", World()).scores(model)
@@ -128,15 +130,15 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     (
         gan,
         {"metrics": ["likelihood"]},
-        "evaluation.metrics: likelihood: the objective gan has none",
+        "evaluation.metrics: likelihood: the objective gan has no likelihood",
     ),
     (gan, {"metrics": ["fid"], "count": 73}, "evaluation.count: 73 .* there are 72 .*at most 72"),
     (gan, {"metrics": ["kid"], "kid_subset_size": 1000}, "evaluation.kid_subset_size"),
     (
         gan,
         {"metrics": ["fid"], "features": {"kind": "inception", "weights": "/nowhere/a.pth"}},
-        "evaluation.features.weights: there is no file /nowhere/a.pth, or ask evaluation.metrics "
-        "for sliced_wasserstein and nearest_neighbour only",
+        "evaluation.features.weights: there is no file /nowhere/a.pth; .*evaluation.metrics to "
+        "sliced_wasserstein and nearest_neighbour only",
     ),
     (
         lambda: vae("objective.kind=autoencoder"),
@@ -203,7 +205,7 @@ def test_the_best_checkpoint_may_follow_a_metric() -> None:
     assert this.checkpoints.best is not None
 
 
-def test_a_request_is_the_same_behind_the_wire() -> None:
+def test_a_request_survives_json() -> None:
     this = experiment(
         {
             "networks": {"generator": {"kind": "mlp"}, "discriminator": {"kind": "mlp"}},
@@ -218,7 +220,7 @@ def test_a_request_is_the_same_behind_the_wire() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run on the built-in digits, which evaluation reads again."""
+    """A run on the built-in digits. An evaluation opens them again."""
     this = gan("training.images=48", f"evaluation.features={json.dumps(TINY)}")
     from ray_gen.training.sources import open_data
 
@@ -226,7 +228,7 @@ def run(tmp_path_factory) -> Path:
     return saved(this, store, tmp_path_factory.mktemp("runs") / "a" / "checkpoint_000000000048")
 
 
-def test_a_run_is_evaluated_in_a_line(run: Path) -> None:
+def test_one_call_evaluates_a_run(run: Path) -> None:
     scores = ray_gen.evaluate(run, metrics=["fid", "nearest_neighbour"], count=200)
     assert scores["fid"].value > 0
     assert scores["fid"].protocol["generated"]["images seen"] == 48
@@ -254,9 +256,7 @@ def test_the_split_can_be_named(run: Path) -> None:
     assert "split held_out" in ended.output
 
 
-def test_what_cannot_be_written_or_read_is_told_before_anything_is_measured(
-    run: Path, tmp_path: Path
-) -> None:
+def test_a_bad_path_is_refused_before_anything_is_measured(run: Path, tmp_path: Path) -> None:
     for arguments in ([str(run), "/no/such/run"], [str(run), "--output", str(tmp_path)]):
         ended = CliRunner().invoke(main, ["evaluate", *arguments])
         assert ended.exit_code == 2, ended.output
@@ -313,7 +313,7 @@ def test_pictures_of_any_tool_are_compared(tmp_path: Path) -> None:
 BAD: list[tuple[list[str], str]] = [
     (["/no/such/run"], "/no/such/run"),
     ([], "name either a run, or pictures"),
-    (["--generated", "/tmp"], "--reference: pictures need real ones"),
+    (["--generated", "/tmp"], "--reference: pictures are compared with real images"),
     (["RUN", "--metrics", "fdi"], " --metrics: there is no metric 'fdi'; did you mean fid"),
     (["RUN", "--count", "5000"], " --count: 5000 images were asked for"),
     (["RUN", "--split", "held_out", "--count", "1001"], " --count: 1001 images were asked for"),
@@ -321,8 +321,8 @@ BAD: list[tuple[list[str], str]] = [
     (["--generated", "/no/such/folder", "--reference", "mnist5k"],
      " --generated: /no/such/folder does not exist"),
     (["RUN", "--features", "torchvision:resnet"], " --features: torchvision has no"),
-    (["RUN", "--features", "torchvision"], " --features: 'torchvision' is not whole"),
-    (["RUN", "--features", "inception:v3"], " --features: 'inception:v3' is not whole, or has too"),
+    (["RUN", "--features", "torchvision"], " --features: 'torchvision' is incomplete"),
+    (["RUN", "--features", "inception:v3"], " --features: 'inception:v3' is incomplete or has too"),
     (["RUN", "--features", "vgg"], " --features: 'vgg' is not one of inception, torchvision, run"),
     (["RUN", "--features", "custom:Name"], " --features: 'Name' names no class; write its module"),
     (["RUN", "--features", "custom:a:B", "--features-weights", "w"], " --features-weights: custom"),
@@ -330,9 +330,9 @@ BAD: list[tuple[list[str], str]] = [
      " --features-weights: there is no file /no/w.pth"),
     (["RUN", "--metrics", "kid", "--kid-subset-size", "3000", "--count", "50"],
      " --kid-subset-size: 3000 images cannot be drawn"),
-    (["RUN", "--image-size", "32"], " --image-size: a run has its own, and a ref"),
-    (["RUN", "--reference", "mnist5k", "--channels", "3"], " --channels: a run has its own,"),
-    (["RUN", "--on-corrupt", "skip"], " --on-corrupt: a run's own data is read as it was"),
+    (["RUN", "--image-size", "32"], " --image-size: a reference always gets the run's own"),
+    (["RUN", "--reference", "mnist5k", "--channels", "3"], " --channels: a reference always gets"),
+    (["RUN", "--on-corrupt", "skip"], " --on-corrupt: the run's own data is read"),
     (["RUN", "--image-size", "0"], "--image-size': '0' is neither a number of pixels nor"),
 ]  # fmt: skip
 
@@ -347,7 +347,7 @@ def test_bad_input_ends_in_a_sentence(run: Path, arguments: list[str], sentence:
 
 
 @pytest.mark.parametrize(("make", "given", "sentence"), REFUSALS)
-def test_what_cannot_be_measured_is_known_before_training(store_8, make, given, sentence) -> None:
+def test_what_cannot_be_measured_is_refused_before_training(store_8, make, given, sentence) -> None:
     this = make()
     state = State.build(this, build_objective(this), World())
     with pytest.raises(Refused, match=sentence):
@@ -369,11 +369,11 @@ def test_a_check_measures_nothing(store_8) -> None:
 
     subject.objective.sample = counted  # type: ignore[method-assign]
     assert evaluator.checked(subject).names == (*SOME, "likelihood")
-    assert made == [1]  # for its shape
+    assert made == [1]  # one image, for the shape
 
 
 def _of_a_folder(folder: Path) -> Path:
-    """A run on twelve by twelve pictures in `data`, which are made as eight by eight."""
+    """A run on 12 x 12 pictures in `data`, resized to 8 x 8."""
     from ray_gen.training.sources import class_names, open_data
 
     _pictures(folder / "data", 40, 1)
@@ -392,7 +392,7 @@ def test_data_that_changed_since_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"data: folder:.* is not what .* was trained on"):
         ray_gen.evaluate(made, **asked)
     scores = ray_gen.evaluate(made, reference=str(tmp_path / "data"), count=10)
-    assert any("not what was trained on" in why for why in scores.without)
+    assert any("not what the run was trained on" in why for why in scores.without)
 
 
 @pytest.mark.parametrize(
@@ -402,12 +402,12 @@ def test_data_that_changed_since_is_refused(tmp_path: Path) -> None:
         ("{metric: fid, mode: max}", r"checkpoints\.best\.mode: a lower fid is better, not max"),
     ],
 )
-def test_a_best_checkpoint_that_never_comes_is_refused(best: str, sentence: str) -> None:
+def test_a_best_checkpoint_by_an_unknown_score_or_mode_is_refused(best: str, sentence: str) -> None:
     with pytest.raises(ExperimentError, match=sentence):
         gan("evaluation.every_images=100", f"checkpoints.best={best}")
 
 
-def test_the_best_checkpoint_cannot_follow_what_is_measured_beside() -> None:
+def test_the_best_checkpoint_cannot_follow_an_evaluation_beside_the_training() -> None:
     with pytest.raises(ExperimentError, match=r"evaluation\.placement=inline"):
         gan(
             "evaluation.every_images=100",
@@ -420,7 +420,7 @@ def test_every_metric_can_be_asked_for() -> None:
     assert settings(metrics=tuple(METRICS)).metrics
 
 
-def test_a_likelihood_is_of_so_many_held_out_images_or_of_all(store_8) -> None:
+def test_a_likelihood_is_measured_on_count_held_out_images_or_on_all(store_8) -> None:
     this = vae()
     model = model_of(this, trained(this, store_8)[0])
 
@@ -429,16 +429,18 @@ def test_a_likelihood_is_of_so_many_held_out_images_or_of_all(store_8) -> None:
         return dict(Evaluator(given, store_8, "random", World()).scores(model)["elbo"].protocol)
 
     assert (seen(10)["images"], seen(10)["of"]) == (10, 24)
-    assert seen(None)["images"] == seen(50)["images"] == 24  # 50 are there to compare samples with
+    assert (
+        seen(None)["images"] == seen(50)["images"] == 24
+    )  # samples can be compared with 50, but only 24 are held out
 
 
 @pytest.mark.usefixtures("offline")
-def test_auto_says_why_a_vae_has_no_likelihood_and_a_gan_needs_no_reason(store_8) -> None:
+def test_auto_says_why_a_vae_has_no_likelihood_and_says_nothing_for_a_gan(store_8) -> None:
     store = replace(store_8, held_out=Split(store_8.held_out.images_NHWC[:0], None))
     for this, told in ((vae(), ["likelihood: it is measured on held-out images"]), (gan(), [])):
         model = model_of(this, trained(this, store_8)[0])
         evaluator = Evaluator(Evaluation(count=20), store, "photos", World(), trained_on=False)
-        for _ in range(2):  # in a run it is asked again and again, and says so once
+        for _ in range(2):  # a run calls it many times, and each time it says so once
             without = evaluator.scores(model).without
         assert [why[: len(told[0])] for why in without if "likelihood" in why] == told
     with pytest.raises(Refused, match=r"held-out images, and photos has none; name other"):
@@ -455,7 +457,7 @@ def test_auto_says_why_an_autoencoder_has_no_samples(store_8) -> None:
     assert "the objective autoencoder has no prior to sample from" in scores.without[0]
 
 
-def test_an_exported_model_is_worth_what_its_run_is(run: Path, tmp_path: Path) -> None:
+def test_an_exported_model_has_the_scores_of_its_run(run: Path, tmp_path: Path) -> None:
     asked: dict[str, Any] = {
         "metrics": ["fid", "nearest_neighbour"],
         "count": 100,
@@ -475,17 +477,15 @@ def test_an_exported_model_is_worth_what_its_run_is(run: Path, tmp_path: Path) -
     assert " ema |" in ended.output
 
 
-def test_an_export_knows_its_data_where_it_finds_them(
+def test_an_export_finds_its_data_in_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It holds no path but the name of the folder."""
+    """It holds only the name of the folder, not the path."""
     run, folder = _of_a_folder(tmp_path), tmp_path / "exported"
     ray_gen.export(run, folder, formats=["safetensors"])
     asked: dict[str, Any] = {"metrics": ["sliced_wasserstein", "nearest_neighbour"], "count": 10}
     monkeypatch.chdir("/")
-    with pytest.raises(
-        Refused, match=r"--reference: .* trained on folder:data, and an export does"
-    ):
+    with pytest.raises(Refused, match=r"--reference: .* trained on folder:data, and an export "):
         ray_gen.evaluate(folder, **asked)
     named = ray_gen.evaluate(folder, reference=str(tmp_path / "data"), count=10)
     assert named["sliced_wasserstein"].value > 0
@@ -497,7 +497,7 @@ def test_an_export_knows_its_data_where_it_finds_them(
         ray_gen.evaluate(folder, **asked)
 
 
-def test_pictures_of_all_sizes_and_modes_are_brought_to_one(tmp_path: Path) -> None:
+def test_pictures_of_all_sizes_and_modes_get_one_size_and_mode(tmp_path: Path) -> None:
     _pictures(tmp_path / "made", 12, 1)
     _pictures(tmp_path / "real", 12, 2)
     Image.new("L", (20, 14)).save(tmp_path / "real" / "0.png")
@@ -539,7 +539,7 @@ def test_pictures_of_all_sizes_and_modes_are_brought_to_one(tmp_path: Path) -> N
             ray_gen.evaluate(generated=str(tmp_path / "made"), reference="mnist5k", **wrong)
 
 
-def test_other_sizes_than_the_references_are_refused_by_the_option(tmp_path: Path) -> None:
+def test_a_size_other_than_the_references_is_refused_in_the_options_words(tmp_path: Path) -> None:
     _pictures(tmp_path / "made", 5, 1)
     (tmp_path / "real").mkdir()
     for number in range(5):
@@ -554,7 +554,7 @@ def test_other_sizes_than_the_references_are_refused_by_the_option(tmp_path: Pat
 
 @pytest.fixture
 def halfway(run: Path, tmp_path: Path) -> tuple[list[str], Path]:
-    """Three runs of which the second cannot be read any more, and a file for the scores."""
+    """Arguments with three runs and a file for the scores. The second run is damaged."""
     runs = [tmp_path / name for name in "abc"]
     for path in runs:
         shutil.copytree(run, path)
@@ -564,7 +564,7 @@ def halfway(run: Path, tmp_path: Path) -> tuple[list[str], Path]:
     return ["evaluate", *map(str, runs), *few, "--output", str(output)], output
 
 
-def test_a_run_that_fails_costs_the_others_nothing(halfway: tuple[list[str], Path]) -> None:
+def test_a_run_that_fails_does_not_stop_the_others(halfway: tuple[list[str], Path]) -> None:
     arguments, output = halfway
     ended = CliRunner().invoke(main, arguments)
     assert ended.exit_code == 1
@@ -576,7 +576,7 @@ def test_a_run_that_fails_costs_the_others_nothing(halfway: tuple[list[str], Pat
     assert [score["name"] for score in told["c"]["scores"]] == ["sliced_wasserstein"]
 
 
-def test_an_interruption_costs_what_was_measured_nothing(
+def test_after_an_interruption_the_measured_scores_are_kept(
     halfway: tuple[list[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray_gen.launch import evaluate as module
@@ -596,7 +596,7 @@ def test_an_interruption_costs_what_was_measured_nothing(
     assert len(json.loads(output.read_text())) == 2
 
 
-def test_what_is_left_out_is_told_in_the_options_words(
+def test_the_reason_for_a_metric_left_out_names_options(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fetched(url: str) -> Path:

@@ -232,7 +232,7 @@ def test_nothing_is_unpickled_and_no_file_holds_a_pickle(
         monkeypatch.setattr(module, name, refuse)
     assert Pipeline.from_pretrained(written.path).sample(2, seed=0).shape == (2, 1, 8, 8)
     (written.path / "model.safetensors").rename(written.path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"model.safetensors: is missing"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: "):
         Pipeline.from_pretrained(written.path)
 
 
@@ -302,14 +302,14 @@ def test_an_onnx_file_says_what_goes_in_and_comes_out(run_of, tmp_path: Path) ->
 def test_a_file_that_differs_from_the_run_is_an_error_and_nothing_is_left(
     kind: str, run: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    baked = programs._baked
+    baked = programs.baked
 
     def wrong(networks: nn.ModuleDict) -> nn.ModuleDict:
         copied = baked(networks)
         copied.get_parameter("generator.layers.2.bias").add_(0.001)
         return copied
 
-    monkeypatch.setattr(programs, "_baked", wrong)
+    monkeypatch.setattr(programs, "baked", wrong)
     with pytest.raises(Failed, match=rf"generator.{'pt2' if kind == 'torch' else kind}: differs"):
         export(run, tmp_path / "out", formats=["safetensors", kind])
     assert list(tmp_path.iterdir()) == []
@@ -317,9 +317,9 @@ def test_a_file_that_differs_from_the_run_is_an_error_and_nothing_is_left(
 
 def test_numbers_that_are_none_are_no_agreement() -> None:
     nan = torch.full((2, 1), float("nan"))
-    with pytest.raises(Failed, match="differs from the original by nan with 2 images"):
+    with pytest.raises(Failed, match="by nan .* 2 images"):
         programs.check("a.onnx", [[torch.zeros(2, 1)]], [[nan]])
-    with pytest.raises(Failed, match=r"gives \(2, 1\) where the original gives \(2,\)"):
+    with pytest.raises(Failed, match=r"\(2, 1\) .* \(2,\)"):
         programs.check("a.onnx", [[torch.zeros(2)]], [[nan]])
     assert programs.check("a", [[torch.full((1,), 1e3)]], [[torch.full((1,), 1e3 + 0.05)]]) > 0.04
 
@@ -331,7 +331,7 @@ def test_a_network_that_cannot_be_traced_is_said_and_its_weights_are_exported_al
     squares = {"kind": "custom", "target": "tests.test_export:Squares"}
     networks = yaml.safe_dump({"generator": custom, "discriminator": squares})
     this = run_of(gan(SHORT, f"networks={networks.strip()}"))
-    with pytest.raises(Failed, match=r"generator: torch.export cannot trace it .*--formats"):
+    with pytest.raises(Failed, match=r"^generator: .*--formats"):
         export(this, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     written = export(this, tmp_path / "out", formats=["safetensors"])
@@ -370,7 +370,7 @@ def test_a_full_disk_leaves_nothing(run: Path, tmp_path: Path, monkeypatch) -> N
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(Refused, match="out: cannot be written: No space left on device"):
+    with pytest.raises(Refused, match="out: .*No space left on device"):
         export(run, tmp_path / "out", formats=["safetensors"])
     assert list(tmp_path.iterdir()) == []
 
@@ -412,9 +412,9 @@ def test_damaged_weights_and_folders_that_are_none_are_refused(run: Path, tmp_pa
         file.truncate(1000)
     with pytest.raises(CheckpointError, match=r"model.safetensors: cannot be read"):
         Pipeline.from_pretrained(folder)
-    with pytest.raises(CheckpointError, match=r"is not an exported model, config.json is missing"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         Pipeline.from_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"/no/such/folder: there is no such folder"):
+    with pytest.raises(CheckpointError, match=r"^/no/such/folder: "):
         Pipeline.from_pretrained("/no/such/folder")
 
 
@@ -489,7 +489,7 @@ def test_a_repository_of_the_hub_is_loaded_from_its_two_files(
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(CheckpointError, match=r"neither a local folder nor .*repository.*no route"):
+    with pytest.raises(CheckpointError, match=r"somebody/model.*no route"):
         Pipeline.from_pretrained("somebody/model")
 
 
@@ -541,7 +541,7 @@ def test_a_model_is_pushed_in_one_commit(run: Path, monkeypatch) -> None:
         raise PermissionError("401")
 
     monkeypatch.setattr(Api, "create_repo", denied)
-    with pytest.raises(Refused, match="me/model: cannot be written to the hub: 401"):
+    with pytest.raises(Refused, match="^me/model: .* 401"):
         push_to_hub(run, "me/model")
 
 

@@ -78,12 +78,12 @@ def test_no_bound_holds_what_is_not_a_number(gpu: ModuleType) -> None:
     assert not gpu.Found(math.nan, "", at_most=1.0).passed
     assert not gpu.Found(math.nan, "", at_least=1.0).passed
     apart = {"a": torch.tensor([math.nan]), "b": torch.tensor([1.0])}
-    assert math.isnan(gpu._relative(apart, dict.fromkeys("ab", torch.ones(1))))
+    assert math.isnan(gpu.relative_difference(apart, dict.fromkeys("ab", torch.ones(1))))
 
 
 def spoil(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spoils what a row checks, by the least that the row must notice."""
-    copy, gradients = gpu._copy, gpu.Run.gradients
+    copy, gradients = gpu.copy_state, gpu.Run.gradients
 
     def copy_but_for_one_number(run: Any, other: Any) -> None:
         copy(run, other)
@@ -95,7 +95,7 @@ def spoil(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         found = gradients(self, steps)
         return {n: g + by * g.norm() * torch.ones_like(g) / len(g) ** 0.5 for n, g in found.items()}
 
-    monkeypatch.setattr(gpu, "_copy", copy_but_for_one_number)
+    monkeypatch.setattr(gpu, "copy_state", copy_but_for_one_number)
     monkeypatch.setattr(gpu.Run, "gradients", turned)
 
 

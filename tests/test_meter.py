@@ -127,7 +127,7 @@ def test_the_first_value_that_is_not_a_number_is_named_with_its_step(bad: float)
         late = torch.where(torch.arange(BATCH) == 3, torch.tensor(bad), row)
         record(meter, "early term", step, {"loss/a": late if step >= 150 else row, "b": row})
         record(meter, "late term", step, {"loss/c": late if step >= 130 else row})
-    with pytest.raises(NonFiniteError, match=r"^loss/c is not a finite number since step 130$"):
+    with pytest.raises(NonFiniteError, match=r"^loss/c .* step 130$"):
         meter.report()
 
 

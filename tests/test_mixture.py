@@ -96,9 +96,9 @@ def test_a_mixture_knows_whose_encodings_it_was_fitted_to(
     assert loaded.origin == Origin("mine", "abc")
     loaded.check_origin(Origin("mine", "abc"))
     loaded.check_origin(Origin("exported", "abc"))  # the same weights
-    with pytest.raises(Refused, match=r"prior: .* fitted to mine, but this run is yours"):
+    with pytest.raises(Refused, match=r"prior: .* mine, .* yours"):
         loaded.check_origin(Origin("yours", "def"))
-    with pytest.raises(Refused, match=r"other weights of mine than these .another checkpoint"):
+    with pytest.raises(Refused, match=r"other weights of mine .*checkpoint"):
         loaded.check_origin(Origin("mine", "def"))
     mixture.save(path)  # fitted to anything
     assert Mixture.load(path).origin is None
@@ -125,7 +125,7 @@ def test_what_cannot_be_fitted_is_refused(data: Tensor, monkeypatch) -> None:
     with pytest.raises(Refused, match="components: 3 cannot be fitted to 0"):
         Mixture.fit([], 3)
     for components in (0, 301):
-        with pytest.raises(Refused, match=f"components: {components} cannot be fitted to 300"):
+        with pytest.raises(Refused, match=f"^components: {components} .* 300"):
             Mixture.fit(data, components)
     with pytest.raises(Refused, match=r"components: 3 cannot be fitted: .*NaN"):
         Mixture.fit(data * torch.nan, 3)
@@ -141,7 +141,7 @@ def test_a_file_that_is_no_mixture_is_refused_with_its_path(
     with pytest.raises(Refused, match=f"{path}: there is no such file"):
         Mixture.load(path)
     path.write_bytes(b"no tensors")
-    with pytest.raises(Refused, match=f"{path}: is not a mixture that can be read"):
+    with pytest.raises(Refused, match=f"^{path}: "):
         Mixture.load(path)
     save_file({"means": torch.zeros(1, 1)}, path)
     with pytest.raises(Refused, match=f"{path}: is not a mixture"):

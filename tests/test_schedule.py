@@ -8,26 +8,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_gen.experiment.optimizers import Schedule
+from ray_gen.experiment.optimizers import LearningRateSchedule
 from ray_gen.training.schedule import ema_decay, learning_rate_factor
 
 kinds = st.sampled_from(["constant", "linear", "cosine"])
 
 
 def test_warm_up_grows_linearly_from_zero() -> None:
-    schedule = Schedule(warmup_images=200)
+    schedule = LearningRateSchedule(warmup_images=200)
     factors = [learning_rate_factor(schedule, images) for images in (0, 50, 100, 200, 10_000)]
     assert factors == [0.0, 0.25, 0.5, 1.0, 1.0]
 
 
 def test_linear_falls_to_its_final_fraction_and_stays() -> None:
-    schedule = Schedule(kind="linear", warmup_images=100, horizon_images=300, final_fraction=0.2)
+    schedule = LearningRateSchedule(
+        kind="linear", warmup_images=100, horizon_images=300, final_fraction=0.2
+    )
     factors = [learning_rate_factor(schedule, images) for images in (100, 200, 300, 301, 10**9)]
     assert factors == pytest.approx([1.0, 0.6, 0.2, 0.2, 0.2])
 
 
 def test_cosine_falls_along_half_a_cosine() -> None:
-    schedule = Schedule(kind="cosine", warmup_images=100, horizon_images=500, final_fraction=0.1)
+    schedule = LearningRateSchedule(
+        kind="cosine", warmup_images=100, horizon_images=500, final_fraction=0.1
+    )
     for images in range(100, 600, 25):
         progress = min(1.0, (images - 100) / 400)
         expected = 0.1 + 0.9 * math.cos(math.pi / 2 * progress) ** 2
@@ -35,14 +39,16 @@ def test_cosine_falls_along_half_a_cosine() -> None:
 
 
 def test_constant_without_warm_up_is_one() -> None:
-    assert {learning_rate_factor(Schedule(), images) for images in (0, 1, 10**9)} == {1.0}
+    assert {learning_rate_factor(LearningRateSchedule(), images) for images in (0, 1, 10**9)} == {
+        1.0
+    }
 
 
 @given(kinds, st.integers(0, 500), st.integers(1, 500), st.floats(0, 1), st.integers(0, 2000))
 def test_factors_lie_between_zero_and_one_and_are_continuous(
     kind, warmup, length, final, images
 ) -> None:
-    schedule = Schedule(
+    schedule = LearningRateSchedule(
         kind=kind, warmup_images=warmup, horizon_images=warmup + length, final_fraction=final
     )
     here, there = (learning_rate_factor(schedule, n) for n in (images, images + 1))

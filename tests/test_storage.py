@@ -18,7 +18,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystemHandler, FileType, PyFi
 import ray_gen
 from ray_gen import storage
 from ray_gen.cli import main
-from ray_gen.cli.tensorboard import _mirror
+from ray_gen.cli.tensorboard import copy_events
 from ray_gen.experiment import ExperimentError
 from ray_gen.storage import DeniedError, Folder, StorageError, without_credentials
 from tests.helpers import vae
@@ -149,7 +149,7 @@ def with_keys(*keys: str) -> Folder:
     """s3://bucket/run with files of these names."""
     folder = Folder("s3://bucket/run")
     system = PyFileSystem(Keys(*(f"bucket/run/{key}" for key in keys)))
-    folder.__dict__["_remote"] = (system, "bucket/run")
+    folder.__dict__["remote"] = (system, "bucket/run")
     return folder
 
 
@@ -179,7 +179,7 @@ def test_events_are_mirrored_into_their_folder_alone(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Folder, "read_bytes", read)
     mirror = tmp_path / "deep" / "mirror"
     mirror.mkdir(parents=True)
-    _mirror(folder, mirror)
+    copy_events(folder, mirror)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files == [mirror / "a" / "tfevents"]
 
@@ -193,7 +193,7 @@ def test_a_connection_stays_in_its_process(remote: Folder) -> None:
 
 def test_a_folder_below_shares_the_connection(remote: Folder) -> None:
     remote.names()
-    assert (remote / "b")._remote[0] is remote._remote[0]
+    assert (remote / "b").remote[0] is remote.remote[0]
 
 
 # What cannot be written
@@ -256,9 +256,9 @@ SLOW = OSError(
 
 
 def failing(folder: Folder, times: int, error: OSError = SLOW) -> Failing:
-    system, path = folder._remote
+    system, path = folder.remote
     failing = Failing(system, times, error)
-    folder.__dict__["_remote"] = (failing, path)
+    folder.__dict__["remote"] = (failing, path)
     return failing
 
 

@@ -130,7 +130,7 @@ def test_what_is_given_in_a_wrong_shape_or_out_of_turn_is_refused(store_8) -> No
     def mean(losses: Losses, batch: Batch) -> Losses:
         return Losses({"kl": losses.minimised["kl"].mean()})
 
-    with pytest.raises(ValueError, match=r"the loss kll .*is due, but the term returned only"):
+    with pytest.raises(ValueError, match=r"kll .*due"):
         changed(store_8, lambda losses, batch: losses, weights={"kll": Weight(1.0)})
     with pytest.raises(ValueError, match=r"elbo: perplexity has shape \(24,\).* 0-dimensional"):
         changed(store_8, vector)

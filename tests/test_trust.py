@@ -24,7 +24,6 @@ from ray_gen.distributed import World
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment
 from ray_gen.runs.checkpoints import checkpoint_name
-from ray_gen.training import build
 from ray_gen.training.build import build_objective
 from ray_gen.training.state import State
 from tests.helpers import gan
@@ -138,7 +137,7 @@ def test_functions_that_a_run_names_are_not_called(
     folder = copy_of(checkpoint, tmp_path / "run")
     trace = tmp_path / "trace"
     named(folder, part, {"kind": "custom", "target": "subprocess:Popen", "options": call(trace)})
-    with pytest.raises(Refused, match=r"target: subprocess:Popen is not a (class|subclass)"):
+    with pytest.raises(Refused, match=r"target: subprocess:Popen .*class"):
         ray_gen.load(tmp_path / "run")
     assert not trace.exists()
 
@@ -199,7 +198,6 @@ def test_a_module_of_the_users_own_is_imported(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So the tests above could fail."""
-    monkeypatch.setattr(build, "_runs", set())
     folder = copy_of(checkpoint, tmp_path / "run")
     (tmp_path / "own_module.py").write_text(EVIL.format(trace=str(tmp_path / "trace")))
     named(folder, "objective", {"kind": "custom", "target": "own_module:X"})
@@ -222,7 +220,7 @@ def test_functions_in_the_place_of_features_are_not_called(tmp_path: Path, store
 
     features = {"kind": "custom", "target": "subprocess:Popen", "options": call(tmp_path / "trace")}
     asked = Evaluation.model_validate({"metrics": ["fid"], "features": features})
-    with pytest.raises(Refused, match=r"features\.target: subprocess:Popen is not a class"):
+    with pytest.raises(Refused, match=r"features\.target: subprocess:Popen .*class"):
         Evaluator(asked, store_8, "data", World())
     assert not (tmp_path / "trace").exists()
 

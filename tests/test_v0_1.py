@@ -34,7 +34,7 @@ from ray_gen.core import (
 )
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.objectives.vae import Vae
-from ray_gen.training.build import better, build_objective, class_of
+from ray_gen.training.build import better_of, build_objective, class_of
 from tests.helpers import ADAM, TRAINING, experiment, trained, vae, weights
 from tests.runs import SHORT, saved
 
@@ -76,7 +76,7 @@ class Old:
 
     image_range = (-1.0, 1.0)
     sampled_from = ("encoder", "decoder", "own")
-    better = {"error": "min"}  # noqa: RUF012
+    better_of = {"error": "min"}  # noqa: RUF012
     evaluation_noise: Mapping[str, Noise] = {}
 
     def __init__(self, *, image_shape: ImageShape, label_count: int | None, prior: bool) -> None:
@@ -162,10 +162,10 @@ def test_the_class_says_which_way_its_scores_are_better() -> None:
     rate = "search.space.optimizers.all.learning_rate={loguniform: [1e-4, 1e-2]}"
     this = old(rate, "search.metric=error")
     assert this.search is not None and this.search.mode is None
-    assert better(this, "error") == "min"
-    assert better(this, "fid") == "min"
-    assert better(this, "accuracy") is None
-    assert better(vae(), "elbo") == "max"
+    assert better_of(this, "error") == "min"
+    assert better_of(this, "fid") == "min"
+    assert better_of(this, "accuracy") is None
+    assert better_of(vae(), "elbo") == "max"
     with pytest.raises(ExperimentError, match=r"search\.mode: .*loss/error"):
         old(rate, "search.metric=loss/error")
 

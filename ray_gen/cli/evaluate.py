@@ -1,4 +1,4 @@
-"""`ray-gen evaluate`: what runs, or pictures of any other tool, are worth."""
+"""`ray-gen evaluate`: measures runs, or pictures of another tool."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ OPTIONS = {
         )
     },
 }
-"""What a field of the settings is called here."""
+"""The options of the command by the fields of the settings."""
 OF_PICTURES = {
     "data.image_size": "--image-size",
     "data.channels": "--channels",
     "data.on_corrupt": "--on-corrupt",
 }
-"""The same of fields that pictures and a reference have here, and a run's own data has not."""
+"""Options for fields of pictures and of a given reference. A run's own data has no such options."""
 
 
 def _size(context: object, option: object, text: str | None) -> int | tuple[int, int] | None:
@@ -52,44 +52,48 @@ def _size(context: object, option: object, text: str | None) -> int | tuple[int,
 
 @click.command()
 @click.argument("runs", nargs=-1, metavar="[RUN]...")
-@click.option("--generated", help="In the place of a run, a folder of pictures of any other tool.")
+@click.option("--generated", help="Instead of a run: a folder of pictures from another tool.")
 @click.option(
-    "--reference", help="Real images: a folder, mnist5k, torchvision:CIFAR10, … [the run's]."
+    "--reference", help="Real images: a folder, mnist5k, torchvision:CIFAR10, … [the run's data]."
 )
-@click.option("--split", type=click.Choice(["train", "held_out"]), help="Of the reference.")
+@click.option("--split", type=click.Choice(["train", "held_out"]), help="Split of the reference.")
 @click.option(
     "--image-size",
     callback=_size,
     metavar="N|HxW",
-    help="Pixels that pictures and their reference are scaled and cropped to.",
+    help="Size in pixels. Pictures and their reference are scaled and cropped to it.",
 )
-@click.option("--channels", type=click.Choice(["1", "3"]), help="Of both: grey or RGB.")
+@click.option(
+    "--channels",
+    type=click.Choice(["1", "3"]),
+    help="Channels of pictures and their reference: 1 (grey) or 3 (RGB).",
+)
 @click.option(
     "--on-corrupt",
     type=click.Choice(["stop", "skip"]),
-    help="At a picture that cannot be decoded [stop].",
+    help="What to do with a picture that cannot be decoded [stop].",
 )
 @click.option(
-    "--metrics", help="fid,kid,…; else those that need no weights, and all if they are there."
+    "--metrics", help="fid,kid,… [all; only those that need no weights if weights are missing]."
 )
 @click.option(
     "--count",
     type=click.IntRange(min=2),
-    help="Images of each set [the reference's, at most 50,000].",
+    help="Images of each set [as many as the reference has, at most 50,000].",
 )
 @click.option(
     "--features", help="inception, torchvision:resnet50, run:RUN or custom:package.module:Name."
 )
-@click.option("--features-weights", help="File with the weights of the features [fetched].")
+@click.option("--features-weights", help="File with the weights of the features [downloaded].")
 @click.option(
     "--samples", type=click.IntRange(min=1), help="K of a VAE's importance-weighted bound."
 )
-@click.option("--weights", type=click.Choice(["ema", "raw"]), help="To sample from.")
+@click.option("--weights", type=click.Choice(["ema", "raw"]), help="Weights that are evaluated.")
 @click.option("--seed", type=click.IntRange(min=0))
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images in a network at once.")
 @click.option("--kid-subset-size", type=click.IntRange(min=2))
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1))
-@click.option("--verbose", is_flag=True, help="Tell all of how each value was measured.")
+@click.option("--verbose", is_flag=True, help="Also show how each single value was measured.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file with every protocol.")
 def evaluate(
     runs: tuple[str, ...],
@@ -104,9 +108,10 @@ def evaluate(
     output: Path | None,
     **given: Any,
 ) -> None:
-    """Measure run folders, checkpoints or exported models, one column of a table each.
+    """Measure run folders, checkpoints or exported models. Each is a column of a table.
 
-    Every value comes with its protocol: how many images, which split, which features.
+    Every value comes with its protocol: how many images, which split, which features. Options that
+    are not given come from the `evaluation` settings of the run.
     """
     from ray_gen.cli.options import check_output, import_from_here
     from ray_gen.evaluation.request import experiment_of
@@ -126,7 +131,7 @@ def evaluate(
     if output is not None:
         check_output(output, ".json", folder=False)
     for run in runs:
-        experiment_of(run)  # a wrong path is told before the first run is measured
+        experiment_of(run)  # refuses a wrong path before the first run is measured
     of_pictures = reference is not None or {"image_size", "channels", "on_corrupt"} & {*arguments}
     options = {**OPTIONS, **(OF_PICTURES if of_pictures else {})}
     if len(runs) < 2:
@@ -143,7 +148,7 @@ def evaluate(
                 failed[run] = str(error)
                 told = f"{click.style('failed:', fg='red', bold=True)} {run}: {error}"
                 click.echo(told, err=True)
-    finally:  # what was measured before Ctrl-C, too
+    finally:  # also after Ctrl-C: shows what was measured before
         _tell(rows, failed, output, options, verbose)
     if failed:
         raise Failed(f"{len(failed)} of {len(runs)} runs could not be measured")
@@ -169,7 +174,7 @@ def _tell(
     options: dict[str, str],
     verbose: bool,
 ) -> None:
-    """The table, and the file with every protocol."""
+    """Prints the table and writes the file with every protocol."""
     from ray_gen.cli.options import writing
     from ray_gen.evaluation.table import table
 
@@ -185,8 +190,8 @@ def _tell(
 
 
 def _with_options(text: str, options: dict[str, str]) -> str:
-    """A message of the settings in the words of the command line: `--count` for the field
-    `evaluation.count`, and `--features` for all below `evaluation.features`."""
+    """A message with options instead of settings fields: `--count` for `evaluation.count`, and
+    `--features` for all fields below `evaluation.features`."""
 
     def named(match: re.Match[str]) -> str:
         field = match[0]
@@ -208,12 +213,14 @@ def _features(text: str, weights: str | None) -> dict[str, Any]:
     field = of[kind]
     if (field is None) == bool(rest):
         examples = "inception, torchvision:resnet50, run:RUN or custom:package.module:Name"
-        raise Refused(f"--features: {text!r} is not whole, or has too much; write {examples}")
+        raise Refused(f"--features: {text!r} is incomplete or has too many parts; write {examples}")
     fields: dict[str, Any] = {"kind": kind}
     if field is not None:
         fields[field] = rest
     if weights is not None:
         if kind in ("custom", "run"):
-            raise Refused(f"--features-weights: {kind} features have their own; leave it out")
+            raise Refused(
+                f"--features-weights: {kind} features have their own weights; leave it out"
+            )
         fields["weights"] = str(Path(weights).expanduser().absolute())
     return fields

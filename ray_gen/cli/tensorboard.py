@@ -47,11 +47,11 @@ def tensorboard(run_or_folder: str, port: int, every: float) -> None:
             server.wait()
         return
     with tempfile.TemporaryDirectory(prefix="ray_gen-tensorboard-") as mirror:
-        _mirror(folder, Path(mirror))
+        copy_events(folder, Path(mirror))
         with _served(Path(mirror), port) as server:
             while not _ends_within(server, every):
                 try:
-                    _mirror(folder, Path(mirror))
+                    copy_events(folder, Path(mirror))
                 except StorageError as error:  # TensorBoard still shows the copied events
                     click.echo(str(error), err=True)
 
@@ -65,7 +65,7 @@ def _shown(folder: Folder) -> Folder:
     return folder if part is None else folder / part
 
 
-def _mirror(folder: Folder, mirror: Path) -> None:
+def copy_events(folder: Folder, mirror: Path) -> None:
     """Append the new bytes of each event file to its copy in the mirror. Event files only grow, and
     TensorBoard keeps them open."""
     for name, size in folder.sizes(EVENTS).items():

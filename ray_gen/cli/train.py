@@ -43,7 +43,7 @@ def recipes(name: str | None) -> None:
     from ray_gen import recipes as built_in
 
     if name is not None:
-        click.echo(built_in.text(name), nl=False)
+        click.echo(built_in.recipe_text(name), nl=False)
         return
     for known in built_in.names():
         click.secho(known, bold=True)

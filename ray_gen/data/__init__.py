@@ -2,19 +2,19 @@
 
 from ray_gen.data.errors import DataError
 from ray_gen.data.sources.builtin import Mnist5k
-from ray_gen.data.sources.folder import Folder
+from ray_gen.data.sources.folder import ImageFolder
 from ray_gen.data.sources.parquet import Parquet
-from ray_gen.data.sources.torchvision import Torchvision
+from ray_gen.data.sources.torchvision import TorchvisionDataset
 from ray_gen.data.store import Split, Store, open_store, open_stream
 
 __all__ = [
     "DataError",
-    "Folder",
+    "ImageFolder",
     "Mnist5k",
     "Parquet",
     "Split",
     "Store",
-    "Torchvision",
+    "TorchvisionDataset",
     "open_store",
     "open_stream",
 ]

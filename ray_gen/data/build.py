@@ -35,7 +35,7 @@ PARTIAL = ".partial"
 
 # Images and bytes of one task of a thread. Enough that the hand-over costs little next to the work
 # (64 images of 64×64 take 6 ms), and few enough that a task stays near 4 MiB.
-_TASK_IMAGES, _TASK_BYTES = 64, 4 << 20
+TASK_IMAGES, TASK_BYTES = 64, 4 << 20
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -56,7 +56,7 @@ def build(
     the folder.
     """
     listing = source.listing()
-    wanted, items = resolved(wanted, listing.items, source.field, skip_corrupt)
+    wanted, items = with_shape_of_first(wanted, listing.items, source.field, skip_corrupt)
     room = listing.count * math.prod(_shape_of(wanted))
     folder = entry.with_name(entry.name + PARTIAL)
     try:
@@ -83,7 +83,7 @@ def build(
                 else:
                     raise corrupt(item.name, result, source.field)
                 done += 1
-                if done % _TASK_IMAGES == 0 or done == listing.count:
+                if done % TASK_IMAGES == 0 or done == listing.count:
                     progress(done, listing.count)
         if not splits["train"].count:
             raise _nothing_to_train_on(source.field, listing.count, skipped, held_out_fraction)
@@ -190,7 +190,7 @@ def _shape_of(wanted: Wanted) -> tuple[int, int, int]:
     return (*wanted.size_HW, wanted.channels)
 
 
-def resolved(
+def with_shape_of_first(
     wanted: Wanted, items: Iterator[Item], blamed: str, skip_corrupt: bool
 ) -> tuple[Wanted, Iterator[Item]]:
     """`wanted`, with its open fields filled in from the first image that can be decoded.
@@ -222,7 +222,7 @@ def _decoded(
     cores decode 600 JPEGs of 640×480 a second, one thread 330. At 64×64 the interpreter's own work
     dominates, and any number of threads decodes about 6,000 a second.
     """
-    task_images = max(1, min(_TASK_IMAGES, _TASK_BYTES // math.prod(_shape_of(wanted))))
+    task_images = max(1, min(TASK_IMAGES, TASK_BYTES // math.prod(_shape_of(wanted))))
 
     def decode_all(group: list[Item]) -> list[tuple[Item, Pixels | CorruptImageError]]:
         return [(item, decode(item, wanted, blamed)) for item in group]

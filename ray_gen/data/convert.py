@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PARTS = "_parts"
 _NAMES: dict[SplitName, str] = {"train": "train", "held_out": "validation"}
-_GROUP_BYTES = 16 << 20
+GROUP_BYTES = 16 << 20
 """Largest size of a row group, even if it holds only a few images: a stream holds several row
 groups in memory."""
 
@@ -241,7 +241,7 @@ class _Shard:
         self._labels.append(-1 if label is None else label)
         self._digest.update(stored)
         self._bytes += len(stored)
-        if len(self._stored) >= self._group_images or self._bytes >= _GROUP_BYTES:
+        if len(self._stored) >= self._group_images or self._bytes >= GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:

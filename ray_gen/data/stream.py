@@ -27,7 +27,7 @@ from ray_gen.data.build import corrupt
 from ray_gen.data.decode import CorruptImageError, Pixels, Wanted, decode
 from ray_gen.data.errors import DataError
 from ray_gen.data.sources.base import Item
-from ray_gen.data.sources.parquet import Columns, Parquet, RowGroup, Rows
+from ray_gen.data.sources.parquet import Columns, Parquet, RowGroup, RowsInMemory
 from ray_gen.noise import permutation
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _READS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Block:
+class ShuffledBlock:
     """Row groups of one stream whose rows are shuffled together."""
 
     epoch: int
@@ -64,7 +64,7 @@ class Streams:
     def _dealt(self, epoch: int) -> NDArray[np.int64]:
         return permutation(self._seed, "row groups", epoch, len(self._rows)).numpy()
 
-    def blocks(self, stream: int, position: int) -> Iterator[tuple[Block, int]]:
+    def blocks(self, stream: int, position: int) -> Iterator[tuple[ShuffledBlock, int]]:
         """The endless blocks of a stream, from the block that holds row `position` (counted from
         the start of the run). Each comes with the number of its rows before `position`."""
         for epoch in itertools.count():
@@ -85,10 +85,13 @@ class Streams:
                 if position >= size:
                     position -= size
                     continue
-                yield Block(epoch, int(number), tuple(groups[chosen].tolist()), size), position
+                yield (
+                    ShuffledBlock(epoch, int(number), tuple(groups[chosen].tolist()), size),
+                    position,
+                )
                 position = 0
 
-    def within(self, stream: int, block: Block) -> list[int]:
+    def within(self, stream: int, block: ShuffledBlock) -> list[int]:
         """The order of a block's rows. Rows are numbered across its row groups."""
         name = f"rows {stream} {block.number}"
         return permutation(self._seed, name, block.epoch, block.rows).tolist()
@@ -116,7 +119,7 @@ class Shards:
         told = [(g.key, g.rows, g.bytes) for g in self.groups]
         return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
-    def read(self, group: int) -> Rows:
+    def read(self, group: int) -> RowsInMemory:
         """The rows of a row group, still encoded."""
         return self.source.read(self.groups[group], self.columns)
 
@@ -174,7 +177,7 @@ class Streamed:
         """For each image of one stream, its block and its place in it. Reads the next block
         meanwhile."""
 
-        def ordered() -> Iterator[tuple[list[Future[Rows]], list[int], int]]:
+        def ordered() -> Iterator[tuple[list[Future[RowsInMemory]], list[int], int]]:
             for block, offset in self._order.blocks(stream, position):
                 read = [reads.submit(self._shards.read, group) for group in block.groups]
                 yield read, self._order.within(stream, block), offset
@@ -221,8 +224,10 @@ class Streamed:
 class _Loaded:
     """The rows of a block in their random order."""
 
-    def __init__(self, groups: Sequence[Rows], order: Sequence[int], wanted: Wanted) -> None:
-        self._groups: Sequence[Rows] = groups
+    def __init__(
+        self, groups: Sequence[RowsInMemory], order: Sequence[int], wanted: Wanted
+    ) -> None:
+        self._groups: Sequence[RowsInMemory] = groups
         self.order = order
         self._starts = list(itertools.accumulate((len(group) for group in groups), initial=0))
         stored = [group.pixels_NHWC for group in groups]

@@ -1,8 +1,8 @@
-"""Statistics of reference images on disk, for the evaluations that follow.
+"""Statistics of reference images on disk, for later evaluations.
 
-An entry is a safetensors file whose metadata are its whole key, written whole or not at all. What
-is not exactly as expected is measured anew and replaced; nothing is unpickled. Rank 0 reads and
-writes; the folder may be deleted at any time.
+An entry is a safetensors file. Its metadata hold its whole key. It gets its name only when it is
+complete. An entry that is not exactly as expected is measured again and replaced. Nothing is
+unpickled. Only rank 0 reads and writes. The folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from ray_gen.evaluation.extractors import Extractor
 from ray_gen.evaluation.images import Images
 
 FORMAT = 1
-"""Part of every key: raise it when the same images would give other statistics."""
+"""Part of every key. Raise it when a change of the code alters the statistics of equal images."""
 
 Shape = tuple[int, ...]
 
 
 class ReferenceCache:
-    """Moments and features of one set of images by one extractor, each in a file of its own."""
+    """Moments and features of one set of images by one extractor: one file for each of the two."""
 
     def __init__(self, folder: Path | None, images: Images, extractor: Extractor) -> None:
+        """folder: None keeps nothing. Images or an extractor without a digest keep nothing, too."""
         known = images.digest is not None and extractor.digest is not None
         self._folder = folder.expanduser() if folder is not None and known else None
         self._key = {
@@ -46,7 +47,7 @@ class ReferenceCache:
         }
 
     def read(self, expected: Mapping[str, Shape]) -> dict[str, Tensor] | None:
-        """The tensors of these names and shapes, or None if any is not there."""
+        """Tensors of these names and shapes. None if one is missing, different or not finite."""
         if self._folder is None:
             return None
         found: dict[str, Tensor] = {}
@@ -64,7 +65,7 @@ class ReferenceCache:
         return found if same else None
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors for later. A disk that takes none costs a warning, not the evaluation."""
+        """Keeps tensors for later evaluations. A disk error gives only a warning."""
         if self._folder is None:
             return
         for kind, names in _kinds(tensors):
@@ -80,7 +81,7 @@ class ReferenceCache:
             except (OSError, SafetensorError) as error:
                 with suppress(OSError):
                     partial.unlink(missing_ok=True)
-                warnings.warn(f"{path}: reference statistics not kept: {error}", stacklevel=2)
+                warnings.warn(f"{path}: reference statistics were not kept: {error}", stacklevel=2)
                 return
 
     def _metadata(self, kind: str) -> dict[str, str]:
@@ -93,8 +94,8 @@ class ReferenceCache:
 
 
 def _kinds(names: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Names by the file that they are in: FID does without the features, which are 400 MB for
-    50,000 images of 2,048."""
+    """Names grouped by file. FID reads no features: they are 400 MB for 50,000 images with 2,048
+    numbers each."""
     features = [name for name in names if name == "features"]
     moments = [name for name in names if name != "features"]
     return [(kind, part) for kind, part in (("features", features), ("moments", moments)) if part]

@@ -1,4 +1,4 @@
-"""All metrics of one evaluation, in one pass over each set of images."""
+"""Measures all metrics of one evaluation in one pass over each set of images."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ _FREE = " and ".join(NEED_NO_WEIGHTS)
 
 
 class Comparison:
-    """The metrics that were asked for, and what they are given.
+    """The metrics of one evaluation, checked when it is made.
 
-    Values do not depend on the number of ranks (FID up to the order of a sum in float64), and all
-    ranks return the same. Every method is collective: every rank, same order.
+    The number of ranks changes no value, and every rank returns the same values. (FID may differ in
+    its last digits: float64 sums in another order.) Every method is collective: every rank, same
+    order.
     """
 
     def __init__(self, names: Sequence[str], settings: Settings, given: Given) -> None:
-        """names: of METRICS. settings: with the fields of their `settings_class`. Raises Refused
-        for what cannot be measured; where nobody named the metrics, it is left out instead."""
+        """names: keys of METRICS. settings: with the fields of their `settings_class`. Raises
+        Refused for what cannot be measured. But if the user named no metrics (`given.automatic`),
+        a metric that raises Lacking is left out instead."""
         self.given = given
         self.without: dict[str, str] = {}
-        """Names that were left out, and why."""
+        """Names of the metrics that were left out, and why."""
         self._names: list[str] = []
         self._metrics: dict[type[Metric[Any]], Metric[Any]] = {}
         for name in names:
@@ -73,19 +75,17 @@ class Comparison:
         for name, field in (("generated", "count"), ("reference", "reference")):
             count = len(sets[cast(Set, name)])
             if count < 2:
-                raise Refused(
-                    f"evaluation.{field}: two images are the least to compare, not {count}"
-                )
+                raise Refused(f"evaluation.{field}: at least two images are needed, not {count}")
         if metric.needs_weights and extractor is None and self.given.no_extractor is not None:
             raise Lacking(self.given.no_extractor, self.given.no_extractor)
         if metric.needs_weights and extractor is None:
             raise Refused(
-                f"evaluation.features: {metric.names()[0]} looks at images through an extractor; "
-                f"name one, or ask evaluation.metrics for {_FREE} only"
+                f"evaluation.features: {metric.names()[0]} needs an extractor; name one, or set "
+                f"evaluation.metrics to {_FREE} only"
             )
 
     def _check_shapes(self, metric: Metric[Any]) -> None:
-        """The metric can compare the sets that it looks at."""
+        """Channels, heights and widths of the sets fit the metric."""
         given = self.given
         channels, height, width = given.shape
         if given.extractor is not None and metric.needs_weights:
@@ -94,7 +94,7 @@ class Comparison:
                 sees = "1 (grey) or 3 (RGB) channels" if wanted == 3 else f"{wanted} channels"
                 raise Refused(
                     f"evaluation.features: {given.extractor.name} sees {sees}, and the images have "
-                    f"{channels}; ask evaluation.metrics for {_FREE} only"
+                    f"{channels}; set evaluation.metrics to {_FREE} only"
                 )
         for name in metric.compares_with():
             theirs, what = given.shape_of(name), name.replace("_", "-")
@@ -112,7 +112,7 @@ class Comparison:
 
     @torch.no_grad()
     def scores(self) -> Scores:
-        """The values, in the order of the names."""
+        """Shows all images to the metrics and measures them. Values in the order of `names`."""
         metrics = list(self._metrics.values())
         of_features = [metric for metric in metrics if isinstance(metric, FeatureMetric)]
         shared = _Features(of_features, self.given) if of_features else None
@@ -136,14 +136,14 @@ class Comparison:
         return Scores(tuple(found[name] for name in wanted), self.left_out())
 
     def left_out(self) -> tuple[str, ...]:
-        """What was left out, a sentence for each reason."""
+        """Sentences about the metrics that were left out, one for each reason."""
         by_reason: dict[str, list[str]] = {}
         for name, why in self.without.items():
             by_reason.setdefault(why, []).append(name)
         return tuple(f"{', '.join(names)}: {why}" for why, names in by_reason.items())
 
     def _with_protocol(self, score: Score) -> Score:
-        """A score with what all metrics of samples have in common."""
+        """A score with the protocol entries that all metrics of samples share."""
         kind = next(kind for kind in self._metrics if score.name in kind.scores)
         if not kind.of_samples:
             return score
@@ -160,8 +160,8 @@ def _size(shape: ImageShape) -> str:
 
 
 class _Features:
-    """What the metrics on features share: one embedding of each set. Of the reference it may come
-    from the cache."""
+    """What the feature metrics share: one embedding of each set. The embedding of the reference may
+    come from the cache."""
 
     def __init__(self, metrics: Sequence[FeatureMetric[Any]], given: Given) -> None:
         """Collective: every rank, same order."""
@@ -177,7 +177,7 @@ class _Features:
         expected = Embedding.shapes(given.sizes, needs, len(reference))
         kept = self._cache.read(expected) if world.rank == 0 else None
         self._known = bool(expected) and bool(world.maxima([int(kept is not None)])[0])
-        if self._known:  # as if rank 0 had seen them all
+        if self._known:  # rank 0 takes the cached statistics, as if it had seen all images
             own = range(len(reference) if world.rank == 0 else 0)
         else:
             own = own_share(len(reference), given.batch_size, world)
@@ -187,19 +187,20 @@ class _Features:
         self._looks_at_reference = bool(expected) and not self._known
 
     def sees(self, name: Set) -> list[Consumer]:
-        """What looks at each batch of a set."""
+        """Consumers of a set."""
         if name == "generated":
             return [self._generated]
         return [self._reference] if name == "reference" and self._looks_at_reference else []
 
     def measure(self) -> Iterator[Score]:
-        """All values. The ranks take turns with the metrics. Collective: every rank, same order."""
+        """The values of all feature metrics. The ranks divide the metrics among themselves.
+        Collective: every rank, same order."""
         given, world = self._given, self._given.world
         self._generated.finish(len(given.sets["generated"]))
         self._reference.finish(len(given.sets["reference"]))
         if not self._known and world.rank == 0:
             self._cache.write(self._reference.tensors())
-        # A row for each value: the value and its spread, NaN where it has none.
+        # One row per value: (value, spread). NaN: no spread.
         names = [name for metric in self._metrics for name in metric.scores]
         table = torch.zeros(len(names), 2, dtype=torch.float64, device=world.device)
         own = self._metrics[world.rank :: world.size]

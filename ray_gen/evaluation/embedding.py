@@ -1,4 +1,4 @@
-"""What an extractor sees of a set of images: streamed moments, and the rows that metrics keep."""
+"""The features of a set of images: their moments, and all vectors if a metric needs them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ray_gen.evaluation.images import as_rgb, gathered
 from ray_gen.evaluation.moments import Moments
 
 Need = Literal["moments", "features", "logits"]
-"""What a metric needs of the vectors. moments: mean and covariance. features: all vectors, kept.
+"""What a metric needs. moments: mean and covariance of the feature vectors. features: all vectors.
 logits: class scores of the generated images."""
 
 
 @contextmanager
 def _full_precision(device: torch.device) -> Generator[None]:
-    """cudnn without TF32, which moves features by 1e-3, and with one fixed choice of algorithms."""
+    """cudnn without TF32 and with fixed algorithms. TF32 would change features by 1e-3."""
     if device.type != "cuda":
         yield
         return
@@ -35,7 +35,8 @@ def _full_precision(device: torch.device) -> Generator[None]:
 
 @torch.no_grad()
 def extracted(extractor: Extractor, images: Tensor) -> Features:
-    """Features of a batch, of the shapes and types that were promised."""
+    """The features of a batch, float32. images: uint8 (N, C, H, W). Raises Refused if the extractor
+    gives other shapes or types than `Features` has."""
     with _full_precision(images.device), torch.autocast(images.device.type, enabled=False):
         found = extractor(as_rgb(images) if extractor.channels == 3 else images)
     _check(extractor.name, "vectors", found.vectors, len(images))
@@ -47,41 +48,43 @@ def extracted(extractor: Extractor, images: Tensor) -> Features:
 def _check(name: str, what: str, rows: object, count: int) -> None:
     if not isinstance(rows, Tensor):
         raise Refused(
-            f"evaluation.features: {name} gave {what} as {type(rows).__name__}; it has to return a "
-            "tensor of vectors (N, D), or ray_gen.evaluation.extractors.Features"
+            f"evaluation.features: {name} gave {what} as {type(rows).__name__}; return a tensor "
+            "of vectors (N, D), or ray_gen.evaluation.extractors.Features"
         )
     if rows.ndim != 2 or len(rows) != count or rows.dtype != torch.float32:
         raise Refused(
             f"evaluation.features: {name} gave {what} of shape {tuple(rows.shape)} and type "
-            f"{rows.dtype} for {count} images; it has to give one float32 row for each, "
-            f"({count}, D)"
+            f"{rows.dtype} for {count} images; return one float32 row for each image, ({count}, D)"
         )
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers in a feature vector and in the logits (None: the extractor does not classify)."""
+    """Lengths of a feature vector, D, and of the logits, K. None: the extractor has no classes."""
 
     vector: int
     logits: int | None
 
     @classmethod
     def of(cls, extractor: Extractor, image: Tensor) -> Sizes:
-        """Learned from one image, so that a rank without a share knows them too."""
+        """The sizes, from the features of one image. So a rank without images knows them, too.
+        image: uint8 (1, C, H, W)."""
         found = extracted(extractor, image)
         return cls(found.vectors.shape[1], None if found.logits is None else found.logits.shape[1])
 
 
 class Embedding:
-    """Sees the images of a pass through an extractor; after `finish` it is the same on all ranks.
+    """Sends the images of a pass through an extractor and keeps what metrics need.
 
-    moments: of all vectors, None if not needed. features (N, D), logits (N, K): float32 on the CPU,
-    in the order of the images, None if not needed.
+    Before `finish` it holds this rank's images, then those of all ranks, alike on every rank.
+    moments: of all vectors, float64 on the device. features (N, D), logits (N, K): float32 on the
+    CPU, in the order of the images. None: not needed.
     """
 
     def __init__(
         self, extractor: Extractor, sizes: Sizes, needs: frozenset[Need], own: range, world: World
     ) -> None:
+        """own: the numbers of this rank's images."""
         self._extractor = extractor
         self._own = own
         self._world = world
@@ -92,6 +95,7 @@ class Embedding:
         self.logits = torch.empty(rows, sizes.logits or 0) if "logits" in needs else None
 
     def see(self, first: int, images: Tensor) -> None:
+        """Adds a batch, uint8 (N, C, H, W). first: number of its first image."""
         found = extracted(self._extractor, images)
         if self.moments is not None:
             self.moments.add(found.vectors)
@@ -103,13 +107,13 @@ class Embedding:
             self.logits[start : start + len(images)] = found.logits
 
     def features_on(self, device: torch.device) -> Tensor:
-        """All vectors (N, D), for a metric that needs them."""
+        """All vectors: float32 (N, D) on a device. The metric must declare the need "features"."""
         assert self.features is not None
         return self.features.to(device)
 
     @staticmethod
     def shapes(sizes: Sizes, needs: frozenset[Need], count: int) -> dict[str, tuple[int, ...]]:
-        """Of the tensors that a cache keeps of `count` images."""
+        """Shapes of the tensors in the cache for `count` images, by name."""
         size = sizes.vector
         kept: dict[str, tuple[int, ...]] = {}
         if "moments" in needs:
@@ -119,7 +123,7 @@ class Embedding:
         return kept
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a cache keeps, by name."""
+        """The tensors for the cache, by name."""
         kept: dict[str, Tensor] = {}
         if self.moments is not None:
             kept |= {"mean": self.moments.mean, "scatter": self.moments.scatter}
@@ -128,14 +132,15 @@ class Embedding:
         return kept
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what a cache kept, as if this rank had seen all of its own images."""
+        """Takes the tensors of the cache, as if this rank had seen all of its own images."""
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
         if self.moments is not None:
             self.moments.count = len(self._own)
 
     def finish(self, count: int) -> None:
-        """Put together what all ranks saw. Collective: every rank, same order."""
+        """Combines the images of all ranks, `count` in all. Raises Refused if a feature is not
+        finite. Collective: every rank, same order."""
         if self.moments is not None:
             self.moments.combine(self._world)
         if self.features is not None:
@@ -146,5 +151,5 @@ class Embedding:
         if not all(bool(tensor.sum().isfinite()) for tensor in kept):
             raise Refused(
                 f"evaluation.features: {self._extractor.name} gave a number that is not finite; "
-                "its weights do not fit these images, or the images are not what they should be"
+                "check its weights, and whether the images are what it expects"
             )

@@ -1,4 +1,4 @@
-"""Evaluates the models of one run, as often as it is asked; the same in a run and after it."""
+"""Measures models against one data set, during training and after it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ray_gen.training.build import DTYPES, class_of, import_target
 from ray_gen.training.sources import cache_folder
 
 COUNT = 50_000
-"""Images to generate where the settings do not say, if the reference has as many."""
+"""Images to generate if `evaluation.count` is not set, but never more than the reference has."""
 
 
 def subject_of(
@@ -35,7 +35,7 @@ def subject_of(
     networks: Networks,
     description: Mapping[str, Any],
 ) -> Subject:
-    """A model of an experiment, to be evaluated. networks: in eval mode."""
+    """A model of an experiment as Subject. networks: in eval mode. description: see Subject."""
     return Subject(
         objective,
         networks,
@@ -47,9 +47,10 @@ def subject_of(
 
 
 class SplitImages:
-    """The images of a split of a store."""
+    """The images of one split of a store. In a data set that is streamed, "train" is a sample."""
 
     def __init__(self, store: Store, split: str, name: str, device: torch.device) -> None:
+        """split: "train" or "held_out". name: name of the data, for the protocol."""
         self.split: Split = store.train if split == "train" else store.held_out
         self._device = device
         self.description = {"data": name, "split": split}
@@ -62,15 +63,15 @@ class SplitImages:
         return len(self.split)
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        """uint8 (N, C, H, W)"""
+        """uint8 (N, C, H, W), 0 to 255, on the device."""
         pixels = self.split.images_NHWC[torch.tensor(indices)]
         return pixels.to(self._device).permute(0, 3, 1, 2).contiguous()
 
 
 class Evaluator:
-    """Evaluates models against one store. Its extractor is built once.
+    """Measures models against the images of one store, as often as it is called.
 
-    Every method is collective: every rank, same order.
+    Its extractor is built once. Every method is collective: every rank, same order.
     """
 
     def __init__(
@@ -82,8 +83,8 @@ class Evaluator:
         progress: Progress = silent,
         trained_on: bool = True,
     ) -> None:
-        """name: of the data, for the protocol. trained_on: whether its training split is what the
-        model was trained on. Raises Refused."""
+        """name: name of the data, for the protocol. trained_on: whether the training split of the
+        store counts as the images that the model was trained on. Raises Refused."""
         self.settings = settings
         self._store, self._name, self._world, self._progress = store, name, world, progress
         self._trained_on = trained_on
@@ -95,11 +96,12 @@ class Evaluator:
             self._build_extractor()
 
     def scores(self, subject: Subject) -> Scores:
-        """The scores of a model."""
+        """Measures a model. Raises Refused."""
         return self.checked(subject).scores()
 
     def checked(self, subject: Subject) -> Comparison:
-        """What measures a model. Raises Refused for what cannot be measured, before it is."""
+        """The comparison that measures a model. Nothing is measured yet. Raises Refused for what
+        cannot be measured."""
         sets: dict[Set, Images] = {}
         if subject.objective.has_prior and any(METRICS[name].of_samples for name in self._asked):
             reference = self.reference(self.settings.reference)
@@ -110,17 +112,17 @@ class Evaluator:
         return Comparison(self._asked, self.settings, self._given(sets, subject))
 
     def compared(self, generated: Images, reference: Images) -> Scores:
-        """The scores of images that are there already."""
+        """Measures images that exist already, e.g. pictures of another tool. Raises Refused."""
         given = self._given({"generated": generated, "reference": reference}, None)
         return Comparison(self._asked, self.settings, given).scores()
 
     def reference(self, split: str) -> SplitImages:
-        """A split of the store. Raises Refused where it has no images."""
+        """A split of the store: "train" or "held_out". Raises Refused if it has no images."""
         found = SplitImages(self._store, split, self._name, self._world.device)
         if not len(found):
             raise Refused(
-                f"evaluation.reference: {self._name} has no {split} images; set it to train, or "
-                "data.held_out_fraction to 0.1"
+                f"evaluation.reference: {self._name} has no {split} images; set "
+                "evaluation.reference to train, or data.held_out_fraction to 0.1"
             )
         return found
 
@@ -153,18 +155,19 @@ class Evaluator:
         )
 
     def _labels(self, reference: SplitImages, count: int) -> Tensor:
-        """Labels of samples, in the reference's proportions: a metric sees the classes that the
-        model was told. int64 (count,)."""
+        """Labels for `count` samples: int64 (count,), in the proportions of the whole reference. So
+        both sets hold the same classes."""
         theirs = reference.split.labels
         if theirs is None:
             raise Refused(
-                f"evaluation.reference: {self._name} has no labels, and the samples of a "
-                "conditional model are drawn by them"
+                f"evaluation.reference: {self._name} has no labels, and a conditional model needs "
+                "labels to generate samples; name data with labels"
             )
         return theirs[torch.arange(count) * len(theirs) // count].to(self._world.device)
 
     def _build_extractor(self) -> None:
-        """On every rank, or on none: one rank may lack the network or the file."""
+        """Builds the extractor on all ranks or on none. One rank alone may lack internet access or
+        the file."""
         features = self.settings.features
         refusal: Refused | None = None
         try:
@@ -178,11 +181,11 @@ class Evaluator:
             refusal = refused
         if not self._world.maxima([int(refusal is not None)])[0]:
             return
-        refusal = refusal or Refused("evaluation.features: another worker cannot build them")
-        # What was asked for must be there; only what nobody named may be missing.
+        refusal = refusal or Refused("evaluation.features: another worker could not build them")
+        # Features that the user named must exist. Only the default may be missing.
         if not self._automatic or features != InceptionFeatures():
             if not str(refusal).startswith("evaluation.features.weights"):
                 raise refusal
             free = " and ".join(NEED_NO_WEIGHTS)
-            raise Refused(f"{refusal}, or ask evaluation.metrics for {free} only") from refusal
+            raise Refused(f"{refusal}; or set evaluation.metrics to {free} only") from refusal
         self._extractor, self._no_extractor = None, str(refusal)

@@ -1,4 +1,4 @@
-"""Images as metrics see them: uint8, in batches, a random choice where not all are wanted."""
+"""Images as metrics see them: uint8, in batches, all of a set or a random part."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Images(Protocol):
 
     @property
     def digest(self) -> str | None:
-        """Identifies the content of all of them. None: statistics of them are never cached."""
+        """Identifies the content of all images. None: their statistics are never cached."""
         ...
 
     def __len__(self) -> int: ...
@@ -37,27 +37,29 @@ class Images(Protocol):
 
 
 def as_rgb(images: Tensor) -> Tensor:
-    """Grey images three times, as extractors that were trained on colours want them."""
+    """Repeats the channel of grey images three times, for extractors that were trained on RGB.
+    (N, 1 or 3, H, W) to (N, 3, H, W)."""
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
 class Subset:
-    """Some images of a set, at random, without replacement, in their order."""
+    """A random part of a set of images, in the order of the set."""
 
     def __init__(self, images: Images, numbers: Tensor, seed: int) -> None:
+        """numbers: int64 (N,), those of the part. seed: chose them, for the description."""
         self._images = images
         self._numbers: list[int] = numbers.tolist()
         self._seed = seed
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """That of all images, and how these were chosen."""
+        """The description of the whole set, and how the part was chosen."""
         chosen = f"{len(self._numbers)} of {len(self._images)} at random, seed {self._seed}"
         return {**self._images.description, "chosen": chosen}
 
     @property
     def digest(self) -> str | None:
-        """Of the content and of the choice."""
+        """Identifies the whole set and the numbers of the part."""
         whole = self._images.digest
         if whole is None:
             return None
@@ -67,20 +69,20 @@ class Subset:
         return len(self._numbers)
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        """uint8 (N, C, H, W)"""
+        """uint8 (N, C, H, W). indices: within the part."""
         return self._images.take([self._numbers[index] for index in indices])
 
 
 def subset_of(images: Images, count: int, seed: int, field: str) -> Images:
-    """`count` of some images; all of them as they are. Refuses to take more than there are.
+    """`count` images of a set, chosen at random. If it has no more, the set itself.
 
-    At random, because a folder or a data set is often sorted by class. `field` is the setting that
-    asked for the count.
+    Random, because a folder or a data set is often sorted by class. field: the setting with the
+    count, for messages. Raises Refused if the set has fewer images.
     """
     if count > len(images):
         what = ", ".join(f"{key} {value}" for key, value in images.description.items())
         raise Refused(
-            f"{field}: {count} images were asked for and there are {len(images)} ({what}); "
+            f"{field}: {count} images were asked for, and there are {len(images)} ({what}); "
             f"set at most {len(images)}"
         )
     if count == len(images):
@@ -90,40 +92,44 @@ def subset_of(images: Images, count: int, seed: int, field: str) -> Images:
 
 
 def shape_of(images: Images, what: str) -> tuple[int, int, int]:
-    """(channels, height, width) of the first image, which stands for all."""
+    """(channels, height, width) of a set, read from its first image. what: the name of the set, for
+    messages. Raises Refused if it is empty, ValueError if an image is not uint8 (1, C, H, W)."""
     if not len(images):
         raise Refused(f"evaluation: there are no {what} images")
     first = images.take([0])
     if first.dtype != torch.uint8 or first.ndim != 4 or len(first) != 1:
         raise ValueError(
-            f"evaluation: a {what} image came as {first.dtype} {tuple(first.shape)} for one; "
-            "Images.take gives uint8 (N, C, H, W): see quantised() in evaluation/images.py"
+            f"evaluation: take([0]) of the {what} images gave {first.dtype} {tuple(first.shape)}; "
+            "return uint8 (1, C, H, W), e.g. by quantised() of ray_gen/pixels.py"
         )
     return first.shape[1], first.shape[2], first.shape[3]
 
 
 def own_share(count: int, batch_size: int, world: World) -> range:
-    """This rank's images out of `count`: whole batches, consecutive.
+    """The numbers of this rank's images, of 0 to `count` - 1: consecutive whole batches.
 
-    The batches are then the same for any number of workers, and so are the bits of their features.
+    So the batches are the same on any number of workers, and so are the bits of their features.
     """
     batches = world.share(-(-count // batch_size))
     return range(min(count, batches.start * batch_size), min(count, batches.stop * batch_size))
 
 
 class EvenlySpread:
-    """At most `limit` of the images of a pass, evenly spread: data sets are often sorted by class.
+    """Chooses at most `limit` images of a pass, at even distances: data sets are often sorted by
+    class.
 
-    Chosen images have a row each; `rows` are those that this rank sees.
+    count: number of chosen images. rows: range of the chosen images that this rank sees, of 0 to
+    `count` - 1.
     """
 
     def __init__(self, count: int, limit: int, own: range) -> None:
+        """count: images of the pass. own: the numbers of those that this rank sees."""
         self.count = min(count, limit)
         self._numbers = [row * count // self.count for row in range(self.count)]
         self.rows = range(*(bisect_left(self._numbers, end) for end in (own.start, own.stop)))
 
     def chosen(self, first: int, images: Tensor) -> Tensor:
-        """Those of a batch that are chosen."""
+        """The chosen images of a batch. first: number of the batch's first image in the pass."""
         start, stop = (bisect_left(self._numbers, n) for n in (first, first + len(images)))
         if stop - start == len(images):
             return images
@@ -131,10 +137,10 @@ class EvenlySpread:
 
 
 class Consumer(Protocol):
-    """What looks at each batch of a pass over images."""
+    """Receives each batch of a pass over a set of images."""
 
     def see(self, first: int, images: Tensor) -> None:
-        """uint8 images_NCHW, of which the first has the number `first`."""
+        """images: uint8 (N, C, H, W) on the device. first: number of the first image in the set."""
         ...
 
 
@@ -147,7 +153,7 @@ def show(
     progress: Progress,
     what: str,
 ) -> None:
-    """One pass over this rank's share of some images, which all consumers see."""
+    """One pass over this rank's share of a set: every batch is shown to all consumers."""
     if not consumers:
         return
     own = own_share(len(images), batch_size, world)
@@ -159,10 +165,10 @@ def show(
 
 
 def gathered(rows: Tensor, own: range, total: int, world: World) -> Tensor:
-    """The rows of all ranks in their order, on the CPU of every rank: (total, ...).
+    """The rows of all ranks in their order, (total, ...) on the CPU of every rank.
 
-    rows: this rank's, those with the numbers `own`. Rows of others are summed with zeros, which
-    changes no bit and needs no collective but the sum; 64 MB at a time.
+    rows: this rank's rows, with the numbers `own`. Each rank adds zeros for the rows of the others.
+    So a sum is the only collective, and it changes no bit. It runs over 64 MB at a time.
     Collective: every rank, same order.
     """
     if world.size == 1:

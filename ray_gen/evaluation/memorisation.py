@@ -1,4 +1,4 @@
-"""Memorisation: how near samples lie to the training set, beside images that it never saw."""
+"""Distances of samples and of held-out images to their nearest training images."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from ray_gen.evaluation.images import EvenlySpread, gathered
 from ray_gen.pixels import unit
 
 IMAGES = 10_000
-"""Samples and held-out images, at most; of training images all count, or a copy could be missed."""
+"""Largest number of samples, and of held-out images. Training images are never left out: a copy
+could be missed."""
 SIDE = 32
-"""Larger images are averaged down to it: 50,000 beside 20,000 RGB images are 6 TFLOP there."""
+"""Larger images are averaged down to this height and width. 20,000 RGB images against 50,000 then
+cost 6 TFLOP."""
 
 _TRAINING_AT_ONCE = 1024
 _QUERIES_AT_ONCE = 4096
 
 
 def thumbnails(images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) to vectors in [-½, ½], of images of at most 32 pixels a side: (N, D)."""
+    """uint8 (N, C, H, W) to float32 (N, D) in [-½, ½]: the pixels, at most 32 x 32 per channel."""
     values = unit(images) - 0.5
     height, width = images.shape[2:]
     if max(height, width) > SIDE:
@@ -33,42 +35,47 @@ def thumbnails(images: Tensor) -> Tensor:
 
 
 class Queries:
-    """Sees images and keeps this rank's thumbnails on the device."""
+    """A Consumer that keeps thumbnails of at most `IMAGES` images, this rank's on the device."""
 
     def __init__(self, total: int, own: range) -> None:
+        """total: images of the pass. own: the numbers of those that this rank sees."""
         self.spread = EvenlySpread(total, IMAGES, own)
         self.parts: list[Tensor] = []
 
     def see(self, first: int, images: Tensor) -> None:
+        """Keeps thumbnails of a batch, uint8 (N, C, H, W). first: number of its first image."""
         chosen = self.spread.chosen(first, images)
         if len(chosen):
             self.parts.append(thumbnails(chosen))
 
 
 class Nearest:
-    """Sees training images and remembers how far the nearest is from each query, in L2."""
+    """A Consumer of training images. For each query it keeps `squared`, the squared L2 distance to
+    the nearest training image so far."""
 
     @classmethod
     def of(
         cls, generated: Queries, held_out: Queries, shape: ImageShape, device: torch.device
     ) -> Nearest:
-        """To this rank's generated images and then its held-out ones."""
+        """The queries are this rank's generated images, then its held-out images."""
         empty = thumbnails(torch.empty(0, *shape, dtype=torch.uint8, device=device))
         return cls(torch.cat([empty, *generated.parts, *held_out.parts]))
 
     def __init__(self, queries: Tensor) -> None:
+        """queries: float32 (N, D) from `thumbnails`."""
         self._queries = queries
         self.size = queries.shape[1]
         self._waiting: list[Tensor] = []
         self.squared = torch.full((len(queries),), float("inf"), device=queries.device)
 
     def see(self, first: int, images: Tensor) -> None:
+        """Adds a batch of training images, uint8 (N, C, H, W). first: not used."""
         self._waiting.append(thumbnails(images))
         if sum(map(len, self._waiting)) >= _TRAINING_AT_ONCE:
             self.finish()
 
     def finish(self) -> None:
-        """Compare with what has been seen since the last time."""
+        """Compares the queries with the training images since the last call."""
         if not self._waiting:
             return
         training = torch.cat(self._waiting)
@@ -77,8 +84,8 @@ class Nearest:
         for start in range(0, len(self._queries), _QUERIES_AT_ONCE):
             rows = slice(start, start + _QUERIES_AT_ONCE)
             queries = self._queries[rows]
-            # The product finds the nearest; what it says of the distance cancels where that is
-            # small, and a copy has to be at 0.
+            # The product finds the nearest image. Its distance is computed again from the
+            # difference: the product loses the digits of a small distance, and a copy must give 0.
             nearest = training[torch.addmm(halves, queries, training.T, alpha=-1).argmin(1)]
             found = (queries - nearest).square().sum(1)
             self.squared[rows] = torch.minimum(self.squared[rows], found)
@@ -86,26 +93,28 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Memorisation:
-    """Distances to the nearest training image, in units of an image's whole range and dimension
-    (root mean square of a pixel's difference), in [0, 1]."""
+    """Distances to the nearest training image: root mean squares over pixels in [0, 1], so in
+    [0, 1]."""
 
     generated: float
     """Median over samples."""
     held_out: float
-    """Median over images that were not trained on."""
+    """Median over images that the model was not trained on."""
     below: float
-    """Fraction of samples that are nearer than 99 % of the held-out images: 0.01 without copies."""
+    """Fraction of samples that are nearer than 99 % of the held-out images. 0.01: no copies."""
 
     @property
     def ratio(self) -> float:
-        """1: as near as new images of the same kind are by chance. Much less: copies."""
+        """1: samples are as near as new images of the same kind. Much less than 1: copies."""
         return self.generated / self.held_out
 
 
 def memorisation(
     nearest: Nearest, generated: Queries, held_out: Queries, world: World
 ) -> Memorisation:
-    """The medians over all ranks. Collective: every rank, same order."""
+    """The distances of all ranks' images. nearest: has seen all training images, with the queries
+    `generated` and `held_out`. Raises Refused if most held-out images are training images.
+    Collective: every rank, same order."""
     nearest.finish()
     spreads = generated.spread, held_out.spread
     own = nearest.squared.split([len(spread.rows) for spread in spreads])
@@ -116,8 +125,8 @@ def memorisation(
     samples, others = distances
     if not others.median() > 0:
         raise Refused(
-            "evaluation.metrics: nearest_neighbour compares with images that were not trained on, "
-            "and most of the held-out images are training images; hold others out, or leave it out"
+            "evaluation.metrics: nearest_neighbour needs images that were not trained on, and most "
+            "held-out images are training images; hold out others, or leave the metric out"
         )
     return Memorisation(
         generated=samples.quantile(0.5).item(),

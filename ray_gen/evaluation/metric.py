@@ -1,7 +1,7 @@
 """The base classes of metrics. A metric is one file in `metrics/`, listed once in its `__init__`.
 
-The file owns the metric's name, settings, needs, checks and computation. `metrics/mmd_rbf.py` is the
-example to copy. The settings tree imports all these files, so they import torch only inside
+The file owns the metric's name, settings, needs, checks and computation. `metrics/mmd_rbf.py` is
+the example to copy. The settings tree imports all these files, so they import torch only inside
 functions.
 """
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from ray_gen.evaluation.subject import Labelled, Subject
 
 Set = Literal["generated", "reference", "held_out", "training"]
-"""A set of images. generated: samples of a model, or pictures of another tool. reference: real images
-to compare them with. training: images that the model was trained on. held_out: images that it was
-not trained on."""
+"""A set of images. generated: samples of a model, or pictures of another tool. reference: real
+images to compare them with. training: images that the model was trained on. held_out: images that
+it was not trained on."""
 
 OwnSettings = TypeVar("OwnSettings", bound=Settings)
 
@@ -56,9 +56,9 @@ class Given:
     """Metrics of samples always have "generated" and "reference". "training" and "held_out" are
     there only if such images exist."""
     extractor: Extractor | None = None
-    """The network that gives features. None: only metrics without `needs_weights` can be measured."""
+    """The network that gives features. None: a metric with `needs_weights` cannot be measured."""
     no_extractor: str | None = None
-    """Why the default extractor could not be built. None: it was built, or the user named one."""
+    """Why the default extractor could not be built. None: there was no such failure."""
     subject: Subject | None = None
     """The model that is evaluated. None: the generated images come from another tool."""
     labelled: Labelled | None = None
@@ -72,8 +72,8 @@ class Given:
     seed: int = 0
     """Seed of everything that a metric draws: subsets, splits, patches, directions."""
     automatic: bool = False
-    """True if the user named no metrics. A metric then adapts a setting that does not fit (KID takes
-    smaller subsets). If False, it refuses."""
+    """True if the user named no metrics. A metric then adapts a setting that does not fit (KID
+    takes smaller subsets). If False, it refuses."""
     cache_folder: Path | None = None
     """Folder for statistics of the reference. None: they are not kept."""
     progress: Progress = silent
@@ -122,12 +122,12 @@ class Metric(ABC, Generic[OwnSettings]):
     """
 
     scores: ClassVar[Mapping[str, Better]]
-    """Names of the values that it may yield, each with the better direction. A name is that of no
-    other metric's value."""
+    """Names of the values that it may yield, each with the better direction. Each name belongs to
+    one metric only."""
     asked_as: ClassVar[tuple[str, ...]] = ()
     """Its names in `evaluation.metrics`. Empty: the names of its values."""
     of_samples: ClassVar[bool] = True
-    """Whether it compares generated images with other images. False: it measures the model itself."""
+    """Whether it compares generated images with other images. False: it measures the model."""
     needs_weights: ClassVar[bool] = False
     """Whether it needs an extractor, and so the extractor's weights."""
     compares_pixels: ClassVar[bool] = False
@@ -151,7 +151,7 @@ class Metric(ABC, Generic[OwnSettings]):
         return ("reference",) if self.of_samples else ()
 
     def check(self) -> None:
-        """Refuses what cannot be measured, before anything is computed. Every rank must decide alike.
+        """Refuses what cannot be measured, before anything is computed, alike on every rank.
 
         Raises Lacking if something is missing, Refused if a setting does not fit. Each message
         names the field, the value and the remedy.
@@ -166,7 +166,8 @@ class Metric(ABC, Generic[OwnSettings]):
         """The values, after all images were shown. Collective: every rank, same order.
 
         The evaluation adds the sets and the seed to the protocol of a metric of samples. So the
-        metric gives only its own entries, e.g. its settings, "unit" and "value".
+        metric gives only its own entries, e.g. its settings. A table shows "unit" beside the name
+        of the value, and always shows "warning".
         """
 
 
@@ -192,7 +193,7 @@ class FeatureMetric(Metric[OwnSettings]):
         """
 
     def protocol(self) -> Mapping[str, Any]:
-        """The metric's own entries in the protocol. The evaluation adds extractor, sets and seed."""
+        """The metric's own protocol entries. The evaluation adds the extractor, sets and seed."""
         return {}
 
     def measure(self) -> Iterator[Score]:

@@ -1,4 +1,4 @@
-"""Sliced Wasserstein distance of patches at each scale: no weights, no network."""
+"""Sliced Wasserstein distance of patches at each scale. It needs no weights and no network."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from ray_gen.evaluation.progress import Progress
 from ray_gen.noise import draw_one, key_of, words
 
 IMAGES = 16_384
-"""Of each set, at most: what the paper takes. Patches of one scale are 1.2 GB then, in RGB."""
+"""Largest number of images of each set, as in the paper. RGB patches of a scale are then 1.2 GB."""
 PATCHES, SIDE, DIRECTIONS, SMALLEST = 128, 7, 512, 16
-"""Patches of an image and their side, directions, side of the smallest scale: the paper's code."""
+"""Patches per image, side of a patch, number of directions, side of the smallest scale: as in the
+paper's code."""
 
 _AT_ONCE = 8
-"""Directions: their projections of 2 million patches take 67 MB a set."""
+"""Directions at once: projections of 2 million patches on 8 directions take 67 MB per set."""
 _BINOMIAL = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
 
 
@@ -31,9 +32,10 @@ def sliced_wasserstein(
 
         1 / 512 Σ_d W₁(A d, B d),     W₁(a, b) = mean |sort(a) − sort(b)|
 
-    over random directions d on the sphere: Karras et al. 2018, "Progressive growing of GANs",
-    section 5, with the numbers of their code. In [0, ∞), lower is better; 0 for equal sets. Ranks
-    share the directions. Collective: every rank, same order.
+    A, B: all patches of a set, one per row. d: random directions on the sphere. Karras et al. 2018,
+    "Progressive growing of GANs", section 5, with the numbers of their code. Keys are scales, e.g.
+    "32x32". In [0, ∞), lower is better, 0 for equal sets. Both sets have equally many images. The
+    ranks divide the directions among themselves. Collective: every rank, same order.
     """
     assert generated.count == reference.count
     own = world.share(DIRECTIONS // _AT_ONCE)
@@ -53,11 +55,12 @@ def sliced_wasserstein(
 
 
 class Pictures:
-    """Sees images and keeps this rank's as uint8 on the CPU, at most 16,384 over all ranks: up to
-    256x256 they are smaller than their patches."""
+    """A Consumer that keeps images as uint8 on the CPU: this rank's, and at most 16,384 over all
+    ranks. Images up to 256x256 take less memory than their patches."""
 
     def __init__(self, shape: ImageShape, total: int, count: int, own: range) -> None:
-        """Takes the patches of `count` out of `total` images."""
+        """shape: (channels, height, width). total: images of the pass. count: how many of them to
+        keep. own: the numbers of those that this rank sees."""
         self.scales = scales_of(shape)
         self.size = shape[0] * SIDE**2
         self._spread = EvenlySpread(total, min(count, IMAGES), own)
@@ -65,20 +68,21 @@ class Pictures:
 
     @property
     def count(self) -> int:
-        """Images over all ranks."""
+        """Number of images that all ranks keep together."""
         return self._spread.count
 
     def see(self, first: int, images: Tensor) -> None:
+        """Keeps chosen images of a batch, uint8 (N, C, H, W). first: number of its first image."""
         chosen = self._spread.chosen(first, images)
         if len(chosen):
             self._kept.append(chosen.cpu())
 
     def patches(self, scale: int, seed: int, world: World) -> Tensor:
-        """128 random patches of each image at one scale, each channel with mean 0 and deviation 1:
-        (images * 128, C * 49) on the device.
+        """128 random patches of each image at one scale: float32 (images * 128, C * 49) on the
+        device. Over all patches, each channel has mean 0 and standard deviation 1.
 
-        Where they lie depends on the seed and on the row of the image alone, so a set has no
-        distance from itself, and neither workers nor batches change a value.
+        Their places depend only on the seed and on the row of the image. So a set has distance 0
+        from itself, and the number of workers and the batch size change no value.
         Collective: every rank, same order.
         """
         own = range(self._spread.rows.start * PATCHES, self._spread.rows.stop * PATCHES)
@@ -104,12 +108,13 @@ class Pictures:
 
 
 def scales_of(shape: ImageShape) -> list[tuple[int, int]]:
-    """Heights and widths of the pyramid, from the image's own down to 16 pixels."""
+    """(height, width) of each scale of the pyramid, from the image's size down to 16 pixels. shape:
+    (channels, height, width). Raises Refused if the image is smaller than a patch."""
     height, width = shape[1:]
     if min(height, width) < SIDE:
         raise Refused(
             f"evaluation.metrics: sliced_wasserstein compares patches of {SIDE}x{SIDE}, and the "
-            f"images are {height}x{width}; leave it out"
+            f"images are only {height}x{width}; leave the metric out"
         )
     scales = [(height, width)]
     while min(height := -(-height // 2), width := -(-width // 2)) >= SMALLEST:
@@ -118,8 +123,9 @@ def scales_of(shape: ImageShape) -> list[tuple[int, int]]:
 
 
 def laplacian(images: Tensor, scale: int, scales: int) -> Tensor:
-    """float (N, C, H, W) to its details at a scale (Burt and Adelson 1983), from 0, the finest; the
-    last of `scales` is what remains. Edges are mirrored, as in cv2.pyrDown and pyrUp."""
+    """One level of the Laplacian pyramid (Burt and Adelson 1983) of float (N, C, H, W): the details
+    at `scale`, where 0 is the finest. The last of the `scales` levels is the blurred, small image.
+    Edges are mirrored, as in cv2.pyrDown and pyrUp."""
     for _ in range(scale):
         images = _blurred(images)[:, :, ::2, ::2]
     if scale == scales - 1:
@@ -137,7 +143,7 @@ def _blurred(images: Tensor) -> Tensor:
 
 
 def _patches(level: Tensor, rows: Tensor, scale: int, seed: int) -> Tensor:
-    """images_NCHW to (N, 128, C, 49)."""
+    """level: (N, C, H, W), to (N, 128, C, 49). rows: int64 (N,), numbers of the images."""
     height, width = level.shape[2:]
     key = key_of(seed, "sliced_wasserstein", "patches")
     step = torch.tensor([scale], device=level.device)
@@ -159,7 +165,7 @@ def _directions(size: int, scale: int, seed: int, device: torch.device) -> Tenso
 
 
 def _sorted(rows: Tensor) -> Tensor:
-    """Each row in order. On a CPU numpy's 1.28 million numbers take 6 ms and torch's 100 ms."""
+    """Sorts each row. On a CPU, 1.28 million numbers take 6 ms with NumPy and 100 ms with torch."""
     if rows.device.type != "cpu":
         return rows.sort(dim=1).values
     return torch.from_numpy(np.sort(rows.contiguous().numpy(), axis=1))

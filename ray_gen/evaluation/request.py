@@ -1,4 +1,4 @@
-"""One evaluation, from the names of a run, pictures and data to their scores."""
+"""One evaluation: from the names of a run or pictures, and of a reference, to scores."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ from ray_gen.training.sources import open_source
 
 @dataclass(frozen=True)
 class Request:
-    """One evaluation, as it is told to workers."""
+    """One evaluation, in a form that can be sent to workers."""
 
     run: str | None
-    """A run folder, a checkpoint or what `export` wrote, by its absolute path or URI; None to
-    compare pictures."""
+    """Absolute path or URI of a run folder, a checkpoint or an exported model. None: pictures are
+    compared."""
     generated: Data | None
-    """Pictures in the place of a run's samples."""
+    """Pictures to compare instead of a run's samples. None: there is a run."""
     reference: Data | None
-    """None: the run's own data. With a digest it must be the data of that digest."""
+    """Data to compare with. None: the run's own data. If it has a digest, its images must still
+    match the digest."""
     settings: Evaluation
 
     def to_json(self) -> str:
-        """All of it as text."""
+        """The request as text."""
         parts = {
             "generated": self.generated,
             "reference": self.reference,
@@ -56,7 +57,7 @@ class Request:
 
     @classmethod
     def from_json(cls, text: str) -> Request:
-        """What `to_json` wrote."""
+        """The request from the text of `to_json`."""
         given = json.loads(text)
         data: TypeAdapter[Data] = TypeAdapter(Data)
         sources = {
@@ -78,12 +79,12 @@ class Request:
         on_corrupt: str | None = None,
         **settings: Any,
     ) -> Request:
-        """The arguments of `evaluate`, checked. Raises Refused."""
+        """A request from the arguments of `launch.evaluate.evaluate`, checked. Raises Refused."""
         if (run is None) == (generated is None):
             raise Refused("evaluate: name either a run, or pictures with --generated")
         if generated is not None and reference is None:
             raise Refused(
-                "--reference: pictures need real ones to be compared with: a folder, or a source "
+                "--reference: pictures are compared with real images; name a folder, or a source "
                 "such as mnist5k or torchvision:CIFAR10"
             )
         decoding = {"image_size": image_size, "channels": channels, "on_corrupt": on_corrupt}
@@ -103,7 +104,7 @@ class Request:
 
 
 def measure(request: Request, world: World, progress: Progress = silent) -> Scores:
-    """All scores of a request. Collective: every rank, same order."""
+    """Measures a request. Raises Refused. Collective: every rank, same order."""
     decoded = partial(_decoded, progress)
     if request.run is None:
         assert request.generated is not None and request.reference is not None
@@ -123,13 +124,13 @@ def measure(request: Request, world: World, progress: Progress = silent) -> Scor
         store = open_source(data, decoded)
     if store.image_shape != pipeline.experiment.image_shape:
         raise Refused(
-            f"--reference: its images are {store.image_shape} (channels, height, width) and the "
-            f"run's {pipeline.experiment.image_shape}"
+            f"--reference: its images are {store.image_shape} (channels, height, width), and the "
+            f"run's images {pipeline.experiment.image_shape}; name images of the run's shape"
         )
     if None not in (data.digest, store.digest) and store.digest != data.digest:
         raise Refused(
             f"data: {data.short_form} is not what {request.run} was trained on: its images have "
-            "changed since; put the old ones back, or name what to compare with by --reference"
+            "changed since; put the old images back, or name images to compare with by --reference"
         )
     own = request.reference is None or store.digest == pipeline.experiment.data.digest
     evaluator = Evaluator(request.settings, store, data.short_form, world, progress, trained_on=own)
@@ -140,13 +141,13 @@ def measure(request: Request, world: World, progress: Progress = silent) -> Scor
 
 
 def exported(run: str) -> Path | None:
-    """The folder of a model that `export` wrote; None of a run or checkpoint."""
+    """The folder of an exported model. None: `run` is a run folder or a checkpoint."""
     folder = Folder(run)
     return folder.path if folder.is_local and is_pretrained(folder.path) else None
 
 
 def _described(request: Request, pipeline: Model) -> dict[str, Any]:
-    """What a protocol says of the model of a request."""
+    """The entries about the model in the protocol."""
     assert request.run is not None
     images, weights = pipeline.images_seen, request.settings.weights
     folder = exported(request.run)
@@ -158,7 +159,7 @@ def _described(request: Request, pipeline: Model) -> dict[str, Any]:
 
 @contextmanager
 def _named_by(option: str) -> Generator[None]:
-    """What is wrong with a source, by the option that named it in the place of its own fields."""
+    """In errors about a source, replaces its fields by the option that named the source."""
     try:
         yield
     except Refused as refused:
@@ -178,7 +179,7 @@ def experiment_of(run: str | os.PathLike[str]) -> Experiment:
 
 
 def _settings(experiment: Experiment | None, changes: Mapping[str, Any]) -> Evaluation:
-    """The run's own settings with changes, checked."""
+    """The run's own evaluation settings with changes, checked. Raises Refused."""
     own = Evaluation() if experiment is None else experiment.evaluation
     given = {**own.model_dump(mode="json"), **changes}
     try:
@@ -191,26 +192,27 @@ def _settings(experiment: Experiment | None, changes: Mapping[str, Any]) -> Eval
 def _reference(
     location: str, experiment: Experiment, named: str | None, decoding: Mapping[str, Any]
 ) -> Data | None:
-    """What samples of a run are compared with, in the run's size and channels; None: its data."""
+    """The data to compare a run's samples with, in the run's size and channels. None: the run's own
+    data."""
     own = {"image_size": experiment.data.image_size, "channels": experiment.data.channels}
     for name in own:
         if name in decoding:
             raise Refused(
-                f"data.{name}: a run has its own, and a reference is brought to it; leave it out"
+                f"data.{name}: a reference always gets the run's own {name}; leave it out"
             )
     if named is not None:
         return _source(named, "--reference", {**own, **decoding})
     if decoding:
         raise Refused(
-            "data.on_corrupt: a run's own data is read as it was for training; leave it out, or "
-            "name other images with --reference"
+            "data.on_corrupt: the run's own data is read in the same way as for training; leave "
+            "it out, or name other images with --reference"
         )
     return None if exported(location) is None else _data_of_export(location, experiment)
 
 
 def _data_of_export(location: str, experiment: Experiment) -> Data | None:
-    """The data of an exported model, which holds only the last part of a local path; None where
-    its settings say all of it."""
+    """The data of an exported model. The export holds only the last part of a local path, so the
+    data is looked for in the current folder. None: the settings hold all, e.g. a URI."""
     data = experiment.absolute().data
     path = getattr(data, "path", "://")
     if "://" in path:
@@ -218,17 +220,18 @@ def _data_of_export(location: str, experiment: Experiment) -> Data | None:
     if not Path(path).exists():
         raise Refused(
             f"--reference: {location} was trained on {experiment.data.short_form}, and an export "
-            "does not say where that lies; name images to compare with, or start in the folder "
+            "does not hold the whole path; name images to compare with, or start in the folder "
             f"that holds {Path(path).name}"
         )
     return data
 
 
 def _source(text: str, option: str, decoding: Mapping[str, Any]) -> Data:
-    """A folder, or a source in its short form, with settings of how its images are decoded."""
+    """The data settings for a folder or a short form, e.g. "torchvision:CIFAR10". decoding: the
+    fields image_size, channels and on_corrupt. Raises Refused."""
     kinds = ("folder:", "parquet:", "torchvision:")
     short = text if text.startswith(kinds) or text == "mnist5k" else f"folder:{text}"
-    without_credentials(short.partition(":")[2])  # before it stands in a message
+    without_credentials(short.partition(":")[2])  # before a message could show them
     adapter: TypeAdapter[Data] = TypeAdapter(Data)
     try:
         data = adapter.validate_python(short)
@@ -238,7 +241,7 @@ def _source(text: str, option: str, decoding: Mapping[str, Any]) -> Data:
     if hasattr(data, "path"):
         changes["path"] = absolute_path(getattr(data, "path"))  # noqa: B009
     if text != "mnist5k" and not text.startswith("torchvision:"):
-        changes["held_out_fraction"] = 0.0  # all of the pictures that were named
+        changes["held_out_fraction"] = 0.0  # use all pictures of the folder
     given = {**data.model_dump(), **changes}
     try:
         return type(data).model_validate(given)

@@ -1,4 +1,4 @@
-"""Scores as a table that people read: a row for each value, a column for each run."""
+"""Scores as a Markdown table: a row for each value, a column for each run."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from ray_gen.evaluation.metrics import BETTER
 from ray_gen.evaluation.scores import Score, Scores
 
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
-"""Beside a name: which of two values is the better one."""
+"""Sign beside the name of a value: whether lower or higher is better."""
 LONGEST_UNIT = 30
-"""Characters of a unit that still fits beside a name."""
+"""Characters of the longest unit that stands beside a name."""
 
 ESSENTIAL = (("extractor",), ("warning",))
-"""What is told of a single metric in any case."""
+"""Protocol entries of a single metric that are always shown."""
 
 _Facts = dict[tuple[str, ...], Any]
-"""A protocol by the paths of its entries."""
+"""A protocol as {path of an entry: value}."""
 
 
 def table(runs: Sequence[tuple[str, Scores]], *, verbose: bool = False) -> str:
-    """A Markdown table of runs and their scores. Below it stands how they were measured: what all
-    have in common once, then what is a run's own, then what was left out.
+    """A Markdown table of runs and their scores, and below it how they were measured: the entries
+    that all protocols share, then those of single runs, then the metrics that were left out.
 
-    verbose: with what is each metric's own, too.
+    verbose: also show the entries of single metrics.
     """
     found = {score.name: score for _, scores in reversed(runs) for score in reversed(scores.scores)}
     names = sorted(found, key=list(BETTER).index) if found.keys() <= BETTER.keys() else list(found)
@@ -51,7 +51,7 @@ def _cell(score: Score) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of Markdown, numbers to the right."""
+    """Rows of a Markdown table. Numbers are aligned to the right."""
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
     lines = [
         f"| {row[0]:<{widths[0]}} | "
@@ -64,7 +64,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _protocols(runs: Sequence[tuple[str, Scores]], of_samples: bool, verbose: bool) -> list[str]:
-    """How one family of scores was measured, of samples or of held-out images."""
+    """Lines about how the scores of samples, or those of held-out images, were measured."""
     family = [
         (run, score.name, _facts(score.protocol))
         for run, scores in runs
@@ -103,7 +103,7 @@ def _facts(protocol: Mapping[str, Any], above: tuple[str, ...] = ()) -> _Facts:
 
 
 def _shared(protocols: Sequence[_Facts]) -> _Facts:
-    """What is the same in all."""
+    """The entries that are equal in all protocols."""
     first = protocols[0]
     return {
         path: value
@@ -113,7 +113,7 @@ def _shared(protocols: Sequence[_Facts]) -> _Facts:
 
 
 def _words(facts: _Facts) -> str:
-    """Facts in a line. Those below one key stand together."""
+    """Facts in a line. Facts below the same key stand together."""
     told: dict[str, list[str]] = {}
     for (first, *below), value in facts.items():
         text = f"{value:.4g}" if isinstance(value, float) else str(value)

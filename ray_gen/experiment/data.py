@@ -106,7 +106,7 @@ class Mnist5kData(DataSettings):
 class TorchvisionData(DataSettings):
     """A data set of torchvision by the name of its class."""
 
-    targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:Torchvision"}
+    targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:TorchvisionDataset"}
     kind: Literal["torchvision"] = "torchvision"
     dataset: str
     """The class: MNIST, FashionMNIST, CIFAR10, CelebA, FakeData, …"""
@@ -122,7 +122,7 @@ class FolderData(DataSettings):
     """Image files, one folder per class or all in one folder: PNG, JPEG, WebP; grey, RGB, RGBA,
     palette."""
 
-    targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:Folder"}
+    targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:ImageFolder"}
     kind: Literal["folder"] = "folder"
     path: Location = free(...)
     """The folder; a relative path is relative to where the command runs."""

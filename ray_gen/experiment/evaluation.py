@@ -1,4 +1,4 @@
-"""`evaluation`: what a run is worth, measured while it trains or after it."""
+"""`evaluation`: how good a run is, measured during training or after it."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from ray_gen.settings import Component, Location, Settings, absolute_path, free
 
 
 class InceptionFeatures(Component):
-    """InceptionV3 with the weights that were ported from TensorFlow: what FID is defined with."""
+    """InceptionV3 with weights ported from TensorFlow: the features of FID's definition."""
 
     targets: ClassVar[Mapping[str, str]] = {
         "extractor": "ray_gen.evaluation.extractors.inception:Inception"
     }
     kind: Literal["inception"] = "inception"
     weights: str | None = None
-    """A file with its state dict. None: fetched on first use (91 MB)."""
+    """A file with its state dict. None: downloaded on first use (91 MB)."""
 
 
 class TorchvisionFeatures(Component):
-    """A classifier of torchvision; its features are the inputs of its last linear layer."""
+    """A classifier of torchvision. Its features are the inputs of its last linear layer."""
 
     targets: ClassVar[Mapping[str, str]] = {
-        "extractor": "ray_gen.evaluation.extractors.torchvision:Torchvision"
+        "extractor": "ray_gen.evaluation.extractors.torchvision:TorchvisionClassifier"
     }
     kind: Literal["torchvision"] = "torchvision"
     backbone: str
     """Its name in torchvision.models, e.g. resnet50."""
     weights: str | None = None
-    """A file with its state dict. None: torchvision's default weights, fetched on first use."""
+    """A file with its state dict. None: torchvision's default weights, downloaded on first use."""
 
 
 class RunFeatures(Component):
-    """The encoder or the discriminator of a trained run, for images that ImageNet's features do not
-    know."""
+    """The encoder or the discriminator of a trained run, for images that differ too much from
+    ImageNet's."""
 
     targets: ClassVar[Mapping[str, str]] = {
         "extractor": "ray_gen.evaluation.extractors.run:TrainedRun"
@@ -55,11 +55,12 @@ class RunFeatures(Component):
     run: Location
     """A run folder, a checkpoint or an exported model. Its model takes no labels."""
     part: Literal["auto", "encoder", "discriminator"] = "auto"
-    """What sees the images. auto: the encoder if there is one. An export has no discriminator."""
+    """The network whose features are used. auto: the encoder if there is one, else the
+    discriminator. An export has no discriminator."""
 
 
 class CustomFeatures(Component):
-    """A class of your own that maps uint8 images (N, 3, H, W) to features (N, D)."""
+    """Your own class. Its objects map uint8 images (N, 3, H, W) to float32 features (N, D)."""
 
     targets: ClassVar[Mapping[str, str]] = {
         "extractor": "ray_gen.evaluation.extractors.custom:Custom"
@@ -68,7 +69,7 @@ class CustomFeatures(Component):
     target: str
     """package.module:Name, importable on every node."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments."""
+    """Keyword arguments of the class."""
 
     @field_validator("target")
     @classmethod
@@ -82,11 +83,11 @@ class CustomFeatures(Component):
 
 
 def _inception_unless_named(given: Any) -> Any:
-    """So that `evaluation.features.weights=FILE` alone is enough."""
+    """Adds the default kind, so that `evaluation.features.weights=FILE` alone is enough."""
     return {"kind": "inception", **given} if isinstance(given, dict) else given
 
 
-Features = Annotated[
+FeatureSettings = Annotated[
     Annotated[
         InceptionFeatures | TorchvisionFeatures | RunFeatures | CustomFeatures,
         Field(discriminator="kind"),
@@ -97,30 +98,30 @@ Features = Annotated[
 
 class _ForAllMetrics(Settings):
     every_images: PositiveInt | None = free(None)
-    """Images between two evaluations while the run trains. None: none."""
+    """Training images between two evaluations during a run. None: no evaluation during a run."""
     metrics: tuple[str, ...] | Literal["auto"] = free("auto")
-    """Names of metrics. auto: all that can be had; without the weights of `features`, those that
-    need none."""
+    """Names of metrics. auto: all metrics that can be measured. If the weights of `features` are
+    not available, only those that need no weights."""
     count: PositiveInt | None = free(None)
-    """Images to generate, and images of the reference to compare them with. None: as many as the
-    reference has, at most 50,000. A likelihood is measured on at most `count` held-out images.
-    None: on all."""
+    """Number of images to generate, and of reference images to compare them with. A likelihood is
+    measured on at most `count` held-out images. None: as many as the reference has, at most 50,000,
+    and a likelihood on all held-out images."""
     reference: Literal["train", "held_out"] = free("train")
-    """The split that samples are compared with."""
-    features: Features = free(InceptionFeatures())
-    """What looks at images for metrics on features."""
+    """The split of the data that samples are compared with."""
+    features: FeatureSettings = free(InceptionFeatures())
+    """The network that extracts features from images, for the metrics on features."""
     weights: Literal["ema", "raw"] = free("ema")
-    """Which weights are sampled from. While a run trains it is the EMA."""
+    """The weights that are evaluated. During training always the EMA."""
     batch_size: PositiveInt = free(64)
-    """Images that go through a network at once."""
+    """Images that go through a network at once, per worker."""
     seed: NonNegativeInt = free(0)
-    """Of the samples, of subsets and of projections."""
+    """Seed of the samples, subsets and projections."""
     placement: Literal["inline", "beside"] = free("inline")
-    """inline: the workers stop training and evaluate together. beside: a Ray task of its own, where
-    the cluster has resources left, on a saved checkpoint."""
+    """inline: the workers stop training and evaluate together. beside: a separate Ray task
+    evaluates a saved checkpoint when the cluster has free resources."""
 
     def absolute(self) -> Self:
-        """The same, with the path of a run made absolute, against where this process runs."""
+        """The settings with an absolute path of the run in `features`, if it names one."""
         if not isinstance(self.features, RunFeatures):
             return self
         run = absolute_path(self.features.run)
@@ -128,20 +129,20 @@ class _ForAllMetrics(Settings):
 
     @property
     def score_names(self) -> tuple[str, ...]:
-        """Names of the scores that these metrics may give."""
+        """Names of the scores that the metrics may give."""
         return scores_of(METRICS if self.metrics == "auto" else self.metrics)
 
     @field_validator("metrics")
     @classmethod
     def _known(cls, metrics: Any) -> Any:
         if not metrics:
-            raise ValueError("no metric is named; leave the field out for all that can be had")
+            raise ValueError("no metric is named; leave the field out to get all available metrics")
         if metrics != "auto" and len(set(metrics)) < len(metrics):
             raise ValueError("a metric is named twice; name each once")
         for name in () if metrics == "auto" else metrics:
             if name not in METRICS:
                 near = difflib.get_close_matches(name, METRICS, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(METRICS)}"
+                hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(METRICS)}"
                 raise ValueError(f"there is no metric {name!r}{hint}")
         return metrics
 
@@ -149,12 +150,12 @@ class _ForAllMetrics(Settings):
 if TYPE_CHECKING:
 
     class _OfEachMetric(_ForAllMetrics):
-        """The fields that the metrics own: see `Metric.settings_class`."""
+        """The fields of the metrics: see `Metric.settings_class`."""
 else:
     _own = dict.fromkeys(kind.settings_class for kind in ALL if kind.settings_class is not Settings)
     _OfEachMetric = create_model("_OfEachMetric", __base__=(*_own, _ForAllMetrics))
 
 
 class Evaluation(_OfEachMetric):
-    """Metrics of samples against a reference, and of a model's likelihood. Measuring changes
-    nothing of the run. Some fields belong to one metric and stand in its file."""
+    """Metrics of samples against a reference, and of a model's likelihood. An evaluation never
+    changes the run. Some fields belong to one metric and are defined in its file."""

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from ray_gen.experiment.schedules import Count, CountSteps, NonNegative, Share
+from ray_gen.experiment.schedules import Count, CountSteps, Fraction, NonNegative
 from ray_gen.settings import Component, live
 
-Better = Literal["min", "max"]
+MinOrMax = Literal["min", "max"]
 
 
 class ObjectiveSettings(Component):
@@ -20,7 +20,7 @@ class ObjectiveSettings(Component):
     """Keys that `networks` must have. None if only the objective's class knows them."""
     phase_names: ClassVar[tuple[str, ...] | None] = None
     """Keys that `optimizers` must have. None if only the objective's class knows them."""
-    evaluated: ClassVar[Mapping[str, Better | None] | None] = {}
+    evaluated: ClassVar[Mapping[str, MinOrMax | None] | None] = {}
     """Its held-out scores, each with its better direction: "min", "max", or None for neither.
     `checkpoints.best` can use them. The whole mapping is None if only the objective's class knows
     them."""
@@ -54,7 +54,7 @@ class AutoencoderObjective(ObjectiveSettings):
     targets: ClassVar[Mapping[str, str]] = {"objective": "ray_gen.objectives.vae:Autoencoder"}
     network_names: ClassVar[tuple[str, ...] | None] = ("encoder", "decoder")
     phase_names: ClassVar[tuple[str, ...] | None] = ("autoencoder",)
-    evaluated: ClassVar[Mapping[str, Better | None] | None] = {"reconstruction": "min"}
+    evaluated: ClassVar[Mapping[str, MinOrMax | None] | None] = {"reconstruction": "min"}
     title: ClassVar[str] = "Autoencoder"
     kind: Literal["autoencoder"] = "autoencoder"
     latent_size: PositiveInt = 32
@@ -70,7 +70,7 @@ class VaeObjective(ObjectiveSettings):
     targets: ClassVar[Mapping[str, str]] = {"objective": "ray_gen.objectives.vae:Vae"}
     network_names: ClassVar[tuple[str, ...] | None] = ("encoder", "decoder")
     phase_names: ClassVar[tuple[str, ...] | None] = ("autoencoder",)
-    evaluated: ClassVar[Mapping[str, Better | None] | None] = {
+    evaluated: ClassVar[Mapping[str, MinOrMax | None] | None] = {
         "elbo": "max",
         "reconstruction": "min",
         "kl": None,
@@ -123,7 +123,7 @@ class GanObjective(ObjectiveSettings):
     """The generator's loss: -log D(G(z)), log(1 - D(G(z))), or hinge for both networks."""
     discriminator_steps: Count = live(1)
     """k: discriminator updates, each on new images, for one update of the generator."""
-    label_smoothing: Share = live(0.0)
+    label_smoothing: Fraction = live(0.0)
     """One-sided (Salimans et al. 2016): the target of real images is 1 minus this."""
     r1_weight: NonNegative = live(0.0)
     """γ of R1 = γ/2 · E‖∇D(x)‖² (Mescheder et al. 2018). The right value depends on the data:
@@ -155,7 +155,7 @@ class CustomObjective(ObjectiveSettings):
     """Your own subclass of `ray_gen.core.Objective`, called as
     `Name(image_shape=..., label_count=..., **options)`."""
 
-    evaluated: ClassVar[Mapping[str, Better | None] | None] = None
+    evaluated: ClassVar[Mapping[str, MinOrMax | None] | None] = None
     at_rest: ClassVar[str | None] = "its objective has settled"
     kind: Literal["custom"] = "custom"
     target: str = Field(pattern=r"^[\w.]+:\w+$")

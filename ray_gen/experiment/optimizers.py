@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ray_gen.experiment.schedules import NonNegative, Positive, Rate, Share
+from ray_gen.experiment.schedules import Fraction, NonNegative, Positive, Rate
 from ray_gen.settings import Settings, live
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-class Schedule(Settings):
+class LearningRateSchedule(Settings):
     """Learning rate over images. It has its own horizon, so longer training does not change the
     steps that are already done."""
 
@@ -34,14 +34,14 @@ class OptimizerSettings(Settings):
     """Step size. `schedule` multiplies it."""
     clip_norm: Positive | None = live(None)
     """Largest norm of a phase's gradient over all its networks. None: no clipping."""
-    schedule: Schedule = Schedule()
+    schedule: LearningRateSchedule = LearningRateSchedule()
 
 
 class Adam(OptimizerSettings):
     """Adam (Kingma and Ba 2015)."""
 
     kind: Literal["adam"] = "adam"
-    betas: tuple[Decay, Share] = live((0.9, 0.999))
+    betas: tuple[Decay, Fraction] = live((0.9, 0.999))
     """Decay of the first and second moments; the second may be a schedule."""
     eps: PositiveFloat = 1e-8
 
@@ -50,7 +50,7 @@ class AdamW(OptimizerSettings):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
     kind: Literal["adamw"] = "adamw"
-    betas: tuple[Decay, Share] = live((0.9, 0.999))
+    betas: tuple[Decay, Fraction] = live((0.9, 0.999))
     """Decay of the first and second moments; the second may be a schedule."""
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegative = live(0.01)

@@ -238,7 +238,7 @@ Rate = Annotated[
 """A number above 0, or a schedule that may begin or end at 0."""
 NonNegative = Annotated[_NonNegative | AnySchedule, _number(_NonNegative)]
 """A number of at least 0, or a schedule of such numbers."""
-Share = Annotated[_Share | AnySchedule, _number(_Share)]
+Fraction = Annotated[_Share | AnySchedule, _number(_Share)]
 """A number from 0 to below 1, or a schedule of such numbers."""
 Count = Annotated[PositiveInt | CountSteps, _count(PositiveInt)]
 """A whole number of at least 1, or a schedule of such numbers (`CountSteps`)."""

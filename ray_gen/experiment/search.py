@@ -26,7 +26,7 @@ LARGEST_GRID = 10_000
 """Largest number of trials of a grid. A change of one trial rewrites the records of all."""
 
 
-def better(
+def better_of_score(
     metric: str, of_objective: Mapping[str, Literal["min", "max"] | None] | None = None
 ) -> Literal["min", "max"] | None:
     """Whether a lower ("min") or a higher ("max") value of a score is better. None if unknown.

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, PositiveInt, ValidationError
+from pydantic_core import to_jsonable_python
 
 from ray_gen.experiment.data import (
     Data,
@@ -20,7 +21,7 @@ from ray_gen.experiment.objectives import Objective
 from ray_gen.experiment.optimizers import Optimizer
 from ray_gen.experiment.reading import Dumper, apply_override, parse_yaml, set_field, unshared
 from ray_gen.experiment.schedules import counts_in
-from ray_gen.experiment.search import OFFLINE, Search, better
+from ray_gen.experiment.search import OFFLINE, Search, better_of_score
 from ray_gen.experiment.training import Checkpoints, Training, Workers
 from ray_gen.settings import (
     ExperimentError,
@@ -114,10 +115,10 @@ class Tree(Settings):
 
     def value_at(self, path: str) -> Any:
         """The plain value of the field at a dotted path."""
-        here: Any = self.model_dump(mode="json")
+        here: Any = self
         for part in path.split("."):
-            here = here[part]
-        return here
+            here = getattr(here, part) if isinstance(here, Settings) else here[part]
+        return to_jsonable_python(here)
 
     def stages(self) -> list[tuple[int, Self]]:
         """Pairs of a step and the experiment from this step on. The first step is 0. Further steps
@@ -152,6 +153,12 @@ class Tree(Settings):
         batch = self.training.global_batch_size
         return max(n for n in range(1, min(batch, AUTO_GROUP_SIZE) + 1) if batch % n == 0)
 
+    def with_group_size(self) -> Self:
+        """A copy in which `training.group_size` is a number. It divides the batch by construction,
+        so the copy needs no check."""
+        training = self.training.model_copy(update={"group_size": self.group_size})
+        return self.model_copy(update={"training": training})
+
     @property
     def steps(self) -> int:
         """Steps of the whole run: `training.images`, rounded up to whole global batches."""
@@ -181,9 +188,12 @@ class Tree(Settings):
         image_shape: tuple[int, int, int],
         classes: Sequence[str] | None,
         digest: str | None = None,
+        group_size: int | Literal["auto"] | None = None,
     ) -> Self:
         """A copy with the fields that only the data can give. Checks the class names against the
         data.
+
+        group_size: None settles it as a number; a search keeps "auto" for its trials.
 
         An old digest belongs to the run that this experiment was copied from, so it is not checked
         here. The driver checks that a resumed run has the same data.
@@ -203,7 +213,7 @@ class Tree(Settings):
             data__channels=channels,
             data__classes=names,
             data__digest=digest,
-            training__group_size=self.group_size,
+            training__group_size=group_size or self.group_size,
         )
 
     @property
@@ -223,7 +233,7 @@ class Tree(Settings):
     def better(self, score: str) -> Literal["min", "max"] | None:
         """Whether a lower ("min") or a higher ("max") value of a held-out score or metric is
         better. None if unknown."""
-        return better(score, self.objective.evaluated)
+        return better_of_score(score, self.objective.evaluated)
 
     @property
     def search_metric(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from ray_gen.data.build import resolved
+from ray_gen.data.build import with_shape_of_first
 from ray_gen.data.convert import Conversion, Layout
 from ray_gen.data.decode import Wanted
 from ray_gen.data.sources.base import Source
@@ -23,7 +23,7 @@ from ray_gen.launch.cluster import check_shared, connected
 from ray_gen.storage import Folder, StorageError
 from ray_gen.training.sources import source_of
 
-Progress = Callable[[int, int, str], None]
+ConvertProgress = Callable[[int, int, str], None]
 
 
 def convert(
@@ -33,7 +33,7 @@ def convert(
     shard_images: int = 8192,
     group_images: int = 256,
     seed: int = 0,
-    progress: Progress = lambda done, total, what: None,
+    progress: ConvertProgress = lambda done, total, what: None,
 ) -> dict[str, Any]:
     """Write the images of `data` as Parquet that can be streamed, and return its manifest.
 
@@ -78,7 +78,9 @@ def _wanted(data: DataSettings, source: Source) -> Wanted | None:
         return None
     size = data.height_and_width()
     wanted = Wanted(size, data.center_crop, data.channels)
-    found, _ = resolved(wanted, source.listing().items, source.field, data.on_corrupt == "skip")
+    found, _ = with_shape_of_first(
+        wanted, source.listing().items, source.field, data.on_corrupt == "skip"
+    )
     return found
 
 
@@ -97,7 +99,7 @@ def _check_same(folder: Folder, plan: str) -> None:
     folder.write_text(PLAN, plan)
 
 
-def _run(conversion: Conversion, missing: list[int], progress: Progress) -> None:
+def _run(conversion: Conversion, missing: list[int], progress: ConvertProgress) -> None:
     """Writes the missing parts, each in a task. At most one task per CPU core runs at a time."""
 
     @ray.remote(num_cpus=1, max_retries=3)

@@ -118,7 +118,7 @@ def train(
     return result
 
 
-def _bounded(experiment: Experiment, share: Share) -> Experiment:
+def bounded(experiment: Experiment, share: Share) -> Experiment:
     """Fixes the micro-batch size for the largest number of workers. So a worker needs no more
     memory when others leave."""
     if share.least is None or experiment.training.micro_batch_size is not None:
@@ -158,7 +158,7 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
         line.stage("reading data")
         store = open_data(experiment, line.decoded)
         experiment = experiment.resolved(store.image_shape, class_names(store), store.digest)
-        manifest = _goes_on_from(run, experiment, line.say_once)
+        manifest = goes_on_from(run, experiment, line.say_once)
         objective = build_objective(experiment)
         build_networks(experiment, objective)  # a user's class fails here, not in a worker
         best = experiment.checkpoints.best
@@ -185,7 +185,7 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
             check_shared(run)
             for sentence in missed_on_a_cluster():
                 line.say(sentence)
-            experiment = _bounded(experiment, share)
+            experiment = bounded(experiment, share)
             run.write_text(EXPERIMENT, experiment.to_yaml())
             line.stage(f"starting {share}")
             try:
@@ -207,7 +207,7 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
     return Run(run.location, ended["images"], ended["stop"], ended.get("metrics", {}))
 
 
-def _goes_on_from(
+def goes_on_from(
     run: Folder, experiment: Experiment, say: Callable[[str], None]
 ) -> Manifest | None:
     """The manifest of the newest whole checkpoint. The run goes on from it, and the workers choose

@@ -1,4 +1,4 @@
-"""`evaluate`: in this process, or on Ray workers. Only workers need Ray."""
+"""`evaluate`: measures in this process or on Ray workers. Only workers need Ray."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ def evaluate(
     progress: Progress = silent,
     **settings: Any,
 ) -> Scores:
-    """The scores of a run folder, a checkpoint or an exported model, each with its protocol.
+    """The scores of a run folder, a checkpoint, an exported model or pictures, with protocols.
 
-    generated: pictures instead of a run: a folder (or `parquet:…`). reference: real images as
-    `data` of an experiment names them, e.g. "folder:~/photos" or "mnist5k"; None: the data that
-    the run was trained on. split: "train" or "held_out" of them; None: as `evaluation.reference`
-    says. image_size, channels, on_corrupt: as `data` of an experiment has them, for pictures and
-    their reference; a run's reference is brought to the run's size, so it takes on_corrupt alone.
-    workers: 1 evaluates in this process; more are Ray workers, with a GPU each where the cluster
-    has any, and give the same values. settings: fields of `evaluation` that replace the run's own,
-    e.g. metrics=["fid"], count=10_000. Raises Refused.
+    run: path or URI of a run folder, a checkpoint or an exported model. generated: instead of a
+    run, a folder of pictures (or `parquet:…`). reference: real images in the form of an
+    experiment's `data`, e.g. "folder:~/photos" or "mnist5k". None: the data that the run was
+    trained on. split: "train" or "held_out", of the reference. None: `evaluation.reference` of the
+    settings. image_size, channels, on_corrupt: as in an experiment's `data`, for pictures and their
+    reference. For a run, only on_corrupt, with a reference: the reference gets the run's size and
+    channels. workers: 1 evaluates in this process. More are Ray workers, each with a GPU if the
+    cluster has GPUs. They give the same values. progress: called with the first worker's share.
+    settings: fields of `evaluation` that replace the run's own, e.g. metrics=["fid"],
+    count=10_000. Raises Refused or Failed.
     """
     request = Request.of(
         run,

@@ -1,4 +1,4 @@
-"""Evaluation on several Ray workers: each makes and measures its share of the images."""
+"""Evaluation on several Ray workers. Each worker generates and measures its share of the images."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def evaluate_on_workers(request: Request, workers: int, progress: Progress) -> S
         finally:
             ray.kill(board)  # in a cluster that goes on, this ends the workers after Ctrl-C
     if found is None:
-        raise Failed("the workers ended without an answer")
+        raise Failed("the workers of the evaluation ended without scores")
     return Scores.from_json(found)
 
 
@@ -80,7 +80,7 @@ def _board(*told: Any) -> Any:
     """An actor on the driver's node. It keeps the last progress that the first worker reported."""
 
     @ray.remote(num_cpus=0)
-    class Board:  # pickled by value, as it is in a function: its process does not import ray_gen
+    class Board:  # in a function, so pickled by value: its process need not import ray_gen
         def __init__(self, *told: Any) -> None:
             self._told = told
 
@@ -91,7 +91,7 @@ def _board(*told: Any) -> Any:
             return self._told
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # If memory is short, Ray kills the youngest processes first.
+    # If memory is short, Ray kills the youngest processes first. So the board may restart.
     lasting = Board.options(scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)
     return lasting.remote(*told)
 
@@ -139,7 +139,7 @@ def _told_to(board: Any) -> Progress:
 
 
 def evaluate_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What every worker runs; all return the same scores."""
+    """Runs on every worker. All return the same scores."""
     sys.path += [path for path in config["python_path"] if path not in sys.path]
     use_cores(config["threads"])
     world = World.joined(ray.train.torch.get_device())

@@ -89,7 +89,7 @@ def preemption_notice() -> object:
     try:
         info = _find(CONTEXT)().preemption_context.preemption_info
         return None if info is None else (info.deadline_ms, tuple(info.preempted_ranks))
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, RuntimeError):  # RuntimeError: not in a worker of Ray Train
         return None
 
 

@@ -56,7 +56,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     prepare(config["python_path"], config["threads"])
     experiment = Experiment.from_yaml(config["experiment"])
     beside = experiment.evaluation.placement == "beside"
-    upload = functools.partial(_upload, run=run, keep=experiment.checkpoints.keep)
+    upload = functools.partial(upload_checkpoint, run=run, keep=experiment.checkpoints.keep)
     ended: dict[str, Any] | None = None
     try:
         with explained(run):
@@ -140,8 +140,8 @@ def reports(
     store = open_data(experiment)
     objective = build_objective(experiment)
     state = State.build(experiment, objective, world)
-    passed_over = _restore(state, run, world)
-    _check_agreement(experiment, state, store, world)
+    passed_over = restore(state, run, world)
+    check_agreement(experiment, state, store, world)
     writer = None
     if world.rank == 0:
         writer = RunWriter(run, experiment, objective, store, state, compared, passed_over)
@@ -241,7 +241,7 @@ def ended_before(experiment: Experiment, run: Folder) -> dict[str, Any]:
     return {"stop": stop, "images": manifest.images, "metrics": dict(manifest.metrics)}
 
 
-def _restore(state: State, run: Folder, world: World) -> list[str]:
+def restore(state: State, run: Folder, world: World) -> list[str]:
     """Restores the newest whole checkpoint of the run folder, at the start and after a worker's
     death. Returns a message for each checkpoint that it skipped. Collective: every rank.
 
@@ -279,7 +279,7 @@ def _restored(state: State, found: Sequence[Folder]) -> tuple[Folder | None, lis
     return None, passed_over
 
 
-def _check_agreement(experiment: Experiment, state: State, store: Store, world: World) -> None:
+def check_agreement(experiment: Experiment, state: State, store: Store, world: World) -> None:
     """Raises Failed if ranks have different checkpoints or data. With different checkpoints they
     would wait for each other for ever. With other data they would train another run. Collective:
     every rank."""
@@ -298,7 +298,7 @@ def _check_agreement(experiment: Experiment, state: State, store: Store, world: 
         )
 
 
-def _upload(checkpoint: Checkpoint, name: str, run: Folder, keep: int) -> Checkpoint:
+def upload_checkpoint(checkpoint: Checkpoint, name: str, run: Folder, keep: int) -> Checkpoint:
     """Commits a checkpoint and prunes the old ones, in Ray's upload thread. An error here ends the
     run at the loop's next report."""
     try:

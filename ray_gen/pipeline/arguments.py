@@ -36,7 +36,7 @@ Labels = int | str | Sequence[int | str] | Tensor | Array
 """Classes by number or name: one for all, or one for each."""
 
 
-def whole(given: SupportsIndex, argument: str) -> int:
+def whole_number(given: SupportsIndex, argument: str) -> int:
     """A whole number from Python, NumPy or torch, as int. Raises Refused."""
     if not isinstance(given, bool):
         try:
@@ -46,7 +46,7 @@ def whole(given: SupportsIndex, argument: str) -> int:
     raise Refused(f"{argument}: {_shown(given)} is not a whole number")
 
 
-def real(given: SupportsFloat, argument: str) -> float:
+def real_number(given: SupportsFloat, argument: str) -> float:
     """A number from Python, NumPy or torch, as float. Raises Refused."""
     if not isinstance(given, (bool, str, bytes)):
         try:
@@ -67,7 +67,9 @@ def listed(given: Any) -> list[Any] | None:
 def all_whole(given: SupportsIndex | Sequence[int] | Array, argument: str) -> list[int]:
     """One or several whole numbers, as a list."""
     entries = listed(given)
-    return [whole(one, argument) for one in ([_plain(given)] if entries is None else entries)]
+    return [
+        whole_number(one, argument) for one in ([_plain(given)] if entries is None else entries)
+    ]
 
 
 def checked_numbers(count: SupportsIndex | Sequence[int] | Array) -> Tensor:
@@ -87,7 +89,7 @@ def checked_numbers(count: SupportsIndex | Sequence[int] | Array) -> Tensor:
 
 def checked_count(count: SupportsIndex) -> int:
     """The number of images to make."""
-    number = whole(count, "count")
+    number = whole_number(count, "count")
     if number < 1:
         raise Refused(f"count: {number} is too small; ask for at least one image")
     if number > 2**32:
@@ -126,7 +128,7 @@ def class_number(label: SupportsIndex | str, class_names: Sequence[str]) -> int:
 
 def _class_by_number(label: SupportsIndex) -> int:
     try:
-        return whole(label, "labels")
+        return whole_number(label, "labels")
     except Refused:
         raise Refused(
             f"labels: {_shown(label)} is not a class; give a number or name, one for all or a list "

@@ -17,7 +17,7 @@ from ray_gen.pipeline.pretrained import (
     checked_weights,
     is_pretrained,
     placed,
-    read,
+    read_pretrained,
 )
 from ray_gen.runs.checkpoints import fetched, is_in_a_run, newest_checkpoint
 from ray_gen.runs.manifest import EMA, EXPERIMENT, NETWORKS, Manifest
@@ -39,7 +39,7 @@ def load_as(
     weights, device = checked_weights(weights), checked_device(device)
     given = _distrusted(run)
     if given.is_local and is_pretrained(given.path):
-        return kind(*read(given.path, weights=weights, device=device))
+        return kind(*read_pretrained(given.path, weights=weights, device=device))
     with ExitStack() as stack:
         found, folder = stack.enter_context(fetched(given))
         manifest = Manifest.of(folder)

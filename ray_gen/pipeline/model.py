@@ -37,8 +37,8 @@ from ray_gen.pipeline.arguments import (
     checked_numbers,
     class_numbers,
     levels_in_words,
-    real,
-    whole,
+    real_number,
+    whole_number,
 )
 from ray_gen.pipeline.mixture import Mixture, Origin
 from ray_gen.pixels import stretched
@@ -151,7 +151,7 @@ class Model:
     ) -> Iterator[Tensor]:
         """The images of `sample`, in parts of at most 256."""
         self._check_prior(prior)
-        total, number = checked_count(count), whole(seed, "seed")
+        total, number = checked_count(count), whole_number(seed, "seed")
         chosen = self._labels(labels, total, in_turn=True)
         for part in _parts(total):
             numbers = torch.arange(total)[part]
@@ -196,7 +196,7 @@ class Model:
         if len(of_noise) != count:
             raise Refused(f"numbers: {len(of_noise)} given for {count} images; give one for each")
         of_each = self._labels(labels, count, in_turn=True)
-        return self._decoded(levels, of_each, whole(seed, "seed"), of_noise)
+        return self._decoded(levels, of_each, whole_number(seed, "seed"), of_noise)
 
     def _levels(
         self,
@@ -206,7 +206,7 @@ class Model:
         prior: Mixture | None,
     ) -> dict[str, Tensor]:
         """The latents of the samples with these numbers, on the CPU."""
-        limit = None if truncation is None else real(truncation, "truncation")
+        limit = None if truncation is None else real_number(truncation, "truncation")
         if prior is not None:
             z = prior.draw(seed, numbers, limit).reshape(-1, *self.latent_shape)
             return {next(iter(self.latent_shapes)): z}
@@ -273,7 +273,7 @@ class Model:
         self, images: Floats, labels: Labels | None = None, seed: SupportsIndex | None = None
     ) -> Drawn:
         """The posterior means of images. With a seed: one draw from each posterior."""
-        number = None if seed is None else whole(seed, "seed")
+        number = None if seed is None else whole_number(seed, "seed")
         levels: dict[str, Tensor] = {}
         for name, (mean, log_variance) in self.posteriors(images, labels).items():
             levels[name] = mean
@@ -487,7 +487,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _seed(seed: SupportsIndex | None) -> int:
     """The given seed, or a new random one."""
-    return secrets.randbits(62) if seed is None else whole(seed, "seed")
+    return secrets.randbits(62) if seed is None else whole_number(seed, "seed")
 
 
 def _parts(count: int) -> Iterator[slice]:

@@ -85,7 +85,7 @@ class Facts:
     """The finite metrics of its checkpoint."""
 
 
-def finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+def finite_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The metrics that JSON can hold: the finite ones."""
     return {tag: float(value) for tag, value in metrics.items() if math.isfinite(float(value))}
 
@@ -124,7 +124,7 @@ def custom_targets(experiment: Experiment) -> list[str]:
     return list(dict.fromkeys(targets))
 
 
-def write(
+def write_pretrained(
     folder: Path, experiment: Experiment, objective: Objective, networks: Networks, facts: Facts
 ) -> None:
     """Write both files into an existing folder, with the networks of `objective.sampled_from`."""
@@ -141,7 +141,7 @@ def write(
             "version": __version__,
             "weights": facts.weights,
             "images": facts.images,
-            "metrics": finite(facts.metrics),
+            "metrics": finite_metrics(facts.metrics),
         },
     }
     text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
@@ -179,7 +179,7 @@ def read_config(folder: Path) -> tuple[Experiment, Facts]:
     return Experiment.of(config["experiment"]), facts
 
 
-def read(
+def read_pretrained(
     folder: Path, *, weights: Weights = "ema", device: str | torch.device | None = None
 ) -> tuple[Experiment, Objective, Networks]:
     """The arguments of `Pipeline`, read from such a folder. The networks are in eval mode.

@@ -21,9 +21,9 @@ from ray_gen.pipeline.arguments import (
     all_whole,
     checked_levels,
     levels_in_words,
-    real,
+    real_number,
     tensor_of,
-    whole,
+    whole_number,
 )
 from ray_gen.pipeline.files import image_files, read_images
 from ray_gen.pipeline.mixture import Mixture
@@ -52,7 +52,7 @@ class Walks(Model):
     ) -> Mixture:
         """A prior for this model's `sample`. scikit-learn fits it to the posterior means of the
         images. `Mixture.save` writes it to a file."""
-        count, start = whole(components, "components"), whole(seed, "seed")
+        count, start = whole_number(components, "components"), whole_number(seed, "seed")
         self.check_mixture()
         return Mixture.fit(self.posterior(images, labels).mean, count, start, self.origin)
 
@@ -92,7 +92,7 @@ class Walks(Model):
             raise Refused(
                 f"first, last: {count} and {count_of(b)} latents; give the same number of both"
             )
-        number = whole(steps, "steps")
+        number = whole_number(steps, "steps")
         ways = {
             name: latent.interpolated(
                 a[name], b[name], number, spherical=spherical and self._is_normal(name)
@@ -141,7 +141,7 @@ class Walks(Model):
         """
         rows, name = all_whole(dimensions, "dimensions"), self.moved(latent_name)
         centres = {key: _mean_and_reach(prior) for key, prior in self.objective.latents.items()}
-        reach = centres[name][1] if extent is None else real(extent, "extent")
+        reach = centres[name][1] if extent is None else real_number(extent, "extent")
         if base is None:
             shapes = self.latent_shapes
             base = {key: torch.full(shapes[key], centres[key][0]) for key in shapes}
@@ -150,7 +150,7 @@ class Walks(Model):
             raise Refused(f"base: has {count_of(start)} latents; give only one, e.g. base[:1]")
         if not rows:
             raise Refused("dimensions: the list is empty; give at least one")
-        number = whole(steps, "steps")
+        number = whole_number(steps, "steps")
         ways = {
             key: latent.traversed(z, rows, reach, number)
             if key == name

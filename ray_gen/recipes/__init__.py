@@ -17,7 +17,7 @@ def names() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
-def text(name_or_file: str) -> str:
+def recipe_text(name_or_file: str) -> str:
     """The YAML of a recipe, or of the user's own file (a path or a URI)."""
     if name_or_file in names():
         return (resources.files(__name__) / f"{name_or_file}.yaml").read_text(encoding="utf-8")
@@ -42,11 +42,11 @@ def text(name_or_file: str) -> str:
 
 def claim(name: str) -> str:
     """The comment at the head of a recipe: what it is and what was measured."""
-    lines = text(name).splitlines()
+    lines = recipe_text(name).splitlines()
     head = lines[: next((n for n, line in enumerate(lines) if not line.startswith("#")), 0)]
     return "\n".join(line.removeprefix("#").strip() for line in head)
 
 
 def recipe(name_or_file: str, *overrides: str) -> Experiment:
     """The experiment of a recipe or file, changed by `path=value` assignments."""
-    return Experiment.from_yaml(text(name_or_file), overrides)
+    return Experiment.from_yaml(recipe_text(name_or_file), overrides)

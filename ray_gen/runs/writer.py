@@ -36,7 +36,7 @@ from ray_gen.training.build import DTYPES
 from ray_gen.training.loop import Report
 from ray_gen.training.state import State
 
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 PROGRESS = "progress.json"
 STOP = "stop"
 SAMPLES = "samples"
@@ -134,12 +134,14 @@ class RunWriter:
         """Drop everything that an earlier attempt wrote after the checkpoint from which this one
         starts. The writer of TensorBoard's events drops these itself: see `_tensorboard`."""
         try:
-            lines = self._run.read_text(METRICS).splitlines()
+            lines = self._run.read_text(METRICS_FILE).splitlines()
         except FileNotFoundError:
             lines = []
         kept = [line for line in lines if _images_of(line) <= images]
         if kept != lines or not self._run.is_local:
-            Folder(str(self._folder)).write_text(METRICS, "".join(f"{line}\n" for line in kept))
+            Folder(str(self._folder)).write_text(
+                METRICS_FILE, "".join(f"{line}\n" for line in kept)
+            )
         for part in (SAMPLES, EVALUATIONS):
             for name in (self._run / part).names():
                 digits = name.partition(".")[0].rpartition("_")[2]
@@ -210,7 +212,7 @@ class RunWriter:
             spread = float(_spread(samples) / self._real_spread)
             report = replace(report, metrics={**report.metrics, SPREAD: spread})
         line = {"step": report.step, "images": report.images, "time": time.time(), **report.metrics}
-        with (self._folder / METRICS).open("a", encoding="utf-8") as file:
+        with (self._folder / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         first = self._events is None
         events = self._tensorboard(report.metrics)

@@ -23,7 +23,7 @@ SEARCH = "search.yaml"
 TRIALS = "trials"
 RECORDS = "trials.json"
 TABLE = "search.csv"
-BEST = "best.yaml"
+BEST_EXPERIMENT = "best.yaml"
 REPORT = "report.html"
 
 Mode = Literal["min", "max"]

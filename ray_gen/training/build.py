@@ -148,7 +148,7 @@ def build_objective(experiment: Experiment) -> Objective:
     return objective
 
 
-def better(experiment: Experiment, score: str) -> Literal["min", "max"] | None:
+def better_of(experiment: Experiment, score: str) -> Literal["min", "max"] | None:
     """Whether lower ("min") or higher ("max") values of a score are better. The settings say it, or
     for a user's objective its class (`ray_gen.core.Evaluates.better`). None if neither does."""
     said, settings = experiment.better(score), experiment.objective

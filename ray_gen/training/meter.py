@@ -20,7 +20,7 @@ class NonFiniteError(RuntimeError):
     """A loss or weight is not a finite number. Every rank raises it."""
 
 
-class Rows:
+class TagSums:
     """Sums over a rank's images: one column an update of a block, one row a tag."""
 
     def __init__(self, tags: int, block: Block, like: Tensor) -> None:
@@ -61,11 +61,11 @@ class Meter:
     def __init__(self, global_batch_size: int, world: World) -> None:
         self._global_batch_size = global_batch_size
         self._world = world
-        self._rows: dict[tuple[str, tuple[str, ...]], Rows] = {}
+        self._rows: dict[tuple[str, tuple[str, ...]], TagSums] = {}
         """By term and its tags. The tags depend on the losses that are due."""
         self._of_stages: list[tuple[tuple[str, ...], dict[int, int], Tensor]] = []
         """Values of ended stages that no report has included yet."""
-        self._watched: list[Rows] | None = None
+        self._watched: list[TagSums] | None = None
 
     def record(self, term: str, tags: Sequence[str], sums: Tensor, block: Block) -> None:
         """Record sums (tags, 1) over a part of this rank's images, at a block's present update.
@@ -81,12 +81,12 @@ class Meter:
         if self._watched is not None and rows not in self._watched:
             self._watched.append(rows)
 
-    def _begun(self, key: tuple[str, tuple[str, ...]], sums: Tensor, block: Block) -> Rows:
+    def _begun(self, key: tuple[str, tuple[str, ...]], sums: Tensor, block: Block) -> TagSums:
         term, tags = key
         for other, known in self._rows:
             for tag in set(tags) & set(known) if other != term else ():
                 raise ValueError(f"the terms {other} and {term} both report {tag}; rename one")
-        self._rows[key] = Rows(len(tags), block, sums)
+        self._rows[key] = TagSums(len(tags), block, sums)
         return self._rows[key]
 
     def begin_stage(self) -> None:
@@ -102,7 +102,7 @@ class Meter:
         ]
 
     @contextmanager
-    def watched(self) -> Generator[list[Rows]]:
+    def watched(self) -> Generator[list[TagSums]]:
         """The rows that `record` writes inside the `with` statement."""
         self._watched = []
         try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from ray_gen.core import Number, value_at
-from ray_gen.experiment.optimizers import Optimizer, Schedule
+from ray_gen.experiment.optimizers import LearningRateSchedule, Optimizer
 
 
-def learning_rate_factor(schedule: Schedule, images: float) -> float:
+def learning_rate_factor(schedule: LearningRateSchedule, images: float) -> float:
     """Factor of the learning rate after `images` images."""
     warmup = schedule.warmup_images
     if images < warmup:

@@ -41,7 +41,7 @@ from ray_gen.noise import Tape, seed_of
 from ray_gen.training.block import Block, Numbers
 from ray_gen.training.build import DTYPES
 from ray_gen.training.gradients import FlatSum
-from ray_gen.training.meter import Meter, Rows
+from ray_gen.training.meter import Meter, TagSums
 from ray_gen.training.optimizers import clip_
 from ray_gen.training.schedule import ema_decay
 from ray_gen.training.state import State
@@ -283,7 +283,7 @@ class _Turn:
     runners: list[_PhaseRunner]
     averages: bool
     program: Program
-    rows: tuple[Rows, ...] | None = None
+    rows: tuple[TagSums, ...] | None = None
     """Where the program writes the values that terms report. Known after its first run."""
 
 

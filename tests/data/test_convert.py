@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_gen.data import DataError, Mnist5k, Parquet, Store, open_store
-from ray_gen.data import Folder as Pictures
+from ray_gen.data import ImageFolder as Pictures
 from ray_gen.data import convert as module
 from ray_gen.data.convert import Conversion, Layout
 from ray_gen.data.decode import Wanted
@@ -151,7 +151,7 @@ def test_row_groups_are_small_and_mixed(pictures, tmp_path: Path, monkeypatch) -
         for group in range(2):
             labels = shard.read_row_group(group)["label"].to_pylist()
             assert set(labels) == {0, 1}  # the folder lies by class
-    monkeypatch.setattr(module, "_GROUP_BYTES", 8 * 8 * 3 * 4)
+    monkeypatch.setattr(module, "GROUP_BYTES", 8 * 8 * 3 * 4)
     converted(pictures, tmp_path / "bytes", held_out_fraction=0.0, shard_images=40, group_images=20)
     shard = pq.ParquetFile(tmp_path / "bytes" / "train-00000-of-00002.parquet")
     assert shard.metadata.row_group(0).num_rows == 4

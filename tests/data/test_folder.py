@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_gen.data import DataError, Folder
+from ray_gen.data import DataError, ImageFolder
 from ray_gen.data.build import split_of
 from tests.data.pictures import damage, noise, opened, write, write_classes
 
@@ -23,7 +23,7 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> 
     (root / ".hidden").mkdir()
     write(root / ".hidden" / "a.png", noise(8, 8, 3))
     write(root / "dog" / ".thumbnail.png", noise(8, 8, 3))
-    store = opened(Folder(path=str(root)), tmp_path / "cache")
+    store = opened(ImageFolder(path=str(root)), tmp_path / "cache")
     assert store.class_names == ("ant", "cat", "dog")
     assert store.label_count == 3
     assert store.train.labels is not None
@@ -34,7 +34,7 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> 
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     for index in range(3):
         write(tmp_path / "images" / f"{index}.png", noise(8, 8, 1))
-    store = opened(Folder(path=str(tmp_path / "images")), tmp_path / "cache")
+    store = opened(ImageFolder(path=str(tmp_path / "images")), tmp_path / "cache")
     assert store.train.labels is None
     assert store.label_count is None
     assert store.class_names is None
@@ -46,7 +46,7 @@ def test_train_beside_a_held_out_folder_are_its_own_splits(tmp_path: Path, name:
     write_classes(tmp_path / "images" / "train", {"a": 3, "b": 2})
     write_classes(tmp_path / "images" / name, {"b": 2})
     settings = {"held_out_fraction": 0.5}  # of no effect
-    store = opened(Folder(path=str(tmp_path / "images")), tmp_path / "cache", **settings)
+    store = opened(ImageFolder(path=str(tmp_path / "images")), tmp_path / "cache", **settings)
     assert store.class_names == ("a", "b")
     assert store.train.labels is not None
     assert store.held_out.labels is not None
@@ -57,7 +57,7 @@ def test_train_beside_a_held_out_folder_are_its_own_splits(tmp_path: Path, name:
 def test_a_validation_folder_is_held_out_before_a_test_folder(tmp_path: Path) -> None:
     for name, count in {"train": 4, "test": 3, "val": 2}.items():
         write_classes(tmp_path / "images" / name, {"a": count})
-    store = opened(Folder(path=str(tmp_path / "images")), tmp_path / "cache")
+    store = opened(ImageFolder(path=str(tmp_path / "images")), tmp_path / "cache")
     assert (len(store.train), len(store.held_out)) == (4, 2)
 
 
@@ -67,7 +67,7 @@ def test_adding_images_moves_none_between_the_splits(tmp_path: Path) -> None:
         write(root / f"{index:03}.png", noise(4, 4, 3, seed=index))
 
     def splits() -> tuple[set[bytes], set[bytes]]:
-        store = opened(Folder(path=str(root)), tmp_path / "cache", held_out_fraction=0.3)
+        store = opened(ImageFolder(path=str(root)), tmp_path / "cache", held_out_fraction=0.3)
         train, held_out = store.train.images_NHWC, store.held_out.images_NHWC
         return {i.numpy().tobytes() for i in train}, {i.numpy().tobytes() for i in held_out}
 
@@ -95,7 +95,7 @@ def test_a_corrupt_image_stops_with_its_path_or_is_skipped_and_counted(tmp_path:
     damage(root / "a" / "000.png")
     (root / "b" / "001.png").write_bytes(b"")
     (root / "b" / "002.png").write_text("<html>not found</html>")
-    folder = Folder(path=str(root))
+    folder = ImageFolder(path=str(root))
     message = r"data\.path: \S*a/000\.png cannot be decoded: .*truncated.*data\.on_corrupt=skip"
     with pytest.raises(DataError, match=message):
         opened(folder, tmp_path / "cache")
@@ -112,7 +112,7 @@ def test_a_data_set_of_corrupt_images_only_is_refused(tmp_path: Path) -> None:
     for settings in ({}, {"image_size": 8, "channels": 3}):
         with pytest.raises(DataError, match=r"none of the 2 images can be decoded"):
             opened(
-                Folder(path=str(tmp_path / "images")),
+                ImageFolder(path=str(tmp_path / "images")),
                 tmp_path / "cache",
                 on_corrupt="skip",
                 **settings,
@@ -123,14 +123,16 @@ def test_a_fraction_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -
     write(tmp_path / "images" / "a.png", noise(8, 8, 3))
     with pytest.raises(DataError, match=r"data\.held_out_fraction: 0\.9999999 leaves none of 1"):
         opened(
-            Folder(path=str(tmp_path / "images")), tmp_path / "cache", held_out_fraction=0.9999999
+            ImageFolder(path=str(tmp_path / "images")),
+            tmp_path / "cache",
+            held_out_fraction=0.9999999,
         )
 
 
 def test_each_folder_that_holds_no_data_set_has_its_sentence(tmp_path: Path) -> None:
     def refused(path: Path, message: str) -> None:
         with pytest.raises(DataError, match=message):
-            opened(Folder(path=str(path)), tmp_path / "cache")
+            opened(ImageFolder(path=str(path)), tmp_path / "cache")
 
     refused(tmp_path / "nowhere", r"data\.path: \S*nowhere does not exist")
     empty = tmp_path / "empty"
@@ -181,7 +183,7 @@ def test_permission_denied_is_said_and_never_skipped(open_to_all: Path) -> None:
     if root:
         os.seteuid(65534)
     try:
-        folder = Folder(path=str(open_to_all / "images"))
+        folder = ImageFolder(path=str(open_to_all / "images"))
         with pytest.raises(DataError, match=r"data\.path: \S*b\.png cannot be read: permission"):
             opened(folder, cache, on_corrupt="skip")
         with pytest.raises(DataError, match=r"data cache /proc/cache cannot be used"):
@@ -195,7 +197,7 @@ def test_permission_denied_is_said_and_never_skipped(open_to_all: Path) -> None:
     try:
         with pytest.raises(DataError, match=r"data\.path: \S*images cannot be read: permission"):
             opened(folder, cache)
-        inside = Folder(path=str(secret.parent / "inside"))
+        inside = ImageFolder(path=str(secret.parent / "inside"))
         with pytest.raises(DataError, match=r"data\.path: \S*inside cannot be read: permission"):
             opened(inside, cache)
     finally:

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_gen.data import DataError, Folder
+from ray_gen.data import DataError, ImageFolder
 from tests.data.pictures import noise, opened, write
 
 
 def pixels_of(path: Path, cache: Path, **settings: object) -> np.ndarray:
     """(H, W, C) of the one image in a folder."""
-    return opened(Folder(path=str(path.parent)), cache, **settings).train.images_NHWC[0].numpy()
+    return (
+        opened(ImageFolder(path=str(path.parent)), cache, **settings).train.images_NHWC[0].numpy()
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -132,13 +134,13 @@ def test_images_that_differ_in_size_need_an_image_size(tmp_path: Path) -> None:
     write(tmp_path / "images" / "a.png", noise(8, 8, 3))
     write(tmp_path / "images" / "b.png", noise(8, 10, 3))
     with pytest.raises(DataError, match=r"data\.image_size: .*a\.png is 8×8 .*b\.png 10×8; set"):
-        opened(Folder(path=str(tmp_path / "images")), tmp_path / "cache")
-    store = opened(Folder(path=str(tmp_path / "images")), tmp_path / "cache", image_size=8)
+        opened(ImageFolder(path=str(tmp_path / "images")), tmp_path / "cache")
+    store = opened(ImageFolder(path=str(tmp_path / "images")), tmp_path / "cache", image_size=8)
     assert store.train.images_NHWC.shape == (2, 8, 8, 3)
 
 
 def test_settings_that_no_image_can_have_are_refused(tmp_path: Path) -> None:
-    folder = Folder(path=str(write(tmp_path / "images" / "a.png", noise(8, 8, 3)).parent))
+    folder = ImageFolder(path=str(write(tmp_path / "images" / "a.png", noise(8, 8, 3)).parent))
     for settings, message in [
         ({"channels": 2}, r"data\.channels: 2 is not 1 \(grey\) or 3"),
         ({"image_size": 0}, r"data\.image_size: 0"),

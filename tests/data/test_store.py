@@ -6,20 +6,19 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ray_gen.data import DataError, Folder, Mnist5k, Store
+from ray_gen.data import DataError, ImageFolder, Mnist5k, Store
 from ray_gen.data import build as build_module
 from tests.data.pictures import noise, opened, write, write_classes
+from tests.helpers import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 PROLOGUE = """
     import sys, time
     from pathlib import Path
-    from ray_gen.data import DataError, Folder, Mnist5k, open_store
+    from ray_gen.data import DataError, ImageFolder, Mnist5k, open_store
     here = Path(sys.argv[1])
     def opened(source, progress=None):
         return open_store(
@@ -48,7 +47,7 @@ def start(here: Path, program: str) -> subprocess.Popen[str]:
 
 
 def finished(process: subprocess.Popen[str]) -> str:
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate()
     assert process.returncode == 0, errors
     return output
 
@@ -91,7 +90,9 @@ def test_mnist5k_is_complete(tmp_path: Path) -> None:
 def test_images_are_the_mapped_file_and_aligned(tmp_path: Path, images: Path) -> None:
     """For several shapes and class counts, since both move the images within the file."""
     for size in (None, 5, 9, 12):
-        store = opened(Folder(path=str(images)), tmp_path, image_size=size, held_out_fraction=0.2)
+        store = opened(
+            ImageFolder(path=str(images)), tmp_path, image_size=size, held_out_fraction=0.2
+        )
         mapped = [
             tuple(int(bound, 16) for bound in line.split()[0].split("-"))
             for line in Path("/proc/self/maps").read_text().splitlines()
@@ -108,7 +109,7 @@ def test_images_are_the_mapped_file_and_aligned(tmp_path: Path, images: Path) ->
 def test_the_files_are_arrow_that_others_can_read(tmp_path: Path, images: Path) -> None:
     import pyarrow as pa
 
-    store = opened(Folder(path=str(images)), tmp_path)
+    store = opened(ImageFolder(path=str(images)), tmp_path)
     table = pa.ipc.open_file(str(store.path / "train.arrow")).read_all()
     assert store.train.labels is not None
     assert table["label"].to_pylist() == store.train.labels.tolist()
@@ -116,13 +117,13 @@ def test_the_files_are_arrow_that_others_can_read(tmp_path: Path, images: Path) 
 
 
 def test_a_second_opening_decodes_nothing(tmp_path: Path, images: Path) -> None:
-    assert calls(Folder(path=str(images)), tmp_path / "cache") > 0
-    assert calls(Folder(path=str(images)), tmp_path / "cache") == 0
+    assert calls(ImageFolder(path=str(images)), tmp_path / "cache") > 0
+    assert calls(ImageFolder(path=str(images)), tmp_path / "cache") == 0
 
 
 def test_progress_ends_with_all_images(tmp_path: Path, images: Path) -> None:
     seen: list[tuple[int, int]] = []
-    opened(Folder(path=str(images)), tmp_path, progress=lambda *state: seen.append(state))
+    opened(ImageFolder(path=str(images)), tmp_path, progress=lambda *state: seen.append(state))
     assert seen[-1] == (100, 100)
     assert seen == sorted(seen)
 
@@ -141,17 +142,17 @@ def test_progress_ends_with_all_images(tmp_path: Path, images: Path) -> None:
 def test_other_settings_are_another_entry(
     tmp_path: Path, images: Path, change: dict[str, Any]
 ) -> None:
-    usual = opened(Folder(path=str(images)), tmp_path)
-    assert opened(Folder(path=str(images)), tmp_path, **change).path != usual.path
+    usual = opened(ImageFolder(path=str(images)), tmp_path)
+    assert opened(ImageFolder(path=str(images)), tmp_path, **change).path != usual.path
 
 
 def test_a_changed_file_is_another_entry_and_a_moved_folder_is_not(
     tmp_path: Path, images: Path
 ) -> None:
-    source = Folder(path=str(images))
+    source = ImageFolder(path=str(images))
     usual = opened(source, tmp_path / "cache")
     moved = shutil.copytree(images, tmp_path / "moved")  # copies the times, too
-    assert opened(Folder(path=str(moved)), tmp_path / "cache").path == usual.path
+    assert opened(ImageFolder(path=str(moved)), tmp_path / "cache").path == usual.path
     os.utime(images / "a" / "000.png", ns=(0, 0))
     touched = opened(source, tmp_path / "cache")  # the same object sees the change
     assert touched.path != usual.path
@@ -175,7 +176,7 @@ def test_a_changed_file_is_another_entry_and_a_moved_folder_is_not(
     ],
 )
 def test_an_entry_that_is_not_whole_is_made_again(tmp_path: Path, images: Path, harm: Any) -> None:
-    source = Folder(path=str(images))
+    source = ImageFolder(path=str(images))
     whole = opened(source, tmp_path / "cache")
     kept = whole.train.images_NHWC.clone()
     entry = whole.path
@@ -200,7 +201,7 @@ def test_of_racing_processes_one_decodes_and_the_others_wait(tmp_path: Path, ima
         (here / f"ready-{sys.argv[0]}{time.time_ns()}").touch()
         while len(list(here.glob("ready-*"))) < 2:
             time.sleep(0.005)
-        store = opened(Folder(path=str(here / "images")), progress)
+        store = opened(ImageFolder(path=str(here / "images")), progress)
         print(len(calls), len(store.train), int(store.train.images_NHWC.sum()))
     """
     outputs = [finished(p).split() for p in [start(tmp_path, program) for _ in range(2)]]
@@ -214,23 +215,21 @@ def test_a_decoder_that_is_killed_leaves_no_entry_and_no_lock(tmp_path: Path, im
     program = """
         def progress(done, total):
             (here / "decoding").touch()
-            time.sleep(60)
-        opened(Folder(path=str(here / "images")), progress)
+            time.sleep(600)
+        opened(ImageFolder(path=str(here / "images")), progress)
     """
     process = start(tmp_path, program)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "decoding").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    decodes = tmp_path / "decoding"
+    wait_until(lambda: decodes.exists() or process.poll() is not None, "the first image")
+    assert decodes.exists()
     cache = tmp_path / "cache"
     assert [path.suffix for path in cache.iterdir() if path.is_dir()] == [".partial"]
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
     # Even one of other settings clears away what the dead process left.
-    opened(Folder(path=str(images)), cache, image_size=4)
+    opened(ImageFolder(path=str(images)), cache, image_size=4)
     assert not list(cache.glob("*.partial"))
-    source = Folder(path=str(images))
+    source = ImageFolder(path=str(images))
     assert calls(source, cache, held_out_fraction=0.25) > 0
     fresh = opened(source, tmp_path / "other", held_out_fraction=0.25)
     assert equal(opened(source, cache, held_out_fraction=0.25), fresh)
@@ -239,7 +238,7 @@ def test_a_decoder_that_is_killed_leaves_no_entry_and_no_lock(tmp_path: Path, im
 def test_an_error_while_decoding_leaves_nothing(tmp_path: Path, images: Path) -> None:
     (images / "b" / "049.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"b/049\.png cannot be decoded"):
-        opened(Folder(path=str(images)), tmp_path / "cache")
+        opened(ImageFolder(path=str(images)), tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 
 
@@ -249,7 +248,7 @@ def test_a_disk_that_fills_up_leaves_nothing_and_says_so(tmp_path: Path, images:
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))   # of 76,800 bytes
         try:
-            opened(Folder(path=str(here / "images")))
+            opened(ImageFolder(path=str(here / "images")))
         except DataError as error:
             print(error)
     """
@@ -265,17 +264,18 @@ def test_a_disk_without_room_is_refused_before_decoding(
     usage = shutil.disk_usage(tmp_path)._replace(free=100 * 16 * 16 * 3 - 1)
     monkeypatch.setattr(build_module.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DataError, match=r"no room for the decoded images .* GiB"):
-        opened(Folder(path=str(images)), tmp_path / "cache")
+        opened(ImageFolder(path=str(images)), tmp_path / "cache")
 
 
 def test_threads_change_nothing(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_module, "_TASK_IMAGES", 3)
+    monkeypatch.setattr(build_module, "TASK_IMAGES", 3)
     stores = []
     for threads in (1, 5):
-        monkeypatch.setattr(build_module, "_threads", lambda threads=threads: threads)
-        stores.append(opened(Folder(path=str(images)), tmp_path / str(threads)))
+        cores = set(range(threads))
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores)
+        stores.append(opened(ImageFolder(path=str(images)), tmp_path / str(threads)))
     assert equal(*stores)
     assert stores[0].digest == stores[1].digest
 
@@ -296,18 +296,18 @@ def test_the_digest_is_that_of_the_pixels_and_labels_in_their_order(
     tmp_path: Path, images: Path
 ) -> None:
     for settings in ({}, {"held_out_fraction": 0.25}, {"image_size": (4, 6), "channels": 1}):
-        store = opened(Folder(path=str(images)), tmp_path, **settings)
+        store = opened(ImageFolder(path=str(images)), tmp_path, **settings)
         assert store.digest == digest_of(store)
-        assert opened(Folder(path=str(images)), tmp_path, **settings).digest == store.digest
-    flat = opened(Folder(path=str(images / "a")), tmp_path)
+        assert opened(ImageFolder(path=str(images)), tmp_path, **settings).digest == store.digest
+    flat = opened(ImageFolder(path=str(images / "a")), tmp_path)
     assert flat.train.labels is None
     assert flat.digest == digest_of(flat)
 
 
 def test_the_digest_knows_content_and_neither_place_nor_time(tmp_path: Path, images: Path) -> None:
-    usual = opened(Folder(path=str(images)), tmp_path / "cache")
+    usual = opened(ImageFolder(path=str(images)), tmp_path / "cache")
     moved = Path(shutil.copytree(images, tmp_path / "moved", copy_function=shutil.copyfile))
-    again = opened(Folder(path=str(moved)), tmp_path / "other cache")
+    again = opened(ImageFolder(path=str(moved)), tmp_path / "other cache")
     assert again.path.name != usual.path.name  # the times are new
     assert again.digest == usual.digest
 
@@ -324,13 +324,13 @@ def test_the_digest_knows_content_and_neither_place_nor_time(tmp_path: Path, ima
     ids=["removed", "changed", "added", "order", "label"],
 )
 def test_another_content_is_another_digest(tmp_path: Path, images: Path, change: Any) -> None:
-    usual = opened(Folder(path=str(images)), tmp_path / "cache").digest
+    usual = opened(ImageFolder(path=str(images)), tmp_path / "cache").digest
     change(images)
-    assert opened(Folder(path=str(images)), tmp_path / "cache").digest != usual
+    assert opened(ImageFolder(path=str(images)), tmp_path / "cache").digest != usual
 
 
 def test_other_splits_are_another_digest(tmp_path: Path, images: Path) -> None:
-    source = Folder(path=str(images))
+    source = ImageFolder(path=str(images))
     digests = {
         opened(source, tmp_path, held_out_fraction=fraction).digest for fraction in (0.0, 0.1, 0.3)
     }
@@ -338,27 +338,22 @@ def test_other_splits_are_another_digest(tmp_path: Path, images: Path) -> None:
 
 
 def test_a_warm_store_is_opened_without_the_libraries_that_decode(tmp_path: Path) -> None:
-    """And quickly: importing torchvision alone costs seconds, which every worker would pay."""
+    """Importing torchvision alone costs seconds, and every worker would pay them."""
     program = """
         def heavy():
             return sorted({"PIL", "torchvision", "pydantic", "ray"} & {*sys.modules})
         print(*heavy())
         opened(Mnist5k())   # imports pyarrow
         print(*heavy())
-        begin = time.perf_counter()
-        opened(Mnist5k())
-        print(time.perf_counter() - begin)
     """
     opened(Mnist5k(), tmp_path / "cache", held_out_fraction=0.25)
-    before, after, seconds = finished(start(tmp_path, program)).split("\n")[:3]
-    assert (before, after) == ("", "")
-    assert float(seconds) < 0.05
+    assert finished(start(tmp_path, program)) == "\n\n"
 
 
 def test_the_manifest_tells_what_the_entry_holds(tmp_path: Path, images: Path) -> None:
     write(images / "a" / "empty.png", noise(16, 16, 3)).write_bytes(b"")
     store = opened(
-        Folder(path=str(images)), tmp_path, on_corrupt="skip", image_size=(4, 6), channels=1
+        ImageFolder(path=str(images)), tmp_path, on_corrupt="skip", image_size=(4, 6), channels=1
     )
     manifest = json.loads((store.path / "manifest.json").read_text())
     assert manifest["counts"] == {"train": 100, "held_out": 0}

@@ -363,7 +363,7 @@ def uri_with(path: Path, failures: int, monkeypatch) -> tuple[Parquet, Any, Any,
     monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.01)
     source = Parquet(path=path.as_uri())
     (first, _), columns = source.row_groups()
-    source._file_system = flaky = Flaky(source._file_system, failures)
+    source.file_system = flaky = Flaky(source.file_system, failures)
     return source, first, columns, flaky
 
 
@@ -375,11 +375,10 @@ def test_a_storage_that_fails_is_asked_again(tmp_path: Path, monkeypatch) -> Non
 
 
 def test_footers_and_labels_are_asked_for_again(tmp_path: Path, monkeypatch) -> None:
-    source, _, _, flaky = uri_with(tmp_path, 0, monkeypatch)
-    shards = source._list()
-    monkeypatch.setattr(source, "_list", lambda: shards)
-    source._footers.clear()
-    source._file_system, flaky.failures = flaky, 3
+    _, _, _, flaky = uri_with(tmp_path, 3, monkeypatch)
+    source = Parquet(path=tmp_path.as_uri())
+    source.identity()  # lists the shards
+    source.file_system = flaky
     groups, columns = source.row_groups()
     assert sum(group.rows for group in groups) == 20 and columns.label_count == 10
     assert flaky.failures == 0
@@ -387,10 +386,11 @@ def test_footers_and_labels_are_asked_for_again(tmp_path: Path, monkeypatch) -> 
 
 def test_a_storage_that_is_gone_ends_the_run_in_words(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.2)
-    source, first, columns, _ = uri_with(tmp_path, 10**6, monkeypatch)
+    source, first, columns, flaky = uri_with(tmp_path, 10**6, monkeypatch)
     with pytest.raises(StorageError, match=r"SLOW_DOWN.* failed for 0 s"):
         source.read(first, columns)
-    storage._outages.clear()
+    flaky.failures = 0
+    assert source.read(first, columns).labels == list(range(10))
 
 
 def test_a_damaged_row_group_is_not_asked_for_again(tmp_path: Path, monkeypatch) -> None:

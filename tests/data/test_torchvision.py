@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_gen.data import DataError, Torchvision
+from ray_gen.data import DataError, TorchvisionDataset
 from tests.data.pictures import noise, opened, write
 
 datasets = pytest.importorskip("torchvision.datasets")
@@ -33,7 +33,7 @@ def write_mnist(root: Path, train: int, test: int) -> None:
 
 def test_mnist_from_its_own_files(tmp_path: Path) -> None:
     write_mnist(tmp_path / "root", train=12, test=5)
-    source = Torchvision(dataset="MNIST", root=str(tmp_path / "root"), download=False)
+    source = TorchvisionDataset(dataset="MNIST", root=str(tmp_path / "root"), download=False)
     store = opened(source, tmp_path / "cache", held_out_fraction=0.9)
     assert store.image_shape == (1, 28, 28)
     assert np.array_equal(store.train.images_NHWC[3, ..., 0].numpy(), noise(28, 28, 1, 3))
@@ -46,7 +46,7 @@ def test_mnist_from_its_own_files(tmp_path: Path) -> None:
 
 def test_changed_files_are_decoded_again_and_others_are_not(tmp_path: Path) -> None:
     write_mnist(tmp_path / "root", train=12, test=5)
-    source = Torchvision(dataset="MNIST", root=str(tmp_path / "root"), download=False)
+    source = TorchvisionDataset(dataset="MNIST", root=str(tmp_path / "root"), download=False)
     seen: list[int] = []
 
     def decoded() -> bool:
@@ -81,7 +81,7 @@ def test_cifar10_from_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     meta = {"filename": meta_name, "key": "label_names", "md5": digest}
     monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
 
-    source = Torchvision(dataset="CIFAR10", root=str(tmp_path / "root"), download=False)
+    source = TorchvisionDataset(dataset="CIFAR10", root=str(tmp_path / "root"), download=False)
     store = opened(source, tmp_path / "cache")
     assert store.train.labels is not None
     assert store.held_out.labels is not None
@@ -96,10 +96,10 @@ def test_a_data_set_that_names_its_splits(tmp_path: Path) -> None:
     for split, count in {"train": 4, "valid": 3, "test": 2}.items():
         for index in range(count):
             write(tmp_path / "country211" / split / "AD" / f"{index}.jpg", noise(8, 8, 3, index))
-    source = Torchvision(dataset="Country211", root=str(tmp_path), download=False)
+    source = TorchvisionDataset(dataset="Country211", root=str(tmp_path), download=False)
     store = opened(source, tmp_path / "cache")
     assert (len(store.train), len(store.held_out)) == (4, 3)
-    chosen = Torchvision(
+    chosen = TorchvisionDataset(
         dataset="Country211", root=str(tmp_path), download=False, options={"split": "test"}
     )
     assert len(opened(chosen, tmp_path / "cache").train) == 2
@@ -108,7 +108,9 @@ def test_a_data_set_that_names_its_splits(tmp_path: Path) -> None:
 def test_a_data_set_without_splits_is_divided_by_the_fraction(tmp_path: Path) -> None:
     """FakeData draws from torch's global generator, which two threads would share."""
     options = {"size": 200, "image_size": [1, 8, 8], "num_classes": 3}
-    source = Torchvision(dataset="FakeData", root=str(tmp_path), download=False, options=options)
+    source = TorchvisionDataset(
+        dataset="FakeData", root=str(tmp_path), download=False, options=options
+    )
     store = opened(source, tmp_path / "cache", held_out_fraction=0.25)
     assert len(store.train) + len(store.held_out) == 200
     assert 30 < len(store.held_out) < 70
@@ -126,7 +128,7 @@ def test_each_name_and_root_without_data_has_its_sentence(tmp_path: Path) -> Non
     def refused(message: str, dataset: str, **options: object) -> None:
         given = {"dataset": dataset, "root": str(tmp_path / "root"), "download": False}
         with pytest.raises(DataError, match=message):
-            opened(Torchvision(**given, options=options), tmp_path / "cache")
+            opened(TorchvisionDataset(**given, options=options), tmp_path / "cache")
 
     refused(r"data\.dataset: .* no data set 'CIFAR-10'; did you mean CIFAR10", "CIFAR-10")
     refused(r"data\.dataset: .* 'mnist'; did you mean MNIST", "mnist")

@@ -1,4 +1,4 @@
-"""Extractors as a user would write them, right and wrong."""
+"""Users' extractors, right and wrong."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Mean(nn.Module):
 
 
 class Function:
-    """No module, with a resizing and a digest of its own, and logits."""
+    """Not a module. It has `resizing`, `digest` and logits."""
 
     resizing = "mean over pixels"
     digest = "version 1"
@@ -33,14 +33,14 @@ class Function:
 
 
 class Unknown:
-    """Nothing says what it is."""
+    """It has no `digest`, so nothing identifies it."""
 
     def __call__(self, images: Tensor) -> Tensor:
         return images.float().mean((2, 3))
 
 
 class Wrong:
-    """Gives what it should not."""
+    """Gives features of a wrong shape, type or value."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -58,11 +58,11 @@ class Wrong:
 
 
 class NotCallable:
-    """An object and no more."""
+    """An object without `__call__`."""
 
 
 class Slow(Unknown):
-    """Takes a second for a batch."""
+    """Takes one second per batch."""
 
     def __call__(self, images: Tensor) -> Tensor:
         time.sleep(1.0)

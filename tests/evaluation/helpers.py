@@ -27,7 +27,7 @@ from ray_gen.experiment.evaluation import Evaluation
 
 
 class Made:
-    """Images that are all there."""
+    """A set of images in memory. `taken` counts the images that were taken."""
 
     def __init__(self, pixels: Tensor, digest: str | None = None, **description: Any) -> None:
         self.pixels = pixels
@@ -44,7 +44,7 @@ class Made:
 
 
 def pictures(count: int, seed: int, shape: tuple[int, int, int] = (3, 16, 16)) -> Tensor:
-    """Random blobs of colour with some noise, uint8; another seed has another contrast."""
+    """Random blobs of colour with noise, uint8 (N, C, H, W). The contrast grows with the seed."""
     generator = torch.Generator().manual_seed(seed)
     blobs = torch.randn(count, shape[0], 3, 3, generator=generator) * (0.2 + 0.02 * seed)
     smooth = F.interpolate(blobs, shape[1:], mode="bilinear") + 0.5
@@ -74,8 +74,8 @@ class Tiny(nn.Module):
 
 
 def inception_weights(path: Path) -> Path:
-    """Random weights of torch-fidelity's InceptionV3 in its own format: He's initialisation, so
-    that images still differ after 94 layers."""
+    """Random weights of torch-fidelity's InceptionV3, in its own format. With He's initialisation
+    images still differ after 94 layers."""
     from torch_fidelity import feature_extractor_inceptionv3 as inception
 
     torch.manual_seed(3)
@@ -89,7 +89,7 @@ def inception_weights(path: Path) -> Path:
 
 
 def _unfilled(build: Any, module: Any) -> Any:
-    """The network with torch's own first weights: its loading is left out."""
+    """The network with torch's initial weights. It loads no weights file."""
     load, module.load_state_dict_from_url = module.load_state_dict_from_url, lambda *a, **k: {}
     fill, build.load_state_dict = build.load_state_dict, lambda self, state: None
     try:
@@ -114,7 +114,7 @@ def measured(
     progress: Progress = silent,
     **settings: Any,
 ) -> list[Score]:
-    """The scores of all generated images against all of the reference. settings: of metrics."""
+    """Scores of the generated images against the reference. settings: fields of `evaluation`."""
     others = {"training": training, "held_out": held_out}
     sets = {"generated": generated, "reference": reference}
     sets |= {name: images for name, images in others.items() if images is not None}
@@ -136,7 +136,8 @@ def by_name(scores: Sequence[Score]) -> dict[str, Score]:
 
 
 def by_workers(count: int, work: Callable[[World], Any], folder: Path) -> list[Any]:
-    """What `work` returns on each of `count` processes that gloo connects; JSON-like values."""
+    """The result of `work` in each of `count` processes, connected by gloo: numbers, tensors and
+    containers of them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Statistics of a reference: kept once, used only where all is the same, whole or not there."""
+"""The cache of reference statistics: used only if the whole key is equal, replaced if damaged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def made(count: int = 80, digest: str | None = "reference") -> Made:
 def test_a_second_evaluation_embeds_no_reference_image(tmp_path: Path) -> None:
     first, second, third = made(), made(), made()
     measured = scores(tmp_path, first)
-    assert first.taken == 80 + 1  # and one for its shape
+    assert first.taken == 80 + 1  # one more, for the shape
     assert scores(tmp_path, second) == measured
     assert second.taken == 1
     assert scores(tmp_path, third, ["fid"])[0] == measured[0]
@@ -45,7 +45,7 @@ def test_a_second_evaluation_embeds_no_reference_image(tmp_path: Path) -> None:
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".safetensors"] * 2
 
 
-def test_what_is_not_all_there_is_measured(tmp_path: Path) -> None:
+def test_statistics_that_are_missing_in_the_cache_are_measured(tmp_path: Path) -> None:
     scores(tmp_path, made(), ["fid"])
     assert len(list(tmp_path.iterdir())) == 1
     again = made()
@@ -97,7 +97,7 @@ def halved(path: Path) -> None:
 
 
 def swapped(path: Path) -> None:
-    """Another entry under this name."""
+    """Puts another entry under this name."""
     other = next(p for p in path.parent.iterdir() if p != path)
     path.write_bytes(other.read_bytes())
 
@@ -117,7 +117,7 @@ def pickled(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [halved, swapped, not_finite, pickled])
-def test_a_damaged_entry_is_measured_anew_and_replaced(
+def test_a_damaged_entry_is_measured_again_and_replaced(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     measured = scores(tmp_path, made())
@@ -129,7 +129,7 @@ def test_a_damaged_entry_is_measured_anew_and_replaced(
     assert third.taken == 1
 
 
-def test_a_disk_that_takes_nothing_costs_a_warning(tmp_path: Path) -> None:
+def test_a_disk_error_gives_only_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.warns(UserWarning, match="not kept"):
         found = scores(tmp_path / "file" / "folder", made())

@@ -1,4 +1,4 @@
-"""Extractors: torch-fidelity's Inception to the bit, torchvision's layers, users' own classes."""
+"""Extractors: bit for bit torch-fidelity's Inception, torchvision's layers, users' classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ray_gen.errors import Refused
 from ray_gen.evaluation.embedding import extracted
 from ray_gen.evaluation.extractors.custom import Custom
 from ray_gen.evaluation.extractors.inception import Inception
-from ray_gen.evaluation.extractors.torchvision import Torchvision
+from ray_gen.evaluation.extractors.torchvision import TorchvisionClassifier
 from tests.evaluation import custom_extractors
 from tests.evaluation.helpers import Made, inception_weights, measured, pictures
 
@@ -51,7 +51,7 @@ def test_inception_is_torch_fidelitys(inception_file: Path, channels: int) -> No
 
 def test_inception_refuses_another_networks_weights(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "net.pth")
-    with pytest.raises(Refused, match=r"features\.weights: the file is not of .*InceptionV3"):
+    with pytest.raises(Refused, match=r"features\.weights: the file does not fit .*InceptionV3"):
         Inception(weights=str(tmp_path / "net.pth"), device=CPU)
 
 
@@ -63,18 +63,18 @@ def backbone_weights(path: Path, backbone: str, classes: int = 7) -> Path:
 
 
 def normalised(images: Tensor, side: int) -> Tensor:
-    """As ImageNet's classifiers want them, by torchvision's own functions."""
+    """Images prepared for ImageNet's classifiers by torchvision's own functions."""
     from torchvision.transforms.v2 import functional
 
     large = functional.resize(images.float() / 255, [side, side], antialias=True)
     return functional.normalize(large, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
-def test_a_torchvision_backbone_gives_what_enters_its_last_layer(tmp_path: Path) -> None:
+def test_a_torchvision_backbone_gives_the_inputs_of_its_last_layer(tmp_path: Path) -> None:
     from torchvision import models
 
     path = backbone_weights(tmp_path / "net.pth", "shufflenet_v2_x0_5")
-    ours = Torchvision(backbone="shufflenet_v2_x0_5", weights=str(path), device=CPU)
+    ours = TorchvisionClassifier(backbone="shufflenet_v2_x0_5", weights=str(path), device=CPU)
     images = pictures(3, 1, (3, 32, 24))
     found = extracted(ours, images)
     theirs = models.get_model("shufflenet_v2_x0_5", weights=None, num_classes=7).eval()
@@ -100,7 +100,7 @@ def test_mnasnet_and_old_names_of_densenet_load_too(tmp_path: Path, suffix: str)
             state[old] = state.pop(name)
         path = tmp_path / f"{backbone}{suffix}"
         torch.save(state, path) if suffix == ".pth" else save_file(dict(state), path)
-        ours = Torchvision(backbone=backbone, weights=str(path), device=CPU)
+        ours = TorchvisionClassifier(backbone=backbone, weights=str(path), device=CPU)
         images = pictures(1, 1, (3, 224, 224))
         with torch.no_grad():
             logits = network.eval()(normalised(images, 224))
@@ -109,15 +109,15 @@ def test_mnasnet_and_old_names_of_densenet_load_too(tmp_path: Path, suffix: str)
         assert torch.allclose(found.logits, logits, rtol=1e-4, atol=1e-5)
 
 
-def test_torchvision_says_what_it_does_not_have(tmp_path: Path) -> None:
+def test_unknown_backbones_and_foreign_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"features\.backbone: .*did you mean resnet50"):
-        Torchvision(backbone="resnet_50", device=CPU)
+        TorchvisionClassifier(backbone="resnet_50", device=CPU)
     path = backbone_weights(tmp_path / "net.pth", "shufflenet_v2_x0_5")
-    with pytest.raises(Refused, match=r"features\.weights: the file is not of .*resnet18"):
-        Torchvision(backbone="resnet18", weights=str(path), device=CPU)
+    with pytest.raises(Refused, match=r"features\.weights: the file does not fit .*resnet18"):
+        TorchvisionClassifier(backbone="resnet18", weights=str(path), device=CPU)
     squeezed = backbone_weights(tmp_path / "other.pth", "squeezenet1_1")
     with pytest.raises(Refused, match="ends in no linear layer"):
-        Torchvision(backbone="squeezenet1_1", weights=str(squeezed), device=CPU)
+        TorchvisionClassifier(backbone="squeezenet1_1", weights=str(squeezed), device=CPU)
 
 
 def custom(name: str, **options: object) -> Custom:
@@ -126,7 +126,7 @@ def custom(name: str, **options: object) -> Custom:
     return Custom(target=target, factory=factory, options=options, device=CPU)
 
 
-def test_a_users_class_is_used_as_it_is() -> None:
+def test_a_users_class_needs_no_base_class() -> None:
     images = pictures(5, 1)
     module, function = custom("Mean", size=6), custom("Function")
     found = extracted(module, images)
@@ -137,7 +137,7 @@ def test_a_users_class_is_used_as_it_is() -> None:
     assert module.digest is not None and custom("Unknown").digest is None
 
 
-def test_grey_images_are_shown_three_times() -> None:
+def test_grey_images_are_repeated_to_rgb() -> None:
     grey = pictures(4, 1, (1, 8, 8))
     found = extracted(custom("Unknown"), grey).vectors
     assert torch.equal(found, F.interpolate(grey.float(), 1, mode="area")[:, :, 0, 0].expand(4, 3))
@@ -146,7 +146,7 @@ def test_grey_images_are_shown_three_times() -> None:
 @pytest.mark.parametrize(
     "what", ["a batch's mean", "one row less", "maps", "float64", "a list", "infinite"]
 )
-def test_a_users_mistake_is_said_in_a_sentence(what: str) -> None:
+def test_wrong_features_of_a_users_class_are_refused(what: str) -> None:
     with pytest.raises(Refused, match=r"evaluation\.features: tests.*:Wrong"):
         measured(
             ["fid"],
@@ -157,7 +157,7 @@ def test_a_users_mistake_is_said_in_a_sentence(what: str) -> None:
         )
 
 
-def test_a_class_that_takes_other_options_or_no_images_is_refused() -> None:
+def test_a_class_with_other_options_or_without_call_is_refused() -> None:
     with pytest.raises(Refused, match=r"features\.options: .*Mean"):
         custom("Mean", width=3)
     with pytest.raises(Refused, match="cannot be called"):

@@ -1,4 +1,4 @@
-"""KID, Inception Score, precision and recall, density and coverage: independent references."""
+"""KID, Inception Score, precision, recall, density and coverage against independent references."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def kernel(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[n
 
 
 def test_kid_is_the_unbiased_estimator_of_its_paper() -> None:
-    """One subset that is everything, in float64."""
+    """One subset that holds all images, in float64."""
     first, second = vectors(60, 1), vectors(60, 2, shift=0.4)
     value, spread = kernel_distance(first, second, subsets=1, subset_size=60, seed=0)
     x, y = first.double().numpy(), second.double().numpy()
@@ -37,7 +37,7 @@ def test_kid_is_the_unbiased_estimator_of_its_paper() -> None:
     assert spread == 0
 
 
-def test_kid_of_equal_distributions_is_near_zero_and_moves_with_its_seed_only() -> None:
+def test_kid_of_equal_distributions_is_near_zero_and_depends_on_its_seed() -> None:
     first, second = vectors(500, 1), vectors(500, 2)
     value, spread = kernel_distance(first, second, subsets=20, subset_size=100, seed=0)
     assert abs(value) < spread
@@ -46,7 +46,7 @@ def test_kid_of_equal_distributions_is_near_zero_and_moves_with_its_seed_only() 
     assert (value, spread) == again != other
 
 
-def test_inception_score_counts_classes_that_are_sure_and_equally_frequent() -> None:
+def test_inception_score_counts_classes_if_they_are_sure_and_equally_frequent() -> None:
     classes = torch.arange(1000) % 5
     logits = 50.0 * torch.nn.functional.one_hot(classes, 7).float()
     assert inception_score(logits, seed=0, splits=1)[0] == pytest.approx(5.0, rel=1e-6)
@@ -96,7 +96,7 @@ def test_a_set_against_itself_is_precise_and_covered() -> None:
     assert coverage == 1.0
 
 
-def test_dropped_modes_cost_recall_and_coverage_and_not_precision() -> None:
+def test_dropped_modes_lower_recall_and_coverage_but_not_precision() -> None:
     real = torch.cat([vectors(200, 1), vectors(200, 2, shift=20.0)])
     fake = vectors(200, 3)
     precision, recall = precision_recall(fake, real, neighbours=3)

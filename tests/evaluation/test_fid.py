@@ -1,4 +1,4 @@
-"""FID against closed forms, against torch-fidelity's formula, and in exact arithmetic's limits."""
+"""FID against closed forms and torch-fidelity's formula, and its digits in hard cases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray_gen.evaluation.moments import Moments
 
 
 def gaussian(mean: Tensor, covariance: Tensor) -> Moments:
-    """As if of many vectors with exactly these moments."""
+    """The Moments that many vectors with exactly this mean and covariance would give."""
     moments = Moments(len(mean), mean.device)
     moments.count = 1001
     moments.mean, moments.scatter = mean.double(), covariance.double() * 1000
@@ -21,7 +21,7 @@ def gaussian(mean: Tensor, covariance: Tensor) -> Moments:
 
 
 def vectors(count: int, size: int, seed: int, stretch: float = 1.0) -> Tensor:
-    """Correlated, of full rank, float64."""
+    """Correlated vectors of full rank, float64 (count, size)."""
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(size, size, generator=generator, dtype=torch.float64)
     drawn = torch.randn(count, size, generator=generator, dtype=torch.float64)
@@ -38,7 +38,7 @@ def vectors(count: int, size: int, seed: int, stretch: float = 1.0) -> Tensor:
 def test_two_gaussians_with_commuting_covariances(
     size: int, apart: float, first: float, second: float, seed: int
 ) -> None:
-    """‖μ − ν‖² + Σ (σ − γ)² where both are diagonal in the same, rotated, axes."""
+    """The distance is ‖μ − ν‖² + Σ (σ − γ)² if both covariances are diagonal in the same axes."""
     generator = torch.Generator().manual_seed(seed)
     axes = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
     deviations = 0.5 + torch.rand(2, size, generator=generator, dtype=torch.float64)
@@ -68,7 +68,7 @@ def test_full_rank_features_give_torch_fidelitys_value(size: int, seed: int) -> 
 
 
 def test_fewer_images_than_features_lose_no_digits() -> None:
-    """Features that span 20 of 300 dimensions have the distance that they have in those 20."""
+    """Features in 20 of 300 dimensions have the same distance as in those 20 dimensions alone."""
     first, second = vectors(60, 20, 1), vectors(60, 20, 2)
     exact = frechet_distance(Moments.of(first), Moments.of(second))
     axes = torch.linalg.qr(torch.randn(300, 20, dtype=torch.float64)).Q.T
@@ -85,7 +85,7 @@ def test_a_set_has_no_distance_from_itself(count: int, size: int, seed: int) -> 
     assert 0 <= frechet_distance(moments, backwards) <= 1e-7 * scale
 
 
-def test_it_is_symmetric_and_does_not_turn_with_the_axes() -> None:
+def test_the_distance_is_symmetric_and_the_same_after_rotation() -> None:
     first, second = vectors(200, 24, 1), vectors(200, 24, 2)
     axes = torch.linalg.qr(torch.randn(24, 24, dtype=torch.float64)).Q
     value = frechet_distance(Moments.of(first), Moments.of(second))
@@ -99,10 +99,9 @@ def test_it_is_symmetric_and_does_not_turn_with_the_axes() -> None:
     cuts=st.lists(st.integers(1, 60), min_size=1, max_size=8),
     offset=st.sampled_from([0.0, 1e3, 1e6]),
 )
-def test_moments_do_not_depend_on_batches_or_on_where_zero_is(
-    cuts: list[int], offset: float
-) -> None:
-    """At 1e6 raw sums of squares would leave no digit of a variance of 1: 1e12 · 1e-16 · 200."""
+def test_moments_do_not_depend_on_batches_or_on_an_offset(cuts: list[int], offset: float) -> None:
+    """With an offset of 1e6, raw sums of squares would leave few digits of a variance of 1: their
+    rounding errors are 1e12 · 1e-16 · 200."""
     drawn = vectors(sum(cuts), 7, 3) + offset
     moments = Moments(7, torch.device("cpu"))
     for part in drawn.split(cuts):
@@ -115,7 +114,7 @@ def test_moments_do_not_depend_on_batches_or_on_where_zero_is(
         assert torch.allclose(moments.covariance, covariance, rtol=1e-6, atol=1e-8)
 
 
-def test_few_images_are_said_to_bias_it() -> None:
+def test_few_images_give_a_warning_of_the_bias() -> None:
     assert bias_warning(10_000, 50_000) is None
     text = bias_warning(4096, 50_000)
     assert text is not None and "4096 generated" in text and "compare only equal counts" in text

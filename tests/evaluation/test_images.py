@@ -1,4 +1,4 @@
-"""Images: quantised as files hold them, chosen at random, shared by whole batches."""
+"""Images: quantised as in files, chosen at random, shared between ranks in whole batches."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.evaluation.helpers import Made, pictures
 
 def test_samples_are_quantised_as_picture_files_are() -> None:
     images = torch.rand(5, 3, 8, 8) * 1.2 - 0.1
-    images[0] = 0.5  # a sample without contrast stays one
+    images[0] = 0.5  # a sample without contrast stays without contrast
     assert torch.equal(quantised(images).permute(0, 2, 3, 1), torch.from_numpy(to_bytes(images)))
     assert (quantised(images)[0] == 128).all()
 
 
-def test_a_choice_is_random_and_the_same_for_the_same_seed() -> None:
+def test_a_subset_is_random_and_the_same_for_the_same_seed() -> None:
     images = Made(torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1), "d", data="numbers")
     some = subset_of(images, 30, 1, "evaluation.reference_images")
     numbers = some.take(range(30)).flatten().tolist()
@@ -35,7 +35,7 @@ def test_a_choice_is_random_and_the_same_for_the_same_seed() -> None:
     assert subset_of(images, 100, 1, "") is images
 
 
-def test_more_than_there_are_is_refused() -> None:
+def test_more_images_than_the_set_has_are_refused() -> None:
     images = Made(pictures(5, 1), data="mnist5k", split="train")
     with pytest.raises(Refused, match=r"evaluation\.reference_images: 6 .* there are 5 .*mnist5k"):
         subset_of(images, 6, 0, "evaluation.reference_images")
@@ -54,7 +54,7 @@ def test_shares_are_whole_batches_that_cover_all(count: int, batch: int, size: i
     batch=st.integers(1, 50),
     size=st.integers(1, 5),
 )
-def test_a_spread_is_seen_once_by_one_rank_each(
+def test_exactly_one_rank_sees_each_chosen_image(
     count: int, limit: int, batch: int, size: int
 ) -> None:
     pixels = torch.arange(count).view(-1, 1, 1, 1)
@@ -73,7 +73,7 @@ def test_a_spread_is_seen_once_by_one_rank_each(
     assert len(set(seen)) == len(seen) == min(count, limit) and seen == sorted(seen)
 
 
-def test_a_pass_shows_every_image_and_says_how_far_it_is() -> None:
+def test_a_pass_shows_every_image_and_reports_progress() -> None:
     told = []
     images = Made(pictures(10, 1))
 

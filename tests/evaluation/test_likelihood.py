@@ -1,4 +1,4 @@
-"""Bounds on log p(x) against models whose likelihood is known, and against pythae's."""
+"""Bounds on log p(x) against models with a known likelihood, and against pythae's bound."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def scores_of(
 
 
 def built(*overrides: str, scale: float = 2.5) -> tuple[Objective, State]:
-    """A small VAE whose weights are so many times those of an untrained one: z matters."""
+    """A small untrained VAE. Its weights are multiplied by `scale`, so that z matters."""
     this = vae(*overrides)
     objective = build_objective(this)
     state = State.build(this, objective, World())
@@ -75,11 +75,11 @@ def built(*overrides: str, scale: float = 2.5) -> tuple[Objective, State]:
 
 
 class Linear:
-    """x = W z + b + σ n, whose log p(x) and posterior are known, with any Gaussian as q(z|x)."""
+    """x = W z + b + σ n, with any Gaussian as q(z|x). Its log p(x) and its posterior are known."""
 
     def __init__(self, shift: float = 0.0, stretch: float = 1.0) -> None:
-        """q(z|x): the posterior, its means moved by so many of its standard deviations, which are
-        multiplied by `stretch`."""
+        """q(z|x) is the posterior with its means moved by `shift` standard deviations and its
+        standard deviations multiplied by `stretch`."""
         generator = torch.Generator().manual_seed(5)
         self.objective = build_objective(vae(*LINEAR))
         self.networks = State.build(vae(*LINEAR), self.objective, World()).ema
@@ -98,7 +98,9 @@ class Linear:
         self.marginal = MultivariateNormal(b, covariance)
         exact = Normal(torch.zeros(2, dtype=torch.float64), self.deviation)
         q = Normal(shift * self.deviation, stretch * self.deviation)
-        self.gap = float(kl_divergence(q, exact).sum())  # of the ELBO, alike for every image
+        self.gap = float(
+            kl_divergence(q, exact).sum()
+        )  # from log p(x) to the ELBO, the same for every image
 
     def log_likelihood(self, images: Tensor) -> Tensor:
         return self.marginal.log_prob(images.flatten(1))
@@ -112,7 +114,7 @@ def unit(split: Split) -> Tensor:
 
 
 def observed(objective: Any, split: Split) -> Tensor:
-    """The pixels that the likelihood is of: grey, or binarised as held-out images are."""
+    """The pixels that the likelihood describes: grey, or binarised like held-out images."""
     noise = objective.pixel_noise
     if noise is None:
         return unit(split)
@@ -121,7 +123,7 @@ def observed(objective: Any, split: Split) -> Tensor:
 
 
 @pytest.mark.parametrize("samples", [1, 7])
-def test_with_the_exact_posterior_every_bound_is_the_likelihood(store_8, samples: int) -> None:
+def test_with_the_exact_posterior_every_bound_equals_the_likelihood(store_8, samples: int) -> None:
     """All weights of an image are the same: p(x, z) / p(z|x) = p(x)."""
     linear = Linear()
     found = linear.scores(store_8.held_out, samples)
@@ -135,8 +137,10 @@ def test_with_the_exact_posterior_every_bound_is_the_likelihood(store_8, samples
 
 
 @pytest.mark.parametrize(("shift", "stretch"), [(0.5, 1.3), (0.8, 1.0), (0.0, 1.5), (0.2, 0.8)])
-def test_5000_samples_make_up_for_a_wrong_posterior(store_8, shift: float, stretch: float) -> None:
-    """Within 0.01 nats of log p(x), where the ELBO lacks up to 0.6."""
+def test_with_5000_samples_a_wrong_posterior_gives_the_likelihood(
+    store_8, shift: float, stretch: float
+) -> None:
+    """The bound is within 0.01 nats of log p(x). The ELBO is up to 0.6 nats below."""
     linear = Linear(shift, stretch)
     expected = float(linear.log_likelihood(unit(store_8.held_out)).mean())
     found = linear.scores(store_8.held_out, 5000)
@@ -146,7 +150,8 @@ def test_5000_samples_make_up_for_a_wrong_posterior(store_8, shift: float, stret
 
 
 def test_the_bound_rises_with_the_samples_to_the_likelihood() -> None:
-    """From the ELBO, and like 1 / K: -Var(w) / 2K (Burda et al. 2016, theorem 1; Nowozin 2018)."""
+    """It starts at the ELBO, and its error falls like 1 / K: Var(w) / 2K (Burda et al. 2016,
+    theorem 1; Nowozin 2018)."""
     split = random_store(8, held_out=2000).held_out
     linear = Linear(0.4, 1.2)
     expected = float(linear.log_likelihood(unit(split)).mean())
@@ -184,15 +189,17 @@ def test_one_sample_is_the_elbo_and_more_are_never_below_the_mean_of_fewer(store
 
 
 def test_weights_of_any_size_are_summed(store_8) -> None:
-    """e^-20000 is 0 in float64 and its logarithm is not."""
+    """e^-20000 is 0 in float64, but its logarithm is finite."""
     objective, state = built(FP64, "objective.likelihood=gaussian", "objective.sigma=0.01")
     found = scores_of(objective, state.ema, store_8.held_out, 20)
     assert -1e8 < found["log_likelihood_bound"].value < -1e4
 
 
 @pytest.mark.parametrize("overrides", [[], [BINARIZE], ["objective.likelihood=gaussian"]])
-def test_one_sample_is_what_training_reports(store_8, overrides: list[str]) -> None:
-    """The same images, binarised alike, and the same z; the divergence by sampling."""
+def test_with_one_sample_the_scores_are_those_that_training_reports(
+    store_8, overrides: list[str]
+) -> None:
+    """The same images, binarised alike, and the same z. Only the divergence comes from samples."""
     objective, state = built(FP64, *overrides)
     reported = held_out_scores(vae(FP64, *overrides), objective, state, store_8.held_out, World())
     found = scores_of(objective, state.ema, store_8.held_out)
@@ -235,7 +242,7 @@ def test_the_size_of_a_batch_changes_nothing(store_8, overrides: list[str], samp
 
 
 def measured(world: World, overrides: tuple[str, ...], count: int) -> dict[str, list[float]]:
-    """What a process of several finds; same weights and images in all."""
+    """The scores that one of several processes finds. All have the same weights and images."""
     torch.manual_seed(0)
     objective, state = built(*overrides)
     before = copy.deepcopy(state.ema.state_dict())
@@ -255,8 +262,8 @@ def measured(world: World, overrides: tuple[str, ...], count: int) -> dict[str, 
 
 
 @pytest.mark.parametrize(("workers", "count"), [(2, 23), (3, 2)])
-def test_workers_find_the_same_together(tmp_path: Path, workers: int, count: int) -> None:
-    """Also where one has no image."""
+def test_the_number_of_workers_changes_no_score(tmp_path: Path, workers: int, count: int) -> None:
+    """Also if one worker has no image."""
     overrides = (BINARIZE, "objective.conditional=true")
     work = functools.partial(measured, overrides=overrides, count=count)
     alone = work(World())
@@ -264,12 +271,12 @@ def test_workers_find_the_same_together(tmp_path: Path, workers: int, count: int
         assert found.keys() == alone.keys()
         for name, (value, spread) in found.items():
             expected = alone[name]
-            tolerance = 1e-6 * abs(expected[0])  # of the spread, too: it is a difference of values
+            tolerance = 1e-6 * abs(expected[0])  # also for the spread, a difference of values
             assert [value, spread] == pytest.approx(expected, abs=tolerance, rel=0), name
 
 
 def test_memory_does_not_grow_with_the_samples() -> None:
-    """5000 images of 64 x 64 are 80 MB, and every operation on them as much again."""
+    """5000 images of 64 x 64 are 80 MB, and every operation on them needs 80 MB more."""
     code = """
 import resource, torch
 from tests.evaluation.test_likelihood import BINARIZE, scores_of
@@ -291,7 +298,7 @@ for samples in (50, 5000):
 
 
 def test_bits_of_binary_pixels(store_8) -> None:
-    """-log2 of the probability, over the pixels."""
+    """-log2 of the probability, divided by the number of pixels."""
     objective, state = built(FP64, BINARIZE)
     found = scores_of(objective, state.ema, store_8.held_out, 10)
     bits, nats = found["bits_per_dimension"], found["log_likelihood_bound"]
@@ -302,7 +309,7 @@ def test_bits_of_binary_pixels(store_8) -> None:
 
 
 def test_grey_values_have_no_bits_under_a_bernoulli(store_8) -> None:
-    """Data of black and white pixels has, binarised or not: it is the same data."""
+    """Black and white pixels have bits. Binarisation does not change them."""
     grey = scores_of(*built_networks(FP64), store_8.held_out)
     assert "bits_per_dimension" not in grey
     assert "no probability" in grey["log_likelihood_bound"].protocol["pixels"]
@@ -320,7 +327,7 @@ def built_networks(*overrides: str) -> tuple[Objective, Networks]:
     return objective, state.ema
 
 
-def test_bits_of_a_gaussian_are_of_images_with_uniform_noise(store_8) -> None:
+def test_bits_under_a_gaussian_come_from_images_with_uniform_noise(store_8) -> None:
     linear = Linear()
     split = store_8.held_out
     key = key_of(0, "held out", "dequantisation")
@@ -335,7 +342,7 @@ def test_bits_of_a_gaussian_are_of_images_with_uniform_noise(store_8) -> None:
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0)])
 @pytest.mark.parametrize("sigma", [0.3, 0.01, 0.002])
 def test_gaussian_bits_are_never_too_few(low: float, high: float, sigma: float) -> None:
-    """Of one pixel, against the probability of its level: ∫ p over its 256th of the range."""
+    """For one pixel, against the probability of its level: ∫ p over 1/256 of the range."""
     pixel = Normal(torch.tensor(0.3, dtype=torch.float64), sigma)
     edges = torch.linspace(low, high, 257, dtype=torch.float64)
     probability = pixel.cdf(edges).diff()
@@ -352,8 +359,9 @@ def test_gaussian_bits_are_never_too_few(low: float, high: float, sigma: float) 
 
 
 @pytest.mark.parametrize("overrides", [[], [BINARIZE]])
-def test_active_units_are_those_that_images_move(store_8, overrides: list[str]) -> None:
-    """One is constant, one moves by less than 0.1, one by more, and one has a large mean."""
+def test_active_units_are_those_whose_means_vary_over_images(store_8, overrides: list[str]) -> None:
+    """Four units: the standard deviations of their posterior means are 0, just below 0.1, just
+    above 0.1 and 2. The last also has a large mean."""
     linear = ["networks.encoder.hidden_sizes=[]", "objective.latent_size=4"]
     objective, state = built(FP64, *linear, *overrides)
     layer = state.ema["encoder"].layers[0]
@@ -388,7 +396,7 @@ def test_reconstructions_are_compared_with_the_grey_images(side: int) -> None:
         assert found["reconstruction_ssim"].value == pytest.approx(similarity, rel=1e-6)
 
 
-def test_every_score_says_how_it_was_measured(store_8) -> None:
+def test_every_score_has_its_protocol(store_8) -> None:
     objective, networks = built_networks(FP64, BINARIZE)
     description = {"split": "held_out", "weights": "EMA"}
     done: list[tuple[int, int, str]] = []
@@ -433,7 +441,7 @@ def test_what_cannot_be_measured_is_refused(store_8, more: dict[str, Any], messa
 
 
 def test_the_bound_is_that_of_pythae(store_8) -> None:
-    """The same weights, binary images and draws: its get_nll returns +log p."""
+    """The same weights, binary images and draws. pythae's get_nll returns +log p."""
     pytest.importorskip("pythae")
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput

@@ -1,4 +1,4 @@
-"""The Gaussian kernel's distance, against scikit-learn's kernel and a closed form."""
+"""The distance under a Gaussian kernel, against scikit-learn's kernel and a closed form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sets(first: int, second: int, size: int = 7) -> tuple[torch.Tensor, torch.Te
 
 
 @pytest.mark.parametrize("rows", [2048, 3])
-def test_it_is_the_distance_under_another_librarys_kernel(
+def test_the_distance_is_that_of_scikit_learns_kernel(
     monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     monkeypatch.setattr(module, "ROWS", rows)
@@ -37,18 +37,18 @@ def test_it_is_the_distance_under_another_librarys_kernel(
 
 
 def test_opposite_points_are_farthest_apart() -> None:
-    """k(x, -x) = exp(-2² / 2σ²), so that MMD² is 2 (1 - exp(-1/50))."""
+    """k(x, -x) = exp(-2² / 2σ²) with σ = 10, so MMD² is 2 (1 - exp(-1/50))."""
     x = torch.ones(4, 3)
     assert mmd_rbf(x, -x) == pytest.approx(2000 * (1 - math.exp(-1 / 50)), rel=1e-9)
 
 
-def test_it_sees_directions_and_not_lengths() -> None:
+def test_only_directions_matter_not_lengths() -> None:
     x, y = sets(10, 10)
     assert mmd_rbf(x, x) == pytest.approx(0, abs=1e-9)
     assert mmd_rbf(5 * x, y) == pytest.approx(mmd_rbf(x, y), rel=1e-6)
 
 
-def test_its_protocol_says_how() -> None:
+def test_the_protocol_holds_kernel_unit_and_extractor() -> None:
     images = Made(pictures(40, 1)), Made(pictures(30, 2))
     score = by_name(measured(["mmd_rbf"], *images, extractor=Tiny(), world=World()))["mmd_rbf"]
     assert score.value > 0 and score.spread is None

@@ -40,18 +40,18 @@ def test_new_images_of_the_same_kind_have_a_ratio_of_one() -> None:
     assert score.protocol["training"] == {"split": "train", "images": 1000}
 
 
-def test_nearly_copies_are_found_among_many_others() -> None:
+def test_near_copies_are_found_among_many_other_samples() -> None:
     images = pictures(900, 1)
     noise = torch.randint(-2, 3, images.shape)
     copies = (images[:30].int() + noise[:30]).clamp(0, 255).to(torch.uint8)
     score = scored(torch.cat([copies, images[600:870]]), images[:300], images[300:600])
-    assert 0.7 < score.value < 1.1  # the median does not see a tenth,
-    assert score.protocol["samples_nearer_than_99_percent_of_held_out"] >= 0.1  # and this does
+    assert 0.7 < score.value < 1.1  # a tenth of copies does not move the median,
+    assert score.protocol["samples_nearer_than_99_percent_of_held_out"] >= 0.1  # but raises this
     assert scored(copies, images[:300], images[300:600]).value < 0.3
 
 
 @pytest.mark.parametrize("shape", [(1, 20, 20), (3, 64, 48)])
-def test_distances_are_those_of_a_search(shape: tuple[int, int, int]) -> None:
+def test_distances_are_those_of_scikit_learn(shape: tuple[int, int, int]) -> None:
     samples, training = pictures(50, 1, shape), pictures(2500, 2, shape)
     queries, others = Queries(50, range(50)), Queries(50, range(50))
     queries.see(0, samples)
@@ -68,13 +68,13 @@ def test_distances_are_those_of_a_search(shape: tuple[int, int, int]) -> None:
     assert np.allclose(nearest.squared.sqrt().numpy(), exact, rtol=1e-4)
 
 
-def test_held_out_images_that_were_trained_on_are_no_measure() -> None:
+def test_held_out_images_that_were_trained_on_are_refused() -> None:
     training = pictures(50, 1)
     with pytest.raises(Refused, match="not trained on"):
         scored(pictures(50, 2), training, training)
 
 
-def test_of_very_many_samples_some_are_taken_from_everywhere(
+def test_more_images_than_the_limit_are_thinned_evenly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "IMAGES", 40)

@@ -11,7 +11,7 @@ from ray_gen.evaluation.likelihood.reconstruction import mean_squared_error, str
 
 
 def pairs(count: int, channels: int, height: int = 17, width: int = 14) -> tuple[Tensor, Tensor]:
-    """Pictures, and the same with noise, from none to much."""
+    """Pictures, and the same pictures with noise. The noise grows from picture to picture."""
     images = torch.rand(count, channels, height // 3, width // 3)
     images = torch.nn.functional.interpolate(images, (height, width), mode="bilinear")
     spread = torch.linspace(0, 0.5, count)[:, None, None, None]
@@ -37,7 +37,7 @@ def similarity_by_hand(x: np.ndarray, y: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_similarity_is_its_definition(channels: int) -> None:
+def test_similarity_is_that_of_its_definition(channels: int) -> None:
     ours, theirs = pairs(4, channels)
     expected = [
         np.mean([similarity_by_hand(a, b) for a, b in zip(x, y, strict=True)])
@@ -46,7 +46,7 @@ def test_similarity_is_its_definition(channels: int) -> None:
     found = structural_similarity(ours, theirs)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10)
     assert float(found[0]) == pytest.approx(1.0, abs=1e-12)
-    assert bool((found.diff() < 0).all())  # less of it with more noise
+    assert bool((found.diff() < 0).all())  # more noise, less similarity
     torch.testing.assert_close(structural_similarity(theirs, ours), found)
 
 
@@ -72,7 +72,7 @@ def test_squared_error_is_a_mean_over_pixels_of_each_image() -> None:
 @pytest.mark.slow  # its import takes 16 s on two busy cores
 @pytest.mark.parametrize("channels", [1, 3])
 def test_similarity_is_that_of_torchmetrics_inside_the_image(channels: int) -> None:
-    """torchmetrics averages over reflected borders, too, which the paper's windows do not see."""
+    """torchmetrics also averages over reflected borders. The paper's windows lie inside."""
     image = pytest.importorskip("torchmetrics.functional.image")
     ours, theirs = pairs(6, channels, 28, 32)
     _, similarity = image.structural_similarity_index_measure(

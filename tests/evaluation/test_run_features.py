@@ -1,4 +1,4 @@
-"""The encoder or the discriminator of a trained run as extractor."""
+"""A trained run's encoder or discriminator as extractor."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_an_encoder_gives_the_posterior_means(runs: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "dcgan"])
 def test_a_discriminators_features_give_its_logits(runs: dict[str, Path], name: str) -> None:
-    """The last layer is linear: the logits of an MLP are a product with its features. Those of a
-    convolution over the whole map are too, if the map has one place."""
+    """The last layer is linear, so an MLP's logits are a product with its features. For a
+    convolution only the sizes are checked."""
     images = pictures(6, 1, (1, 8, 8))
     model = ray_gen.load(runs[name], device="cpu")
     extractor = TrainedRun(run=str(runs[name]), part="auto", device=CPU)
@@ -96,8 +96,8 @@ def test_what_gives_no_features_is_refused(
         TrainedRun(run=str(runs.get(name, tmp_path / "none")), part=part, device=CPU)
 
 
-def test_runs_are_compared_by_anothers_features(runs: dict[str, Path]) -> None:
-    """Grey images stay grey, and a run is evaluated by a run."""
+def test_a_run_is_evaluated_by_the_features_of_another(runs: dict[str, Path]) -> None:
+    """Grey images stay grey: the extractor takes one channel."""
     scores = ray_gen.evaluate(
         runs["dcgan"],
         features={"kind": "run", "run": str(runs["vae"])},
@@ -124,7 +124,7 @@ def test_images_of_other_channels_are_refused(runs: dict[str, Path], tmp_path: P
         )
 
 
-def test_a_relative_path_is_one_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_relative_path_becomes_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     this = vae("evaluation.features={kind: run, run: a/b}").absolute()
     assert this.evaluation == Evaluation.model_validate(

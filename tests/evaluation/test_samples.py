@@ -1,4 +1,4 @@
-"""All metrics together: the protocol beside each value, and what changes no value."""
+"""All metrics together: protocols, refusals, and changes that must not change a value."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_each_score_carries_its_protocol() -> None:
     assert by_name(found)["kid"].protocol["subset_size"] == 40
 
 
-def test_needs_and_names() -> None:
+def test_names_of_metrics_and_of_their_values() -> None:
     assert NEED_NO_WEIGHTS == ("sliced_wasserstein", "nearest_neighbour")
     assert metric_of("kl") == metric_of("likelihood") == "likelihood"
     assert metric_of("recall") == "recall"
@@ -78,7 +78,7 @@ def test_one_pass_over_each_set_serves_all_metrics() -> None:
     generated, reference = Made(pictures(120, 1)), Made(pictures(90, 2))
     training = Made(pictures(50, 3))
     scores(list(OF_SAMPLES), generated, reference, training=training)
-    # and the first image for its shape, and for the extractor's
+    # The first image once more for its shape, and once more for the extractor's sizes.
     assert (generated.taken, reference.taken, training.taken) == (120 + 2, 90 + 1, 50 + 1)
 
 
@@ -111,8 +111,8 @@ def test_the_same_images_score_best() -> None:
     assert found["kid"].value <= 0.001
 
 
-def test_samples_are_not_stretched_to_the_range_that_they_have() -> None:
-    """Samples of half the contrast are worse than those of the reference's."""
+def test_samples_are_not_stretched_to_the_full_range() -> None:
+    """Samples with a quarter of the contrast are worse than samples with that of the reference."""
     reference = pictures(200, 1)
     faint = ((reference.int() - 128) // 4 + 128).to(torch.uint8)
     first = scores(["fid"], Made(reference.flip(0)), Made(reference))["fid"].value
@@ -120,7 +120,7 @@ def test_samples_are_not_stretched_to_the_range_that_they_have() -> None:
 
 
 def test_features_far_from_zero_lose_no_digits() -> None:
-    """float32 features of 300 ± 0.1 have 3 digits of their differences; the sums add no error."""
+    """float32 features of 300 ± 0.1 keep 3 digits of their differences. The sums lose none."""
     generated, reference = Made(pictures(150, 1)), Made(pictures(150, 2))
     near, far = (
         scores(["fid"], generated, reference, extractor=Tiny(offset=offset))["fid"].value
@@ -129,7 +129,7 @@ def test_features_far_from_zero_lose_no_digits() -> None:
     assert far == pytest.approx(near, rel=1e-2)
 
 
-def test_progress_ends_at_all_of_each() -> None:
+def test_every_stage_of_progress_ends_at_its_total() -> None:
     told: list[tuple[int, int, str]] = []
     scores(
         list(OF_SAMPLES),
@@ -153,7 +153,7 @@ def without_logits(images: torch.Tensor) -> Features:
 
 
 class Blind(Tiny):
-    """Gives no logits."""
+    """An extractor without logits."""
 
     def forward(self, images: torch.Tensor) -> Features:
         return without_logits(images)
@@ -174,8 +174,8 @@ COLOUR, GREY, DEEP = (pictures(60, 1, (channels, 16, 16)) for channels in (3, 1,
         (["recall"], {"neighbours": 60}, r"evaluation\.neighbours: 60 is not between 1 and 59"),
         (["density"], {"density_neighbours": 0}, "density_neighbours"),
         (["inception_score"], {"generated": COLOUR[:5]}, r"evaluation\.count: inception_score"),
-        (["fid"], {"generated": COLOUR[:1]}, r"evaluation\.count: two images are the least"),
-        (["fid"], {"reference": COLOUR[:0]}, r"evaluation\.reference: two images"),
+        (["fid"], {"generated": COLOUR[:1]}, r"evaluation\.count: at least two images"),
+        (["fid"], {"reference": COLOUR[:0]}, r"evaluation\.reference: at least two images"),
         (["fid"], {"generated": GREY}, r"have 1 and the reference images 3 channels"),
         (["fid"], {"generated": DEEP, "reference": DEEP}, r"1 \(grey\) or 3 \(RGB\).* have 4"),
         (
@@ -188,7 +188,7 @@ COLOUR, GREY, DEEP = (pictures(60, 1, (channels, 16, 16)) for channels in (3, 1,
         (["nearest_neighbour"], {"training": COLOUR[:0]}, "there are no training images"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(
+def test_what_cannot_be_measured_is_refused(
     metrics: list[str], change: dict[str, Any], words: str
 ) -> None:
     others = dict(change)

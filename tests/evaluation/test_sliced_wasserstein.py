@@ -53,7 +53,7 @@ def test_it_grows_with_noise_and_is_symmetric() -> None:
     assert distance(images, noisy)["16x16"] == pytest.approx(found[2])
 
 
-def test_the_scales_are_those_of_karras_et_al() -> None:
+def test_scales_are_those_of_karras_et_al() -> None:
     assert scales_of((3, 64, 64)) == [(64, 64), (32, 32), (16, 16)]
     assert scales_of((1, 28, 28)) == [(28, 28)]
     with pytest.raises(Refused, match="patches of 7x7"):
@@ -63,7 +63,7 @@ def test_the_scales_are_those_of_karras_et_al() -> None:
 @settings(max_examples=10)
 @given(side=st.sampled_from([16, 20, 32]), seed=st.integers(0, 100))
 def test_the_pyramid_is_opencvs(side: int, seed: int) -> None:
-    """pyrDown and pyrUp as ProGAN's code writes them with scipy."""
+    """OpenCV's pyrDown and pyrUp, written with scipy as in ProGAN's code."""
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 255
     row = np.array([1, 4, 6, 4, 1]) / 16
     blur = (row[:, None] * row)[None, None]
@@ -112,7 +112,7 @@ def test_images_of_one_colour_have_patches_of_zero() -> None:
     assert not seen(flat).patches(0, 0, World()).any()
 
 
-def test_of_more_images_than_the_paper_takes_some_are_taken_from_everywhere(
+def test_more_images_than_in_the_paper_are_thinned_evenly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "IMAGES", 16)

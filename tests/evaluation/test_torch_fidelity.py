@@ -1,4 +1,4 @@
-"""Our scores beside torch-fidelity's own evaluation of the same images, end to end."""
+"""Our scores against those of torch-fidelity for the same images, from end to end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = {
 
 
 class Pixels(Dataset[Tensor]):
-    """Images as torch-fidelity takes them."""
+    """A set of images in the form that torch-fidelity takes."""
 
     def __init__(self, pixels: Tensor) -> None:
         self.pixels = pixels
@@ -38,7 +38,7 @@ class Pixels(Dataset[Tensor]):
 
 
 def both(count: int, extractor: Any, **theirs: Any) -> Iterator[tuple[str, float, float]]:
-    """Each of our values and theirs."""
+    """(name, our value, torch-fidelity's value) for each metric."""
     from torch_fidelity import calculate_metrics
 
     fake, real = pictures(count, 1, (3, 32, 32)), pictures(count, 2, (3, 32, 32))
@@ -86,7 +86,7 @@ def test_4096_images_through_the_same_small_network() -> None:
     import torch_fidelity
 
     class Registered(torch_fidelity.FeatureExtractorBase):
-        """Tiny, as torch-fidelity knows extractors."""
+        """Tiny in the form of torch-fidelity's extractors."""
 
         def __init__(self, name: str, features: list[str], **_: Any) -> None:
             super().__init__(name, features)

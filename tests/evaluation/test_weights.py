@@ -1,4 +1,4 @@
-"""Weights come as tensors or not at all, and what to do without them is said in a sentence."""
+"""Weights are read only as tensors. Without them, the message says what to do."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 
 from ray_gen.errors import Refused
 from ray_gen.evaluation.extractors import weights
-from ray_gen.evaluation.extractors.weights import digest_of, fetched, read_weights
+from ray_gen.evaluation.extractors.weights import digest_of, downloaded, read_weights
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.count": torch.tensor(3)}
 URL = "https://example.org/some/net-0123456789.pth"
 
 
 class Runs:
-    """What a pickle would call."""
+    """Unpickling it makes a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,7 +41,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, wrapped: bool) -> None:
     with pytest.raises(Refused, match="not a file of tensors only") as refused:
         read_weights(path)
     assert not trace.exists()
-    for advice in ("weights_only", "load failed", "trust"):  # torch's, on how to run it
+    for advice in ("weights_only", "load failed", "trust"):  # torch's advice on how to run the file
         assert advice not in str(refused.value)
 
 
@@ -95,7 +95,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "error",
     [urllib.error.URLError("no route"), RuntimeError("invalid hash value"), TimeoutError("slow")],
 )
-def test_without_a_network_it_says_what_to_do(
+def test_without_a_network_the_message_says_what_to_do(
     hub: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*arguments: object, **others: object) -> None:
@@ -103,14 +103,14 @@ def test_without_a_network_it_says_what_to_do(
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     with pytest.raises(Refused) as refused:
-        fetched(URL)
+        downloaded(URL)
     text = str(refused.value)
     for part in (URL, weights.FIELD, "to its path", str(error)[:5]):
         assert part in text
     assert text.count("\n") == 0
 
 
-def test_a_file_is_fetched_once_and_its_digest_asked_for(
+def test_a_file_is_downloaded_once_and_its_digest_checked(
     hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -120,5 +120,5 @@ def test_a_file_is_fetched_once_and_its_digest_asked_for(
         Path(path).write_bytes(b"content")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    assert fetched(URL) == fetched(URL) == hub / "net-0123456789.pth"
+    assert downloaded(URL) == downloaded(URL) == hub / "net-0123456789.pth"
     assert asked == [(URL, "0123456789")]

@@ -20,7 +20,7 @@ NO_TORCHVISION = ["fid", "density", "coverage", "sliced_wasserstein", "nearest_n
 def on_a_worker(
     world: World, metrics: list[str], folder: Path | None = None
 ) -> list[tuple[float, float]]:
-    """Of sets that no number of workers divides."""
+    """(value, spread) of each score. No number of workers divides the sizes of the sets."""
     scores = measured(
         metrics,
         Made(pictures(203, 1)),
@@ -48,7 +48,7 @@ def test_all_values_are_those_of_one_worker(tmp_path: Path, count: int, metrics:
 
 
 def moments_and_rows(world: World) -> tuple[torch.Tensor, ...]:
-    """Of 3 batches, so that the fourth rank has none; far from zero."""
+    """Moments and rows of 3 batches of vectors far from zero. A fourth rank has no batch."""
     rows = torch.randn(70, 5, generator=torch.Generator().manual_seed(0)) + 1000
     own = own_share(70, 32, world)
     moments = Moments(5, world.device)

@@ -435,7 +435,7 @@ def test_classes_that_differ_from_the_datas_are_refused() -> None:
 
 def test_labels_that_the_data_does_not_have_are_refused() -> None:
     experiment = Experiment.from_yaml(GAN, ["objective.conditional=true"])
-    with pytest.raises(ExperimentError, match=r"objective\.conditional: the data has no labels"):
+    with pytest.raises(ExperimentError, match=r"objective\.conditional: .*no labels"):
         experiment.resolved((3, 32, 32), None)
 
 
@@ -555,4 +555,4 @@ def test_relative_paths_are_made_absolute_and_uris_are_left(tmp_path, monkeypatc
 def test_settings_and_refusals_import_nothing_heavy(code: str) -> None:
     heavy = "{'torch', 'torchvision', 'ray', 'numpy', 'pyarrow', 'PIL', 'tensorboard'}"
     code += f"\nimport sys; found = {heavy} & set(sys.modules); assert not found, found"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)

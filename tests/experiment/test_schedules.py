@@ -118,7 +118,7 @@ def test_an_option_of_a_class_may_be_a_number_or_a_schedule() -> None:
     for wrong in (float("nan"), True, None):
         with pytest.raises(ValueError, match="a schedule: "):
             number(wrong)
-    with pytest.raises(ValueError, match="a schedule: kind: 'liner' is not one of"):
+    with pytest.raises(ValueError, match="kind: 'liner' "):
         number({"kind": "liner"})
 
 

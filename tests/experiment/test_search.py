@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from ray_gen.evaluation.metrics import OF_SAMPLES
 from ray_gen.experiment import Experiment, ExperimentError, differences
-from ray_gen.experiment.search import Range, Search, SearchWorkers, better
+from ray_gen.experiment.search import Range, Search, SearchWorkers, better_of_score
 from tests.helpers import gan, vae
 
 RATE = "search.space.optimizers.autoencoder.learning_rate={loguniform: [1e-5, 1e-2]}"
@@ -344,12 +344,17 @@ def test_the_metric_says_which_is_better_where_it_knows(metric, mode, expected) 
     given = [f"search.metric={metric}" if metric else "", f"search.mode={mode}" if mode else ""]
     found = vae(SIZE, *filter(None, given))
     assert found.search is not None
-    assert (found.search_metric, found.search.mode or better(found.search_metric)) == expected
+    assert (
+        found.search_metric,
+        found.search.mode or better_of_score(found.search_metric),
+    ) == expected
 
 
 def test_a_gan_is_never_judged_by_its_loss_unless_asked() -> None:
     assert gan(RATES).search_metric == "sliced_wasserstein"
-    assert all(better(name) is not None or name == "nearest_neighbour" for name in OF_SAMPLES)
+    assert all(
+        better_of_score(name) is not None or name == "nearest_neighbour" for name in OF_SAMPLES
+    )
 
 
 def test_population_based_training_changes_only_what_can_change_in_mid_run() -> None:

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 import ray_gen
 from ray_gen.cli import main
 from ray_gen.runs.checkpoints import BEST, checkpoints
-from ray_gen.runs.writer import METRICS
+from ray_gen.runs.writer import METRICS_FILE
 from ray_gen.storage import Folder
 from tests.helpers import PATIENCE_SECONDS, started, wait_until
 from tests.s3 import S3, SECRET
@@ -44,7 +44,7 @@ def test_a_run_lives_on_s3(s3: S3, cluster: Path, capfd) -> None:
         recipe = ray_gen.recipe("vae-mnist5k", *SHORT, f"training.images={images}")
         ended = ray_gen.train(recipe, storage=f"{uri}/runs", name="a", show=True)
         assert (ended.location, ended.stop) == (run.location, "all images seen")
-    lines = [json.loads(line) for line in run.read_text(METRICS).splitlines()]
+    lines = [json.loads(line) for line in run.read_text(METRICS_FILE).splitlines()]
     assert [line["images"] // 5000 for line in lines] == [1, 2, 3, 4]
     assert len(checkpoints(run)) == 2
     assert not [name for name in run.names() if name.startswith(".check") or name == "writer.json"]
@@ -58,7 +58,7 @@ def test_a_run_lives_on_s3(s3: S3, cluster: Path, capfd) -> None:
     with run.fetched() as folder:
         files = [file for file in folder.rglob("*") if file.is_file()]
         names = {file.name for file in files}
-        assert names >= {"experiment.yaml", "environment.json", METRICS}
+        assert names >= {"experiment.yaml", "environment.json", METRICS_FILE}
         of_ray = [file for file in cluster.rglob("*") if file.is_file()]
         assert of_ray
         for file in (*files, *of_ray):

@@ -114,7 +114,7 @@ def test_the_table_shows_what_runs_and_then_the_best(mode) -> None:
     more = [
         Trial(f"more_{n}", {"rate": 1e-3, "size": n}, "done", score=10.0 + n) for n in range(20)
     ]
-    table = board._table([*TRIALS, *more], {"trial_004": 64}, "title")
+    table = board.table([*TRIALS, *more], {"trial_004": 64}, "title")
     assert table.row_count == ROWS
     assert [column.header for column in table.columns] == [
         *("trial", "", "images", "elbo", "rate", "size")

@@ -21,7 +21,7 @@ from ray_gen.launch.claim import Claim
 from ray_gen.storage import Folder
 with Claim(Folder(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -36,7 +36,7 @@ def holder(run: Path) -> subprocess.Popen[str]:
 def test_a_second_live_writer_is_refused_and_a_dead_one_is_not_waited_for(tmp_path: Path) -> None:
     process = holder(tmp_path)
     try:
-        with pytest.raises(Refused, match=f"another process writes here .pid {process.pid} on"):
+        with pytest.raises(Refused, match=f"^{tmp_path}: .*pid {process.pid} "):
             Claim(Folder(str(tmp_path))).__enter__()
     finally:
         process.kill()
@@ -61,10 +61,14 @@ def test_a_writer_that_was_silent_for_too_long_leaves_the_run_to_another(
 ) -> None:
     monkeypatch.setattr(claim, "BEAT_SECONDS", 0.01)
     other = json.dumps({"host": "elsewhere", "pid": 1, "token": "x", "time": time.time()})
-    with Claim(Folder(str(tmp_path))):
+
+    def stays() -> bool:
         (tmp_path / FILE).write_text(other)
         time.sleep(0.2)
-        assert (tmp_path / FILE).read_text() == other
+        return (tmp_path / FILE).read_text() == other
+
+    with Claim(Folder(str(tmp_path))):
+        assert stays() or stays() or stays()  # a beat that had begun may overwrite it once
     assert (tmp_path / FILE).read_text() == other
 
 
@@ -84,5 +88,5 @@ def test_a_storage_that_keeps_nothing_does_not_count_as_claimed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Folder, "write_text", lambda *_: None)
-    with pytest.raises(StorageError, match=r"writer\.json: .* did not give back what was written"):
+    with pytest.raises(StorageError, match=r"writer\.json: "):
         Claim(Folder(str(tmp_path))).__enter__()

@@ -10,7 +10,7 @@ import pytest
 from ray_gen.experiment import ExperimentError
 from ray_gen.launch import cluster
 from ray_gen.launch.cluster import Share, bundles_of, equal_share, share_of, when_there
-from ray_gen.launch.driver import _bounded
+from ray_gen.launch.driver import bounded
 from ray_gen.launch.search.checks import bundles_of_trials, room_for, trials_at_once
 from tests.helpers import vae
 
@@ -186,7 +186,7 @@ def test_a_wrong_span_gives_exactly_one_message(given: str, told: str) -> None:
 
 def test_memory_of_a_worker_does_not_grow_when_others_leave() -> None:
     this = vae("workers.count={min: 1, max: 3}")
-    assert _bounded(this, Share(3, 0.0, 1, 1)).training.micro_batch_size == 12
-    assert _bounded(this, Share(3, 0.0, 1)).training.micro_batch_size is None
+    assert bounded(this, Share(3, 0.0, 1, 1)).training.micro_batch_size == 12
+    assert bounded(this, Share(3, 0.0, 1)).training.micro_batch_size is None
     given = this.with_fields(training__micro_batch_size=6)
-    assert _bounded(given, Share(3, 0.0, 1, 1)).training.micro_batch_size == 6
+    assert bounded(given, Share(3, 0.0, 1, 1)).training.micro_batch_size == 6

@@ -5,17 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray.train.torch
+import torch
 
 from ray_gen.distributed import World
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment
-from ray_gen.launch import train
-from ray_gen.launch.driver import _goes_on_from
-from ray_gen.launch.worker import _check_agreement, _restore
+from ray_gen.launch import driver, train, worker
+from ray_gen.launch.cluster import Share
+from ray_gen.launch.driver import goes_on_from
+from ray_gen.launch.worker import check_agreement, restore
 from ray_gen.runs.checkpoints import checkpoint_name
 from ray_gen.runs.manifest import CheckpointError
 from ray_gen.storage import Folder
@@ -107,14 +113,14 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(
     damage(run / checkpoint_name(480) / file, how)
     said: list[str] = []
     experiment = Experiment.from_yaml((run / checkpoint_name(240) / "experiment.yaml").read_text())
-    manifest = _goes_on_from(Folder(str(run)), experiment, said.append)
+    manifest = goes_on_from(Folder(str(run)), experiment, said.append)
     assert manifest is not None
     assert manifest.images == 240
     assert said[0].startswith(str(run / checkpoint_name(480) / file))
     assert said[0].endswith(f"going on from {checkpoint_name(240)}")
     if file != "experiment.yaml":  # which workers have from the driver
         state = State.build(experiment, build_objective(experiment), World())
-        said_again = _restore(state, Folder(str(run)), World())
+        said_again = restore(state, Folder(str(run)), World())
         assert state.step == 10
         assert said_again == said
 
@@ -136,13 +142,13 @@ def test_the_first_worker_chooses_the_checkpoint(images: Path, tmp_path: Path) -
     run = finished(given(images), tmp_path, 240)
     experiment = Experiment.from_yaml((run / checkpoint_name(240) / "experiment.yaml").read_text())
     state = State.build(experiment, build_objective(experiment), World())
-    assert _restore(state, Folder(str(run)), Second(240)) == []
+    assert restore(state, Folder(str(run)), Second(240)) == []
     assert state.step == 10
     beginning = State.build(experiment, build_objective(experiment), World())
-    assert _restore(beginning, Folder(str(run)), Second(-1)) == []
+    assert restore(beginning, Folder(str(run)), Second(-1)) == []
     assert beginning.step == 0
-    with pytest.raises(Failed, match=r"do not see the same checkpoint.*differs between nodes"):
-        _restore(state, Folder(str(run)), Second(360))
+    with pytest.raises(Failed, match=r"checkpoint.* nodes"):
+        restore(state, Folder(str(run)), Second(360))
 
 
 def test_where_no_checkpoint_is_whole_a_run_does_not_begin_anew(
@@ -236,8 +242,8 @@ def test_workers_that_begin_from_different_things_are_refused(images: Path, diff
             facts.append(list(values))
             return [max(column) for column in zip(*facts, strict=True)]
 
-    _check_agreement(experiment, state, store, Rank())
-    _check_agreement(experiment, state, store, Rank())
+    check_agreement(experiment, state, store, Rank())
+    check_agreement(experiment, state, store, Rank())
     expected = "^data: "
     if differs == "data":
         write(images / "a" / "007.png", noise(8, 8, 3, seed=99))
@@ -248,6 +254,33 @@ def test_workers_that_begin_from_different_things_are_refused(images: Path, diff
     else:
         state.step, expected = 1, "checkpoint"
     with pytest.raises(Failed, match=expected):
-        _check_agreement(experiment, state, open_data(experiment), Rank())
+        check_agreement(experiment, state, open_data(experiment), Rank())
     with pytest.raises(Failed, match=expected):
-        _check_agreement(experiment, state, store, Rank())
+        check_agreement(experiment, state, store, Rank())
+
+
+class Here:
+    """Replaces Ray Train's trainer: the one worker is this process."""
+
+    def __init__(self, work: Callable[[Any], Any], *, train_loop_config: Any, **_: Any) -> None:
+        self._work, self._config = work, train_loop_config
+
+    def fit(self) -> Any:
+        return SimpleNamespace(return_value=self._work(self._config))
+
+
+def test_a_non_finite_loss_ends_the_run_with_its_name(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "TorchTrainer", Here)
+    monkeypatch.setattr(driver, "connected", nullcontext)
+    monkeypatch.setattr(driver, "share_of", lambda experiment: Share(1, 0.0, 1))
+    monkeypatch.setattr(driver, "check_shared", lambda run: None)
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(worker, "preemption_notice", lambda: None)
+    wild = given(images, "optimizers.autoencoder={kind: sgd, learning_rate: 1e30}")
+    told = r"loss/\w+ is not a finite number since step \d+; .* in .*/a$"
+    with pytest.raises(Failed, match=told):
+        train(wild, storage=str(tmp_path), name="a")
+    assert (tmp_path / "a" / "experiment.yaml").exists()
+    assert not list((tmp_path / "a").glob("checkpoint_0*"))

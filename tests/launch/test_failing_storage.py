@@ -19,7 +19,7 @@ from ray_gen.experiment import Experiment
 from ray_gen.launch import worker
 from ray_gen.runs import writer as run_module
 from ray_gen.runs.checkpoints import BEST, checkpoint_name, checkpoints, fetched
-from ray_gen.runs.writer import METRICS, PROGRESS, SAMPLES
+from ray_gen.runs.writer import METRICS_FILE, PROGRESS, SAMPLES
 from ray_gen.storage import Folder, StorageError
 from ray_gen.training.build import build_objective
 from ray_gen.training.state import State
@@ -54,7 +54,7 @@ def trained(
         for report, saved in worker.reports(this, run, torch.device("cpu")):
             if saved is not None:
                 checkpoint = Checkpoint.from_directory(saved)
-                worker._upload(checkpoint, checkpoint_name(report.images), run, keep=2)
+                worker.upload_checkpoint(checkpoint, checkpoint_name(report.images), run, keep=2)
                 shutil.rmtree(saved)
             before(report.images)
 
@@ -87,7 +87,7 @@ def test_a_storage_that_fails_for_a_while_costs_nothing(
     state = loaded(run)
     assert state.step == STEPS
     assert largest_difference(weights(state), weights(undisturbed)) == 0
-    assert len(run.read_text(METRICS).splitlines()) == STEPS
+    assert len(run.read_text(METRICS_FILE).splitlines()) == STEPS
     assert len([n for n in (run / SAMPLES).names() if n.startswith("samples_")]) == STEPS
     assert [c.name for c in checkpoints(run)] == [checkpoint_name(BATCH * k) for k in (8, 6)]
     assert (run / BEST).exists("manifest.json") and run.exists(PROGRESS)
@@ -129,7 +129,7 @@ def test_a_storage_that_fails_for_ever_ends_the_run(
     assert loaded(run).step in (4, 6)  # 6 if it was written but old files could not be deleted
     trained(run)
     assert largest_difference(weights(loaded(run)), weights(undisturbed)) == 0
-    assert len(run.read_text(METRICS).splitlines()) == STEPS
+    assert len(run.read_text(METRICS_FILE).splitlines()) == STEPS
     assert not list(temporary.iterdir())
 
 

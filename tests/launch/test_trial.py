@@ -178,14 +178,19 @@ def search(tmp_path: Path) -> Shared:
     return Shared(str(tmp_path), this.to_yaml(), "elbo", 4 * BATCH, share, ())
 
 
-def process(search: Shared, name: str = "trial_000", **values: Any) -> TrialProcess:
-    """A trial's process, in this one."""
-    made = object.__new__(TrialProcess)
-    made._shared, made._results = search, None
-    made._trial_info = SimpleNamespace(trial_name=name)  # type: ignore[assignment]
-    given = {path.replace("__", "."): value for path, value in values.items()}
-    made.config = {"trial": {"name": "of the donor", "values": given}}
-    return made
+class Process(TrialProcess):
+    """A trial's process, in this one and without Ray."""
+
+    trial_name = "trial_000"  # type: ignore[assignment]
+
+    def __init__(self, search: Shared, name: str, values: Mapping[str, Any]) -> None:
+        self.trial_name = name
+        self.config = {"trial": {"name": "of the donor", "values": values}}
+        self.setup(self.config, search)
+
+
+def process(search: Shared, name: str = "trial_000", **values: Any) -> Process:
+    return Process(search, name, {p.replace("__", "."): value for p, value in values.items()})
 
 
 def results(made: TrialProcess) -> list[dict[str, Any]]:
@@ -209,7 +214,7 @@ def reporting(monkeypatch, *told: tuple[int, dict[str, float]] | Exception, stop
             last = number == len(told) - 1
             yield {"images": steps * BATCH, **metrics}, stop if last else None
 
-    monkeypatch.setattr(module, "_in_this_process", train)
+    monkeypatch.setattr(module, "in_this_process", train)
     return seen
 
 
@@ -337,13 +342,13 @@ def test_a_process_trains_one_trial_after_the_other(search: Shared, monkeypatch)
             assert (run.path / "writer.json").exists()  # still its own while it ends
             ended.append(run.name)
 
-    monkeypatch.setattr(module, "_in_this_process", train)
+    monkeypatch.setattr(module, "in_this_process", train)
     this = process(search, "first")
     assert this.step()["images"] == 4 * BATCH
     assert this.step()["images"] == 8 * BATCH
     this.reset_config({})
     assert ended == ["first"]
-    this._trial_info = SimpleNamespace(trial_name="second")  # type: ignore[assignment]
+    this.trial_name = "second"
     assert this.step()["images"] == 4 * BATCH
     this.cleanup()
     assert ended == ["first", "second"]

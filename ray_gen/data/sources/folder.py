@@ -30,7 +30,7 @@ class _File:
     mtime_ns: int
 
 
-class Folder:
+class ImageFolder:
     """Image files below `path`.
 
     Sub-folders that hold images are the classes, in the order of their sorted names. Images

@@ -90,7 +90,7 @@ class Columns:
         return {name: i for i, name in enumerate(self.class_names or ())}
 
 
-class Rows(Sequence[Item]):
+class RowsInMemory(Sequence[Item]):
     """The rows of a row group in memory, encoded as they were stored."""
 
     def __init__(self, table: pa.Table, shard: _Shard, first_row: int, columns: Columns) -> None:
@@ -156,7 +156,7 @@ class Parquet:
         self.path = path
         self.image_column = image_column
         self.label_column = label_column
-        self._file_system: Any = None
+        self.file_system: Any = None  # pyarrow's, known once the shards are listed
         self._found: list[_Shard] | None = None
         self._footers: dict[str, pq.FileMetaData] = {}
 
@@ -238,13 +238,13 @@ class Parquet:
                 except (pa.ArrowException, OSError) as error:
                     raise self._unreadable(shard.location, error) from error
 
-    def read(self, group: RowGroup, columns: Columns) -> Rows:
+    def read(self, group: RowGroup, columns: Columns) -> RowsInMemory:
         """A whole row group, still encoded."""
 
-        def attempt() -> Rows:
+        def attempt() -> RowsInMemory:
             with self._file(group.shard) as file:
                 table = file.read_row_group(group.number, columns=columns.names)
-                return Rows(table, group.shard, _first_rows(file)[group.number], columns)
+                return RowsInMemory(table, group.shard, _first_rows(file)[group.number], columns)
 
         return self._asked(group.shard.location, attempt)
 
@@ -264,7 +264,7 @@ class Parquet:
             except pa.ArrowException as error:
                 raise self._unreadable(location, error) from error
             # Arrow raises OSError for damaged bytes, too. If the storage answers, they are damaged.
-            with self._file_system.open_input_file(location) as file:
+            with self.file_system.open_input_file(location) as file:
                 file.read(1)
             try:
                 return attempt()
@@ -280,7 +280,7 @@ class Parquet:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        opened = self._file_system.open_input_file(shard.location)
+        opened = self.file_system.open_input_file(shard.location)
         footer = self._footers.get(shard.location)  # read only once: behind a URI it takes a while
         try:
             file = pq.ParquetFile(opened, metadata=footer, pre_buffer=True)
@@ -303,17 +303,17 @@ class Parquet:
         from pyarrow import fs
 
         def attempt() -> tuple[Any, list[Any]]:
-            info = self._file_system.get_file_info(location)
+            info = self.file_system.get_file_info(location)
             if info.type != fs.FileType.Directory:
                 return info, [info]
-            return info, self._file_system.get_file_info(fs.FileSelector(location, recursive=True))
+            return info, self.file_system.get_file_info(fs.FileSelector(location, recursive=True))
 
         try:
             if "://" in self.path:
-                self._file_system, location = fs.FileSystem.from_uri(limited(self.path))
+                self.file_system, location = fs.FileSystem.from_uri(limited(self.path))
                 info, entries = tried(attempt, self.path)
             else:
-                self._file_system = fs.LocalFileSystem()
+                self.file_system = fs.LocalFileSystem()
                 location = str(Path(self.path).expanduser().absolute())
                 info, entries = attempt()
         except pa.ArrowException as error:

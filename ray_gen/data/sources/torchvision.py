@@ -25,7 +25,7 @@ _TRAIN_NAMES = ("train", "trainval")
 _NOT_THREAD_SAFE = {"FakeData"}
 
 
-class Torchvision:
+class TorchvisionDataset:
     """A class of `torchvision.datasets`, e.g. MNIST, CIFAR10, CelebA, FakeData.
 
     If the data set has its own train and held-out parts, they are the two splits: `train=True` and

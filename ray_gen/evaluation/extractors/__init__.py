@@ -1,4 +1,4 @@
-"""What looks at images for metrics on features: fixed networks, one file each."""
+"""Networks that extract features from images for the metrics. One file each."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor sees in a batch: vectors (N, D) and, if it classifies, logits (N, K)."""
+    """The features of a batch of N images."""
 
     vectors: Tensor
+    """float32 (N, D)"""
     logits: Tensor | None = None
+    """Class scores, float32 (N, K). None: the extractor has no classes."""
 
 
 class Extractor(Protocol):
@@ -21,24 +23,24 @@ class Extractor(Protocol):
 
     @property
     def name(self) -> str:
-        """Architecture and layer."""
+        """Architecture and layer, for the protocol."""
         ...
 
     @property
     def digest(self) -> str | None:
-        """Identifies the weights. None: statistics made by it are never cached."""
+        """Identifies the weights. None: statistics of its features are never cached."""
         ...
 
     @property
     def resizing(self) -> str:
-        """What it does to images of another size, in words: part of the protocol."""
+        """How it resizes images of another size, in words, for the protocol."""
         ...
 
     @property
     def channels(self) -> int:
-        """Of the images that it sees. 3: grey images are shown as RGB."""
+        """Channels of the images that it takes. If 3, grey images are repeated to RGB for it."""
         ...
 
     def __call__(self, images: Tensor) -> Features:
-        """uint8 (N, channels, H, W) on the worker's device to float32 features there."""
+        """images: uint8 (N, channels, H, W) on the worker's device. Features on the same device."""
         ...

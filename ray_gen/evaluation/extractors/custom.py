@@ -17,12 +17,13 @@ from ray_gen.evaluation.extractors.weights import digest_of
 
 
 class Custom:
-    """A class whose objects map uint8 (N, 3, H, W) to float32 (N, D), or to Features.
+    """Wraps an object of the user's class. The object maps uint8 (N, 3, H, W) on the device to
+    float32 (N, D), or to Features.
 
-    It is made with `options`; a torch module is moved to the device and put in eval mode. It may
-    say of itself `resizing` (words for the protocol) and `digest`. A module without a `digest` is
-    identified by its tensors, its options and the text of its file; anything else without one is
-    not cached.
+    It is made with `options` as keyword arguments. A torch module is moved to the device and put in
+    eval mode. The object may have attributes `resizing` (words for the protocol) and `digest`. A
+    module without `digest` is identified by its tensors, its options and the text of its file. The
+    features of other objects without `digest` are not cached.
     """
 
     channels = 3
@@ -35,15 +36,15 @@ class Custom:
         options: Mapping[str, Any] | None = None,
         device: torch.device,
     ) -> None:
-        """factory: what `target` names."""
+        """factory: the class that `target` names. Raises Refused if it cannot be made or called."""
         try:
             self._extract: Callable[[Tensor], Any] = factory(**(options or {}))
         except TypeError as error:
             raise Refused(f"evaluation.features.options: {target}: {error}") from error
         if not callable(self._extract):
             raise Refused(
-                f"evaluation.features.target: {target} cannot be called with images; give it "
-                "__call__"
+                f"evaluation.features.target: {target} cannot be called with images; give the "
+                "class a method __call__"
             )
         if isinstance(self._extract, nn.Module):
             self._extract.to(device).eval().requires_grad_(False)
@@ -52,7 +53,7 @@ class Custom:
         self.digest = _digest(self._extract)
 
     def __call__(self, images: Tensor) -> Features:
-        """uint8 (N, 3, H, W) to what the class sees in them."""
+        """images: uint8 (N, 3, H, W). The features that the object gives, not yet checked."""
         found = self._extract(images)
         return found if isinstance(found, Features) else Features(found)
 
@@ -65,7 +66,7 @@ def _digest(extract: object) -> str | None:
         return None
     try:
         text = Path(inspect.getfile(type(extract))).read_bytes()
-    except (OSError, TypeError):  # typed into a notebook
+    except (OSError, TypeError):  # a class from a notebook has no file
         return None
     whole = digest_of(extract.state_dict()).encode() + text
     return hashlib.sha256(whole).hexdigest()[:32]

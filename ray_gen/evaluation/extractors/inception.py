@@ -1,4 +1,4 @@
-"""InceptionV3 as FID was defined with: TensorFlow's network of 2015 and its resizing."""
+"""The InceptionV3 of FID's definition: TensorFlow's network of 2015 with its resizing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_gen.evaluation.extractors import Features
-from ray_gen.evaluation.extractors.weights import digest_of, fetched, misfit, read_weights
+from ray_gen.evaluation.extractors.weights import digest_of, downloaded, misfit, read_weights
 from ray_gen.evaluation.fidelity import torch_fidelity
 
 _MODULE = "feature_extractor_inceptionv3"
@@ -18,8 +18,8 @@ _MODULE = "feature_extractor_inceptionv3"
 class Inception:
     """torch-fidelity's extractor: 2,048 pooled features, and 1,008 logits without their bias.
 
-    weights: a file with its state dict; None fetches the weights that were ported from TensorFlow
-    (91 MB, torch-fidelity's release 0.2.0).
+    weights: a file with its state dict. None: the weights ported from TensorFlow are downloaded on
+    first use (91 MB, torch-fidelity's release 0.2.0). Raises Refused.
     """
 
     channels = 3
@@ -29,11 +29,12 @@ class Inception:
     def __init__(self, *, weights: str | None = None, device: torch.device) -> None:
         build = torch_fidelity(_MODULE, "FeatureExtractorInceptionV3")
         if weights is None:
-            path = fetched(torch_fidelity(_MODULE, "URL_INCEPTION_V3"))
+            path = downloaded(torch_fidelity(_MODULE, "URL_INCEPTION_V3"))
         else:
             path = Path(weights).expanduser()
         tensors = read_weights(path)
-        # Its constructor unpickles a file: it is given what was read as tensors and written here.
+        # The constructor of torch-fidelity unpickles a file. So it gets a file that was written
+        # here, from tensors that were read safely.
         written = io.BytesIO()
         torch.save(tensors, written)
         written.seek(0)
@@ -46,6 +47,6 @@ class Inception:
         self.digest = digest_of(tensors)
 
     def __call__(self, images: Tensor) -> Features:
-        """uint8 (N, 3, H, W) to vectors (N, 2048) and logits (N, 1008)."""
+        """uint8 (N, 3, H, W) to vectors (N, 2048) and logits (N, 1008), float32."""
         vectors, logits = self._network(images)
         return Features(vectors, logits)

@@ -1,4 +1,4 @@
-"""A trained run as extractor, for images that ImageNet's features do not know."""
+"""A trained run as extractor, for images that differ too much from ImageNet's."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ FIELD = "evaluation.features.run"
 
 class TrainedRun:
     """The encoder's posterior means, or the input of the discriminator's last layer: see
-    `Model.features`. Images are resized to those that the run was trained on."""
+    `Model.features`. Images are resized to the size of the run's training images."""
 
     def __init__(
         self, *, run: str, part: Literal["auto", "encoder", "discriminator"], device: torch.device
     ) -> None:
+        """run: path or URI of a run, a checkpoint or an exported model. part: auto takes the
+        encoder if there is one. Raises Refused if the run is conditional or lacks the part."""
         try:
             self._model = load_as(Model, run, device=device)
         except Refused as refused:
@@ -32,8 +34,8 @@ class TrainedRun:
         experiment = self._model.experiment
         if experiment.label_count is not None:
             raise Refused(
-                f"{FIELD}: {run} is conditional, and the classes of these images are not known; "
-                "name a run without labels"
+                f"{FIELD}: {run} is conditional, and the classes of the images to compare are not "
+                "known; name a run without labels"
             )
         self._device = device
         self.channels, height, width = experiment.image_shape
@@ -55,7 +57,7 @@ class TrainedRun:
         )
 
     def __call__(self, images: Tensor) -> Features:
-        """uint8 (N, channels, H, W) to vectors (N, D)."""
+        """uint8 (N, channels, H, W) to vectors (N, D), float32."""
         values = unit(images)
         if values.shape[2:] != self._size:
             values = F.interpolate(values, self._size, mode="bilinear", antialias=True).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Any classifier of torchvision by name: what goes into its last linear layer."""
+"""Any classifier of torchvision, by name. Its features are the inputs of its last linear layer."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from ray_gen.errors import Refused
 from ray_gen.evaluation.extractors import Features
-from ray_gen.evaluation.extractors.weights import digest_of, fetched, misfit, read_weights
+from ray_gen.evaluation.extractors.weights import digest_of, downloaded, misfit, read_weights
 from ray_gen.pixels import unit
 
 _FIELD = "evaluation.features.backbone"
 _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)\.")
 
 
-class Torchvision:
+class TorchvisionClassifier:
     """A classifier of `torchvision.models`, e.g. resnet50, vit_b_16, convnext_tiny.
 
-    weights: a file with its state dict, for any number of classes; None fetches torchvision's
-    default weights. Images are resized to the size that the weights were trained at, the whole
-    image and not a part of it, and normalised as they were trained with.
+    weights: a file with its state dict, for any number of classes. None: torchvision's default
+    weights are downloaded on first use. The whole image, not a crop, is resized to the size of the
+    weights' training images, and normalised as they were. Raises Refused.
     """
 
     channels = 3
@@ -35,7 +35,7 @@ class Torchvision:
     def __init__(self, *, backbone: str, weights: str | None = None, device: torch.device) -> None:
         preset = _preset(backbone)
         if weights is None:
-            tensors = read_weights(fetched(preset.url))
+            tensors = read_weights(downloaded(preset.url))
             source = str(preset).rpartition(".")[2]
         else:
             tensors = read_weights(Path(weights).expanduser())
@@ -55,7 +55,7 @@ class Torchvision:
         self.digest = digest_of(tensors)
 
     def __call__(self, images: Tensor) -> Features:
-        """uint8 (N, 3, H, W) to vectors (N, D) and logits (N, K)."""
+        """uint8 (N, 3, H, W) to vectors (N, D) and logits (N, K), float32."""
         size = (self._size, self._size)
         values = unit(images)
         if values.shape[2:] != size:
@@ -79,7 +79,7 @@ def _preset(backbone: str) -> Any:
     known = models.list_models(module=models)
     if backbone not in known:
         near = difflib.get_close_matches(backbone, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
         raise Refused(f"{_FIELD}: torchvision has no classifier {backbone!r}{hint}")
     weights = models.get_model_weights(backbone)
     return weights.DEFAULT  # pyright: ignore
@@ -88,8 +88,8 @@ def _preset(backbone: str) -> Any:
 def _filled(
     backbone: str, tensors: Mapping[str, Tensor], side: int, device: torch.device
 ) -> tuple[nn.Module, nn.Linear]:
-    """The network with its weights, and its last linear layer."""
-    # torchvision's published densenets have these names, and its mnasnets want a version.
+    """The network with its weights, and its last linear layer. side: of the images, in pixels."""
+    # torchvision's published densenets still have old names. Its mnasnets need a version.
     renamed = {_OLD_NAME.sub(r"\1\2.", name): tensor for name, tensor in tensors.items()}
     state = OrderedDict(renamed)
     state._metadata = getattr(tensors, "_metadata", {"": {"version": 2}})  # pyright: ignore
@@ -109,11 +109,11 @@ def _filled(
 
 
 def _built(backbone: str, side: int, classes: int) -> nn.Module:
-    """As torchvision builds it for its published weights."""
+    """The untrained network, built as torchvision does for its published weights."""
     from torchvision import models
 
     options: dict[str, Any] = {}
-    if backbone in ("googlenet", "inception_v3"):  # their own start takes half a minute
+    if backbone in ("googlenet", "inception_v3"):  # their initialisation takes half a minute
         options = {"transform_input": True, "init_weights": False}
     elif backbone.startswith("vit_"):
         options = {"image_size": side}

@@ -1,4 +1,4 @@
-"""Weights of extractors: fetched once a node, read as tensors and nothing else."""
+"""Weights of extractors: downloaded once per node, and read as nothing but tensors."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from ray_gen.errors import Refused
 
 FIELD = "evaluation.features.weights"
 
-# What a network, its name server, a firewall and a disk raise, a wrong digest (RuntimeError) too.
+# Errors of the network, name server, firewall and disk. A wrong digest is a RuntimeError.
 _NOT_FETCHED = (OSError, RuntimeError, ValueError)
 
 
-def fetched(url: str) -> Path:
-    """The file behind a URL: torch.hub's own copy, or else downloaded there, by one process a node.
+def downloaded(url: str) -> Path:
+    """The local file of a URL, in torch.hub's folder. If it is missing, one process per node
+    downloads it.
 
-    A digest in the file's name, as torch.hub has them, is checked.
+    If the file's name holds a digest, as torch.hub's names do, it is checked. Raises Refused.
     """
     name = Path(urlparse(url).path).name
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -45,17 +46,17 @@ def fetched(url: str) -> Path:
             os.close(lock)
     except _NOT_FETCHED as error:
         raise Refused(
-            f"{FIELD}: {url} could not be fetched ({error}); fetch it on another machine and set "
-            f"{FIELD} to its path"
+            f"{FIELD}: {url} could not be fetched ({error}); download it on another machine and "
+            f"set {FIELD} to its path"
         ) from error
     return path
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, from a .safetensors file or a state dict that torch.save wrote.
+    """Tensors by name, from a .safetensors file or from a state dict that torch.save wrote.
 
-    A file that holds anything else is refused, and nothing in it is ever run: `weights_only` knows
-    no classes but those of tensors.
+    Nothing in the file is ever run: torch's `weights_only` knows only the classes of tensors.
+    Raises Refused if the file holds anything else.
     """
     try:
         if path.suffix == ".safetensors":
@@ -63,31 +64,34 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise Refused(f"{FIELD}: there is no file {path}") from None
-    except pickle.UnpicklingError:  # torch's words say how to run it all the same: not repeated
+    except pickle.UnpicklingError:  # not torch's message: it says how to run the file anyway
         raise Refused(
-            f"{FIELD}: {path} is not a file of tensors only: it holds something that reading would "
-            "run, or is damaged; give a state dict, as .safetensors or by "
-            "torch.save"
+            f"{FIELD}: {path} is not a file of tensors only: it is damaged, or holds code that "
+            "loading would run; give a state dict, as .safetensors or by torch.save"
         ) from None
-    except Exception as error:  # bytes that are no file of tensors raise nearly anything
+    except Exception as error:  # other bytes can raise nearly any error
         why = str(error).partition("\n")[0] or type(error).__name__
         raise Refused(
             f"{FIELD}: {path} is not a file of tensors only, or it is damaged ({why}); give a "
             "state dict, as .safetensors or by torch.save"
         ) from error
     if not isinstance(found, dict) or not found:
-        raise Refused(f"{FIELD}: {path} holds a {type(found).__name__} and not tensors by name")
+        raise Refused(
+            f"{FIELD}: {path} holds a {type(found).__name__} and not tensors by name; give a "
+            "state dict"
+        )
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise Refused(
-                f"{FIELD}: {path} holds a {type(tensor).__name__} as {name!r}; give the state dict "
-                "alone, tensors by name"
+                f"{FIELD}: {path} holds a {type(tensor).__name__} as {name!r}; give only the state "
+                "dict: tensors by name"
             )
-    return found  # with the versions of modules that torch.save keeps beside the tensors
+    return found  # keeps torch.save's `_metadata`: the versions of modules
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (its first 32 digits) of names, types, shapes and bytes: the same for any format."""
+    """The first 32 hex digits of the SHA-256 of names, types, shapes and bytes. So it does not
+    depend on the file format."""
     whole = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -97,6 +101,6 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def misfit(error: Exception, what: str) -> Refused:
-    """What `load_state_dict` has against weights, in a line."""
+    """The first complaint of `load_state_dict` as Refused. what: the network, for the message."""
     found = [line.strip() for line in str(error).splitlines()][1:2] or [str(error)]
-    return Refused(f"{FIELD}: the file is not of {what}: {found[0][:200]}")
+    return Refused(f"{FIELD}: the file does not fit {what}: {found[0][:200]}")

@@ -1,1 +1,1 @@
-"""What a likelihood is made of: held-out images, importance weights, reconstructions, means."""
+"""The scores of a model with a likelihood, and their parts."""

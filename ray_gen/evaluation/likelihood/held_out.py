@@ -1,4 +1,4 @@
-"""Held-out images as a likelihood sees them, a function of (seed, number of the image)."""
+"""Held-out images in the forms that the scores need. All noise depends on (seed, image number)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from ray_gen.pixels import LEVELS, stretched, unit
 
 @dataclass(frozen=True)
 class HeldOutImages:
-    """Some images, in the forms that scores are of."""
+    """Some held-out images in all forms. All tensors are on one device."""
 
     numbers: Tensor
-    """int64 (N,), in the split."""
+    """int64 (N,): numbers of the images in the split."""
     labels: Tensor | None
+    """int64 (N,). None: the model takes no labels."""
     grey: Tensor
-    """bool (N,): has pixels between black and white."""
+    """bool (N,): whether an image has pixels that are neither black nor white."""
     unit: Tensor
-    """In [0, 1]."""
+    """(N, C, H, W) in [0, 1]."""
     plain: Tensor
-    """In the objective's range."""
+    """(N, C, H, W) in the objective's range."""
     observed: Tensor
-    """The pixels that the likelihood is of."""
+    """(N, C, H, W): the pixels that the likelihood describes, e.g. binarised."""
     dequantised: Tensor | None
-    """With uniform noise of one level, in the objective's range; None but for a Gaussian."""
+    """(N, C, H, W) in the objective's range, with uniform noise one level wide. None unless the
+    likelihood is Gaussian."""
 
     @classmethod
     def of(
@@ -40,7 +42,8 @@ class HeldOutImages:
         seed: int,
         dtype: torch.dtype,
     ) -> HeldOutImages:
-        """levels_NHWC: uint8; all on one device."""
+        """levels_NHWC: uint8 (N, H, W, C). labels, numbers: int64 (N,). All on one device. dtype:
+        type of the images."""
 
         def drawn(noise: Noise, name: str) -> Tensor:
             return draw_one(noise, key_of(seed, "held out", name), numbers).to(dtype)

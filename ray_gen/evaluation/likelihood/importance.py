@@ -1,4 +1,4 @@
-"""Bounds on log p(x) from importance weights, and what they are in bits."""
+"""Bounds on log p(x) from importance weights, and their conversion to bits."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ray_gen.pixels import LEVELS
 
 
 def bernoulli_bits(nats: float, dimensions: int) -> float:
-    """-log2 P(x) / D for log P(x) in nats of D pixels that are 0 or 1."""
+    """-log2 P(x) / D: bits per pixel. nats: log P(x) of D = `dimensions` pixels that are 0 or 1."""
     return -nats / (dimensions * math.log(2))
 
 
 def gaussian_bits(nats: float, dimensions: int, width: float = 1.0) -> float:
-    """-log2 P(v) / D at most, for the mean log-density in nats of x = (v + u) / 256 · width, u
-    uniform on [0, 1)^D, with v in 0 ... 255.
+    """An upper bound on -log2 P(v) / D, for D = `dimensions` levels v in 0 ... 255.
 
+    nats: the mean log-density of x = (v + u) / 256 · width with noise u, uniform on [0, 1)^D.
     log P(v) = log ∫ p(x(v, u)) du + D log(width / 256) >= E_u log p(x) - D log(256 / width): Theis
-    et al. 2016, "A note on the evaluation of generative models", section 3.1. Without the noise a
-    density may be as high as one likes at 256 points, and says nothing of probabilities.
+    et al. 2016, "A note on the evaluation of generative models", section 3.1. Without the noise, a
+    density could be arbitrarily high at the 256 levels, and would bound no probability.
     """
     return -nats / (dimensions * math.log(2)) + math.log2(LEVELS / width)
 
@@ -39,11 +39,13 @@ def importance_weighted(
     at_once: int,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Means over K = `samples` z of log p(x|z) and of log p(z) - log q(z|x), and the logarithm of
-    the mean weight, log 1/K Σ p(x, z_k) / q(z_k|x): each float64 (N,), in nats.
+    """Three values per image, float64 (N,), in nats, from K = `samples` draws of z: the mean of
+    log p(x|z), the mean of log p(z) - log q(z|x), and the logarithm of the mean weight,
+    log 1/K Σ p(x, z_k) / q(z_k|x).
 
-    images: (N, C, H, W), as observed; numbers: int64 (N,), theirs in the split. `at_once` samples
-    are in memory; the logarithm of the sum of those before is all that is kept of them.
+    images: (N, C, H, W), from `Bounds.observed`. labels: int64 (N,) or None. numbers: int64 (N,),
+    the images' numbers in the split. at_once: samples of z in memory. Earlier samples leave only
+    sums.
     """
     likelihood = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     ratio, total = torch.zeros_like(likelihood), torch.full_like(likelihood, -math.inf)

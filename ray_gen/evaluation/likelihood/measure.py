@@ -1,8 +1,8 @@
-"""What a variational autoencoder says of images that it was not trained on: bounds on log p(x),
-bits per dimension, active units and reconstructions.
+"""Scores of a variational autoencoder on held-out images: bounds on log p(x), bits per dimension,
+active units and reconstruction errors.
 
-Noise is a function of (seed, number of the image, number of the sample) and sums are float64, so
-the size of a batch and the number of workers change no score but in its last digits.
+Noise is a function of (seed, number of the image, number of the sample), and sums are float64. So
+the batch size and the number of workers change only the last digits of a score.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ray_gen.noise import permutation
 from ray_gen.sampling import noise_for
 
 ACTIVE = 0.01
-"""A unit is active if the variance of its posterior mean over the images is larger."""
+"""A unit is active if its posterior mean has a larger variance over the images."""
 
 _MEANS = (
     "elbo",
@@ -48,7 +48,7 @@ _MEANS = (
     "reconstruction_ssim",
     "grey",
 )
-"""What is averaged over images."""
+"""Names of the values that are averaged over images."""
 
 
 @torch.no_grad()
@@ -67,22 +67,24 @@ def likelihood_scores(
     description: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> list[Score]:
-    """Scores of `count` images of a split, chosen at random; None: of all.
+    """Scores of `count` images of a split, chosen at random. None: of all images.
 
-    elbo, reconstruction, kl: E log p(x|z) - KL(q(z|x) ‖ p(z)), -E log p(x|z) and KL, in nats, the
-        expectations over K = `samples` z an image.
+    elbo, reconstruction, kl: E log p(x|z) - KL(q(z|x) ‖ p(z)), -E log p(x|z) and KL, in nats. The
+        expectations are means over K = `samples` draws of z per image.
     log_likelihood_bound: log 1/K Σ p(x, z_k) / q(z_k|x) (Burda et al. 2016, eq. 8), in nats. Its
         expectation lies between the ELBO and log p(x), and rises with K.
-    bits_per_dimension: of that bound, where pixels have probabilities: 0 or 1 under a Bernoulli, or
-        0 to 255 under a Gaussian, of the images with uniform noise (`gaussian_bits`).
+    bits_per_dimension: the same bound in bits per pixel and channel, if the pixels have
+        probabilities. Under a Bernoulli the pixels are 0 or 1. Under a Gaussian they are 0 to 255,
+        and the bound is that of the images with uniform noise (`gaussian_bits`).
     active_units: how many numbers in z have Var_x(E[z|x]) > 0.01 (Burda et al. 2016, section 5).
-    reconstruction_mse, reconstruction_ssim: of E[x|z] at the posterior mean, images in [0, 1]; SSIM
-        where they have at least 11 pixels a side.
+    reconstruction_mse, reconstruction_ssim: between x and E[x|z] at the posterior mean, both in
+        [0, 1]. SSIM needs at least 11 pixels a side.
 
-    The spread is the standard error of the mean over images. networks: in eval mode; nothing in
-    them changes. conditional: give them the labels. batch_size: images, or samples of images, that
-    go through a network at once; it bounds the memory, whatever K is. description: which split and
-    weights, for the protocols. progress: called with this worker's images.
+    The spread is the standard error of the mean over images. networks: in eval mode; they do not
+    change. conditional: whether the networks take labels. batch_size: images, or samples of z, that
+    go through a network at once. It bounds the memory for every K. dtype: type of the images.
+    description: split and weights, for the protocol. progress: called with this worker's images.
+    Raises Refused for an empty split, and for samples, batch_size or count out of range.
     Collective: every rank, same order.
     """
     images_NHWC, labels = split.images_NHWC, split.labels if conditional else None
@@ -122,7 +124,7 @@ def _measure(
     seed: int,
     sums: Means,
 ) -> None:
-    """All that is summed over images, of these."""
+    """Adds the values of these images to the sums."""
 
     def weighted(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return importance_weighted(
@@ -175,9 +177,9 @@ def _scores(
     if binarised:
         pixels = "binarised once: 1 with the probability of the grey value"
     elif improper:
-        pixels = "grey values, which a Bernoulli gives no probability: no log-likelihood"
+        pixels = "grey values: a Bernoulli gives them no probability, so no log-likelihood"
     else:
-        pixels = "as they are"
+        pixels = "unchanged"
     common = {**protocol, "pixels": pixels, "spread": "standard error of the mean over images"}
     nats = {**common, "samples": samples, "unit": "nats"}
     for name in ("elbo", "reconstruction", "kl", "log_likelihood_bound"):
@@ -191,7 +193,7 @@ def _scores(
         else:
             low, high = objective.image_range
             value = gaussian_bits(value, dimensions, high - low)
-            bits["pixels"] = "with uniform noise of one of 256 levels"
+            bits["pixels"] = "with uniform noise, one of 256 levels wide"
         spread = None if spread is None else bernoulli_bits(-spread, dimensions)
         yield Score("bits_per_dimension", value, spread, bits)
     if isinstance(objective, Encodes):
@@ -199,7 +201,7 @@ def _scores(
         units = {**common, "spread": None, "units": len(variances), "threshold": ACTIVE}
         yield Score("active_units", float((variances > ACTIVE).sum()), None, units)
     if isinstance(objective, Reconstructs):
-        means = {**common, "pixels": "as they are", "z": "posterior mean"}
+        means = {**common, "pixels": "unchanged", "z": "posterior mean"}
         yield Score("reconstruction_mse", *sums.mean("reconstruction_mse"), means)
         if min(shape_HWC[:2]) >= WINDOW:
             windows = {**means, "windows": "11 x 11, inside the image"}
@@ -207,11 +209,11 @@ def _scores(
 
 
 def _chosen(total: int, samples: int, batch_size: int, count: int | None, seed: int) -> Tensor:
-    """The numbers of the images to look at: int64, in their order."""
+    """Numbers of the images to measure: int64 (count,), ascending."""
     if not total:
         raise Refused(
-            "data.held_out_fraction: no images are held out, and a likelihood is measured on them; "
-            "set e.g. 0.1"
+            "data.held_out_fraction: no images are held out, and a likelihood is measured on "
+            "held-out images; set e.g. 0.1"
         )
     for field, value in (("importance_samples", samples), ("batch_size", batch_size)):
         if value < 1:
@@ -220,7 +222,7 @@ def _chosen(total: int, samples: int, batch_size: int, count: int | None, seed: 
         return torch.arange(total)
     if not 1 <= count <= total:
         raise Refused(
-            f"evaluation.count: {count} images were asked for and {total} are held out; "
+            f"evaluation.count: {count} images were asked for, and {total} are held out; "
             f"set 1 to {total}"
         )
     return permutation(seed, "chosen images", 0, total)[:count].sort().values

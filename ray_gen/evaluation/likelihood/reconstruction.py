@@ -1,4 +1,4 @@
-"""How near reconstructions are to their images."""
+"""How close reconstructions are to their images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WINDOW = 11
-"""Side of the window of SSIM in pixels; smaller images have none."""
+"""Side of the window of SSIM in pixels. Smaller images have no SSIM."""
 _SIGMA = 1.5
 
 
@@ -17,14 +17,14 @@ def mean_squared_error(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def structural_similarity(ours: Tensor, theirs: Tensor) -> Tensor:
-    """SSIM of each pair of images, the mean over channels and over windows inside the image.
+    """SSIM of each pair of images: the mean over channels and over all windows inside the image.
 
         (2 μ ν + C1) (2 σ_xy + C2) / ((μ² + ν² + C1) (σ_x² + σ_y² + C2))
 
     Wang, Bovik, Sheikh and Simoncelli 2004, "Image quality assessment: from error visibility to
     structural similarity", equation 13: Gaussian windows of 11 x 11 with σ = 1.5, C1 = 0.01²,
-    C2 = 0.03². (N, C, H, W) in [0, 1], sides of at least 11, to float64 (N,) in [-1, 1]; 1 for
-    equal images. In float64: E[x²] - μ² cancels.
+    C2 = 0.03². (N, C, H, W) in [0, 1] to float64 (N,) in [-1, 1], higher is better, 1 for equal
+    images. float64, because E[x²] - μ² loses digits. Raises ValueError for sides below 11.
     """
     height, width = ours.shape[-2:]
     if min(height, width) < WINDOW:
@@ -41,7 +41,7 @@ def structural_similarity(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def _blurred(images: Tensor) -> Tensor:
-    """Gaussian means over every window that lies inside: (N, C, H, W) to (N, C, H - 10, W - 10)."""
+    """Gaussian mean of every window inside the image: (N, C, H, W) to (N, C, H - 10, W - 10)."""
     distance = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
     weights = torch.exp(-0.5 * (distance / _SIGMA).square())
     weights = (weights / weights.sum()).expand(images.shape[1], 1, 1, WINDOW)

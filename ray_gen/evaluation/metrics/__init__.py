@@ -28,7 +28,7 @@ ALL: tuple[type[Metric[Any]], ...] = (
     NearestNeighbour,
     Likelihood,
 )
-"""All metrics, in the order of reports and tables."""
+"""All metrics, in the order of tables."""
 
 METRICS: dict[str, type[Metric[Any]]] = {name: kind for kind in ALL for name in kind.names()}
 """The metrics by their names in `evaluation.metrics`."""

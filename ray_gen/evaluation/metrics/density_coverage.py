@@ -24,7 +24,7 @@ class DensityCoverageSettings(Settings):
     """The size of the balls around real images."""
 
     density_neighbours: PositiveInt = free(5)
-    """k: a ball reaches to the k-th nearest neighbour of its image (Naeem et al. 2020: 5)."""
+    """k: a ball reaches to its image's k-th nearest neighbour (Naeem et al. 2020: 5)."""
 
 
 class DensityCoverage(FeatureMetric[DensityCoverageSettings]):
@@ -42,6 +42,7 @@ class DensityCoverage(FeatureMetric[DensityCoverageSettings]):
     def compare(
         self, generated: Embedding, reference: Embedding
     ) -> Iterator[tuple[str, float, float | None]]:
+        """`density` and `coverage`, computed on the device. They have no spread."""
         density, coverage = density_coverage(
             generated.features_on(self.given.world.device),
             reference.features_on(self.given.world.device),
@@ -51,6 +52,7 @@ class DensityCoverage(FeatureMetric[DensityCoverageSettings]):
         yield "coverage", coverage, None
 
     def protocol(self) -> Mapping[str, Any]:
+        """k, the neighbours that a ball reaches to."""
         return {"neighbours": self.settings.density_neighbours}
 
 

@@ -27,10 +27,12 @@ class Fid(FeatureMetric[Settings]):
     def compare(
         self, generated: Embedding, reference: Embedding
     ) -> Iterator[tuple[str, float, float | None]]:
+        """`fid`, on the device of the moments. It has no spread."""
         assert generated.moments is not None and reference.moments is not None
         yield "fid", frechet_distance(generated.moments, reference.moments), None
 
     def protocol(self) -> Mapping[str, Any]:
+        """A warning, if a set has few images."""
         sets = self.given.sets
         warning = bias_warning(len(sets["generated"]), len(sets["reference"]))
         return {} if warning is None else {"warning": warning}
@@ -74,6 +76,6 @@ def bias_warning(generated: int, reference: int) -> str | None:
     if min(generated, reference) >= FEW_IMAGES:
         return None
     return (
-        f"biased: FID falls with more images; here {generated} generated and {reference} real ones; "
+        f"biased: FID falls with more images; here {generated} generated and {reference} real; "
         "compare only equal counts"
     )

@@ -44,11 +44,13 @@ class InceptionScore(FeatureMetric[Settings]):
     def compare(
         self, generated: Embedding, reference: Embedding
     ) -> Iterator[tuple[str, float, float | None]]:
+        """`inception_score`, on the CPU. Spread: the standard deviation over parts."""
         assert generated.logits is not None
         value, deviation = inception_score(generated.logits, seed=self.given.seed)
         yield "inception_score", value, deviation
 
     def protocol(self) -> Mapping[str, Any]:
+        """The number of parts."""
         return {"splits": SPLITS}
 
 

@@ -58,6 +58,7 @@ class Kid(FeatureMetric[KidSettings]):
     def compare(
         self, generated: Embedding, reference: Embedding
     ) -> Iterator[tuple[str, float, float | None]]:
+        """`kid`, on the CPU. Spread: the standard deviation over subsets."""
         assert generated.features is not None and reference.features is not None
         value, deviation = kernel_distance(
             generated.features,
@@ -69,6 +70,7 @@ class Kid(FeatureMetric[KidSettings]):
         yield "kid", value, deviation
 
     def protocol(self) -> Mapping[str, Any]:
+        """Number and size of the subsets."""
         return {"subsets": self.settings.kid_subsets, "subset_size": self.subset_size}
 
 

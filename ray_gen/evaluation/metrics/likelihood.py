@@ -55,6 +55,8 @@ class Likelihood(Metric[LikelihoodSettings]):
             raise Lacking(f"{where}: {why}; {remedy}", why)
 
     def measure(self) -> Iterator[Score]:
+        """The scores on at most `evaluation.count` held-out images. Collective: every rank, same
+        order."""
         from ray_gen.core import Bounds
         from ray_gen.evaluation.likelihood.measure import likelihood_scores
 

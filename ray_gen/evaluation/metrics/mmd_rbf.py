@@ -32,11 +32,13 @@ class MmdRbf(FeatureMetric[Settings]):
     def compare(
         self, generated: Embedding, reference: Embedding
     ) -> Iterator[tuple[str, float, float | None]]:
+        """`mmd_rbf`, computed on the device. It has no spread."""
         device = self.given.world.device
         value = mmd_rbf(generated.features_on(device), reference.features_on(device))
         yield "mmd_rbf", value, None
 
     def protocol(self) -> Mapping[str, Any]:
+        """The kernel, the unit of the value, and the kind of estimate."""
         return {
             "kernel": f"Gaussian, sigma {SIGMA:g}, of features of length 1",
             "unit": "10^-3",
@@ -64,7 +66,7 @@ def mmd_rbf(generated: Tensor, reference: Tensor) -> float:
 
 
 def _mean_kernel(x: Tensor, y: Tensor) -> float:
-    """Mean of k over all pairs of a row of x and a row of y, (N, D) and (M, D), of length 1 or 0."""
+    """Mean of k over all pairs of a row of x (N, D) and a row of y (M, D), of length 1 or 0."""
     squares = y.square().sum(1)
     total = 0.0
     for rows in x.split(ROWS):

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 class NearestNeighbour(Metric[Settings]):
-    """`nearest_neighbour`: the median distance of samples to their nearest training image, over that
-    of held-out images. 1: no copies. Much less than 1: copies. See `memorisation`."""
+    """`nearest_neighbour`: the median distance of samples to their nearest training image, divided
+    by that of held-out images. 1: no copies. Much less than 1: copies. See `memorisation`."""
 
     scores = {"nearest_neighbour": None}
     compares_pixels = True
@@ -63,9 +63,11 @@ class NearestNeighbour(Metric[Settings]):
         }
 
     def sees(self, name: Set) -> Sequence[Consumer]:
+        """Thumbnails are kept of the generated images and of images that were not trained on."""
         return [self._queries[name]] if name in self._queries else []
 
     def measure(self) -> Iterator[Score]:
+        """The ratio of the median distances. Collective: every rank, same order."""
         from ray_gen.distributed import World
         from ray_gen.evaluation.images import show
         from ray_gen.evaluation.memorisation import SIDE, Nearest, memorisation

@@ -25,7 +25,7 @@ class PrecisionRecallSettings(Settings):
     """The size of the balls that make up a manifold."""
 
     neighbours: PositiveInt = free(3)
-    """k: a ball reaches to the k-th nearest neighbour of its image (Kynkäänniemi et al. 2019: 3)."""
+    """k: a ball reaches to its image's k-th nearest neighbour (Kynkäänniemi et al. 2019: 3)."""
 
 
 class PrecisionRecall(FeatureMetric[PrecisionRecallSettings]):
@@ -42,6 +42,7 @@ class PrecisionRecall(FeatureMetric[PrecisionRecallSettings]):
     def compare(
         self, generated: Embedding, reference: Embedding
     ) -> Iterator[tuple[str, float, float | None]]:
+        """`precision` and `recall`, computed on the device. They have no spread."""
         precision, recall = precision_recall(
             generated.features_on(self.given.world.device),
             reference.features_on(self.given.world.device),
@@ -51,6 +52,7 @@ class PrecisionRecall(FeatureMetric[PrecisionRecallSettings]):
         yield "recall", recall, None
 
     def protocol(self) -> Mapping[str, Any]:
+        """k, the neighbours that a ball reaches to."""
         return {"neighbours": self.settings.neighbours}
 
 

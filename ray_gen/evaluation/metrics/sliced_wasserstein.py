@@ -46,9 +46,11 @@ class SlicedWasserstein(Metric[Settings]):
         }
 
     def sees(self, name: Set) -> Sequence[Consumer]:
+        """Images of both sets are kept, and their patches are taken in `measure`."""
         return [self._seen[name]] if name in self._seen else []
 
     def measure(self) -> Iterator[Score]:
+        """The mean over scales, in 10⁻³. Collective: every rank, same order."""
         from ray_gen.evaluation.patches import PATCHES, sliced_wasserstein
 
         ours, theirs = self._seen["generated"], self._seen["reference"]

@@ -54,7 +54,7 @@ class Board:
         A trial may be further than its last judgement."""
         told = self._told_of(trials, reached)
         if self._drawn:
-            self._live.update(self._table(trials, reached, told))
+            self._live.update(self.table(trials, reached, told))
         elif told != self._told and time.monotonic() - self._logged_at >= LOG_SECONDS:
             self._logged_at = time.monotonic()
             self._told = told
@@ -87,7 +87,7 @@ class Board:
         )
         return max(0.0, open_trials * each - under_way) / pace
 
-    def _table(self, trials: Sequence[Trial], reached: Mapping[str, int], told: str) -> Table:
+    def table(self, trials: Sequence[Trial], reached: Mapping[str, int], told: str) -> Table:
         paths = list(dict.fromkeys(path for trial in trials for path in trial.values))
         table = Table(box=None, title=told, title_justify="left", title_style="", pad_edge=False)
         for name in ("trial", "", "images", self._metric):

@@ -29,15 +29,11 @@ from ray_gen.training.sources import class_names
 from ray_gen.training.state import State
 
 
-def resolved(experiment: Experiment, store: Store) -> Experiment:
+def resolved_search(experiment: Experiment, store: Store) -> Experiment:
     """The experiment with the fields that the data sets. A group size of auto stays auto: each
     trial sets it by its own batch size."""
-    given = experiment.model_dump(mode="json")
-    bare = experiment.model_copy(update={"search": None})
-    resolved = bare.resolved(store.image_shape, class_names(store), store.digest)
-    return resolved.with_values(
-        {"training.group_size": given["training"]["group_size"], "search": given["search"]}
-    )
+    size = experiment.training.group_size
+    return experiment.resolved(store.image_shape, class_names(store), store.digest, size)
 
 
 def trials_before(folder: Folder, experiment: Experiment) -> list[Trial]:
@@ -76,7 +72,7 @@ def trials_before(folder: Folder, experiment: Experiment) -> list[Trial]:
     return trials
 
 
-def check(experiment: Experiment, store: Store) -> None:
+def check_search(experiment: Experiment, store: Store) -> None:
     """Raises Refused if a value of the space cannot be built or the metric does not exist. Only the
     data and the classes of networks and objective can tell."""
     settings = experiment.search
@@ -106,8 +102,8 @@ def check(experiment: Experiment, store: Store) -> None:
     images = experiment.training.global_batch_size * every  # so every loss is due once
     short = ("images", "report_every_images", "checkpoint_every_images")
     changes: dict[str, Any] = {f"training.{name}": images for name in short}
-    one = bare.with_values({**changes, "training.compile": False})
-    one = one.with_fields(evaluation__every_images=None)
+    changes |= {"training.compile": False, "evaluation.every_images": None}
+    one = bare.with_values(changes)
     state = State.build(one, objective, World())
     (report,) = train(one, objective, state, store, World())
     if score_of(report.metrics, metric) is None:

@@ -30,9 +30,9 @@ from ray_gen.launch.driver import check_is_experiment, folder_of, interruptible,
 from ray_gen.launch.search.board import Board
 from ray_gen.launch.search.checks import (
     bundles_of_trials,
-    check,
+    check_search,
     of_a_trial,
-    resolved,
+    resolved_search,
     room_for,
     trials_at_once,
     trials_before,
@@ -44,7 +44,7 @@ from ray_gen.launch.search.trial import Shared, TrialProcess
 from ray_gen.runs.manifest import EXPERIMENT
 from ray_gen.runs.writer import STOP
 from ray_gen.searches.records import (
-    BEST,
+    BEST_EXPERIMENT,
     REPORT,
     SEARCH,
     TABLE,
@@ -55,7 +55,7 @@ from ray_gen.searches.records import (
     best_trial,
 )
 from ray_gen.storage import Folder, StorageError
-from ray_gen.training.build import better
+from ray_gen.training.build import better_of
 from ray_gen.training.sources import open_data
 
 TUNE = ".tune"
@@ -136,7 +136,7 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
     settings = experiment.search
     assert settings is not None
     metric = experiment.search_metric
-    mode = settings.mode or better(experiment, metric)
+    mode = settings.mode or better_of(experiment, metric)
     if mode is None:
         raise ExperimentError(
             [
@@ -148,9 +148,9 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
     with board, Claim(folder):
         board.say("reading data")
         store = open_data(experiment)
-        experiment = resolved(experiment, store)
+        experiment = resolved_search(experiment, store)
         trials = trials_before(folder, experiment)
-        check(experiment, store)
+        check_search(experiment, store)
         searched = Searched(folder.location, metric, mode, trials)
         study = Study(experiment, folder, trials, mode)
         if not study.goes_on:
@@ -179,7 +179,7 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
             folder.remove(STOP)
             try:
                 with interruptible(study.stop, board.say, folder.location):
-                    _run(study, shared, room, board)
+                    run_trials(study, shared, room, board)
             except Failed:
                 with suppress(OSError, StorageError):  # it must not hide the first error
                     _write_results(folder, experiment, searched)
@@ -192,7 +192,7 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
     return Searched(folder.location, metric, mode, trials, study.stopping.is_set())
 
 
-def _run(study: Study, shared: Shared, room: int, board: Board) -> None:
+def run_trials(study: Study, shared: Shared, room: int, board: Board) -> None:
     """Runs Tune. Starts it again if a lack of memory ended it."""
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # the table shows what failed
     board.begin(study.trials)
@@ -225,7 +225,7 @@ def _run_once(study: Study, shared: Shared, room: int, board: Board) -> str | No
 
     def fit() -> None:
         try:
-            _tuner(study, shared, room).fit()
+            tuner_of(study, shared, room).fit()
         except Exception:
             # As text: the frames of an exception would keep the trials' processes alive.
             failures.append(traceback.format_exc())
@@ -240,7 +240,7 @@ def _run_once(study: Study, shared: Shared, room: int, board: Board) -> str | No
     return failures[0] if failures else None
 
 
-def _tuner(study: Study, shared: Shared, room: int) -> Tuner:
+def tuner_of(study: Study, shared: Shared, room: int) -> Tuner:
     settings, share = study.settings, shared.share
     space: dict[str, Any] | None = None
     proposer = None
@@ -297,7 +297,7 @@ def _write_results(folder: Folder, experiment: Experiment, searched: Searched) -
         trained = Experiment.from_yaml(run.read_text(EXPERIMENT))
         trained = trained.with_fields(training__images=best.images)
         text = f"# {best.name} of {folder.name}: {searched.metric} {best.score:.6g}\n"
-        folder.write_text(BEST, text + trained.to_yaml())
+        folder.write_text(BEST_EXPERIMENT, text + trained.to_yaml())
     from ray_gen.searches.report import write_report  # its figures take a second to import
 
     write_report(folder, experiment, searched.trials, searched.mode)
@@ -325,4 +325,4 @@ def _tell(searched: Searched) -> None:
     print(f"  best:   {best.name}, {searched.metric} {best.score:.5g}  {values}")
     print(f"  look:   {at}/{REPORT}, ray-gen tensorboard {at}")
     print(f"  sample: ray-gen sample {searched.best_run} --count 64 --seed 0 --output grid.png")
-    print(f"  train:  ray-gen train {at}/{BEST}")
+    print(f"  train:  ray-gen train {at}/{BEST_EXPERIMENT}")

@@ -42,7 +42,7 @@ def scheduler_of(experiment: Experiment, mode: Mode, trials: Sequence[Trial]) ->
         return Median(**judged, grace_period=grace).remember(trials)
     if settings.scheduler == "pbt":
         space = settings.space
-        mutations = {path: _mutation(values) for path, values in space.items()}
+        mutations = {path: mutation_of(values) for path, values in space.items()}
 
         def within(config: dict[str, Any]) -> dict[str, Any]:
             values = config["trial"]["values"]
@@ -62,7 +62,7 @@ def scheduler_of(experiment: Experiment, mode: Mode, trials: Sequence[Trial]) ->
     return FIFOScheduler()
 
 
-def _mutation(values: Range) -> Any:
+def mutation_of(values: Range) -> Any:
     """A range in the form of population based training."""
     if values.choice is not None:
         return list(values.choice)

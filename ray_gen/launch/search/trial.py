@@ -42,7 +42,7 @@ from ray_gen.runs.checkpoints import (
     take_up_due,
 )
 from ray_gen.runs.manifest import EXPERIMENT, Manifest
-from ray_gen.runs.writer import METRICS, PROGRESS, SPREAD, STOP
+from ray_gen.runs.writer import METRICS_FILE, PROGRESS, SPREAD, STOP
 from ray_gen.searches.records import TRIALS, score_of
 from ray_gen.storage import Folder, StorageError
 from ray_gen.training.loop import ASKED
@@ -163,7 +163,7 @@ class TrialProcess(ray.tune.Trainable):
     def _judgements(self) -> Generator[dict[str, Any]]:
         began = time.monotonic()
         every, before, alike = self._shared.every_images, _saved(self._run), 0
-        train = _in_this_process if self._shared.share.workers == 1 else _on_workers
+        train = in_this_process if self._shared.share.workers == 1 else on_workers
         for metrics, stop in train(self._experiment(), self._run, self._shared):
             score, images = score_of(metrics, self._shared.metric), int(metrics["images"])
             if stop is None and (score is None or images // every == before // every):
@@ -189,8 +189,7 @@ class TrialProcess(ray.tune.Trainable):
             experiment = Experiment.from_yaml(found[0].read_text(EXPERIMENT))
         else:
             common = Experiment.from_yaml(self._shared.experiment)
-            experiment = common.with_values(self._values)
-            experiment = experiment.with_fields(training__group_size=experiment.group_size)
+            experiment = common.with_values(self._values).with_group_size()
         self._run.write_text(EXPERIMENT, experiment.to_yaml())
         return experiment
 
@@ -258,7 +257,7 @@ Judged = Iterator[tuple[Mapping[str, Any], str | None]]
 """Metrics of a report, and why the run ends there; None if it goes on."""
 
 
-def _in_this_process(experiment: Experiment, run: Folder, shared: Shared) -> Judged:
+def in_this_process(experiment: Experiment, run: Folder, shared: Shared) -> Judged:
     device = torch.device("cuda" if shared.share.gpu else "cpu")
     ended = None
     with explained(run):
@@ -276,7 +275,7 @@ def _in_this_process(experiment: Experiment, run: Folder, shared: Shared) -> Jud
         yield {"images": before["images"], **before["metrics"]}, before["stop"]
 
 
-def _on_workers(experiment: Experiment, run: Folder, shared: Shared) -> Judged:
+def on_workers(experiment: Experiment, run: Folder, shared: Shared) -> Judged:
     """The reports of a Ray Train, read from the files that its first worker writes into the run
     folder."""
     for file in (PROGRESS, DUE, snapshot_file()):  # as `train` does
@@ -331,6 +330,6 @@ def _of_newest(run: Folder) -> dict[str, Any]:
 def _lines(run: Folder) -> list[dict[str, Any]]:
     """The reports that a run folder holds."""
     try:
-        return [json.loads(line) for line in run.read_text(METRICS).splitlines()]
+        return [json.loads(line) for line in run.read_text(METRICS_FILE).splitlines()]
     except (FileNotFoundError, ValueError):
         return []

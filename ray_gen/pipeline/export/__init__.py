@@ -29,11 +29,11 @@ from ray_gen.pipeline.pretrained import (
     Weights,
     checked_weights,
     custom_targets,
-    finite,
+    finite_metrics,
     is_pretrained,
-    read,
     read_config,
-    write,
+    read_pretrained,
+    write_pretrained,
 )
 from ray_gen.runs.checkpoints import newest_checkpoint
 from ray_gen.runs.manifest import CheckpointError, Manifest
@@ -84,7 +84,7 @@ def export(
     files: list[ExportedFile] = []
     with _whole(target) as work:
         if "safetensors" in chosen:
-            write(work, experiment, objective, networks, facts)
+            write_pretrained(work, experiment, objective, networks, facts)
             difference = _reread(work, made)
             files.append(_file(work / CONFIG, "the experiment"))
             files.append(_file(work / MODEL, "the networks", difference))
@@ -144,7 +144,7 @@ def from_pretrained(
                 f"{name}: has classes that are not ray_gen's ({', '.join(targets)}); loading would "
                 "import and call them; if you trust its owner, give custom_classes=True"
             )
-    return kind(*read(folder, weights=weights, device=device))
+    return kind(*read_pretrained(folder, weights=weights, device=device))
 
 
 def push_to_hub(
@@ -244,12 +244,12 @@ def _opened(run: str | os.PathLike[str] | Model, weights: Weights) -> tuple[Mode
     found = newest_checkpoint(folder)
     pipeline = load_as(Model, found.location, weights=weights, device="cpu")
     manifest = Manifest.read(found)
-    return pipeline, Facts(weights, manifest.images, finite(manifest.metrics))
+    return pipeline, Facts(weights, manifest.images, finite_metrics(manifest.metrics))
 
 
-def _reread(folder: Path, made: Sequence[programs.Program]) -> float | None:
+def _reread(folder: Path, made: Sequence[programs.ModelProgram]) -> float | None:
     """The largest difference between the model and the model read from the folder."""
-    again, _ = programs.programs_of(Model(*read(folder, device="cpu")))
+    again, _ = programs.programs_of(Model(*read_pretrained(folder, device="cpu")))
     return max(
         (
             programs.check(MODEL, ours.expected, theirs.expected)

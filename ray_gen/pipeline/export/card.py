@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ray_gen.core import Objective
 from ray_gen.experiment import Experiment
-from ray_gen.pipeline.pretrained import Facts, custom_targets, finite, published
+from ray_gen.pipeline.pretrained import Facts, custom_targets, finite_metrics, published
 from ray_gen.version import __version__
 
 CARD = "README.md"
@@ -121,7 +121,7 @@ def _files(files: Sequence[ExportedFile]) -> str:
 
 
 def _metrics(facts: Facts) -> str:
-    found = finite(facts.metrics)
+    found = finite_metrics(facts.metrics)
     if not found:
         return ""
     rows = [f"| `{tag}` | {value:.6g} |" for tag, value in sorted(found.items())]

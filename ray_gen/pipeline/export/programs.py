@@ -93,7 +93,7 @@ class Encode(nn.Module):
 
 
 @dataclass(frozen=True)
-class Program:
+class ModelProgram:
     """One program, with test inputs and the original's outputs for them."""
 
     name: str
@@ -111,13 +111,13 @@ class Program:
 _Maker = Callable[[Objective, Networks, torch.dtype, Sequence[str]], nn.Module]
 
 
-def programs_of(pipeline: Model) -> tuple[list[Program], list[str]]:
+def programs_of(pipeline: Model) -> tuple[list[ModelProgram], list[str]]:
     """The programs of a model, and a sentence for each missing program.
 
     Does not change the pipeline's networks. They may be on any device.
     """
     objective = pipeline.objective
-    programs: list[Program] = []
+    programs: list[ModelProgram] = []
     missing: list[str] = []
     decodes = isinstance(objective, Encodes) or "decoder" in objective.sampled_from
     name = "decoder" if decodes else "generator"
@@ -151,7 +151,7 @@ def _program(
     of: _Inputs,
     outputs: Sequence[str] | None,
     pipeline: Model,
-) -> Program:
+) -> ModelProgram:
     experiment, objective, networks = pipeline.experiment, pipeline.objective, _used(pipeline)
     classes = experiment.label_count
     inputs = (*of.main, *(() if classes is None else (LABELS,)), *of.noise)
@@ -169,8 +169,8 @@ def _program(
             drawn_for[LABELS] = (numbers + count) % classes
         probes.append(tuple(drawn_for[key] for key in inputs))
     expected = tuple(_run(original, probe) for probe in probes)
-    needed = _needed(make, objective, _baked(networks).float(), probes[1], inputs)
-    return Program(
+    needed = _needed(make, objective, baked(networks).float(), probes[1], inputs)
+    return ModelProgram(
         name=name,
         module=make(objective, needed, torch.float32, inputs).eval(),
         inputs=tuple(key.replace(".", "_") for key in inputs),
@@ -217,7 +217,7 @@ def _run(
     return (out,) if isinstance(out, Tensor) else tuple(out)
 
 
-def _baked(networks: Networks) -> Networks:
+def baked(networks: Networks) -> Networks:
     """A copy with plain tensors instead of parametrised ones, of the same values.
 
     Does not use `remove_parametrizations`: it deletes the tensor from a class, and the copy and the
@@ -257,7 +257,7 @@ def _needed(
     return nn.ModuleDict(kept)
 
 
-def traced(program: Program) -> torch.export.ExportedProgram:
+def traced(program: ModelProgram) -> torch.export.ExportedProgram:
     """The program, traced for any number of images. Removes the example inputs and the paths of the
     traced source files."""
     batch = torch.export.Dim("batch")
@@ -273,7 +273,7 @@ def traced(program: Program) -> torch.export.ExportedProgram:
     return exported
 
 
-def write_torch(exported: torch.export.ExportedProgram, program: Program, path: Path) -> float:
+def write_torch(exported: torch.export.ExportedProgram, program: ModelProgram, path: Path) -> float:
     """Write a .pt2, read it back and run it. Returns the largest difference. Raises Failed."""
     with _quiet(path.name, "torch.export cannot write it"):
         torch.export.save(exported, path)
@@ -288,7 +288,7 @@ def missing_for_onnx() -> list[str]:
 
 
 def write_onnx(
-    exported: torch.export.ExportedProgram, program: Program, path: Path
+    exported: torch.export.ExportedProgram, program: ModelProgram, path: Path
 ) -> float | None:
     """Write a .onnx, read it back and run it. Returns the largest difference, or None if
     onnxruntime is not installed. Raises Failed."""

@@ -9,7 +9,7 @@ from ray_gen.searches.records import REPORT, Mode, Trial
 from ray_gen.searches.report.figures import curves, panels, parallel
 from ray_gen.searches.report.page import page
 from ray_gen.searches.report.results import Results
-from ray_gen.searches.report.sections import headline, pictures, table
+from ray_gen.searches.report.sections import headline, pictures, trials_table
 from ray_gen.storage import Folder
 
 
@@ -22,5 +22,5 @@ def write_report(
     body = headline(search, results)
     if results.judged:
         body += pictures(search, results) + panels(results) + parallel(results)
-    body += curves(results) + table(results)
+    body += curves(results) + trials_table(results)
     search.write_text(REPORT, page(f"{search.name}: {results.metric}", body))

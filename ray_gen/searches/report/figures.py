@@ -11,7 +11,7 @@ from typing import Any
 from ray_gen.searches.records import Trial
 from ray_gen.searches.report.page import ACCENT, DARK, FONT, INK, LINES, PALE, QUIET, section
 from ray_gen.searches.report.results import Results, finite, score_axis
-from ray_gen.searches.report.texts import number_of, plain, text
+from ray_gen.searches.report.texts import escaped, escaped_for_plotly, number_of
 
 Plot = dict[str, Any]
 """A part of a figure, in plotly's format."""
@@ -45,14 +45,14 @@ def panels(results: Results) -> str:
                 "line": {"width": 1.8, "color": colours},
             },
         }
-        x, y = {"title": plain(across.label), **across.layout()}, axis.layout()
+        x, y = {"title": escaped_for_plotly(across.label), **across.layout()}, axis.layout()
         plots += _plot(f"panel{index}", [marks], 240, xaxis=x, yaxis=y, dragmode="select")
     note = f"""0 <span class=scale></span> {most:,} images trained &ensp; ● done &ensp;
 ○ ended early &ensp; <em>●</em> the best<br>
 Drag over trials to see only them in all figures; double-click to see all."""
     if not all(math.isclose(axis.place(score) or 0.0, score) for score in results.scores):
         note += " Outliers are drawn at the edge."
-    title = f"{text(results.metric)} against each parameter"
+    title = f"{escaped(results.metric)} against each parameter"
     return section(title, note, f"<div class=panels>{plots}</div>")
 
 
@@ -75,7 +75,7 @@ def parallel(results: Results) -> str:
     texts: list[Plot] = []
     for index, axis in enumerate([*results.axes.values(), results.score]):
         at = {"x": index, "showarrow": False}
-        name = plain(axis.label).replace(".", ".<br>")
+        name = escaped_for_plotly(axis.label).replace(".", ".<br>")
         texts.append({**at, "y": 1.05, "yanchor": "bottom", "text": f"<b>{name}</b>"})
         for value, label in axis.ticks():
             share = axis.share(value) or 0.0
@@ -135,7 +135,7 @@ def curves(results: Results) -> str:
     y = score_axis("", seen, results.mode).layout()
     x: Plot = {"title": "images", "rangemode": "tozero", "tickformat": "~s"}
     plot = _plot("curves", traces, 380, xaxis=x, yaxis=y)
-    title = f"{text(results.metric)} while training"
+    title = f"{escaped(results.metric)} while training"
     note = "Darker lines have better last scores. Drag to zoom in, double-click to see all."
     return section(title, note, plot)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ray_gen.searches.report.texts import text
+from ray_gen.searches.report.texts import escaped
 
 INK, QUIET, LINES, ACCENT = "#22303c", "#6b7a88", "#e3e8ec", "#e8590c"
 FONT = "system-ui, sans-serif"
@@ -19,7 +19,7 @@ def page(title: str, body: str) -> str:
     """The whole file. The policy in its head forbids loading anything from outside the file."""
     from plotly.offline import get_plotlyjs
 
-    return f"""<!doctype html><html lang=en><meta charset=utf-8><title>{text(title)}</title>
+    return f"""<!doctype html><html lang=en><meta charset=utf-8><title>{escaped(title)}</title>
 <meta name=viewport content="width=device-width">
 <meta http-equiv=Content-Security-Policy content="default-src 'none'; img-src data: blob:;
 style-src 'unsafe-inline'; script-src 'unsafe-inline'">

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray_gen.experiment.search import Range, Search
 from ray_gen.searches.records import Mode, Trial, ranked, short_names
-from ray_gen.searches.report.texts import number_of, plain, shown
+from ray_gen.searches.report.texts import escaped_for_plotly, number_of, shown
 
 
 class Results:
@@ -36,7 +36,7 @@ class Results:
         )
         head = f"{trial.name}: {self.metric} {number_of(trial.score)}"
         lines = [head, f"{trial.state} after {trial.images:,} images", *values]
-        return "<br>".join(plain(line) for line in lines)
+        return "<br>".join(escaped_for_plotly(line) for line in lines)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Axis:
         """Values with labels: every choice, or round numbers (log axis), or ends and middle (linear
         axis)."""
         if self.choices is not None:
-            return [(choice, plain(shown(choice, 18))) for choice in self.choices]
+            return [(choice, escaped_for_plotly(shown(choice, 18))) for choice in self.choices]
         numbers = [self.low, (self.low + self.high) / 2, self.high]
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)

@@ -9,7 +9,7 @@ from ray_gen.searches.records import TRIALS
 from ray_gen.searches.report.importance import ENOUGH, TRUSTED, shares_of
 from ray_gen.searches.report.page import section
 from ray_gen.searches.report.results import Results
-from ray_gen.searches.report.texts import breakable, number_of, shown, text, time_of
+from ray_gen.searches.report.texts import breakable, escaped, number_of, shown, time_of
 from ray_gen.storage import Folder
 
 PICTURES = 4
@@ -30,15 +30,15 @@ def headline(search: Folder, results: Results) -> str:
         (time_of(sum(trial.seconds for trial in trials)), "of training"),
     ]
     told = "".join(f"<li><b>{n}</b> {what}" for n, what in facts if n != "0" or what == "trials")
-    top, facts_list = f"<p class=above>Search · {text(search.name)}</p>", f"<ul>{told}</ul>"
+    top, facts_list = f"<p class=above>Search · {escaped(search.name)}</p>", f"<ul>{told}</ul>"
     if not judged:
         all_failed = trials and states.count("failed") == len(trials)
         why = "all failed" if all_failed else "none was judged"
         return f"<header>{top}<h1>No trial has a score: {why}.</h1>{facts_list}</header>"
     best = judged[0]
-    values = "".join(f"<dt>{breakable(p)}<dd>{text(shown(v))}" for p, v in best.values.items())
-    return f"""<header>{top}<h1>{text(results.metric)} <em>{number_of(best.score)}</em></h1>
-<p>by <b>{text(best.name)}</b> after {best.images:,} images, the best of {len(judged)} judged;
+    values = "".join(f"<dt>{breakable(p)}<dd>{escaped(shown(v))}" for p, v in best.values.items())
+    return f"""<header>{top}<h1>{escaped(results.metric)} <em>{number_of(best.score)}</em></h1>
+<p>by <b>{escaped(best.name)}</b> after {best.images:,} images, the best of {len(judged)} judged;
 {"lower" if results.mode == "min" else "higher"} is better.</p>{facts_list}</header>
 <div class=two><section><h2>The best values</h2><dl>{values}</dl></section>
 <section><h2>Importance</h2>{_importance(results)}</section></div>"""
@@ -53,7 +53,7 @@ def _importance(results: Results) -> str:
     if not shares:
         return "<p>No estimate is possible: all scores or all values are equal or missing.</p>"
     bars = "".join(
-        f"<dt title='{text(path)}'>{breakable(results.axes[path].label)}"
+        f"<dt title='{escaped(path)}'>{breakable(results.axes[path].label)}"
         f"<dd><i style='width:{75 * share:.1f}%'></i>{share:.0%}"
         for path, share in shares.items()
     )
@@ -71,7 +71,7 @@ def pictures(search: Folder, results: Results) -> str:
     for trial in results.judged[:PICTURES]:
         png = _newest_samples(search / TRIALS / trial.name / "samples")
         if png is not None:
-            name, score = text(trial.name), number_of(trial.score)
+            name, score = escaped(trial.name), number_of(trial.score)
             tag = "em" if trial is results.judged[0] else "b"
             figures += f"""<figure><img alt='Samples of {name}'
 src='data:image/png;base64,{base64.b64encode(png).decode()}'>
@@ -86,13 +86,13 @@ def _newest_samples(folder: Folder) -> bytes | None:
     return folder.read_bytes(names[-1])
 
 
-def table(results: Results) -> str:
+def trials_table(results: Results) -> str:
     """All trials, by rank. A click on a heading sorts."""
     heads = ["", "trial", "state", results.metric, "images", "time"]
     titles = [*heads, *results.axes, "reason"]
     heads = [*heads, *(axis.label for axis in results.axes.values()), "reason"]
     top = "".join(
-        f"<th title='{text(t)}'>{breakable(h)}" for t, h in zip(titles, heads, strict=True)
+        f"<th title='{escaped(t)}'>{breakable(h)}" for t, h in zip(titles, heads, strict=True)
     )
     rows = ""
     for k, t in enumerate(results.trials):
@@ -108,8 +108,8 @@ def table(results: Results) -> str:
             *((v := t.values.get(path), shown(v)) for path in results.axes),
             (t.reason, t.reason or ""),
         ]
-        rows += f"<tr data-k={k} class='{text(t.state)}{best}'>" + "".join(
-            f"<td data-v='{text('' if v is None else str(v))}'>{text(s)}" for v, s in cells
+        rows += f"<tr data-k={k} class='{escaped(t.state)}{best}'>" + "".join(
+            f"<td data-v='{escaped('' if v is None else str(v))}'>{escaped(s)}" for v, s in cells
         )
     inner = f"<table><thead><tr>{top}<tbody>{rows}</table>"
     return section("All trials", "A click on a heading sorts.", f"<div class=wide>{inner}</div>")

@@ -29,16 +29,16 @@ def shown(value: Any, width: int = 60) -> str:
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
-def text(line: str) -> str:
+def escaped(line: str) -> str:
     """Escape text for the page, also for attributes in quotes."""
     return html.escape(line)
 
 
 def breakable(path: str) -> str:
     """Escape text for the page and allow line breaks after a dot or an underscore."""
-    return re.sub(r"([._])", r"\1<wbr>", text(path))
+    return re.sub(r"([._])", r"\1<wbr>", escaped(path))
 
 
-def plain(line: str) -> str:
+def escaped_for_plotly(line: str) -> str:
     """Escape text for plotly. plotly reads tags but does not know &quot;."""
     return html.escape(line, quote=False)
