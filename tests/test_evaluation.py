@@ -48,10 +48,10 @@ def model_of(this: Experiment, state: State) -> Subject:
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without a network."""
 
-    def fetched(url: str) -> Path:
-        raise Refused(f"evaluation.features.weights: {url} could not be fetched")
+    def downloaded(url: str) -> Path:
+        raise Refused(f"evaluation.features.weights: {url} could not be downloaded")
 
-    monkeypatch.setattr("ray_gen.evaluation.extractors.inception.fetched", fetched)
+    monkeypatch.setattr("ray_gen.evaluation.extractors.inception.downloaded", downloaded)
 
 
 @pytest.mark.parametrize("make", [vae, lambda *o: gan(*o, kind="dcgan")])
@@ -122,7 +122,7 @@ def test_without_weights_only_metrics_that_need_none_are_measured_and_the_reason
     scores = Evaluator(Evaluation(), store_8, "random", World()).scores(model)
     assert [score.name for score in scores] == ["sliced_wasserstein", "nearest_neighbour"]
     (why,) = scores.without
-    assert "could not be fetched" in why
+    assert "could not be downloaded" in why
     assert f"left out: {why}" in table([("run", scores)])
 
 
@@ -599,10 +599,10 @@ def test_after_an_interruption_the_measured_scores_are_kept(
 def test_the_reason_for_a_metric_left_out_names_options(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fetched(url: str) -> Path:
+    def downloaded(url: str) -> Path:
         raise Refused(f"evaluation.features.weights: {url}; ask evaluation.metrics for others")
 
-    monkeypatch.setattr("ray_gen.evaluation.extractors.inception.fetched", fetched)
+    monkeypatch.setattr("ray_gen.evaluation.extractors.inception.downloaded", downloaded)
     arguments = ["evaluate", str(run), "--features", "inception", "--count", "20"]
     ended = CliRunner().invoke(main, arguments)
     assert ended.exit_code == 0, ended.output

@@ -26,8 +26,12 @@ def table(runs: Sequence[tuple[str, Scores]], *, verbose: bool = False) -> str:
 
     verbose: also show the entries of single metrics.
     """
-    found = {score.name: score for _, scores in reversed(runs) for score in reversed(scores.scores)}
-    names = sorted(found, key=list(BETTER).index) if found.keys() <= BETTER.keys() else list(found)
+    found: dict[str, Score] = {}
+    for _, scores in runs:
+        for score in scores:
+            found.setdefault(score.name, score)
+    order = {name: place for place, name in enumerate(BETTER)}
+    names = sorted(found, key=lambda name: order.get(name, len(order)))
     rows = [["", *(run for run, _ in runs)]]
     for name in names:
         values = [{s.name: _cell(s) for s in scores}.get(name, "") for _, scores in runs]

@@ -20,7 +20,7 @@ from ray_gen.errors import Refused
 FIELD = "evaluation.features.weights"
 
 # Errors of the network, name server, firewall and disk. A wrong digest is a RuntimeError.
-_NOT_FETCHED = (OSError, RuntimeError, ValueError)
+_NOT_DOWNLOADED = (OSError, RuntimeError, ValueError)
 
 
 def downloaded(url: str) -> Path:
@@ -44,9 +44,9 @@ def downloaded(url: str) -> Path:
                 torch.hub.download_url_to_file(url, str(path), prefix, progress=False)
         finally:
             os.close(lock)
-    except _NOT_FETCHED as error:
+    except _NOT_DOWNLOADED as error:
         raise Refused(
-            f"{FIELD}: {url} could not be fetched ({error}); download it on another machine and "
+            f"{FIELD}: {url} could not be downloaded ({error}); download it on another machine and "
             f"set {FIELD} to its path"
         ) from error
     return path

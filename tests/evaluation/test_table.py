@@ -1,0 +1,71 @@
+"""The table that people read: values by runs, and how they were measured, once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray_gen.evaluation.scores import Score, Scores
+from ray_gen.evaluation.table import table
+
+
+def of_samples(name: str, value: float, run: str, spread: float | None = None, **own: Any) -> Score:
+    generated = {"run": run, "weights": "ema", "images": 100}
+    reference = {"data": "mnist5k", "split": "train", "images": 100}
+    return Score(name, value, spread, {"generated": generated, "reference": reference, **own})
+
+
+def run(name: str, *more: Score, without: tuple[str, ...] = ()) -> tuple[str, Scores]:
+    fid = of_samples("fid", 12.345678, name, extractor="net", warning="biased: few images")
+    kid = of_samples("kid", 0.5, name, 0.0123, extractor="net", subsets=10)
+    patches = of_samples("sliced_wasserstein", 4.0, name, unit="10^-3", patches_of_an_image=128)
+    return name, Scores((fid, kid, patches, *more), without)
+
+
+ELBO = Score("elbo", -100.0, 1.5, {"unit": "nats", "images": 20, "data": "mnist5k"})
+
+
+def test_a_row_is_a_value_and_a_column_a_run() -> None:
+    lines = table([run("a"), run("b", ELBO)]).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:6]]
+    assert cells[0] == ["", "a", "b"]
+    assert cells[2] == ["fid ↓", "12.346", "12.346"]
+    assert cells[3] == ["kid ↓", "0.5 ± 0.012", "0.5 ± 0.012"]
+    assert cells[4] == ["sliced_wasserstein ↓ (10^-3)", "4", "4"]
+    assert cells[5] == ["elbo ↑ (nats)", "", "-100 ± 1.5"]
+    assert len({len(line) for line in lines[:6]}) == 1  # they stand below each other
+    assert set(lines[1]) == {"|", "-", ":"}
+
+
+def test_what_all_have_in_common_is_told_once() -> None:
+    text = table([run("a"), run("b", ELBO)])
+    assert text.count("reference (data mnist5k, split train, images 100)") == 1
+    assert text.count("weights ema") == 1
+    assert "- a: generated run a" in text and "- b: generated run b" in text
+    assert text.count("- fid, kid: extractor net") == 1
+    assert text.count("- fid: biased: few images") == 1
+    assert text.count("- likelihood: ") == 1
+
+
+def test_only_verbose_tells_what_is_a_metrics_own() -> None:
+    runs = [run("a"), run("b")]
+    short, long = table(runs), table(runs, verbose=True)
+    assert "subsets 10" not in short and "patches of an image" not in short
+    assert "kid: extractor net, subsets 10" in long
+    assert "sliced_wasserstein: unit 10^-3, patches of an image 128" in long
+
+
+def test_what_was_left_out_is_one_line() -> None:
+    why = "fid, kid: there are no weights"
+    text = table([run("a", without=(why,)), run("b", without=(why,))])
+    assert [line for line in text.splitlines() if "left out" in line] == [f"- left out: {why}"]
+
+
+def test_a_score_that_no_metric_of_ours_has_stands_where_it_came() -> None:
+    mine = of_samples("mine", 1.0, "a")
+    assert [line.split()[1] for line in table([run("a", mine)]).splitlines()[2:6]] == [
+        "fid",
+        "kid",
+        "sliced_wasserstein",
+        "mine",
+    ]
+    assert table([("a", Scores(()))]).startswith("|")
