@@ -15,7 +15,7 @@ from torch import Tensor
 from ray_gen import losses
 from ray_gen.experiment import Experiment
 from ray_gen.experiment.networks import Network
-from ray_gen.experiment.objectives import ObjectiveSettings
+from ray_gen.experiment.objectives import Objective
 from ray_gen.noise import Tape
 from ray_gen.training.build import build_objective
 from tests.helpers import batches, gan, largest_difference, vae, weights
@@ -70,7 +70,7 @@ def test_a_step_reads_no_number_and_mixes_no_devices(family: str) -> None:
     runs_on_meta(FAMILIES[family], steps=12)
 
 
-@pytest.mark.parametrize("union", [ObjectiveSettings, Network], ids=["objectives", "networks"])
+@pytest.mark.parametrize("union", [Objective, Network], ids=["objectives", "networks"])
 def test_every_kind_that_ships_is_held_to_the_contract(union: Any) -> None:
     """A new objective or architecture joins FAMILIES in the commit that brings it."""
     (kinds, *_) = get_args(union)

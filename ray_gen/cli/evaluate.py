@@ -89,10 +89,16 @@ def _size(context: object, option: object, text: str | None) -> int | tuple[int,
     "--samples", type=click.IntRange(min=1), help="K of a VAE's importance-weighted bound."
 )
 @click.option("--weights", type=click.Choice(["ema", "raw"]), help="Weights that are evaluated.")
-@click.option("--seed", type=click.IntRange(min=0))
+@click.option("--seed", type=click.IntRange(min=0), help="Of samples, subsets and projections.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images in a network at once.")
-@click.option("--kid-subset-size", type=click.IntRange(min=2))
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--kid-subset-size", type=click.IntRange(min=2), help="Images in a subset of KID.")
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Ray workers. 1: in this process, without Ray.",
+)
 @click.option("--verbose", is_flag=True, help="Also show how each single value was measured.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file with every protocol.")
 def evaluate(
