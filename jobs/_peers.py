@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 class PerImage(Dataset[tuple[Tensor, int]]):
     """uint8 images (N, H, W, C), returned one by one as torchvision does: PIL, then transforms.
 
-    Leaves out the decoding of a file, which `ImageFolder` also does.
+    `ImageFolder` also decodes files. This class does not.
     """
 
     def __init__(

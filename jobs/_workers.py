@@ -194,8 +194,8 @@ class _Training:
 
 
 def choices(job: dict[str, Any], world: World) -> dict[str, Any]:
-    """Seconds a step of every choice, in turns, one block a round; the losses of each block; the
-    error of the gradients in bf16."""
+    """Times the choices in turns, one block a round. Returns the seconds per step and the losses of
+    each block, and the error of the gradients in bf16."""
     experiment = Experiment.from_yaml(job["experiment"])
     trainings = {
         name: _Training(experiment.with_fields(seed=int("seed 1" in name)), kind, world)

@@ -5,9 +5,9 @@
 Two models: a VAE of fully connected layers (784-400-(20, 20), batch 128, digits of 28 x 28) and
 DCGAN (64 x 64 RGB, z 100, width 64, batch 64), both with the recipes of pytorch/examples. Each
 contestant has its own process, with the same number of torch threads; while one works, the others
-wait. It is built and warmed up before the clock starts. Its block is the fixed number of steps that
-takes `--seconds` at its own pace. Rounds are interleaved (A B C D, A B C D, ...), and the table
-gives the median of images/s and the medians of the ratios within each round.
+wait. It is built and warmed up before the clock starts. A contestant's block is a fixed number of
+steps, chosen so that it takes about `--seconds`. Rounds are interleaved (A B C D, A B C D, ...),
+and the table gives the median of images/s and the medians of the ratios within each round.
 
     bare step         our step on one batch that already lies on the device: the limit
     ray_gen           our step on the batches of our data path
@@ -117,8 +117,8 @@ DENSE_BF16_PEAKS = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
-"""FLOP/s without sparsity, by a part of the device's name (vendors' data sheets). The longest part
-that matches counts."""
+"""FLOP/s without sparsity, by a part of the device's name (vendors' data sheets). If several parts
+match, the longest is used."""
 
 
 class Contestant(Protocol):
@@ -380,7 +380,7 @@ def ratio(row: Row, reference: Row) -> float:
 
 
 def table(rows: Sequence[Row], peak: float | None, *, shares: bool) -> str:
-    """The rows, as text. shares: with a column of the device's peak."""
+    """The rows, as text. shares: add a column with the share of the device's peak."""
     references = [row for name in REFERENCES for row in rows if row.name == name and row.installed]
     heads = ["images/s", "lowest", "highest", *(f"x {row.name}" for row in references)]
     heads += ["of bf16 peak"] if shares else []

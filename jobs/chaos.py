@@ -9,8 +9,8 @@ Prints a row for each fault: the seconds until a worker has taken a new step, an
 were trained again. Prints for each round whether the final weights equal those of the undisturbed
 run, bit for bit. Another run has its storage behind a server that goes away. The last run shrinks
 when a node leaves and grows when one joins. Exits with 1 if weights differ (in the last run: by
-more than rounding). Also exits with 1 if a fault lost more than one checkpoint interval, or two if
-a checkpoint was damaged or could not be written.
+more than rounding). Also exits with 1 if a fault lost more than one checkpoint interval. A fault
+that damages a checkpoint or keeps the run from writing one may lose two intervals.
 
 Needs the test extra. The full disk needs root, because it mounts a small file system. Without root
 that fault is left out.
@@ -52,7 +52,7 @@ INTERVAL = 4096
 """Images between two checkpoints: some three seconds."""
 ELASTIC_IMAGES = 800_000
 ROUNDING = 1e-6
-"""Largest ‖Δw‖ / ‖w‖ allowed: 6,250 steps in double precision may turn 1e-16 into it."""
+"""Largest ‖Δw‖ / ‖w‖ allowed: in 6,250 steps in double precision, 1e-16 may grow to this."""
 GIVEN_UP_SECONDS = 300.0
 
 SETTINGS = {
@@ -389,7 +389,7 @@ def disturbed(
         run.saves(run.saved, time.time())
         time.sleep(chance.uniform(3, 8))
         if run.ended or run.at >= 0.95 * run.images:
-            raise Hopeless(f"{run.name} ended before all faults were injected: more --images")
+            raise Hopeless(f"{run.name} ended before all faults were injected: raise --images")
         since = time.time()
         before = run.at
         getattr(injector, name)()
@@ -405,8 +405,8 @@ def disturbed(
 
 def over_network(run: Run, s3: Any, chance: random.Random) -> list[Injected]:
     """Trains a run whose storage is a server. The server goes away three times for a while, and
-    once until the run has given up; then the same command goes on. Seconds count until there is a
-    new checkpoint. Two intervals may be lost: a checkpoint is written while training goes on."""
+    once until the run has given up; then the same command goes on. The seconds end when there is
+    a new checkpoint. Two intervals may be lost: a checkpoint is written while training goes on."""
     rows: list[Injected] = []
     run.start()
     run.saves(0, time.time())
@@ -482,13 +482,13 @@ def elastic(folder: Path, machines: Machines) -> tuple[list[Injected], float]:
 
 
 def main() -> None:
-    """Runs rounds of faults and prints a table. The exit code says whether weights and losses are
-    as allowed."""
+    """Runs rounds of faults and prints a table. The exit code says whether the weights and the
+    numbers of lost images are as allowed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=240_000)
-    parser.add_argument("--only", help=f"of {', '.join(ALL)}")
+    parser.add_argument("--only", help=f"some of the faults: {', '.join(ALL)}")
     given = parser.parse_args()
     os.environ.update(SETTINGS)
     root = os.geteuid() == 0

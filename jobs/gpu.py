@@ -218,7 +218,7 @@ class Model:
     @cached_property
     def gradient_bound(self) -> float:
         """1e-3, or four times the error of the CPU's own float32 gradient if that is more. Where a
-        ReLU's input is nearly 0, rounding decides. For DCGAN at width 64 this is 5e-4."""
+        ReLU's input is nearly 0, rounding decides. For DCGAN at width 64 the error is 5e-4."""
         rounded, exact = (self.run(CPU, precision=p).gradients() for p in ("fp32", "fp64"))
         return max(1e-3, 4 * relative_difference(rounded, exact))
 

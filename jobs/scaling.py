@@ -259,10 +259,15 @@ def choices(
 @click.option("--only", type=click.Choice(list(MODELS)), help="one of the models")
 @click.option("--batch", type=int, help="global batch of strong scaling [the recipe's]")
 @click.option("--images-per-second", type=float, help="of one GPU at a large batch, measured")
-@click.option("--flops", default=0.13 * 989e12, show_default=True, help="a second, assumed")
+@click.option("--flops", default=0.13 * 989e12, show_default=True, help="FLOP/s of a GPU, assumed")
 @click.option("--kernel-us", default=5.0, show_default=True, help="launch of a kernel, assumed")
 @click.option("--gradient-bytes", default=4, show_default=True, help="2: bf16")
-@click.option("--hidden", default=0.0, show_default=True, help="share of an all-reduce, by buckets")
+@click.option(
+    "--hidden",
+    default=0.0,
+    show_default=True,
+    help="share of an all-reduce that the backward pass hides",
+)
 def predict(
     only: str | None,
     batch: int | None,

@@ -4,8 +4,8 @@
 
 The minimal script trains a linear layer with Adam on one worker and does nothing else. Both start
 their own local Ray with the same environment variables, one after the other, in pairs; the data of
-`vae-mnist5k` are decoded before. A run's first step counts from the moment when its worker first
-reports a step. Prints every pair, and the median of the ratios.
+`vae-mnist5k` are decoded beforehand. The first step of `ray-gen train` is the moment when its
+worker first reports a step. Prints every pair, and the median of the ratios.
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ def _shifted(uniform: Tensor, size: int) -> Tensor:
 
 
 def _cutout(images: Tensor, uniform: Tensor) -> Tensor:
-    """Set a rectangle with half the sides of the image to 0. Its centre may be anywhere in it."""
+    """Set a rectangle with half the sides of the image to 0. Its centre may be anywhere in the
+    image."""
     _, _, height, width = images.shape
     rows = _inside(uniform[:, 0], height)
     columns = _inside(uniform[:, 1], width)

@@ -127,9 +127,10 @@ class Noise:
 
 @dataclass(frozen=True)
 class NoiseOf:
-    """All the noise of one call of a network or own module. A phase declares, for example,
-    `{"fakes": NoiseOf("generator")}`. Its `batch.noise` then holds the generator's noise "layer_0"
-    as "fakes.layer_0", and `noise_of(batch.noise, "fakes")` gives the arguments of the call."""
+    """All the noise of one call of a network or of an objective's own module. A phase declares, for
+    example, `{"fakes": NoiseOf("generator")}`. Its `batch.noise` then holds the generator's noise
+    "layer_0" as "fakes.layer_0", and `noise_of(batch.noise, "fakes")` gives the arguments of the
+    call."""
 
     network: str
 
@@ -139,8 +140,8 @@ Noises = Mapping[str, Noise | NoiseOf]
 
 @runtime_checkable
 class TakesNoise(Protocol):
-    """A network or own module that takes random numbers: noise of layers, dropout, style mixing,
-    augmentation.
+    """A network, or an objective's own module, that takes random numbers: noise of layers, dropout,
+    style mixing, augmentation.
 
     Its call takes `noise=`, a mapping from the names in `noise` to tensors (N, *shape). The module
     never draws random numbers itself. What it declares may depend on its mode: dropout declares
@@ -167,7 +168,7 @@ def declared(noises: Noises, networks: Networks) -> dict[str, Noise]:
             found[name] = spec
             continue
         own = getattr(networks[spec.network], "noise", None)
-        if isinstance(own, Mapping):  # else `noise` may be a layer of that name
+        if isinstance(own, Mapping):  # if not, `noise` is something else, such as a layer
             found |= {f"{name}.{key}": of_network for key, of_network in own.items()}
     return found
 
@@ -479,8 +480,8 @@ class Bounds(Protocol):
 
 
 class PhaseModule(nn.Module):
-    """A module with buffers that training moves. `step.py` moves them once in each phase that
-    updates the module's network. A forward pass never moves them.
+    """A module with buffers that training updates. `step.py` updates them once in each phase that
+    updates the module's network. A forward pass never changes them.
 
     So running statistics and power iterations do not depend on the number of calls of a network, of
     micro-batches or of workers. A module whose new state needs random numbers declares them as
@@ -505,9 +506,9 @@ class PhaseModule(nn.Module):
     def end_phase(
         self, statistics: Tensor | None, noise: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Move the buffers. statistics: the sums over all ranks; a module that saw nothing in this
-        phase stays unchanged. noise: by the names of `phase_noise`, the same on every rank; not
-        passed if `phase_noise` is empty."""
+        """Update the buffers. statistics: the sums over all ranks; a module that saw nothing in
+        this phase stays unchanged. noise: by the names of `phase_noise`, the same on every rank;
+        not passed if `phase_noise` is empty."""
 
 
 def phase_modules(network: nn.Module, name: str = "") -> dict[str, PhaseModule]:

@@ -2,8 +2,8 @@
 
 Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in torch integer
 operations. A rank draws the numbers of its own images only, on any device, in any order. Nothing
-has to be saved. The integers are equal everywhere, the floats up to the rounding of their last
-operation. The 64-bit key is a hash of (seed, name). The 128-bit counter holds (block of four
+has to be saved. The integers are equal everywhere. The floats may differ in the rounding of their
+last operation. The 64-bit key is a hash of (seed, name). The 128-bit counter holds (block of four
 numbers, image, step).
 """
 
@@ -77,8 +77,8 @@ def uniform(word: Tensor) -> Tensor:
 
 
 def normal(word: Tensor) -> Tensor:
-    """An even number of words along the last axis to equally many N(0, 1) in float32 (Box and
-    Muller).
+    """32-bit words to N(0, 1) in float32, of the same shape (Box and Muller). The last axis has an
+    even number of words.
 
     Computed in float64 and rounded at the end, so that devices and vector widths agree on nearly
     every number. The radius uses all 32 bits, so the tails reach 6.6 standard deviations.

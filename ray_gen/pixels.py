@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 LEVELS = 256
-"""Of a pixel in a file: uint8, 0 to 255."""
+"""Number of values that a pixel in a file can have: uint8, 0 to 255."""
 
 
 def to_range(

@@ -58,7 +58,7 @@ class Component(Settings):
 def free(default: Any, *, but: str | None = None, **constraints: Any) -> Any:
     """A field that a resumed run may change. All other fields identify the run.
 
-    but: a value; a resumed run may change the field neither to it nor from it.
+    but: the exception. A resumed run may not change the field from or to this value.
     """
     return Field(default, json_schema_extra={"free": True, "but": but}, **constraints)
 
@@ -207,7 +207,7 @@ def kinds_at(path: list[str], root: type[Settings]) -> dict[str, type[Settings]]
 
 def _below(candidates: set[type[Settings]], part: str) -> set[type[Settings]]:
     """The classes in the field `part` of the candidates. If no candidate has such a field, `part`
-    is a key of a mapping; then the candidates themselves."""
+    is a key of a mapping, and the result is the candidates themselves."""
     children: set[type[Settings]] = set()
     for model in candidates:
         if part in model.model_fields:

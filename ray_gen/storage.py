@@ -240,7 +240,8 @@ class Folder:
             raise
 
     def exists(self, name: str = "") -> bool:
-        """Whether a file or folder of this name exists in it; without a name: whether it exists."""
+        """Whether a file or folder of this name exists here. Without a name: whether this folder
+        exists."""
         if self.is_local:
             return (self.path / name).exists()
         from pyarrow import fs
@@ -328,8 +329,8 @@ class Folder:
         self._tried(copy)
 
     def sizes(self, part: str) -> dict[str, int]:
-        """Sizes in bytes of the files behind a URI whose name contains `part`, at any depth, by
-        path in the folder. Skips a path that leads out of the folder."""
+        """Sizes in bytes, by path in the folder, of all files whose names contain `part`, at any
+        depth. Only for a URI. Skips a path that leads out of the folder."""
 
         from pyarrow import fs
 
@@ -367,7 +368,7 @@ def _copied(file: Path, target: Path) -> None:
     """Copy into the existing file: a reader such as TensorBoard holds it open."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        shutil.copyfile(file, target)  # no permissions: only its owner may read a temporary file
+        shutil.copyfile(file, target)  # without permissions: a temporary file is private
     except OSError:
         target.unlink(missing_ok=True)  # half a file is useless and takes space
         raise

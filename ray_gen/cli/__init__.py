@@ -20,8 +20,8 @@ from ray_gen.version import __version__
 
 
 class _Commands(click.Group):
-    """Prints an error that the user can fix as one message and exits with 2; for a failed run, with
-    1. Other errors keep their traceback."""
+    """Prints one message and exits: with 2 if the user can fix the error, with 1 for a failed run.
+    Other errors keep their traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -17,14 +17,18 @@ def data() -> None:
 @click.argument("destination")
 @click.argument("assignments", nargs=-1, metavar="[PATH=VALUE]...")
 @click.option(
-    "--shard-images", default=8192, show_default=True, type=click.IntRange(1), help="Per file."
+    "--shard-images",
+    default=8192,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Images per file.",
 )
 @click.option(
     "--group-images",
     default=256,
     show_default=True,
     type=click.IntRange(1),
-    help="Per row group. A row group is read at once.",
+    help="Images per row group. A row group is read at once.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the order of the images.")
 def convert(

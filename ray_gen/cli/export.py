@@ -18,7 +18,7 @@ def export(run: str, folder: str, weights: str, formats: str | None) -> None:
 
     \b
     safetensors  config.json and model.safetensors: for ray_gen and the Hugging Face hub
-    torch        generator.pt2, or decoder.pt2 and encoder.pt2: torch.export.load, no ray_gen
+    torch        generator.pt2, or decoder.pt2 and encoder.pt2: for torch without ray_gen
     onnx         the same as .onnx
 
     Images are in [0, 1], batches have any size. Each file is read back and compared with the run.

@@ -22,7 +22,8 @@ _ROWS = "A .png (one row per path), a .gif (forward and back), a .npz (uint8), o
 @click.option(
     "--rows",
     type=click.IntRange(min=1),
-    help="Number of rows. One sample number continues with the next ones [4, or as many as given].",
+    help="Number of rows. A single sample number stands for itself and the next ones [4, or one "
+    "for each given sample].",
 )
 @click.option("--steps", default=9, show_default=True, help="Images per row, with both ends.")
 @click.option("--straight", is_flag=True, help="Along straight lines instead of great circles.")

@@ -43,8 +43,8 @@ def read(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """images_NHWC uint8 and labels int64 (N,) or None, both views of the mapped file.
 
-    They come through DLPack, which does not know read-only memory. With a read-only numpy array,
-    torch would warn and then ignore the flag. In both cases, writing to them ends the process.
+    Writing to these tensors ends the process: the mapping is read-only, but DLPack does not
+    tell torch. A read-only NumPy array would not help: torch warns, and then ignores the flag.
     """
     import pyarrow as pa
 

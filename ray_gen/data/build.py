@@ -33,8 +33,8 @@ manifest changes."""
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 
-# Images and bytes of one task of a thread. Enough that the hand-over costs little next to the work
-# (64 images of 64×64 take 6 ms), and few enough that a task stays near 4 MiB.
+# Largest number of images, and of bytes, in one task of a thread. With 64 images (6 ms of work at
+# 64×64), the hand-over to the thread costs little. A task takes at most about 4 MiB.
 TASK_IMAGES, TASK_BYTES = 64, 4 << 20
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

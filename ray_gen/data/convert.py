@@ -1,6 +1,6 @@
 """Converts any source to sharded Parquet that can be streamed: one part at a time, in any process.
 
-Images are dealt to parts in random order, those of a Parquet source in whole row groups. So a row
+Images are dealt to parts in random order. A Parquet source is dealt in whole row groups. So a row
 group of the result is a sample of the data set. A part is one shard of each split, and a record
 that is written last.
 """

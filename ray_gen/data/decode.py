@@ -43,9 +43,10 @@ def decode(item: Item, wanted: Wanted, blamed: str) -> Pixels | CorruptImageErro
     or counts it.
 
     Damaged bytes raise almost anything in Pillow (OSError, SyntaxError, ValueError, struct.error,
-    its own errors). Only an OSError with a number comes from the file system, and the image is not
-    at fault: with a network drive away, skipping such images could skip a whole data set. This
-    raises DataError, with the field `blamed`. So does an image that does not fit the settings.
+    its own errors). Only an OSError with a number comes from the file system. It does not mean that
+    the image is corrupt, and it raises DataError with the field `blamed`: if a network drive fails,
+    skipping images could skip the whole data set. An image that does not fit the settings raises
+    DataError too.
     """
     try:
         image, label = item.load()

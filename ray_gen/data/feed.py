@@ -151,7 +151,7 @@ class Stored:
 
 def fits_device(images_NHWC: Tensor, device: torch.device) -> bool:
     """Whether images take at most a quarter of a GPU's free memory. On a CPU, whether they take at
-    most a quarter of the machine's memory: the memory map is indexed in place and then stays there.
+    most a quarter of the machine's memory: then all pages of the memory map can stay in memory.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

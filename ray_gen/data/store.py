@@ -25,8 +25,8 @@ from ray_gen.data.sources.parquet import Parquet
 from ray_gen.data.stream import Shards
 
 _LARGEST = 4
-"""Largest size of a row group of a stream, in windows. A larger one would need more memory than the
-window promises."""
+"""Largest number of rows in a row group of a stream, as a multiple of the window. A larger row
+group would need more memory than the window promises."""
 
 
 @dataclass(frozen=True)

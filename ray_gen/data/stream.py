@@ -1,10 +1,10 @@
 """Data larger than a node: row groups of Parquet files, read during training.
 
-A global batch has one stream per group. Each group takes its images from its own stream. Each epoch
-deals all row groups to the streams in random order. A stream reads its row groups in blocks, and
-gives the rows of a block in random order. So the order is a function of the seed alone. One worker
-reads each row group once per epoch, for any number of workers: a worker reads the streams of its
-groups.
+A global batch consists of groups of images (`training.group_size`). Each group of images takes its
+images from its own stream. Each epoch deals all row groups to the streams in random order. A stream
+reads its row groups in blocks, and gives the rows of a block in random order. So the order is a
+function of the seed alone. A worker reads only the streams of its own groups of images. So each row
+group is read once per epoch, by one worker, for any number of workers.
 """
 
 from __future__ import annotations
@@ -174,8 +174,8 @@ class Streamed:
     def _images(
         self, stream: int, position: int, reads: ThreadPoolExecutor
     ) -> Generator[tuple[_Loaded, int]]:
-        """For each image of one stream, its block and its place in it. Reads the next block
-        meanwhile."""
+        """Yields the images of one stream: for each, a block and the image's place in the block.
+        Reads the next block meanwhile."""
 
         def ordered() -> Iterator[tuple[list[Future[RowsInMemory]], list[int], int]]:
             for block, offset in self._order.blocks(stream, position):

@@ -76,7 +76,8 @@ class Sizes:
 class Embedding:
     """Sends the images of a pass through an extractor and keeps what metrics need.
 
-    Before `finish` it holds this rank's images, then those of all ranks, alike on every rank.
+    Before `finish` it holds values of this rank's images. After `finish` it holds those of all
+    images, the same on every rank.
     moments: of all vectors, float64 on the device. features (N, D), logits (N, K): float32 on the
     CPU, in the order of the images. None: not needed.
     """

@@ -46,7 +46,8 @@ class Subset:
     """A random part of a set of images, in the order of the set."""
 
     def __init__(self, images: Images, numbers: Tensor, seed: int) -> None:
-        """numbers: int64 (N,), those of the part. seed: chose them, for the description."""
+        """numbers: int64 (N,), of the images in the part. seed: the seed that chose them, for the
+        description."""
         self._images = images
         self._numbers: list[int] = numbers.tolist()
         self._seed = seed
@@ -74,7 +75,7 @@ class Subset:
 
 
 def subset_of(images: Images, count: int, seed: int, field: str) -> Images:
-    """`count` images of a set, chosen at random. If it has no more, the set itself.
+    """`count` images of a set, chosen at random. The set itself if it has exactly `count` images.
 
     Random, because a folder or a data set is often sorted by class. field: the setting with the
     count, for messages. Raises Refused if the set has fewer images.

@@ -35,7 +35,8 @@ def thumbnails(images: Tensor) -> Tensor:
 
 
 class Queries:
-    """A Consumer that keeps thumbnails of at most `IMAGES` images, this rank's on the device."""
+    """A Consumer that keeps thumbnails of this rank's images on the device: at most `IMAGES` over
+    all ranks."""
 
     def __init__(self, total: int, own: range) -> None:
         """total: images of the pass. own: the numbers of those that this rank sees."""

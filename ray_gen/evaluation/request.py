@@ -212,7 +212,7 @@ def _reference(
 
 def _data_of_export(location: str, experiment: Experiment) -> Data | None:
     """The data of an exported model. The export holds only the last part of a local path, so the
-    data is looked for in the current folder. None: the settings hold all, e.g. a URI."""
+    data is looked for in the current folder. None: the settings are enough, e.g. a URI."""
     data = experiment.absolute().data
     path = getattr(data, "path", "://")
     if "://" in path:

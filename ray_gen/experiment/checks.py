@@ -47,7 +47,9 @@ def _best_problems(experiment: Tree) -> Iterator[str]:
     mode = experiment.better(best.metric)
     if mode not in (None, best.mode):
         word = {"min": "lower", "max": "higher"}[mode or best.mode]
-        yield f"checkpoints.best.mode: a {word} {best.metric} is better, not {best.mode}"
+        yield (
+            f"checkpoints.best.mode: a {word} {best.metric} is better; use {mode}, not {best.mode}"
+        )
 
 
 def _lineage_problems(experiment: Tree) -> Iterator[str]:
@@ -56,7 +58,10 @@ def _lineage_problems(experiment: Tree) -> Iterator[str]:
     for number, change in enumerate(experiment.lineage):
         where = f"lineage.{number}"
         if change.images <= images:
-            yield f"{where}.images: {change.images} is not larger than {images}, the one before"
+            yield (
+                f"{where}.images: {change.images} is not larger than {images}, the images of the "
+                "change before"
+            )
         images = change.images
         for path in change.values:
             if not is_marked(experiment, path, "live"):

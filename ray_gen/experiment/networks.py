@@ -58,7 +58,7 @@ class NetworkSettings(Component):
         if conditions and not self.takes_conditions:
             return (
                 f"{kind} takes labels but not {' or '.join(conditions)}, and the objective gives "
-                "them; use mlp, or your own class (kind: custom)"
+                f"{' and '.join(conditions)}; use mlp, or your own class (kind: custom)"
             )
         return None
 

@@ -101,7 +101,7 @@ def _in_order(places: list[int]) -> None:
         raise ValueError("values: the first must begin at 0 images: [[0, 1.0], [50000, 0.5]]")
     for before, after in itertools.pairwise(places):
         if after <= before:
-            raise ValueError(f"values: {after} images are not more than {before}, the ones before")
+            raise ValueError(f"values: image counts must increase, but {after} follows {before}")
 
 
 class Steps(Settings):

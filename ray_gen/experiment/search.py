@@ -198,7 +198,7 @@ class Search(Settings):
     reduction_factor: int = Field(3, ge=2)
     """η of asha."""
     quantile: float = Field(0.25, gt=0.0, le=0.5)
-    """pbt: share of the trials that copy (the worst) and that they copy from (the best)."""
+    """pbt: this share of the trials, the worst, copies from the same share of the best."""
     seed: NonNegativeInt = 0
     """Seed of the chosen values. Weights and data use the experiment's seed."""
     perturbation: PositiveFloat = 1.25

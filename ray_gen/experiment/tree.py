@@ -134,8 +134,8 @@ class Tree(Settings):
             for step in (first, *sorted(begin for begin in begins if first < begin < end)):
                 images = step * self.training.global_batch_size
                 values = {path: count.at(images) for path, count in counts.items()}
-                # `lineage` is already applied. It could change the schedules that `values`
-                # replaces.
+                # Without `lineage`: it is already applied. Its checks would fail if it changes a
+                # part of a schedule that `values` replaces by a number.
                 known = {**values, "lineage": []}
                 stages.append((step, stage.with_values(known) if values else stage))
         return stages
@@ -193,7 +193,7 @@ class Tree(Settings):
         """A copy with the fields that only the data can give. Checks the class names against the
         data.
 
-        group_size: None settles it as a number; a search keeps "auto" for its trials.
+        group_size: None replaces "auto" by a number; a search keeps "auto" for its trials.
 
         An old digest belongs to the run that this experiment was copied from, so it is not checked
         here. The driver checks that a resumed run has the same data.

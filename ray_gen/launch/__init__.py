@@ -29,7 +29,7 @@ __all__ = ["Run", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: `launch.notice` does without torch, whose import takes seconds.
+    # Imported on first use: `launch.notice` needs no torch, whose import takes seconds.
     if name not in __all__:
         raise AttributeError(name)
     return getattr(importlib.import_module("ray_gen.launch.driver"), name)

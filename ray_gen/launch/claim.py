@@ -18,14 +18,15 @@ from ray_gen.storage import PATIENCE_SECONDS, Folder, StorageError
 FILE = "writer.json"
 BEAT_SECONDS = 5.0
 STALE_SECONDS = PATIENCE_SECONDS + 6 * BEAT_SECONDS
-"""Longer than a writer may spend on retries to a failing storage."""
+"""After this silence a writer on another machine counts as dead. Retries to a failing storage are
+shorter."""
 
 
 class Claim:
     """Holds a run for this process until it is released or the process dies.
 
-    Whether another writer is alive: on this machine its process shows it at once, on another
-    machine its heartbeats. Use as a context manager.
+    A writer on this machine is alive as long as its process exists. A writer on another machine is
+    alive as long as its heartbeats are recent. Use as a context manager.
     """
 
     def __init__(self, run: Folder, other: str = "another --name") -> None:
@@ -48,7 +49,7 @@ class Claim:
             raise Refused(
                 f"{self._run.location}: another process writes here (pid {other.get('pid')} on "
                 f"{other.get('host')}); wait for it, stop it, or choose {self._other}"
-                + (f". Once silent for {STALE_SECONDS:.0f} s it counts as dead" * elsewhere)
+                + (f". It counts as dead after {STALE_SECONDS:.0f} s of silence" * elsewhere)
             )
         self._write()
         time.sleep(0.05)  # if two start together, both write, and the later one gets the claim

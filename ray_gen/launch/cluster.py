@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: finds or starts it, and says what each worker gets of it."""
+"""The Ray cluster of a run: finds or starts it, and decides what each worker gets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Share:
 
     workers: int
     gpu: float
-    """GPUs of each: 0, 1, or a part of one that several share."""
+    """GPUs of each: 0, 1, or a fraction if several workers share a GPU."""
     cpus: int
     least: int | None = None
     """The fewest workers with which an elastic run goes on. None: it always needs all of them."""
@@ -106,7 +106,7 @@ def _running_cluster() -> str | None:
 
 def missed_on_a_cluster() -> list[str]:
     """Sentences about what a run on a cluster cannot do with this release of Ray. Empty on a local
-    Ray, where a user would not miss it."""
+    Ray, which ends together with its machine."""
     if hears_notices() or _running_cluster() is None:
         return []
     return [
@@ -224,8 +224,8 @@ def when_there(
 
 
 def bundles_of(experiment: Experiment) -> list[dict[str, float]] | None:
-    """The resources to request from the cluster: a bundle for each worker that a run needs at
-    least. None if the experiment does not say how many."""
+    """The resources to request from the cluster: one bundle per worker, for the fewest workers that
+    the run can start with, and one for evaluations beside. None if their number is not set."""
     workers = experiment.workers
     count = workers.count.min if isinstance(workers.count, Span) else workers.count
     if count == "auto":

@@ -39,8 +39,8 @@ def convert(
 
     With `image_size`, stores uint8 pixels of that size. Training reads them some ten times faster
     than it decodes files. Without it, stores the files unchanged. Writes only parts that are
-    missing. destination: folder or URI. shard_images: most images in a file. group_images: most
-    images in a row group. seed: of the images' order. Raises Refused.
+    missing. destination: folder or URI. shard_images: images in a file, at most.
+    group_images: images in a row group, at most. seed: of the images' order. Raises Refused.
     """
     folder = Folder(absolute_path(destination))
     folder.check_writable("another DESTINATION")

@@ -66,7 +66,7 @@ the last checkpoint, some 20 s."""
 
 
 def _before(ended: str) -> str:
-    """How a run ended that had already ended when it was started again."""
+    """Words for a run that is started again, but has already ended. ended: why it ended."""
     return "had seen all images before" if ended == ALL_SEEN else f"had ended before: {ended}"
 
 
@@ -129,7 +129,7 @@ def bounded(experiment: Experiment, share: Share) -> Experiment:
 
 
 def check_is_experiment(given: object) -> None:
-    """Raises TypeError, which says what to give instead."""
+    """Raises TypeError if `given` is not an Experiment, and says what to give instead."""
     if not isinstance(given, Experiment):
         raise TypeError(
             f"experiment: {given!r} is not an Experiment; ray_gen.recipe(NAME_OR_FILE, "
@@ -173,8 +173,8 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
             ended = finished(experiment, manifest.step, manifest.settled)
             if ended is not None:
                 return Run(run.location, manifest.images, _before(ended), dict(manifest.metrics))
-        # Ray's record of an earlier fit too: Ray would restore it, and would raise if a checkpoint
-        # is gone.
+        # The last file is Ray's record of an earlier fit. Ray would restore this record, and would
+        # raise if a checkpoint in it is gone.
         for file in (STOP, PROGRESS, DUE, snapshot_file()):
             run.remove(file)
         if store.skipped:

@@ -33,11 +33,11 @@ def evaluate(
     experiment's `data`, e.g. "folder:~/photos" or "mnist5k". None: the data that the run was
     trained on. split: "train" or "held_out", of the reference. None: `evaluation.reference` of the
     settings. image_size, channels, on_corrupt: as in an experiment's `data`, for pictures and their
-    reference. For a run, only on_corrupt, with a reference: the reference gets the run's size and
-    channels. workers: 1 evaluates in this process. More are Ray workers, each with a GPU if the
-    cluster has GPUs. They give the same values. progress: called with the first worker's share.
-    settings: fields of `evaluation` that replace the run's own, e.g. metrics=["fid"],
-    count=10_000. Raises Refused or Failed.
+    reference. A run takes only on_corrupt, and only with a reference. The reference then gets the
+    run's size and channels. workers: 1 evaluates in this process. More are Ray workers, each with a
+    GPU if the cluster has GPUs. They give the same values. progress: called with the progress of
+    the first worker. settings: fields of `evaluation` that replace the run's own, e.g.
+    metrics=["fid"], count=10_000. Raises Refused or Failed.
     """
     request = Request.of(
         run,

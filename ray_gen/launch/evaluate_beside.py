@@ -47,8 +47,8 @@ def evaluate_checkpoint(checkpoint: Checkpoint, **config: Any) -> dict[str, Any]
 
 
 def failures_beside(run: Folder) -> list[str]:
-    """Messages about a run's evaluations that failed or never ended. Afterwards no checkpoint is
-    kept for an evaluation."""
+    """Messages about a run's evaluations that failed or never ended. Also removes the marks that
+    keep checkpoints for evaluations."""
     told: list[str] = []
     for name in (run / EVALUATIONS).names():
         if name.endswith(".json"):

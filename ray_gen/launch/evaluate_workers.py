@@ -70,7 +70,7 @@ def evaluate_on_workers(request: Request, workers: int, progress: Progress) -> S
         except RayError as error:
             raise Failed(f"Ray ended the evaluation: {str(error).splitlines()[0]}") from error
         finally:
-            ray.kill(board)  # in a cluster that goes on, this ends the workers after Ctrl-C
+            ray.kill(board)  # without this, workers on a cluster would go on after Ctrl-C
     if found is None:
         raise Failed("the workers of the evaluation ended without scores")
     return Scores.from_json(found)

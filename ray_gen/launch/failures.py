@@ -29,8 +29,8 @@ class EndOnError(UserCallback):
 
 
 def is_of_ray(error: Exception) -> bool:
-    """Whether Ray raised it: its class, or a base of that, is defined in Ray. Ray Core and Ray
-    Train have no public base class of all their errors."""
+    """Whether the error is Ray's: Ray defines its class or one of its base classes. Ray Core and
+    Ray Train have no public base class of all their errors."""
     return any(base.__module__.partition(".")[0] == "ray" for base in type(error).__mro__)
 
 

@@ -31,7 +31,7 @@ METADATA = "http://169.254.169.254"
 """Where a machine of AWS, GCP or Azure asks about itself."""
 LOOK_SECONDS = 2.0
 SHORTEST = 30.0
-"""The least seconds that GCP and Azure leave; AWS leaves 120."""
+"""The fewest seconds that GCP and Azure leave; AWS leaves 120."""
 
 
 def _answer(url: str, method: str = "GET", **headers: str) -> str:
@@ -74,7 +74,7 @@ def _until(then: datetime) -> float:
 
 
 def noticed() -> float | None:
-    """Seconds until this machine is taken back; None while no cloud says that it is."""
+    """Seconds until this machine is taken back; None while no cloud has announced it."""
     for cloud in CLOUDS:
         try:
             left = cloud()

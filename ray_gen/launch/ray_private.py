@@ -1,7 +1,7 @@
 """Every private name of Ray that ray_gen uses. No other file touches one.
 
-A release of Ray may move or change any of them. The functions here then do without, and their
-docstrings say what that costs. Names are looked up when they are used, so no import can fail.
+A release of Ray may move or change any of them. The functions here then work without the name, and
+their docstrings say what that costs. Names are looked up when they are used, so no import can fail.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _find(name: str) -> Any:
 
 
 def silence_deaths() -> None:
-    """Keeps Ray from printing every worker's death on the driver, which it does even with
+    """Keeps Ray from printing every worker's death on the driver. Ray prints it even with
     log_to_driver=False. The progress line reports deaths.
 
     Without the name: Ray prints them, too.
@@ -43,8 +43,8 @@ def silence_deaths() -> None:
 
 
 def address_of_started_cluster() -> str | None:
-    """The address that the last `ray start` or `ray.init` on this machine left; None if none did.
-    The cluster may be gone.
+    """The address that the last `ray start` or `ray.init` on this machine wrote down; None if there
+    is no such address. The cluster may be gone.
 
     Without the name: reads the file that the documentation of `ray.init` names.
     """
@@ -110,7 +110,8 @@ def snapshot_file() -> str:
 
 
 def is_train_worker(title: bytes) -> bool:
-    """Whether a process of this title trains: Ray gives it the name of its class.
+    """Whether a process with this title trains. Ray writes the name of a worker's class in the
+    title of its process.
 
     Imports nothing of Ray. If the class has another name: False, so a pod's preStop ends at once,
     and a training loses what it did since its last checkpoint.

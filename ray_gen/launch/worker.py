@@ -162,7 +162,7 @@ def _written(
     writer: RunWriter | None,
     notice: Callable[[], object],
 ) -> Iterator[tuple[Report, Path | None]]:
-    """Yields the reports of the loop, and writes each one before."""
+    """Yields the reports of the loop. Writes each report before it yields the report."""
     evaluate = None
     evaluation = experiment.evaluation
     if evaluation.every_images is not None and evaluation.placement == "inline":
@@ -203,9 +203,10 @@ def evaluation_of(
     world: World,
     writer: RunWriter | None,
 ) -> Callable[[], dict[str, float]]:
-    """What measures the EMA's samples, on all workers together. Collective, as its calls are."""
+    """Returns a function that evaluates the EMA on all workers together. Making the function and
+    calling it are collective."""
     evaluator = Evaluator(experiment.evaluation, store, experiment.data.short_form, world)
-    # What cannot be measured is refused before training.
+    # Before training, refuse what cannot be measured.
     evaluator.checked(subject_of(experiment, objective, state.ema, {"weights": "ema"}))
 
     def evaluate() -> dict[str, float]:

@@ -68,7 +68,7 @@ def read_images(files: Iterable[Path], experiment: Experiment) -> Tensor:
         item = Item(key=file.name, name=str(file), split=None, load=partial(_load, file))
         try:
             decoded = decode(item, wanted, "images")
-        except DataError:  # too small for the crop; or not readable, then this raises again
+        except DataError:  # too small for the crop, or unreadable: then the next line raises
             decoded = decode(item, replace(wanted, center_crop=None), "images")
         if isinstance(decoded, CorruptImageError):
             raise Refused(f"{file}: cannot be decoded as an image: {decoded}")

@@ -17,7 +17,8 @@ from ray_gen.noise import draw_one, key_of
 
 
 def truncated(z: Tensor, prior: Noise, truncation: float | None) -> Tensor:
-    """Draws from a prior to draws from the same prior given |z| <= truncation.
+    """Turns draws z from a prior into draws from the same prior under the condition |z| <=
+    truncation.
 
     The truncation trick (Brock et al. 2019, BigGAN, section 3.1) trades variety for quality. The
     paper redraws the numbers outside. Here each number goes through the distribution function of

@@ -49,7 +49,7 @@ class Mixture:
     cholesky: Tensor
     """L: (K, D, D), lower triangular."""
     origin: Origin | None = None
-    """None: unknown. The mixture then fits any run."""
+    """None: unknown. The mixture is then accepted for any run."""
 
     def __repr__(self) -> str:
         return f"Mixture(components={len(self.weights)}, latent_size={self.latent_size})"
@@ -130,8 +130,8 @@ class Mixture:
         normal = Noise((self.latent_size,))
         epsilon = draw_one(normal, key_of(seed, "mixture", "z"), indices)
         moved = truncated(epsilon.double(), normal, truncation)
-        # Row by row, so that no latent depends on how many are drawn. The rounding of a matrix
-        # product does.
+        # Row by row, so that no latent depends on how many are drawn. A matrix product may round a
+        # row differently if the number of rows changes.
         spread = (self.cholesky[chosen] * moved[:, None]).sum(dim=2)
         return (self.means[chosen] + spread).float()
 

@@ -39,7 +39,7 @@ class Samples:
     def chosen(self, names: Sequence[int | Path]) -> Chosen:
         """The samples with these numbers, and these image files, encoded."""
         if any(isinstance(name, Path) for name in names):
-            self.pipeline.encoder()  # refuses first: without an encoder, labels do not help
+            self.pipeline.encoder()  # raises first: without an encoder, a class does not help
         z: list[dict[str, Tensor]] = []
         images: list[Tensor] = []
         labels = [self.label(name) for name in names]

@@ -199,8 +199,8 @@ class Walks(Model):
         return checked_levels(given, shapes, argument)
 
     def _decoded_rows(self, ways: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
-        """(N, steps, *shape) of each latent and one label for each row to (N, steps, C, H, W). All
-        images of a row share the same noise."""
+        """Images (N, steps, C, H, W) of latents (N, steps, *shape), with one label for each row.
+        All images of a row share the same noise."""
         rows, steps = next(iter(ways.values())).shape[:2]
         each = None if labels is None else labels.repeat_interleave(steps)
         numbers = torch.arange(rows).repeat_interleave(steps)

@@ -72,8 +72,8 @@ def newest_checkpoint(run: Folder) -> Folder:
 
 
 def whole(checkpoint: Folder) -> Folder | None:
-    """The whole checkpoint of this name: the folder itself, or its spare while it is replaced.
-    None if neither is whole."""
+    """The whole checkpoint of this name: the folder itself, or its spare (see `_spare`) if `commit`
+    has not finished. None if neither is whole."""
     if checkpoint.exists(MANIFEST):
         return checkpoint
     if checkpoint.name not in (BEST, DUE) and not _NAME.fullmatch(checkpoint.name):
@@ -180,8 +180,8 @@ def mend_best(run: Folder) -> None:
 
 
 def take_up_due(run: Folder) -> None:
-    """If a run failed during an evaluation, give the checkpoint of this evaluation its name. No
-    other process may write it meanwhile."""
+    """If a run failed during an evaluation, rename the checkpoint of this evaluation from `DUE` to
+    its `checkpoint_name`. No other process may write it meanwhile."""
     due = whole(run / DUE)
     if due is not None:
         name = checkpoint_name(Manifest.read(due).images)

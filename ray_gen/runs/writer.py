@@ -47,7 +47,7 @@ alike."""
 PICTURED = 64
 """Number of images in a grid."""
 EVENTS_BYTES = 4 * 2**20
-"""Size of an event file behind a URI at which a new file begins."""
+"""Behind a URI, an event file that is larger than this is closed, and a new one begins."""
 PACE_SECONDS = 30.0
 """Duration of training over which its pace is measured."""
 
@@ -131,8 +131,8 @@ class RunWriter:
         self._real_spread = _spread(self._real).clamp(min=1e-6)
 
     def _cut(self, images: int) -> None:
-        """Drop everything that an earlier attempt wrote after the checkpoint from which this one
-        starts. The writer of TensorBoard's events drops these itself: see `_tensorboard`."""
+        """This attempt starts from a checkpoint. Drop everything that an earlier attempt wrote
+        after it, except TensorBoard's events: their writer drops them (see `_tensorboard`)."""
         try:
             lines = self._run.read_text(METRICS_FILE).splitlines()
         except FileNotFoundError:
@@ -180,8 +180,8 @@ class RunWriter:
         discard(self._run, DUE)
 
     def checkpoint(self, metrics: Mapping[str, float]) -> Path:
-        """The checkpoint of this moment in a folder of this machine, which the caller deletes.
-        After an evaluation its files are there already, and only the manifest is written again."""
+        """Save a checkpoint to a local folder. The caller deletes the folder. After an evaluation
+        the files exist already (see `evaluating`), and only the manifest is written again."""
         folder, self._due = self._due, None
         if folder is None:
             return self._saved(metrics)
@@ -265,8 +265,8 @@ class RunWriter:
         commit(checkpoint, self._run, BEST)
 
     def _best_value(self, metric: str) -> float | None:
-        # It may be later than the checkpoint from which this run resumes, and still counts: the run
-        # repeats the same steps and reaches it again.
+        # The best checkpoint may be later than the one from which this run resumes. It counts: the
+        # run repeats the same steps and reaches it again.
         try:
             metrics = Manifest.read(self._run / BEST).metrics
         except (FileNotFoundError, CheckpointError):  # a StorageError reaches the caller
@@ -286,7 +286,7 @@ class RunWriter:
             if self._compared:  # each path is a field, or a section with all its fields
                 parts = tuple(f"{path}." for path in self._compared)
                 values = {p: v for p, v in values.items() if f"{p}.".startswith(parts)}
-            later = self._experiment.objective.evaluated or ()  # they come with checkpoints
+            later = self._experiment.objective.evaluated or ()  # scores that come with checkpoints
             tags = [*metrics, *(f"held_out/{name}" for name in later)]
             if self._experiment.evaluation.every_images is not None:
                 tags += [f"evaluation/{n}" for n in self._experiment.evaluation.score_names]

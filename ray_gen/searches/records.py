@@ -58,8 +58,8 @@ class Trial:
 
 
 def read_trials(search: Folder) -> list[Trial]:
-    """The trials of a search folder. None before the first trial. Raises Refused if the records are
-    missing, damaged or of another version."""
+    """The trials of a search folder. Empty before the first trial. Raises Refused if the records
+    are missing, damaged or of another version."""
     try:
         found = json.loads(search.read_text(RECORDS))
     except (FileNotFoundError, ValueError) as error:
@@ -123,7 +123,7 @@ def score_of(metrics: Mapping[str, float], name: str) -> float | None:
 
 
 def as_csv(trials: Sequence[Trial], metric: str) -> str:
-    """A row a trial: name, state, values, score."""
+    """One row per trial: name, state, values, score."""
     paths = list(dict.fromkeys(path for trial in trials for path in trial.values))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

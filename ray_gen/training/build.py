@@ -80,8 +80,8 @@ def import_target(target: str, field: str) -> Any:
 
 
 def class_of(target: str, field: str, *parts: str, of: type = object) -> type:
-    """A user's class with methods of these names. ray_gen calls what an experiment names only if it
-    is such a class, so somebody else's run folder cannot call arbitrary functions."""
+    """A user's class with methods of these names. ray_gen calls only such
+    classes, so an experiment from somebody else cannot call arbitrary functions."""
     v0_1.answer_to_old_modules()
     found = import_target(target, field)
     if isinstance(found, type) and issubclass(found, of):
@@ -149,8 +149,9 @@ def build_objective(experiment: Experiment) -> Objective:
 
 
 def better_of(experiment: Experiment, score: str) -> Literal["min", "max"] | None:
-    """Whether lower ("min") or higher ("max") values of a score are better. The settings say it, or
-    for a user's objective its class (`ray_gen.core.Evaluates.better`). None if neither does."""
+    """Whether lower ("min") or higher ("max") values of a score are better. The settings say
+    it. For a user's objective, its class may say it (`ray_gen.core.Evaluates`). None if neither
+    does."""
     said, settings = experiment.better(score), experiment.objective
     if said is None and isinstance(settings, CustomObjective):
         kind: Any = class_of(settings.target, "objective.target")
@@ -166,8 +167,8 @@ _PARTS = (
 
 
 def _check_calls(objective: Objective, field: str) -> None:
-    """Refuses methods with the arguments of 0.1: a user's class may subclass one of ours and still
-    have them."""
+    """Refuses methods with the arguments of 0.1. A user's class that subclasses one of ours may
+    still have such methods."""
     for name, given in (("sample", "latents"), ("reconstruct", "images")):
         method = getattr(objective, name, None)
         try:
@@ -183,7 +184,8 @@ def _check_calls(objective: Objective, field: str) -> None:
 
 
 def _own_modules(experiment: Experiment, objective: Objective) -> Mapping[str, nn.Module]:
-    """New own modules of the objective. Their initial weights are a function of the seed."""
+    """The objective's own modules, newly built. Their initial weights are a function of
+    the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(experiment.seed, "weights", "modules of the objective"))
         return objective.modules()
@@ -250,7 +252,7 @@ def _build_network(settings: Network, signature: Signature, name: str) -> nn.Mod
 def build_optimizers(
     experiment: Experiment, phases: Iterable[Phase], networks: Networks
 ) -> dict[str, PhaseOptimizer]:
-    """One optimiser a phase, over the parameters of the networks that the phase updates."""
+    """One optimiser for each phase, over the parameters of the networks that the phase updates."""
     return {
         phase.name: PhaseOptimizer(
             experiment.optimizers[phase.name],

@@ -1,7 +1,7 @@
 """Training as a generator of reports: no Ray, no files, no models.
 
-`train` yields only at steps that follow from the step count, or from what all ranks agreed on at a
-control step. So every rank has the same number of reports, and a collective report cannot deadlock.
+The step count, or what all ranks agreed on at a control step, decides whether `train` yields after
+a step. So every rank has the same number of reports, and a collective report cannot deadlock.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def finished(experiment: Experiment, step: int, settled: Mapping[str, float]) ->
 
 
 def at_rest(experiment: Experiment) -> str:
-    """The reason for the end of a run that its objective's own stopping rule ended."""
+    """Why a run ended, if the stopping rule of its objective ended it."""
     return experiment.objective.at_rest or "its objective has settled"
 
 
@@ -205,7 +205,8 @@ def _check_weights(state: State, world: World) -> None:
         raise Failed(
             f"the workers' weights differ at step {state.step}, first in {differing[0]}: a network "
             "or objective draws its own random numbers, or changes its buffers in forward passes; "
-            "declare them as `noise`, or use a PhaseModule (ray_gen.core)"
+            "declare the random numbers as `noise`, or change the buffers in a PhaseModule "
+            "(ray_gen.core)"
         )
 
 

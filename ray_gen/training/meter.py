@@ -1,6 +1,6 @@
 """Means of the values that terms report, kept on the device and read back once a report.
 
-A term's values, summed over images, are one column an update: one small operation, no host
+Each update adds a term's values, summed over images, to one column: one small operation, no host
 synchronisation. A report adds the columns up over all workers, in one call.
 """
 
@@ -21,7 +21,7 @@ class NonFiniteError(RuntimeError):
 
 
 class TagSums:
-    """Sums over a rank's images: one column an update of a block, one row a tag."""
+    """Sums over a rank's images: one column per update of a block, one row per tag."""
 
     def __init__(self, tags: int, block: Block, like: Tensor) -> None:
         self.block = block

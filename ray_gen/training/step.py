@@ -56,8 +56,8 @@ TermLoss = Callable[
     [Tensor, Tensor | None, dict[str, Tensor], dict[str, Tensor]],
     tuple[tuple[str, ...], Tensor, Tensor | None],
 ]
-"""(images, labels, noise, numbers) of a micro-batch to tags, sums over its images (tags, 1), and
-the term's part of the loss, or None if no loss is due. numbers: see `_PhaseRunner`."""
+"""Takes (images, labels, noise, numbers) of a micro-batch. Returns tags, sums over its images
+(tags, 1), and the term's part of the loss (None if no loss is due). numbers: see `_PhaseRunner`."""
 
 TermRun = Callable[
     [Tensor, Tensor | None, dict[str, Tensor], dict[str, Tensor]], tuple[tuple[str, ...], Tensor]
@@ -75,9 +75,9 @@ _LONGEST_PERIOD = 4096
 class _PhaseRunner:
     """A phase and all that it needs on this rank.
 
-    Its numbers are `_SEEN`, the optimiser's numbers and the terms' numbers. The terms' numbers are
-    the phase's own, by name, and the weights, by the names from `_weight`. A number that never
-    changes is a Python float, fixed in the program. The phase's own numbers are always tensors.
+    The optimiser gets its own numbers. The terms get `_SEEN`, the numbers of `Phase.numbers` by
+    name, and the weights by the names from `_weight`. A number that never changes is a Python
+    float, fixed in the program. But the numbers of `Phase.numbers` are always tensors.
     """
 
     def __init__(
@@ -300,7 +300,7 @@ class Step:
         record: Recorder | None = None,
     ) -> None:
         """record: called on each program before its first run; its result runs instead. With
-        `record`, the step does not seed torch's generators: a replay cannot repeat their draws."""
+        `record`, the step does not seed torch's generators: a replay could not seed them again."""
         training = experiment.training
         if record is not None and training.compile:
             raise Refused(

@@ -31,7 +31,7 @@ Z = "z"
 
 
 def answer_to_old_modules() -> None:
-    """Lets the classes of users import `Features` from `ray_gen.evaluators.base`, where it was."""
+    """Lets users' classes import `Features` from `ray_gen.evaluators.base`, its module in 0.1."""
     sys.modules.setdefault("ray_gen.evaluators", ModuleType("ray_gen.evaluators"))
     sys.modules.setdefault("ray_gen.evaluators.base", extractors)
 

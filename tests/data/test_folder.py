@@ -151,7 +151,7 @@ def test_each_folder_that_holds_no_data_set_has_its_sentence(tmp_path: Path) -> 
     write_classes(tmp_path / "half" / "train", {"a": 1})
     refused(tmp_path / "half", r"only folder in \S*half is train.*give \S*half/train")
     write(tmp_path / "half" / "test" / "0.png", noise(8, 8, 3))
-    refused(tmp_path / "half", r"train and test .*lay out both")
+    refused(tmp_path / "half", r"data\.path: \S*half .*train and test; lay out both")
     (tmp_path / "half" / "test" / "a").mkdir()
     (tmp_path / "half" / "test" / "0.png").rename(tmp_path / "half" / "test" / "a" / "0.png")
     write(tmp_path / "half" / "extra" / "0.png", noise(8, 8, 3))

@@ -54,7 +54,7 @@ class Source(Protocol):
 
     @property
     def field(self) -> str:
-        """The dotted field of the experiment that an error about an unreadable image names."""
+        """Dotted field of the experiment, for errors about unreadable images."""
         ...
 
     def identity(self) -> object:

@@ -21,7 +21,7 @@ class Mnist5k(Parquet):
 
     def identity(self) -> object:
         """Digests of the files (1.2 MB take 1 ms), not their times: a new installation of the
-        package changes these."""
+        package changes the times."""
         return {
             file.name: hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
             for file in sorted(_FOLDER.glob("*.parquet"))

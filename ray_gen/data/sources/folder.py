@@ -35,9 +35,9 @@ class ImageFolder:
 
     Sub-folders that hold images are the classes, in the order of their sorted names. Images
     directly in `path` have no labels. If `train` and one of `validation`, `valid`, `val` or `test`
-    exist, they are the data set's own splits, each laid out as above. If several of the latter
-    exist, the first in this order is held out, and the others are not read. Hidden files and
-    folders are ignored.
+    exist, they are the data set's own splits, each laid out as above. If several of these
+    held-out names exist, the first in this order is held out, and the others are not read. Hidden
+    files and folders are ignored.
     """
 
     kind = "folder"
@@ -118,8 +118,8 @@ class ImageFolder:
         ]
         if len({file.class_name is None for file in files}) > 1:
             raise DataError(
-                f"data.path: of train and {held_out} in {self.root}, one has class folders and the"
-                " other has none; lay out both in the same way"
+                f"data.path: {self.root} has class folders in only one of train and {held_out};"
+                " lay out both in the same way"
             )
         return files
 
@@ -143,7 +143,8 @@ class ImageFolder:
         if loose and classed:
             raise DataError(
                 f"data.path: {folder} has images beside class folders that hold images"
-                f" ({loose.path}, {classed.path}); move them into a class folder, or away"
+                f" ({loose.path}, {classed.path}); move the loose images into a class folder, or"
+                " away"
             )
         return files
 

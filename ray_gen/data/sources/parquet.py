@@ -142,9 +142,10 @@ class Parquet:
     `image_column` names the image column. Default: the only column of encoded images (binary, or
     Hugging Face's struct<bytes, path>). `label_column` names the label column. Default: `label`, if
     it exists and holds integers or strings. Strings become classes in the order of their sorted
-    names. Shards form the data set's own splits if their names, or the names of their folders,
-    begin with `train` and with `validation`, `valid`, `val` or `test`. If several of the latter
-    exist, the first in this order is held out, and the others are not read.
+    names. The data set has its own splits if the names of some shards (or of their folders)
+    begin with `train`, and the names of others with `validation`, `valid`, `val` or `test`. If
+    several of these held-out names exist, the first in this order is held out, and the others are
+    not read.
     """
 
     kind = "parquet"

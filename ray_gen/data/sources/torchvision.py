@@ -53,8 +53,8 @@ class TorchvisionDataset:
     def identity(self) -> object:
         """Does not import torchvision (7 to 9 s), so an existing store opens without it.
 
-        The data set's class chooses its files, and they may not exist yet. So the listing names
-        them, not this key.
+        The data set's class chooses its files, and they may not exist yet. So this key does not
+        contain them; `Listing.watched` does.
         """
         try:
             version = importlib.metadata.version("torchvision")

@@ -23,7 +23,7 @@ class NearestNeighbour(Metric[Settings]):
     compares_pixels = True
 
     def check(self) -> None:
-        """There are training images. Under "auto" there are held-out images, too."""
+        """Training images must exist. Under "auto", held-out images must exist, too."""
         sets = self.given.sets
         if "training" not in sets:
             raise Lacking(

@@ -15,7 +15,7 @@ from ray_gen.launch.progress import LOG_SECONDS
 from ray_gen.searches.records import Mode, Trial, ranked, short_names
 
 ROWS = 14
-"""Most trials shown: running trials first, then the best."""
+"""The table shows at most this many trials: running trials first, then the best."""
 
 
 class Board:

@@ -1,5 +1,5 @@
-"""Before the first trial of a search: its data, the trials of an earlier search of the same name,
-whether each value can be built, and what a trial gets."""
+"""Checks before the first trial of a search: of its data, of an earlier search of the same name, of
+each value, and of the room in the cluster."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from ray_gen.training.state import State
 
 
 def resolved_search(experiment: Experiment, store: Store) -> Experiment:
-    """The experiment with the fields that the data sets. A group size of auto stays auto: each
-    trial sets it by its own batch size."""
+    """The experiment, with the fields that depend on the data filled in. A group size of auto stays
+    auto: each trial sets it by its own batch size."""
     size = experiment.training.group_size
     return experiment.resolved(store.image_shape, class_names(store), store.digest, size)
 
@@ -117,7 +117,7 @@ def check_search(experiment: Experiment, store: Store) -> None:
 
 
 def _check_evaluation(experiment: Experiment, metric: str, store: Store) -> None:
-    """Whether an evaluation of this experiment measures the metric."""
+    """Raises ExperimentError if an evaluation of this experiment does not measure the metric."""
     objective = build_objective(experiment)
     state = State.build(experiment, objective, World())
     evaluator = Evaluator(experiment.evaluation, store, experiment.data.short_form, World())
@@ -201,7 +201,7 @@ def room_for(experiment: Experiment) -> tuple[Share, int]:
 
 
 def trials_at_once(experiment: Experiment) -> int:
-    """The number of trials for which nodes are requested if there is room for none."""
+    """If the cluster has no room for a trial, nodes are requested for this many trials."""
     settings = experiment.search
     assert settings is not None
     return 1 if settings.concurrent == "auto" else min(settings.concurrent, settings.total)

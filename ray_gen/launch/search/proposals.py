@@ -23,7 +23,7 @@ from ray_gen.searches.records import Trial
 class Proposer(Searcher):
     """Proposes interrupted trials first, then new ones until there are enough.
 
-    begin: makes a trial with a name from its values. Returns None if the search is to end. The
+    begin: makes a trial from its values, and names it. Returns None if the search is to end. The
     proposer knows ended trials from the records of the search. It unpickles nothing.
     """
 

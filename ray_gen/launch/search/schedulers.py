@@ -70,7 +70,7 @@ def mutation_of(values: Range) -> Any:
 
 
 class _Remembers(TrialScheduler):
-    """A scheduler that knows judgements from before it was made. It does not decide about them
+    """A scheduler that takes over the judgements of an earlier start. It does not decide about them
     again."""
 
     def __init__(self, **settings: Any) -> None:
@@ -118,8 +118,8 @@ class Median(_Remembers, MedianStoppingRule):
         return super().on_trial_result(tune_controller, trial, result)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Tune reports the judgement that stopped a trial a second time here. A failed trial may
-        have no judgement."""
+        """Tune has already reported the judgement that stopped a trial, and reports it here again.
+        A failed trial may have no judgement."""
         if "score" in result and self.latest.get(trial) != result["images"]:
             self.latest[trial] = result["images"]
             super().on_trial_complete(tune_controller, trial, result)

@@ -114,8 +114,8 @@ class Study(Callback):
         images = int(result["images"])
         record.seconds = self._spent.get(record.name, 0.0) + float(result.get("seconds", 0.0))
         if "score" in result:
-            # Drop judgements at this point or later: they are of the weights before the trial took
-            # over another's.
+            # Drop judgements at this point or later: they judged old weights. The trial has since
+            # taken over the weights of another trial.
             record.history = [point for point in record.history if point[0] < images]
             record.images, record.score = images, float(result["score"])
             record.history.append((record.images, record.score))
@@ -171,5 +171,5 @@ def _error_of(trial: Any) -> str:
     lines = [line for line in text.rpartition("Failure # ")[2].splitlines()[1:] if line.strip()]
     if not lines:
         return "it did not say why"
-    # Of a traceback its last line.
+    # The last line of a traceback names the error.
     return lines[-1].strip() if "ray::" in lines[0] else lines[0].strip()

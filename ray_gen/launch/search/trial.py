@@ -223,11 +223,11 @@ def adopt(run: Folder, checkpoint: Path, donor: str, values: Mapping[str, Any]) 
     if found and found[0].name > checkpoint_name(images):
         ours = Experiment.from_yaml(found[0].read_text(EXPERIMENT))
         if _has_adopted(ours, donor, images, values):
-            return  # this was done before: the process died after it had trained on
+            return  # already adopted: then the process trained further, and died
     before = theirs.stages()[-1][1]
     changed = {path: new for path, new in values.items() if before.value_at(path) != new}
     lineage = list(theirs.lineage)
-    if lineage and lineage[-1].images == images:  # the donor took over here, and did not train on
+    if lineage and lineage[-1].images == images:  # the donor has not trained since its take-over
         changed = {**lineage.pop().values, **changed}
     lineage.append(Change(images=images, values=changed, source=donor))
     experiment = theirs.with_fields(lineage=[c.model_dump(mode="json") for c in lineage])

@@ -210,8 +210,8 @@ def _chosen(formats: Sequence[str] | None) -> tuple[list[str], list[str]]:
         return [f for f in FORMATS if f != "onnx" or not lacking], [sentence] if lacking else []
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
-        what = repr(unknown[0]) if unknown else "nothing"
-        raise Refused(f"--formats: {what} is not one of {', '.join(FORMATS)}")
+        what = f"{unknown[0]!r} is not one of" if unknown else "is empty; give some of"
+        raise Refused(f"--formats: {what} {', '.join(FORMATS)}")
     if "onnx" in formats and lacking:
         raise Refused(f"--formats: {sentence}")
     return list(formats), []

@@ -1,4 +1,5 @@
-"""The report of a search: one HTML file. It needs no network, and its policy forbids one."""
+"""The report of a search: one HTML file. It loads nothing from outside, and its policy
+forbids that."""
 
 from __future__ import annotations
 

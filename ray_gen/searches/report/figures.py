@@ -58,7 +58,7 @@ Drag over trials to see only them in all figures; double-click to see all."""
 
 def parallel(results: Results) -> str:
     """Parallel coordinates: one line per trial, through its values to its score, the best at the
-    top. Not plotly's own: they need WebGL and show no hover text."""
+    top. Does not use plotly's own type of figure: it needs WebGL and shows no hover text."""
     flipped = results.mode == "min"
     traces: list[Plot] = []
     for k, trial in reversed([*enumerate(results.judged)]):

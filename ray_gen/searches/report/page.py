@@ -75,25 +75,45 @@ tr.lit {{ background: #eef3f8 }}
 """
 
 SCRIPT = """
-// Highlights trials in all figures and in the table: the one under the pointer, or those in a
-frame. const plots = [...document.querySelectorAll('.js-plotly-plot')]; const rows =
-[...document.querySelectorAll('tbody tr')]; const all = (selector, act) =>
-document.querySelectorAll(selector).forEach(act); let held = []; function light(trials) { const lit
-= (element, k) => element.classList.toggle('lit', trials.includes(k));
-document.body.classList.toggle('dim', trials.length > 0); all('.scatterlayer .trace', e => lit(e,
-e.__data__?.[0]?.trace.meta)); all('.points path', e => lit(e, e.__data__?.data)); rows.forEach(row
-=> lit(row, +row.dataset.k)); } function inside(plot, {x, y}) { const within = (value, [a, b]) =>
-Math.min(a, b) <= value && value <= Math.max(a, b); return plot.data.flatMap(({x: xs, y: ys, meta,
-customdata}) => xs.flatMap((_, i) => within(xs[i], x) && within(ys[i], y) ? [meta ?? customdata[i]]
-: [])); } for (const plot of plots) { plot.on('plotly_hover', ({points: [p]}) => light([p.data.meta
-?? p.customdata])); plot.on('plotly_unhover', () => light(held)); plot.on('plotly_deselect', () =>
-light(held = [])); plot.on('plotly_selected', event => { if (!event?.range) return;
-plots.filter(other => other !== plot && other.layout.selections?.length) .forEach(other =>
-Plotly.relayout(other, {selections: []})); light(held = inside(plot, event.range)); }); }
-rows.forEach(row => { row.onmouseenter = () => light([+row.dataset.k]); row.onmouseleave = () =>
-light(held); }); all('th', (head, column) => head.onclick = () => { const sign = head.sign =
--(head.sign ?? -1); const value = row => row.cells[column].dataset.v; rows.sort((a, b) => { const
-[x, y] = [value(a), value(b)]; if (x === '' || y === '') return (x === '') - (y === ''); return sign
-* (isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y); }).forEach(row =>
-row.parentNode.append(row)); });
+// Highlights trials in all figures and in the table: under the pointer, or in a frame.
+const plots = [...document.querySelectorAll('.js-plotly-plot')];
+const rows = [...document.querySelectorAll('tbody tr')];
+const all = (selector, act) => document.querySelectorAll(selector).forEach(act);
+let held = [];
+function light(trials) {
+  const lit = (element, k) => element.classList.toggle('lit', trials.includes(k));
+  document.body.classList.toggle('dim', trials.length > 0);
+  all('.scatterlayer .trace', e => lit(e, e.__data__?.[0]?.trace.meta));
+  all('.points path', e => lit(e, e.__data__?.data));
+  rows.forEach(row => lit(row, +row.dataset.k));
+}
+function inside(plot, {x, y}) {
+  const within = (value, [a, b]) => Math.min(a, b) <= value && value <= Math.max(a, b);
+  return plot.data.flatMap(({x: xs, y: ys, meta, customdata}) =>
+    xs.flatMap((_, i) => within(xs[i], x) && within(ys[i], y) ? [meta ?? customdata[i]] : []));
+}
+for (const plot of plots) {
+  plot.on('plotly_hover', ({points: [p]}) => light([p.data.meta ?? p.customdata]));
+  plot.on('plotly_unhover', () => light(held));
+  plot.on('plotly_deselect', () => light(held = []));
+  plot.on('plotly_selected', event => {
+    if (!event?.range) return;
+    plots.filter(other => other !== plot && other.layout.selections?.length)
+      .forEach(other => Plotly.relayout(other, {selections: []}));
+    light(held = inside(plot, event.range));
+  });
+}
+rows.forEach(row => {
+  row.onmouseenter = () => light([+row.dataset.k]);
+  row.onmouseleave = () => light(held);
+});
+all('th', (head, column) => head.onclick = () => {
+  const sign = head.sign = -(head.sign ?? -1);
+  const value = row => row.cells[column].dataset.v;
+  rows.sort((a, b) => {
+    const [x, y] = [value(a), value(b)];
+    if (x === '' || y === '') return (x === '') - (y === '');
+    return sign * (isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y);
+  }).forEach(row => row.parentNode.append(row));
+});
 """
