@@ -31,8 +31,10 @@ class FileReporter:
     @pytest.hookimpl(wrapper=True)
     def pytest_report_teststatus(self, report: pytest.TestReport):
         category, letter, word = yield
-        if not isinstance(report, pytest.TestReport):
+        # Asked for the second time, it is for the summary at the end.
+        if not isinstance(report, pytest.TestReport) or hasattr(report, "is_counted"):
             return category, letter, word
+        report.is_counted = True
         self._outcomes[_file_of(report.nodeid)][category] += 1
         return category, "", ""
 

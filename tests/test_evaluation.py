@@ -399,7 +399,10 @@ def test_data_that_changed_since_is_refused(tmp_path: Path) -> None:
     ("best", "sentence"),
     [
         ("{metric: likelihood, mode: max}", "no held-out score 'likelihood'"),
-        ("{metric: fid, mode: max}", r"checkpoints\.best\.mode: a lower fid is better; use min, not max"),
+        (
+            "{metric: fid, mode: max}",
+            r"checkpoints\.best\.mode: a lower fid is better; use min, not max",
+        ),
     ],
 )
 def test_a_best_checkpoint_by_an_unknown_score_or_mode_is_refused(best: str, sentence: str) -> None:

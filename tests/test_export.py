@@ -317,7 +317,7 @@ def test_a_file_that_differs_from_the_run_is_an_error_and_nothing_is_left(
 
 def test_numbers_that_are_none_are_no_agreement() -> None:
     nan = torch.full((2, 1), float("nan"))
-    with pytest.raises(Failed, match="by nan .* 2 images"):
+    with pytest.raises(Failed, match=r"by nan .* 2 images"):
         programs.check("a.onnx", [[torch.zeros(2, 1)]], [[nan]])
     with pytest.raises(Failed, match=r"\(2, 1\) .* \(2,\)"):
         programs.check("a.onnx", [[torch.zeros(2)]], [[nan]])
@@ -370,7 +370,7 @@ def test_a_full_disk_leaves_nothing(run: Path, tmp_path: Path, monkeypatch) -> N
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(Refused, match="out: .*No space left on device"):
+    with pytest.raises(Refused, match=r"out: .*No space left on device"):
         export(run, tmp_path / "out", formats=["safetensors"])
     assert list(tmp_path.iterdir()) == []
 
@@ -541,7 +541,7 @@ def test_a_model_is_pushed_in_one_commit(run: Path, monkeypatch) -> None:
         raise PermissionError("401")
 
     monkeypatch.setattr(Api, "create_repo", denied)
-    with pytest.raises(Refused, match="^me/model: .* 401"):
+    with pytest.raises(Refused, match=r"^me/model: .* 401"):
         push_to_hub(run, "me/model")
 
 

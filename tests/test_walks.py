@@ -231,9 +231,9 @@ def test_a_mixture_is_for_the_weights_that_it_was_fitted_to(
     assert torch.equal(exported.sample(3, seed=1, prior=mixture), sampled)
     other = EXPERIMENTS["vae"].with_fields(seed=7)
     theirs = ray_gen.load(saved(other, store_8, tmp_path / "theirs"))
-    with pytest.raises(Refused, match="mixture .* vae, .* theirs"):
+    with pytest.raises(Refused, match=r"mixture .* vae, .* theirs"):
         theirs.sample(2, prior=mixture)
-    with pytest.raises(Refused, match="mixture .* vae, .* theirs"):
+    with pytest.raises(Refused, match=r"mixture .* vae, .* theirs"):
         theirs.latents(2, prior=mixture)
     raw = ray_gen.load(runs["vae"], weights="raw")
     with pytest.raises(Refused, match="other weights of vae"):
@@ -346,7 +346,7 @@ def test_inputs_that_cannot_be_are_refused_in_a_sentence(pipelines, images: Tens
     ):
         with pytest.raises(Refused, match=sentence):
             do()
-    with pytest.raises(Refused, match="^labels: .*conditional"):
+    with pytest.raises(Refused, match=r"^labels: .*conditional"):
         pipelines["conditional vae"].encode(images)
     with pytest.raises(Refused, match="labels: there is no class 10"):
         pipelines["conditional vae"].encode(images, 10)
@@ -377,7 +377,7 @@ def test_arrays_and_numbers_of_numpy_and_torch_are_taken(pipelines, images: Tens
 ANYTHING = ("a", b"a", 1.5, True, {1: 2}, {1, 2}, object(), np.array(["a"]), np.ndarray)
 
 
-@pytest.mark.parametrize("wrong", ANYTHING, ids=repr)
+@pytest.mark.parametrize("wrong", ANYTHING, ids=lambda wrong: type(wrong).__name__)
 def test_values_of_a_wrong_type_are_refused_by_the_name_of_the_argument(
     pipelines, images: Tensor, wrong: Any
 ) -> None:

@@ -62,7 +62,7 @@ def connected() -> Generator[None]:
         yield
         return
     silence_deaths()
-    address = _running_cluster()
+    address = running_cluster()
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
         ray.init(
@@ -80,7 +80,7 @@ def connected() -> Generator[None]:
         ray.shutdown()
 
 
-def _running_cluster() -> str | None:
+def running_cluster() -> str | None:
     """The address of a cluster that answers; None to start a local Ray.
 
     Ray waits more than a minute for a cluster that is gone. So this tries the address first.
@@ -107,7 +107,7 @@ def _running_cluster() -> str | None:
 def missed_on_a_cluster() -> list[str]:
     """Sentences about what a run on a cluster cannot do with this release of Ray. Empty on a local
     Ray, which ends together with its machine."""
-    if hears_notices() or _running_cluster() is None:
+    if hears_notices() or running_cluster() is None:
         return []
     return [
         f"Ray {ray.__version__} does not tell workers that a machine will be taken away: such a "
@@ -194,7 +194,7 @@ def when_there(
     try:
         return look()
     except Refused:
-        if asked is None or _running_cluster() is None:
+        if asked is None or running_cluster() is None:
             raise
     request_resources(bundles=asked)
     silent_since, told, patience = time.monotonic(), 0, SILENCE_SECONDS

@@ -22,7 +22,7 @@ WORKER = "ray.train.v2._internal.execution.worker_group.worker.RayTrainWorker"
 NAMES = (PRINT, ADDRESS, STATUS, CONTEXT, CONTEXT_CLASS, NOTICE, SNAPSHOT, WORKER)
 
 
-def _find(name: str) -> Any:
+def find(name: str) -> Any:
     """What the installed Ray has under a private name; None if it has nothing there."""
     module, _, attribute = name.rpartition(".")
     try:
@@ -38,7 +38,7 @@ def silence_deaths() -> None:
     Without the name: Ray prints them, too.
     """
     module, _, attribute = PRINT.rpartition(".")
-    if _find(PRINT) is not None:
+    if find(PRINT) is not None:
         setattr(importlib.import_module(module), attribute, lambda *args, **kwargs: None)
 
 
@@ -48,7 +48,7 @@ def address_of_started_cluster() -> str | None:
 
     Without the name: reads the file that the documentation of `ray.init` names.
     """
-    read = _find(ADDRESS)
+    read = find(ADDRESS)
     if read is not None:
         try:
             return read() or None
@@ -67,7 +67,7 @@ def coming_nodes(gcs_address: str) -> int | None:
 
     Without the name: None. The caller then waits a fixed time.
     """
-    get_cluster_status = _find(STATUS)
+    get_cluster_status = find(STATUS)
     if get_cluster_status is None:
         return None
     try:
@@ -87,7 +87,7 @@ def preemption_notice() -> object:
     Without the names: always None. No checkpoint is saved at a notice; see `hears_notices`.
     """
     try:
-        info = _find(CONTEXT)().preemption_context.preemption_info
+        info = find(CONTEXT)().preemption_context.preemption_info
         return None if info is None else (info.deadline_ms, tuple(info.preempted_ranks))
     except (AttributeError, TypeError, RuntimeError):  # RuntimeError: not in a worker of Ray Train
         return None
@@ -95,9 +95,9 @@ def preemption_notice() -> object:
 
 def hears_notices() -> bool:
     """Whether `preemption_notice` can find anything. Ray 2.58 is the first with these names."""
-    fields: Any = getattr(_find(CONTEXT_CLASS), "__dataclass_fields__", {})
-    known = "preemption_context" in fields and hasattr(_find(NOTICE), "preemption_info")
-    return known and _find(CONTEXT) is not None
+    fields: Any = getattr(find(CONTEXT_CLASS), "__dataclass_fields__", {})
+    known = "preemption_context" in fields and hasattr(find(NOTICE), "preemption_info")
+    return known and find(CONTEXT) is not None
 
 
 def snapshot_file() -> str:
@@ -106,7 +106,7 @@ def snapshot_file() -> str:
 
     Without the name: the file's name in Ray 2.60.
     """
-    return _find(SNAPSHOT) or "checkpoint_manager_snapshot.json"
+    return find(SNAPSHOT) or "checkpoint_manager_snapshot.json"
 
 
 def is_train_worker(title: bytes) -> bool:

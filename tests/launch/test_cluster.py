@@ -71,7 +71,7 @@ class Autoscaler:
         self.gives_up_after = 1000
         clock = SimpleNamespace(now=0.0)
         monkeypatch.setattr(cluster.ray, "nodes", self.nodes)
-        monkeypatch.setattr(cluster, "_running_cluster", lambda: "there:6379")
+        monkeypatch.setattr(cluster, "running_cluster", lambda: "there:6379")
         monkeypatch.setattr(
             cluster.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="there:6379")
         )
@@ -159,7 +159,7 @@ def test_an_evaluation_beside_needs_a_node_too() -> None:
 
 def test_a_local_ray_starts_no_nodes_to_wait_for(monkeypatch) -> None:
     autoscaler = Autoscaler(monkeypatch, starts=True)
-    monkeypatch.setattr(cluster, "_running_cluster", lambda: None)
+    monkeypatch.setattr(cluster, "running_cluster", lambda: None)
     with pytest.raises(ExperimentError, match="2 workers with 1 CPU cores"):
         waited("workers.count=2", lambda words: None)
     assert not autoscaler.requests

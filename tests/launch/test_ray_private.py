@@ -111,7 +111,7 @@ def test_the_installed_ray_has_them(name: str) -> None:
     """Where a new release fails here, the file has to learn its new names."""
     if name == ray_private.NOTICE and Version(ray.__version__) < Version("2.57"):
         pytest.skip("this Ray tells workers nothing")
-    assert ray_private._find(name) is not None
+    assert ray_private.find(name) is not None
 
 
 Hide = Callable[[str], None]
@@ -154,7 +154,7 @@ def nodes_are_waited_for_blindly(monkeypatch, tmp_path: Path) -> None:
     """With one sentence: for nodes that come, and ten minutes for those that never do."""
     assert ray_private.coming_nodes("there:6379") is None
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(cluster, "_running_cluster", lambda: "there:6379")
+    monkeypatch.setattr(cluster, "running_cluster", lambda: "there:6379")
     monkeypatch.setattr(cluster, "request_resources", lambda bundles: None)
     context = SimpleNamespace(gcs_address="there:6379")
     monkeypatch.setattr(cluster.ray, "get_runtime_context", lambda: context)
@@ -186,9 +186,9 @@ def nodes_are_waited_for_blindly(monkeypatch, tmp_path: Path) -> None:
 def notices_are_missed(monkeypatch, tmp_path: Path) -> None:
     """And a run on a cluster says so."""
     assert not ray_private.hears_notices()
-    monkeypatch.setattr(cluster, "_running_cluster", lambda: None)
+    monkeypatch.setattr(cluster, "running_cluster", lambda: None)
     assert cluster.missed_on_a_cluster() == []
-    monkeypatch.setattr(cluster, "_running_cluster", lambda: "there:6379")
+    monkeypatch.setattr(cluster, "running_cluster", lambda: "there:6379")
     (sentence,) = cluster.missed_on_a_cluster()
     assert sentence == (
         f"Ray {ray.__version__} does not tell workers that a machine will be taken away: such a "
@@ -225,21 +225,21 @@ WITHOUT: dict[str, Callable[[Any, Path], None]] = {
 @pytest.mark.parametrize("name", NAMES)
 def test_without_a_name(name: str, hide: Hide, monkeypatch, tmp_path: Path) -> None:
     hide(name)
-    assert ray_private._find(name) is None
+    assert ray_private.find(name) is None
     WITHOUT[name](monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize("changed", [lambda: None, lambda *given: SimpleNamespace()])
 def test_a_name_that_means_something_else(changed, monkeypatch, tmp_path: Path) -> None:
     """It has other arguments, or returns something else."""
-    monkeypatch.setattr(ray_private, "_find", lambda name: changed)
+    monkeypatch.setattr(ray_private, "find", lambda name: changed)
     assert ray_private.coming_nodes("there:6379") is None
     assert ray_private.preemption_notice() is None
     assert not ray_private.hears_notices()
 
 
 def test_an_address_by_other_arguments(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(ray_private, "_find", lambda name: lambda needed: None)
+    monkeypatch.setattr(ray_private, "find", lambda name: lambda needed: None)
     the_documented_file_is_read(monkeypatch, tmp_path)
 
 
@@ -253,7 +253,7 @@ def test_with_the_names(monkeypatch, tmp_path: Path) -> None:
     if not ray_private.hears_notices():
         assert Version(ray.__version__) < Version("2.58")
         return
-    heard = ray_private._find(ray_private.NOTICE)()
+    heard = ray_private.find(ray_private.NOTICE)()
     monkeypatch.setattr(
         context, "get_train_context", lambda: SimpleNamespace(preemption_context=heard)
     )
@@ -295,7 +295,7 @@ class Blind(importlib.abc.MetaPathFinder):
         execute = spec.loader.exec_module
         def exec_module(module):
             execute(module)
-            module._find = lambda name: open(os.environ["ASKED"], "a").write(name + "\\n") and None
+            module.find = lambda name: open(os.environ["ASKED"], "a").write(name + "\\n") and None
         spec.loader.exec_module = exec_module
         return spec
 
