@@ -6,9 +6,11 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +31,7 @@ from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment
 from ray_gen.pipeline import Pipeline
 from ray_gen.pipeline import export as exporting
-from ray_gen.pipeline.export import export, programs, push_to_hub, save_pretrained
+from ray_gen.pipeline.export import Exported, export, programs, push_to_hub, save_pretrained
 from ray_gen.pipeline.pretrained import read_config
 from ray_gen.runs.manifest import CheckpointError
 from ray_gen.training.build import build_networks, build_objective
@@ -96,6 +98,17 @@ def run_of(store_8, tmp_path_factory):
     return of
 
 
+@pytest.fixture(scope="module")
+def exported(run_of, tmp_path_factory):
+    """A whole export of one of MODELS, to look at; made once."""
+
+    @cache
+    def of(model: str) -> Exported:
+        return export(run_of(MODELS[model]), tmp_path_factory.mktemp("exported") / model)
+
+    return of
+
+
 @pytest.fixture
 def run(run_of) -> Path:
     """A checkpoint of a small GAN."""
@@ -115,9 +128,9 @@ def onnx_outputs(path: Path, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_program_gives_what_the_run_gives_at_any_batch_size(
-    model: str, run_of, tmp_path: Path
+    model: str, run_of, exported
 ) -> None:
-    written = export(run_of(MODELS[model]), tmp_path / "out")
+    written = exported(model)
     pipeline = ray_gen.load(run_of(MODELS[model]), device="cpu")
     experiment, objective, networks = pipeline.experiment, pipeline.objective, pipeline.networks
     dtype = next(networks.parameters()).dtype
@@ -212,11 +225,11 @@ def test_the_mixin_of_the_hub_reads_the_folder_and_writes_one_that_is_read(
 
 
 def test_nothing_is_unpickled_and_no_file_holds_a_pickle(
-    run_of, tmp_path: Path, monkeypatch
+    exported, tmp_path: Path, monkeypatch
 ) -> None:
-    written = export(run_of(MODELS["vae-conv"]), tmp_path / "out")
+    written = Path(shutil.copytree(exported("vae-conv").path, tmp_path / "out"))
     for name in ("encoder.pt2", "decoder.pt2"):
-        archive = zipfile.ZipFile(written.path / name)
+        archive = zipfile.ZipFile(written / name)
         inside = archive.namelist()
         assert archive.read(next(name for name in inside if "sample_inputs" in name)) == b""
         payloads = [name for name in inside if name.endswith("_config.json")]
@@ -230,20 +243,23 @@ def test_nothing_is_unpickled_and_no_file_holds_a_pickle(
 
     for module, name in ((torch, "load"), (pickle, "load"), (pickle, "loads")):
         monkeypatch.setattr(module, name, refuse)
-    assert Pipeline.from_pretrained(written.path).sample(2, seed=0).shape == (2, 1, 8, 8)
-    (written.path / "model.safetensors").rename(written.path / "pytorch_model.bin")
+    assert Pipeline.from_pretrained(written).sample(2, seed=0).shape == (2, 1, 8, 8)
+    (written / "model.safetensors").rename(written / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: "):
-        Pipeline.from_pretrained(written.path)
+        Pipeline.from_pretrained(written)
 
 
 def test_no_file_tells_where_the_run_was_or_what_only_its_machine_knows(
     run_of, tmp_path: Path
 ) -> None:
     secret = "s3://bucket/runs?endpoint_override=hidden"
-    for path, kept in (("/home/ivory/faces", "faces"), (secret, "s3://bucket/runs")):
+    for path, kept, formats in (
+        ("/home/ivory/faces", "faces", None),
+        (secret, "s3://bucket/runs", ["safetensors"]),
+    ):
         data = f"data={{kind: parquet, path: '{path}', image_size: 8, channels: 1}}"
-        this = vae(SHORT, data, f"storage={secret}", "objective.conditional=true", kind="conv")
-        written = export(run_of(this), tmp_path / kept.rpartition("/")[2])
+        this = vae(SHORT, data, f"storage={secret}", "objective.conditional=true")
+        written = export(run_of(this), tmp_path / kept.rpartition("/")[2], formats=formats)
         for file in written.path.iterdir():
             content = file.read_bytes()
             for word in ("hidden", "ivory", "/tmp", "site-packages", str(Path.cwd())):
@@ -267,8 +283,8 @@ def test_spectral_norm_is_baked_into_programs_and_the_model_keeps_it(
     assert not any("parametrizations" in name for name in tensors)
 
 
-def test_a_decoder_has_no_encoder_in_it(run_of, tmp_path: Path) -> None:
-    written = export(run_of(MODELS["vae-dcgan"]), tmp_path / "out")
+def test_a_decoder_has_no_encoder_in_it(exported) -> None:
+    written = exported("vae-dcgan")
     for of, other in (("encoder", "decoder"), ("decoder", "encoder")):
         tensors = torch.export.load(written.path / f"{of}.pt2").state_dict
         assert {name.split(".")[1] for name in tensors} == {of}
@@ -276,22 +292,21 @@ def test_a_decoder_has_no_encoder_in_it(run_of, tmp_path: Path) -> None:
         assert not any(f".{other}." in weight.name for weight in weights)
 
 
-def test_an_onnx_file_says_what_goes_in_and_comes_out(run_of, tmp_path: Path) -> None:
+def test_an_onnx_file_says_what_goes_in_and_comes_out(exported) -> None:
     def shapes(values: Any) -> dict[str, list[Any]]:
         return {
             value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
             for value in values
         }
 
-    written = export(run_of(MODELS["vae-conv"]), tmp_path / "vae", formats=["onnx"])
-    graph = onnx.load(written.path / "decoder.onnx").graph
+    folder = exported("vae-conv").path
+    graph = onnx.load(folder / "decoder.onnx").graph
     assert shapes(graph.input) == {"z": ["batch", 5], "labels": ["batch"]}
     assert shapes(graph.output) == {"images": ["batch", 1, 8, 8]}
-    graph = onnx.load(written.path / "encoder.onnx").graph
+    graph = onnx.load(folder / "encoder.onnx").graph
     assert shapes(graph.input) == {"images": ["batch", 1, 8, 8], "labels": ["batch"]}
     assert shapes(graph.output) == {"mean": ["batch", 5], "log_variance": ["batch", 5]}
-    written = export(run_of(MODELS["autoencoder"]), tmp_path / "ae", formats=["onnx"])
-    graph = onnx.load(written.path / "encoder.onnx").graph
+    graph = onnx.load(exported("autoencoder").path / "encoder.onnx").graph
     assert shapes(graph.output) == {"z": ["batch", 3]}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -20,6 +21,7 @@ from ray_gen.experiment.search import Search
 from ray_gen.searches.records import Mode, Trial
 from ray_gen.searches.report import write_report
 from ray_gen.searches.report.importance import shares_of
+from ray_gen.searches.report.page import SCRIPT
 from ray_gen.searches.report.results import Results, score_axis
 from ray_gen.storage import Folder
 from tests.helpers import vae
@@ -245,3 +247,11 @@ def test_many_trials_make_no_large_file(tmp_path: Path) -> None:
         trial.history = [(100 * n, random.random()) for n in range(10)]
     report(tmp_path, trials)
     assert (tmp_path / "report.html").stat().st_size < 8e6  # of which plotly.js is 4.8e6
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node reads JavaScript")
+def test_the_script_of_the_page_is_javascript(tmp_path: Path) -> None:
+    (tmp_path / "script.js").write_text(SCRIPT, encoding="utf-8")
+    command = ["node", "--check", str(tmp_path / "script.js")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
