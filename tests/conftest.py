@@ -68,7 +68,7 @@ hypothesis.settings.load_profile("patient")
 
 @pytest.fixture(autouse=True)
 def _no_torch_state_leaks() -> None:
-    """Nothing that a test does may depend on torch's global generator, or on what another set."""
+    """Every test begins with the same global generator of torch, whatever another test did."""
     torch.manual_seed(0)
     torch.set_flush_denormal(False)
 

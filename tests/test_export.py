@@ -252,7 +252,7 @@ def test_nothing_is_unpickled_and_no_file_holds_a_pickle(
 def test_no_file_tells_where_the_run_was_or_what_only_its_machine_knows(
     run_of, tmp_path: Path
 ) -> None:
-    secret = "s3://bucket/runs?endpoint_override=hidden"
+    secret = "s3://bucket/runs?endpoint_override=opossum"
     for path, kept, formats in (
         ("/home/ivory/faces", "faces", None),
         (secret, "s3://bucket/runs", ["safetensors"]),
@@ -262,7 +262,7 @@ def test_no_file_tells_where_the_run_was_or_what_only_its_machine_knows(
         written = export(run_of(this), tmp_path / kept.rpartition("/")[2], formats=formats)
         for file in written.path.iterdir():
             content = file.read_bytes()
-            for word in ("hidden", "ivory", "/tmp", "site-packages", str(Path.cwd())):
+            for word in ("opossum", "ivory", "/tmp", "site-packages", str(Path.cwd())):
                 assert word.encode() not in content, (file, word)
         experiment = Pipeline.from_pretrained(written.path).experiment
         assert experiment == this.with_fields(storage=None, data__path=kept)

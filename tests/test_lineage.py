@@ -278,7 +278,7 @@ def test_a_copied_checkpoint_is_another_experiments(store_8, tmp_path: Path) -> 
     copied.mkdir()
     copy_of(checkpoint, copied, other)
     assert Experiment.from_yaml((copied / "experiment.yaml").read_text()) == other
-    ours, theirs = Manifest.of(copied), Manifest.of(checkpoint)
+    ours, theirs = Manifest.checked(copied), Manifest.checked(checkpoint)
     assert ours.files["experiment.yaml"] != theirs.files["experiment.yaml"]
     assert replace(ours, files=theirs.files) == theirs
     assert same(gone_on(other, copied, store_8), expected)

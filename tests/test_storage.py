@@ -238,7 +238,7 @@ def test_before_a_run_nobody_waits_long_for_a_storage(s3: S3, monkeypatch, caplo
 
 
 class Failing:
-    """pyarrow's file system, which fails so many times before it does what it is asked to."""
+    """pyarrow's file system, but its first `times` calls fail."""
 
     def __init__(self, real: object, times: int, error: OSError) -> None:
         self._real, self.left, self._error = real, times, error
@@ -342,7 +342,7 @@ def test_a_reason_is_short(remote: Folder, monkeypatch, error: str, told: str) -
 
 
 def test_ray_does_not_try_again_what_was_tried_for_a_minute(remote: Folder, monkeypatch) -> None:
-    """It looks for words in the message."""
+    """Ray retries if the message holds one of these words."""
     from ray.train.v2._internal.constants import AWS_RETRYABLE_TOKENS
 
     monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.0)

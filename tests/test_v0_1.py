@@ -76,7 +76,7 @@ class Old:
 
     image_range = (-1.0, 1.0)
     sampled_from = ("encoder", "decoder", "own")
-    better_of = {"error": "min"}  # noqa: RUF012
+    better = {"error": "min"}  # noqa: RUF012
     evaluation_noise: Mapping[str, Noise] = {}
 
     def __init__(self, *, image_shape: ImageShape, label_count: int | None, prior: bool) -> None:

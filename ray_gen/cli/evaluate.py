@@ -120,7 +120,7 @@ def evaluate(
     are not given come from the `evaluation` settings of the run.
     """
     from ray_gen.cli.options import check_output, import_from_here
-    from ray_gen.evaluation.request import experiment_of
+    from ray_gen.pipeline import experiment_of
 
     import_from_here(*runs)
 
@@ -185,7 +185,9 @@ def _tell(
     from ray_gen.evaluation.table import table
 
     if rows:
-        named = [(Path(of).name, scores) for of, scores in rows]
+        names = [Path(of).name for of, _ in rows]
+        short = len({*names}) == len(names)
+        named = [(Path(of).name if short else of, scores) for of, scores in rows]
         click.echo(_with_options(table(named, verbose=verbose), options))
     if output is not None and (rows or failed):
         found = [{"of": of, **scores.as_json()} for of, scores in rows]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -14,7 +13,7 @@ from ray_gen.errors import Refused
 from ray_gen.evaluation.cache import ReferenceCache
 from ray_gen.evaluation.embedding import Embedding, Need
 from ray_gen.evaluation.images import Consumer, own_share, show
-from ray_gen.evaluation.metric import FeatureMetric, Given, Lacking, Metric, Set
+from ray_gen.evaluation.metric import FeatureMetric, Given, Lacking, Metric, Set, Shown
 from ray_gen.evaluation.metrics import METRICS, NEED_NO_WEIGHTS
 from ray_gen.evaluation.scores import Score, Scores
 from ray_gen.settings import Settings
@@ -44,7 +43,7 @@ class Comparison:
             try:
                 if kind not in self._metrics:
                     metric = kind(settings, given)
-                    self._check(metric)
+                    self._check(metric, name)
                     self._metrics[kind] = metric
                 self._names.append(name)
             except Lacking as lacking:
@@ -58,19 +57,19 @@ class Comparison:
         """The metrics that are measured."""
         return tuple(self._names)
 
-    def _check(self, metric: Metric[Any]) -> None:
+    def _check(self, metric: Metric[Any], name: str) -> None:
+        """name: the one that was asked for."""
         given = self.given
         if metric.of_samples:
             if given.subject is not None and not given.subject.objective.has_prior:
                 why = f"the objective {given.subject.kind} has no prior to sample from"
-                name = next(name for name in metric.names())
                 raise Lacking(f"evaluation.metrics: {name}: {why}", why)
-            self._check_images(metric)
+            self._check_images(metric, name)
         metric.check()
         if metric.of_samples:
-            self._check_shapes(metric)
+            self._check_shapes(metric, name)
 
-    def _check_images(self, metric: Metric[Any]) -> None:
+    def _check_images(self, metric: Metric[Any], asked: str) -> None:
         sets, extractor = self.given.sets, self.given.extractor
         for name, field in (("generated", "count"), ("reference", "reference")):
             count = len(sets[cast(Set, name)])
@@ -80,11 +79,11 @@ class Comparison:
             raise Lacking(self.given.no_extractor, self.given.no_extractor)
         if metric.needs_weights and extractor is None:
             raise Refused(
-                f"evaluation.features: {metric.names()[0]} needs an extractor; name one, or set "
+                f"evaluation.features: {asked} needs an extractor; name one, or set "
                 f"evaluation.metrics to {_FREE} only"
             )
 
-    def _check_shapes(self, metric: Metric[Any]) -> None:
+    def _check_shapes(self, metric: Metric[Any], asked: str) -> None:
         """Channels, heights and widths of the sets fit the metric."""
         given = self.given
         channels, height, width = given.shape
@@ -105,7 +104,7 @@ class Comparison:
                 )
             if metric.compares_pixels and theirs != given.shape:
                 raise Refused(
-                    f"evaluation: {metric.names()[0]} compares pixels, and the generated images "
+                    f"evaluation: {asked} compares pixels, and the generated images "
                     f"are {height}x{width}, the {what} images {_size(theirs)} (height x width); "
                     f"set data.image_size to {height if height == width else _size(given.shape)}"
                 )
@@ -116,16 +115,21 @@ class Comparison:
         metrics = list(self._metrics.values())
         of_features = [metric for metric in metrics if isinstance(metric, FeatureMetric)]
         shared = _Features(of_features, self.given) if of_features else None
-        for name in ("reference", "held_out", "generated"):
+        order: tuple[Shown, ...] = ("reference", "held_out", "generated")
+        for name in order:
             consumers = [consumer for metric in metrics for consumer in metric.sees(name)]
             consumers = [*([] if shared is None else shared.sees(name)), *consumers]
             if consumers:
                 given, what = self.given, f"{name.replace('_', '-')} images"
                 images = given.sets[name]
                 show(images, consumers, given.world, given.batch_size, given.progress, what)
-        measured = [] if shared is None else [shared.measure()]
-        measured += [m.measure() for m in metrics if not isinstance(m, FeatureMetric)]
-        found = {score.name: self._with_protocol(score) for score in chain(*measured)}
+        measured = [] if shared is None else list(shared.measure())
+        for metric in metrics:
+            if not isinstance(metric, FeatureMetric):
+                own = list(metric.measure())
+                _check_names(metric, [score.name for score in own])
+                measured += own
+        found = {score.name: self._with_protocol(score) for score in measured}
         kinds = {name: METRICS[name] for name in self._names}
         wanted = [
             score
@@ -153,6 +157,16 @@ class Comparison:
             "seed": self.given.seed,
         }
         return Score(score.name, score.value, score.spread, {**common, **score.protocol})
+
+
+def _check_names(metric: Metric[Any], names: Sequence[str], all_of_them: bool = False) -> None:
+    """Raises ValueError unless a metric yields the values that it declares."""
+    declared = set(metric.scores)
+    if not declared.issuperset(names) or (all_of_them and declared != set(names)):
+        raise ValueError(
+            f"{type(metric).__name__} yields {', '.join(names) or 'nothing'}, but its `scores` are "
+            f"{', '.join(metric.scores)}"
+        )
 
 
 def _size(shape: ImageShape) -> str:
@@ -186,7 +200,7 @@ class _Features:
             self._reference.adopt(kept)
         self._looks_at_reference = bool(expected) and not self._known
 
-    def sees(self, name: Set) -> list[Consumer]:
+    def sees(self, name: Shown) -> list[Consumer]:
         """Consumers of a set."""
         if name == "generated":
             return [self._generated]
@@ -205,7 +219,9 @@ class _Features:
         table = torch.zeros(len(names), 2, dtype=torch.float64, device=world.device)
         own = self._metrics[world.rank :: world.size]
         for done, metric in enumerate(own, 1):
-            for name, value, spread in metric.compare(self._generated, self._reference):
+            found = list(metric.compare(self._generated, self._reference))
+            _check_names(metric, [name for name, _, _ in found], all_of_them=True)
+            for name, value, spread in found:
                 row = [value, math.nan if spread is None else spread]
                 table[names.index(name)] = torch.tensor(row, dtype=torch.float64)
             given.progress(done, len(own), "comparisons of features")

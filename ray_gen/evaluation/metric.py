@@ -1,8 +1,8 @@
 """The base classes of metrics. A metric is one file in `metrics/`, listed once in its `__init__`.
 
-The file owns the metric's name, settings, needs, checks and computation. `metrics/mmd_rbf.py` is
-the example to copy. The settings tree imports all these files, so they import torch only inside
-functions.
+The file owns the metric's name, settings, needs, checks and computation. A long computation may
+stand in a file of its own (`patches.py`). `metrics/mmd_rbf.py` is the example to copy. The settings
+tree imports all these files, so they import torch only inside functions.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ Set = Literal["generated", "reference", "held_out", "training"]
 """A set of images. generated: samples of a model, or pictures of another tool. reference: real
 images to compare them with. training: images that the model was trained on. held_out: images that
 it was not trained on."""
+
+Shown = Literal["generated", "reference", "held_out"]
+"""A set whose images are shown to metrics. Of the training images, which may be many more, a metric
+makes its own pass."""
 
 OwnSettings = TypeVar("OwnSettings", bound=Settings)
 
@@ -157,7 +161,7 @@ class Metric(ABC, Generic[OwnSettings]):
         names the field, the value and the remedy.
         """
 
-    def sees(self, name: Set) -> Sequence[Consumer]:
+    def sees(self, name: Shown) -> Sequence[Consumer]:
         """Consumers of a set. Each batch of the set is made once and shown to all consumers."""
         return ()
 

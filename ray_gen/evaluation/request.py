@@ -22,8 +22,7 @@ from ray_gen.evaluation.scores import Scores
 from ray_gen.experiment import Experiment, absolute_path
 from ray_gen.experiment.data import Data
 from ray_gen.experiment.evaluation import Evaluation
-from ray_gen.pipeline.loading import experiment_of as run_experiment
-from ray_gen.pipeline.loading import load_as
+from ray_gen.pipeline.loading import experiment_of, load_as
 from ray_gen.pipeline.model import Model
 from ray_gen.pipeline.pretrained import is_pretrained, read_config
 from ray_gen.settings import problems_of
@@ -170,12 +169,6 @@ def _named_by(option: str) -> Generator[None]:
 
 def _decoded(progress: Progress, done: int, total: int) -> None:
     progress(done, total, "decoding images")
-
-
-def experiment_of(run: str | os.PathLike[str]) -> Experiment:
-    """The experiment of a run, a checkpoint or an exported model. Raises Refused."""
-    folder = exported(absolute_path(os.fspath(run)))
-    return run_experiment(run) if folder is None else read_config(folder)[0]
 
 
 def _settings(experiment: Experiment | None, changes: Mapping[str, Any]) -> Evaluation:

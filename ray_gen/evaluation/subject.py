@@ -58,7 +58,7 @@ class SampledImages:
         self._device, self._dtype = first.device, first.dtype
         self.description = {**subject.description, "seed": seed}
         if labels is not None:
-            self.description["labels"] = "taken evenly from the labels of the whole reference"
+            self.description["labels"] = "drawn evenly from those of the whole reference"
 
     def __len__(self) -> int:
         return self._count

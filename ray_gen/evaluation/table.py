@@ -13,7 +13,7 @@ ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 LONGEST_UNIT = 30
 """Characters of the longest unit that stands beside a name."""
 
-ESSENTIAL = (("extractor",), ("warning",))
+ESSENTIAL = (("extractor",), ("samples",), ("pixels",), ("warning",))
 """Protocol entries of a single metric that are always shown."""
 
 _Facts = dict[tuple[str, ...], Any]
@@ -69,31 +69,37 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _protocols(runs: Sequence[tuple[str, Scores]], of_samples: bool, verbose: bool) -> list[str]:
     """Lines about how the scores of samples, or those of held-out images, were measured."""
-    family = [
-        (run, score.name, _facts(score.protocol))
-        for run, scores in runs
-        for score in scores
-        if ("generated" in score.protocol) == of_samples
+    measured = [
+        {s.name: _facts(s.protocol) for s in scores if ("generated" in s.protocol) == of_samples}
+        for _, scores in runs
     ]
-    if not family:
+    all_of_them = [facts for of_run in measured for facts in of_run.values()]
+    if not all_of_them:
         return []
-    common = _shared([facts for _, _, facts in family])
+    common = _shared(all_of_them)
     lines = [f"- {'samples' if of_samples else 'likelihood'}: {_words(common)}"]
-    of_metrics: dict[str, list[str]] = {}
-    for run in dict.fromkeys(run for run, _, _ in family):
-        own = [(name, facts) for of, name, facts in family if of == run]
-        shared = _shared([facts for _, facts in own])
+    own: dict[str, list[tuple[int, str]]] = {}
+    for number, ((run, _), of_run) in enumerate(zip(runs, measured, strict=True)):
+        shared = _shared(list(of_run.values()))
         rest = {path: value for path, value in shared.items() if path not in common}
         if rest:
             lines.append(f"- {run}: {_words(rest)}")
-        for name, facts in own:
+        for name, facts in of_run.items():
             told = {path: value for path, value in facts.items() if path not in shared}
-            parts = [told] if verbose else [{p: told[p]} for p in ESSENTIAL if p in told]
-            for part in parts:
-                words = _words(part).removeprefix("warning ")
-                if words and name not in of_metrics.setdefault(words, []):
-                    of_metrics[words].append(name)
-    return lines + [f"- {', '.join(names)}: {words}" for words, names in of_metrics.items()]
+            for part in [told] if verbose else [{p: told[p]} for p in ESSENTIAL if p in told]:
+                if part:
+                    own.setdefault(_words(part), []).append((number, name))
+    for words, places in own.items():
+        names = list(dict.fromkeys(name for _, name in places))
+        words = words.removeprefix("warning ")
+        if len(places) == sum(name in of_run for of_run in measured for name in names):
+            lines.append(f"- {', '.join(names)}: {words}")  # in all runs alike
+            continue
+        for number, (run, _) in enumerate(runs):
+            here = [name for place, name in places if place == number]
+            if here:
+                lines.append(f"- {run}, {', '.join(here)}: {words}")
+    return lines
 
 
 def _facts(protocol: Mapping[str, Any], above: tuple[str, ...] = ()) -> _Facts:
@@ -108,7 +114,7 @@ def _facts(protocol: Mapping[str, Any], above: tuple[str, ...] = ()) -> _Facts:
 
 def _shared(protocols: Sequence[_Facts]) -> _Facts:
     """The entries that are equal in all protocols."""
-    first = protocols[0]
+    first = protocols[0] if protocols else {}
     return {
         path: value
         for path, value in first.items()

@@ -100,8 +100,8 @@ class _ForAllMetrics(Settings):
     every_images: PositiveInt | None = free(None)
     """Training images between two evaluations during a run. None: no evaluation during a run."""
     metrics: tuple[str, ...] | Literal["auto"] = free("auto")
-    """Names of metrics. auto: all metrics that can be measured. If the weights of `features` are
-    not available, only those that need no weights."""
+    """Names of metrics. auto: all metrics that can be measured. Without the weights of the
+    default `features`, those that need no weights."""
     count: PositiveInt | None = free(None)
     """Number of images to generate, and of reference images to compare them with. A likelihood is
     measured on at most `count` held-out images. None: as many as the reference has, at most 50,000,
@@ -153,6 +153,9 @@ if TYPE_CHECKING:
         """The fields of the metrics: see `Metric.settings_class`."""
 else:
     _own = dict.fromkeys(kind.settings_class for kind in ALL if kind.settings_class is not Settings)
+    _fields = [name for of in (*_own, _ForAllMetrics) for name in of.model_fields]
+    if len(set(_fields)) < len(_fields):
+        raise TypeError(f"two metrics have a field of one name: {sorted(_fields)}")
     _OfEachMetric = create_model("_OfEachMetric", __base__=(*_own, _ForAllMetrics))
 
 

@@ -43,8 +43,8 @@ def silence_deaths() -> None:
 
 
 def address_of_started_cluster() -> str | None:
-    """The address that the last `ray start` or `ray.init` on this machine wrote down; None if there
-    is no such address. The cluster may be gone.
+    """The address that the last `ray start` on this machine wrote down; None if there is no such
+    address. The cluster may be gone.
 
     Without the name: reads the file that the documentation of `ray.init` names.
     """

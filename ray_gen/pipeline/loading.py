@@ -17,6 +17,7 @@ from ray_gen.pipeline.pretrained import (
     checked_weights,
     is_pretrained,
     placed,
+    read_config,
     read_pretrained,
 )
 from ray_gen.runs.checkpoints import fetched, is_in_a_run, newest_checkpoint
@@ -42,7 +43,7 @@ def load_as(
         return kind(*read_pretrained(given.path, weights=weights, device=device))
     with ExitStack() as stack:
         found, folder = stack.enter_context(fetched(given))
-        manifest = Manifest.of(folder)
+        manifest = Manifest.checked(folder)
         experiment = Experiment.from_yaml(Folder(str(folder)).read_text(EXPERIMENT))
         objective = build_objective(experiment)
         networks = build_networks(experiment, objective, objective.sampled_from)
@@ -72,6 +73,8 @@ def _run_name(given: Folder, checkpoint: Folder) -> str:
 
 
 def experiment_of(run: str | os.PathLike[str]) -> Experiment:
-    """The experiment of a run folder or checkpoint. Loads no networks."""
-    checkpoint = newest_checkpoint(_distrusted(run))
-    return Experiment.from_yaml(checkpoint.read_text(EXPERIMENT))
+    """The experiment of a run folder, a checkpoint or an exported model, without its networks."""
+    given = _distrusted(run)
+    if given.is_local and is_pretrained(given.path):
+        return read_config(given.path)[0]
+    return Experiment.from_yaml(newest_checkpoint(given).read_text(EXPERIMENT))

@@ -323,7 +323,8 @@ class Model:
         part: Literal["auto", "encoder", "discriminator"] = "auto",
     ) -> Tensor:
         """Vectors (N, D) of images: the means of the encoder's posteriors, or the input of the
-        discriminator's last layer. A map becomes its mean over all positions.
+        discriminator's last layer: the linear or convolution layer that is registered last. A map
+        becomes its mean over all positions.
 
         part: auto takes the encoder if there is one.
         """
@@ -371,7 +372,7 @@ class Model:
                 "discriminate: this pipeline has no discriminator, as it was not loaded from a "
                 "run; load the run"
             )
-        Manifest.of(self._checkpoint)  # raises if the checkpoint was deleted since
+        Manifest.checked(self._checkpoint)  # raises if the checkpoint was deleted since
         only = self.discriminator().discriminates_with
         networks = build_networks(self.experiment, self.objective, only)
         load_tensors(self._checkpoint, NETWORKS, networks)

@@ -67,7 +67,7 @@ class Manifest:
             given = json.loads(text)
             written_as = given["format"]
             if written_as == FORMAT:
-                return cls._checked(given)
+                return cls._from_json(given)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise CheckpointError(
                 f"{where}: is damaged; use another checkpoint of the run"
@@ -78,7 +78,7 @@ class Manifest:
         )
 
     @classmethod
-    def _checked(cls, given: Mapping[str, Any]) -> Manifest:
+    def _from_json(cls, given: Mapping[str, Any]) -> Manifest:
         files = {name: FileFacts(f["bytes"], f["sha256"]) for name, f in given["files"].items()}
         numbers = (given["step"], given["images"], *(facts.bytes for facts in files.values()))
         if (
@@ -91,7 +91,7 @@ class Manifest:
         return cls(given["step"], given["images"], given["settled"], given["metrics"], files)
 
     @classmethod
-    def read(cls, checkpoint: Folder) -> Manifest:
+    def unchecked(cls, checkpoint: Folder) -> Manifest:
         """The manifest of a checkpoint, local or behind a URI. Does not look at its files.
 
         Raises CheckpointError if it is damaged, FileNotFoundError if there is none.
@@ -99,7 +99,7 @@ class Manifest:
         return cls.parsed(checkpoint.read_text(MANIFEST), (checkpoint / MANIFEST).location)
 
     @classmethod
-    def of(cls, folder: Path) -> Manifest:
+    def checked(cls, folder: Path) -> Manifest:
         """The manifest of a local checkpoint. Raises CheckpointError unless every file exists and
         has the size that the manifest gives."""
         path = folder / MANIFEST
@@ -118,7 +118,7 @@ class Manifest:
     @classmethod
     def verified(cls, folder: Path) -> Manifest:
         """As `of`, but also raises CheckpointError if any byte of a file has changed."""
-        manifest = cls.of(folder)
+        manifest = cls.checked(folder)
         for name in manifest.files:
             manifest.check_digest(folder / name)
         return manifest

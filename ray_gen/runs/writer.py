@@ -185,7 +185,7 @@ class RunWriter:
         folder, self._due = self._due, None
         if folder is None:
             return self._saved(metrics)
-        replace(Manifest.of(folder), metrics=dict(metrics)).write(folder)
+        replace(Manifest.checked(folder), metrics=dict(metrics)).write(folder)
         return folder
 
     def _saved(self, metrics: Mapping[str, float]) -> Path:
@@ -268,7 +268,7 @@ class RunWriter:
         # The best checkpoint may be later than the one from which this run resumes. It counts: the
         # run repeats the same steps and reaches it again.
         try:
-            metrics = Manifest.read(self._run / BEST).metrics
+            metrics = Manifest.unchecked(self._run / BEST).metrics
         except (FileNotFoundError, CheckpointError):  # a StorageError reaches the caller
             return None
         return score_in(metrics, metric)

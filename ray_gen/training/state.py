@@ -128,7 +128,7 @@ class State:
 
     def load(self, folder: Path) -> None:
         """Load a checkpoint strictly: it must hold exactly these tensors, in the same shapes."""
-        manifest = Manifest.of(folder)
+        manifest = Manifest.checked(folder)
         _fill(_tensors(self.networks), _read(folder, NETWORKS), folder / NETWORKS)
         _fill(_tensors(self.ema), _read(folder, EMA), folder / EMA)
         _fill(self.moments(), _read(folder, OPTIMIZERS), folder / OPTIMIZERS)
@@ -146,7 +146,7 @@ class State:
 
 def copy_of(checkpoint: Path, folder: Path, experiment: Experiment) -> None:
     """Copy a checkpoint's tensors into an empty folder, as a checkpoint of another experiment."""
-    manifest = Manifest.of(checkpoint)
+    manifest = Manifest.checked(checkpoint)
     for name in (NETWORKS, EMA, OPTIMIZERS):
         shutil.copyfile(checkpoint / name, folder / name)
     (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
@@ -163,7 +163,7 @@ def load_tensors(folder: Path, name: str, tensors: nn.Module) -> None:
 
 def _read(folder: Path, name: str) -> dict[str, Tensor]:
     path = folder / name
-    Manifest.of(folder).check_digest(path)
+    Manifest.checked(folder).check_digest(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

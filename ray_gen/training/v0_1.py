@@ -7,10 +7,8 @@ A network of 0.1 reads its signature as an `ImageToVector` or a `VectorToImage`.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from operator import attrgetter
-from types import ModuleType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -24,16 +22,9 @@ from ray_gen.core import (
     Signature,
     VectorToImage,
 )
-from ray_gen.evaluation import extractors
 
 Z = "z"
 """Name of the only latent of 0.1."""
-
-
-def answer_to_old_modules() -> None:
-    """Lets users' classes import `Features` from `ray_gen.evaluators.base`, its module in 0.1."""
-    sys.modules.setdefault("ray_gen.evaluators", ModuleType("ray_gen.evaluators"))
-    sys.modules.setdefault("ray_gen.evaluators.base", extractors)
 
 
 def objective_of(given: Any) -> Any:

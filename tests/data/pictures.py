@@ -26,7 +26,7 @@ def write(path: Path, pixels: np.ndarray | Image.Image, **options: Any) -> Path:
 
 
 def write_classes(root: Path, classes: dict[str, int], size: int = 8) -> Path:
-    """A folder a class with so many RGB images each."""
+    """A folder for each class, with RGB images: `classes` says how many."""
     for name, count in classes.items():
         for index in range(count):
             write(root / name / f"{index:03}.png", noise(size, size, 3, seed=index))

@@ -201,3 +201,20 @@ def test_what_cannot_be_measured_is_refused(
 
 def test_four_channels_can_be_compared_by_pixels() -> None:
     assert scores(["sliced_wasserstein"], Made(DEEP), Made(DEEP), extractor=None)
+
+
+def test_a_metric_that_yields_other_values_than_it_declares_is_an_error(monkeypatch) -> None:
+    images = Made(pictures(20, 1))
+
+    def forgets_recall(self: Any, *embeddings: Any) -> Any:
+        yield "precision", 1.0, None
+
+    monkeypatch.setattr(METRICS["recall"], "compare", forgets_recall)
+    with pytest.raises(ValueError, match=r"PrecisionRecall yields precision, .*precision, recall"):
+        scores(["precision"], images, images)
+
+
+def test_a_message_names_the_metric_that_was_asked_for() -> None:
+    images = Made(pictures(20, 1))
+    with pytest.raises(Refused, match=r"evaluation\.features: recall needs"):
+        scores(["recall"], images, images, extractor=None)

@@ -46,6 +46,24 @@ def test_what_all_have_in_common_is_told_once() -> None:
     assert text.count("- likelihood: ") == 1
 
 
+def test_what_differs_between_runs_stands_under_each() -> None:
+    """Values of different extractors do not compare, and a reader must see it."""
+    ours = (
+        of_samples("fid", 1.0, "a", extractor="net"),
+        of_samples("kid", 1.0, "a", extractor="net"),
+    )
+    theirs = of_samples("fid", 2.0, "b", extractor="other"), of_samples("patches", 1.0, "b")
+    text = table([("a", Scores((*ours, of_samples("patches", 1.0, "a")))), ("b", Scores(theirs))])
+    assert "- a, fid, kid: extractor net" in text and "- b, fid: extractor other" in text
+    alike = table([run("x/best"), run("y/best")])
+    assert "- x/best: generated run x/best" in alike and "- y/best: generated run y/best" in alike
+
+
+def test_runs_of_one_name_keep_their_protocols() -> None:
+    text = table([run("a"), ("a", run("b")[1])])
+    assert "- a: generated run a" in text and "- a: generated run b" in text
+
+
 def test_only_verbose_tells_what_is_a_metrics_own() -> None:
     runs = [run("a"), run("b")]
     short, long = table(runs), table(runs, verbose=True)

@@ -31,7 +31,7 @@ class BreaksAtStep(nn.Module):
 
 
 class RunsOutOfMemory(nn.Module):
-    """As a GPU does when too many images are looked at at once."""
+    """Raises what a GPU raises when a batch is too large for it."""
 
     def forward(self, images: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")

@@ -1,4 +1,4 @@
-"""A network of a user that fails in the way that it is told."""
+"""A user's network that fails in a chosen way."""
 
 from __future__ import annotations
 

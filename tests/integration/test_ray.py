@@ -254,7 +254,7 @@ def test_the_first_ctrl_c_saves_and_a_second_command_goes_on(
 def test_an_exception_in_a_users_class_ends_the_run_at_once(
     cluster, storage: Path, tmp_path: Path
 ) -> None:
-    """Ray does not try again: it would come again."""
+    """Ray does not try again: the exception would come again."""
     import ray_gen
     from ray_gen.errors import Failed
 
@@ -281,7 +281,7 @@ def test_an_evaluation_that_runs_out_of_memory_costs_no_training(cluster, storag
     )
     with pytest.raises(Failed, match=r"evaluation\.batch_size"):
         ray_gen.train(greedy, storage=str(storage), name="greedy")
-    assert final(storage / "greedy")["step"] == 79  # when the first one was due
+    assert final(storage / "greedy")["step"] == 79  # the first evaluation was due then
     assert not (storage / "greedy" / ".due").exists()
 
 

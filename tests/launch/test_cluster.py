@@ -62,7 +62,7 @@ def test_what_it_can_never_have(of, asked: str, nodes: Any, told: str) -> None:
 
 
 class Autoscaler:
-    """A cluster that starts a node of 2 CPU cores, or none, two looks after it was asked."""
+    """A cluster that starts a node of 2 CPU cores after 30 looks, or never."""
 
     def __init__(self, monkeypatch, starts: bool) -> None:
         self.requests: list[Any] = []

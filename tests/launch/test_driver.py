@@ -92,7 +92,7 @@ def test_a_run_goes_on_by_what_its_newest_checkpoint_says(images: Path, tmp_path
 
 
 def damage(file: Path, how: str) -> None:
-    """What happens to files of a checkpoint."""
+    """Damages a file of a checkpoint."""
     data = file.read_bytes()
     if how == "gone":
         file.unlink()
@@ -118,7 +118,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(
     assert manifest.images == 240
     assert said[0].startswith(str(run / checkpoint_name(480) / file))
     assert said[0].endswith(f"going on from {checkpoint_name(240)}")
-    if file != "experiment.yaml":  # which workers have from the driver
+    if file != "experiment.yaml":  # workers get it from the driver
         state = State.build(experiment, build_objective(experiment), World())
         said_again = restore(state, Folder(str(run)), World())
         assert state.step == 10

@@ -113,7 +113,7 @@ def test_a_storage_that_fails_for_ever_ends_the_run(
     methods: list[str],
     reason: str,
 ) -> None:
-    """And what was saved before is whole: the same run goes on from it as if nothing had been."""
+    """What was saved before is whole: the same run goes on from it as if nothing had happened."""
     monkeypatch.setattr(storage, "PATIENCE_SECONDS", 1.0)
     run = Folder(s3.new_bucket()) / "a"
 

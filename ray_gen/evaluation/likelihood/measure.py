@@ -177,9 +177,9 @@ def _scores(
     if binarised:
         pixels = "binarised once: 1 with the probability of the grey value"
     elif improper:
-        pixels = "grey values: a Bernoulli gives them no probability, so no log-likelihood"
+        pixels = "grey values, which a Bernoulli gives no probability: no log-likelihood"
     else:
-        pixels = "unchanged"
+        pixels = "as they are"
     common = {**protocol, "pixels": pixels, "spread": "standard error of the mean over images"}
     nats = {**common, "samples": samples, "unit": "nats"}
     for name in ("elbo", "reconstruction", "kl", "log_likelihood_bound"):
@@ -193,7 +193,7 @@ def _scores(
         else:
             low, high = objective.image_range
             value = gaussian_bits(value, dimensions, high - low)
-            bits["pixels"] = "with uniform noise, one of 256 levels wide"
+            bits["pixels"] = "with uniform noise of one of 256 levels"
         spread = None if spread is None else bernoulli_bits(-spread, dimensions)
         yield Score("bits_per_dimension", value, spread, bits)
     if isinstance(objective, Encodes):
@@ -201,7 +201,7 @@ def _scores(
         units = {**common, "spread": None, "units": len(variances), "threshold": ACTIVE}
         yield Score("active_units", float((variances > ACTIVE).sum()), None, units)
     if isinstance(objective, Reconstructs):
-        means = {**common, "pixels": "unchanged", "z": "posterior mean"}
+        means = {**common, "pixels": "as they are", "z": "posterior mean"}
         yield Score("reconstruction_mse", *sums.mean("reconstruction_mse"), means)
         if min(shape_HWC[:2]) >= WINDOW:
             windows = {**means, "windows": "11 x 11, inside the image"}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SIGMA, SCALE = 10.0, 1000.0
 """σ, the width of the kernel, and the factor of the value: both as in CMMD."""
 ROWS = 2048
-"""Rows of the kernel matrix at once: 800 MB with 50,000 columns in float64."""
+"""Rows of the kernel matrix at once: 800 MB with 50,000 columns in float64, three times."""
 
 
 class MmdRbf(FeatureMetric[Settings]):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ray_gen.evaluation.metric import Lacking, Metric, Set
+from ray_gen.evaluation.metric import Lacking, Metric, Set, Shown
 from ray_gen.evaluation.scores import Score
 from ray_gen.settings import Settings
 
@@ -62,7 +62,7 @@ class NearestNeighbour(Metric[Settings]):
             for side in ("generated", self._unseen)
         }
 
-    def sees(self, name: Set) -> Sequence[Consumer]:
+    def sees(self, name: Shown) -> Sequence[Consumer]:
         """Thumbnails are kept of the generated images and of images that were not trained on."""
         return [self._queries[name]] if name in self._queries else []
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ray_gen.evaluation.metric import Metric, Set
+from ray_gen.evaluation.metric import Metric, Set, Shown
 from ray_gen.evaluation.scores import Score
 from ray_gen.settings import Settings
 
@@ -45,7 +45,7 @@ class SlicedWasserstein(Metric[Settings]):
             for side in sides
         }
 
-    def sees(self, name: Set) -> Sequence[Consumer]:
+    def sees(self, name: Shown) -> Sequence[Consumer]:
         """Images of both sets are kept, and their patches are taken in `measure`."""
         return [self._seen[name]] if name in self._seen else []
 

@@ -217,7 +217,7 @@ def _claimed(run: Folder) -> Generator[None]:
 def adopt(run: Folder, checkpoint: Path, donor: str, values: Mapping[str, Any]) -> None:
     """Makes a run go on from another run's checkpoint with these values, and records this in its
     experiment."""
-    images = Manifest.of(checkpoint).images
+    images = Manifest.checked(checkpoint).images
     theirs = Experiment.from_yaml((checkpoint / EXPERIMENT).read_text(encoding="utf-8"))
     found = checkpoints(run)
     if found and found[0].name > checkpoint_name(images):

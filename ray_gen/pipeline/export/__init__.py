@@ -243,7 +243,7 @@ def _opened(run: str | os.PathLike[str] | Model, weights: Weights) -> tuple[Mode
         return pipeline, read_config(folder.path)[1]
     found = newest_checkpoint(folder)
     pipeline = load_as(Model, found.location, weights=weights, device="cpu")
-    manifest = Manifest.read(found)
+    manifest = Manifest.unchecked(found)
     return pipeline, Facts(weights, manifest.images, finite_metrics(manifest.metrics))
 
 
