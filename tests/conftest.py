@@ -32,6 +32,20 @@ def pytest_configure(config: pytest.Config) -> None:
     reporter.pytest_configure(config)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Several processes, unless `-n` says how many. None for single files: they would wait longer
+    for another process than it helps."""
+    option = config.option
+    may_divide = hasattr(option, "numprocesses") and not hasattr(config, "workerinput")
+    if not may_divide:
+        return
+    option.loadscopereorder = False
+    files = all(".py" in argument for argument in config.args)
+    if option.numprocesses is None and not option.usepdb and not files:
+        option.numprocesses = max(2, min(4, os.cpu_count() or 1))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What uses Ray comes first: it takes longest, and half of it is waiting."""
     items.sort(key=lambda item: not item.nodeid.startswith(ON_RAY))
