@@ -167,13 +167,15 @@ def _dotted(location: tuple[Any, ...], given: Any) -> str:
     """A pydantic location as a dotted path, without the tags of unions: they are not keys."""
     path: list[str] = []
     here = given
+    tagged = False  # whether the tag of the union that holds `here` was passed
     for position, part in enumerate(location):
         last = position == len(location) - 1
         if isinstance(here, Mapping):
             tag = here.get("kind")
-            if part not in here and (tag == part or (tag is None and not last)):
+            if not tagged and part not in here and (tag == part or (tag is None and not last)):
+                tagged = True
                 continue
-            here = here.get(part)
+            here, tagged = here.get(part), False
         elif isinstance(here, (list, tuple)) and isinstance(part, int):
             here = here[part] if part < len(here) else None
         elif here is not None and not isinstance(part, int):

@@ -136,6 +136,8 @@ def evaluate(
         arguments["features"] = _features(features or "inception", features_weights)
     if output is not None:
         check_output(output, ".json", folder=False)
+        if not output.absolute().parent.is_dir():
+            raise Refused(f"--output: {output} cannot be written: make the folder {output.parent}")
     for run in runs:
         experiment_of(run)  # refuses a wrong path before the first run is measured
     of_pictures = reference is not None or {"image_size", "channels", "on_corrupt"} & {*arguments}

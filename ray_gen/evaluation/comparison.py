@@ -90,7 +90,11 @@ class Comparison:
         if given.extractor is not None and metric.needs_weights:
             wanted = given.extractor.channels
             if channels != wanted and (channels, wanted) != (1, 3):
-                sees = "1 (grey) or 3 (RGB) channels" if wanted == 3 else f"{wanted} channels"
+                sees = (
+                    "1 (grey) or 3 (RGB) channels"
+                    if wanted == 3
+                    else f"{wanted} channel{'s' if wanted > 1 else ''}"
+                )
                 raise Refused(
                     f"evaluation.features: {given.extractor.name} sees {sees}, and the images have "
                     f"{channels}; set evaluation.metrics to {_FREE} only"

@@ -13,7 +13,12 @@ ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 LONGEST_UNIT = 30
 """Characters of the longest unit that stands beside a name."""
 
-ESSENTIAL = (("extractor",), ("samples",), ("pixels",), ("warning",))
+ESSENTIAL = (
+    (("extractor",), ("extractor_weights",)),
+    (("samples",),),
+    (("pixels",),),
+    (("warning",),),
+)
 """Protocol entries of a single metric that are always shown."""
 
 _Facts = dict[tuple[str, ...], Any]
@@ -86,7 +91,8 @@ def _protocols(runs: Sequence[tuple[str, Scores]], of_samples: bool, verbose: bo
             lines.append(f"- {run}: {_words(rest)}")
         for name, facts in of_run.items():
             told = {path: value for path, value in facts.items() if path not in shared}
-            for part in [told] if verbose else [{p: told[p]} for p in ESSENTIAL if p in told]:
+            brief = [{path: told[path] for path in group if path in told} for group in ESSENTIAL]
+            for part in [told] if verbose else brief:
                 if part:
                     own.setdefault(_words(part), []).append((number, name))
     for words, places in own.items():

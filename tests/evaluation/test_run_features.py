@@ -112,7 +112,7 @@ def test_a_run_is_evaluated_by_the_features_of_another(runs: dict[str, Path]) ->
 
 
 def test_images_of_other_channels_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"evaluation\.features: .*sees 1 channels.*have 3"):
+    with pytest.raises(Refused, match=r"evaluation\.features: .*sees 1 channel,.*have 3"):
         ray_gen.evaluate(
             generated="mnist5k",
             reference="mnist5k",

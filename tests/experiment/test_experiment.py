@@ -556,3 +556,12 @@ def test_settings_and_refusals_import_nothing_heavy(code: str) -> None:
     heavy = "{'torch', 'torchvision', 'ray', 'numpy', 'pyarrow', 'PIL', 'tensorboard'}"
     code += f"\nimport sys; found = {heavy} & set(sys.modules); assert not found, found"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_field_that_is_named_like_its_kind_keeps_its_path() -> None:
+    with pytest.raises(ExperimentError) as refused:
+        Experiment.from_yaml(GAN, ["evaluation.features={kind: run, rnu: ./a}"])
+    assert sorted(problem.partition(": ")[0] for problem in refused.value.problems) == [
+        "evaluation.features.rnu",
+        "evaluation.features.run",
+    ]

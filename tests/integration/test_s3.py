@@ -99,7 +99,8 @@ def test_tensorboard_shows_what_comes_to_a_run(
 
     write(1.0)
     command = [sys.executable, "-m", "ray_gen", "tensorboard", location, "--port", "0"]
-    server = started([*command, "--every", "0.5"], env={**os.environ, "TMPDIR": str(tmp_path)})
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    server = started([*command, "--every", "0.5"], env=environment, start_new_session=True)
     assert server.stdout is not None and server.stderr is not None
     try:
         port = next(
@@ -115,7 +116,8 @@ def test_tensorboard_shows_what_comes_to_a_run(
         server.send_signal(number)
         assert server.wait(PATIENCE_SECONDS) == 0
     finally:
-        server.kill()
+        with contextlib.suppress(ProcessLookupError):  # no process is left
+            os.killpg(server.pid, signal.SIGKILL)
         server.communicate()
     with pytest.raises(OSError):
         asked(f"http://127.0.0.1:{port}/data/runs")

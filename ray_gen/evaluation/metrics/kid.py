@@ -67,7 +67,11 @@ class Kid(FeatureMetric[KidSettings]):
             subset_size=self.subset_size,
             seed=self.given.seed,
         )
-        yield "kid", value, deviation
+        # Subsets that are the whole sets are all the same: their deviation is rounding.
+        whole = all(
+            len(kept) == self.subset_size for kept in (generated.features, reference.features)
+        )
+        yield "kid", value, None if whole else deviation
 
     def protocol(self) -> Mapping[str, Any]:
         """Number and size of the subsets."""

@@ -23,7 +23,7 @@ class NearestNeighbour(Metric[Settings]):
     compares_pixels = True
 
     def check(self) -> None:
-        """Training images must exist. Under "auto", held-out images must exist, too."""
+        """There are training images, and images that a model was not trained on."""
         sets = self.given.sets
         if "training" not in sets:
             raise Lacking(
@@ -31,10 +31,10 @@ class NearestNeighbour(Metric[Settings]):
                 "run was trained on, and the reference holds other images; leave it out",
                 "the reference is not what the run was trained on",
             )
-        if "held_out" not in sets and self.given.automatic:
+        if "held_out" not in sets and (self.given.automatic or self.given.subject is not None):
             raise Lacking(
-                "evaluation.metrics: nearest_neighbour compares samples with held-out images; set "
-                "data.held_out_fraction to 0.1, or leave it out",
+                "evaluation.metrics: nearest_neighbour compares samples with held-out images, "
+                f"and {self.given.data} has none; leave it out",
                 f"{self.given.data} has no held-out images",
             )
 
