@@ -9,10 +9,11 @@ from collections.abc import Iterator
 # Before torch is imported: threads of several processes that share two cores spin (37 s become 4
 # minutes).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Before Ray is imported: no test may find a Ray that somebody else runs on this machine, and a
-# report of a Ray worker need not wait 0.5 s.
+# Before Ray is imported: no test may find a Ray that somebody else runs on this machine. Reports of
+# Ray workers need not wait 0.5 s. And a fit needs a process less: no machine is taken away here.
 os.environ.pop("RAY_ADDRESS", None)
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 
 import hypothesis
 import pytest

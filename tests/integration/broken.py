@@ -1,11 +1,10 @@
-"""A network of a user that has a bug, and extractors that are too large or too slow."""
+"""A network of a user that has a bug, and an extractor that is slow."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ray_gen.core import ImageToVector
@@ -28,13 +27,6 @@ class BreaksAtStep(nn.Module):
                     file.write("once\n")
                 raise ZeroDivisionError("this network breaks")
         return self.layer(images.flatten(1))
-
-
-class RunsOutOfMemory(nn.Module):
-    """Raises what a GPU raises when a batch is too large for it."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
 
 class Slow:

@@ -15,7 +15,7 @@ from tests.helpers import PATIENCE_SECONDS, gan, started, wait_until
 from tests.integration.conftest import CORES
 from tests.runs import saved
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SLOW = "tests.integration.broken:Slow"
 BATCHES = 125
@@ -29,7 +29,6 @@ def run(tmp_path_factory) -> Path:
     return saved(this, open_data(this), folder)
 
 
-@pytest.mark.slow
 def test_the_command_shows_its_progress_and_ctrl_c_ends_it(run: Path, apart) -> None:
     command = [sys.executable, "-m", "ray_gen", "evaluate", str(run), "--workers", "2"]
     process = started(

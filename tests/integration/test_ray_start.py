@@ -8,19 +8,20 @@ import os
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from ray_gen.launch.ray_private import hears_notices
+from tests.helpers import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RAY = Path(sys.executable).with_name("ray")
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def free_port() -> int:
@@ -30,18 +31,24 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[tuple[dict[str, str], int, int]]:
+def cluster() -> Iterator[tuple[dict[str, str], int, int]]:
     """The environment of a user who has the token, and the ports of GCS and dashboard."""
-    home = tmp_path_factory.mktemp("home")
+    # A short path: it holds sockets.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as home:
+        yield from _started(Path(home))
+
+
+def _started(home: Path) -> Iterator[tuple[dict[str, str], int, int]]:
     gcs, dashboard = free_port(), free_port()
     given = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    given |= {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
-    subprocess.run([RAY, "get-auth-token", "--generate"], env=given, check=True, timeout=60)
+    given |= {"HOME": str(home), "RAY_TMPDIR": str(home)}
+    given |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    subprocess.run([RAY, "get-auth-token", "--generate"], env=given, check=True)
     (home / ".ray" / "auth_token").chmod(0o600)
     start = [RAY, "start", "--head", f"--port={gcs}", "--dashboard-host=127.0.0.1"]
     options = [f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
-    more = [f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={home / 'ray'}"]
-    subprocess.run([*start, *options, *more, "--num-cpus=2"], env=given, check=True, timeout=120)
+    more = [f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=2"]
+    subprocess.run([*start, *options, *more], env=given, check=True)
     try:
         yield given, gcs, dashboard
     finally:
@@ -74,7 +81,6 @@ def submitted(given: dict[str, str], dashboard: int, storage: Path, *words: str)
         env={**given, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"},
         capture_output=True,
         text=True,
-        timeout=300,
     )  # fmt: skip
 
 
@@ -105,7 +111,6 @@ def test_without_the_token_nothing_runs(cluster, tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=200,
     )
     assert driver.returncode != 0
     assert "uthenticat" in driver.stderr, driver.stderr
@@ -114,15 +119,16 @@ def test_without_the_token_nothing_runs(cluster, tmp_path: Path) -> None:
 
 def test_the_dashboard_is_on_the_loopback_alone(cluster) -> None:
     _, _, dashboard = cluster
-    deadline = time.time() + 20
-    found: set[str] = set()
-    while not found and time.time() < deadline:
-        found = {
+
+    def addresses() -> set[str]:
+        return {
             connection.laddr.ip
             for connection in psutil.net_connections("tcp")
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == dashboard
         }
-    assert found == {"127.0.0.1"}
+
+    wait_until(addresses, "the dashboard")
+    assert addresses() == {"127.0.0.1"}
 
 
 def test_a_machine_that_goes_has_its_training_save(cluster, tmp_path: Path) -> None:
@@ -137,18 +143,12 @@ def test_a_machine_that_goes_has_its_training_save(cluster, tmp_path: Path) -> N
         [*train, *options, "--storage", str(tmp_path), "--name", "a"], env=told, cwd=ROOT
     ) as driver:
         try:
-            _wait(lambda: (tmp_path / "a" / "progress.json").exists())
+            wait_until((tmp_path / "a" / "progress.json").exists, "the training")
             notice = [sys.executable, "-m", "ray_gen.launch.notice", "--now", "40"]
             with subprocess.Popen(notice, env={**told, "RAY_ADDRESS": ""}, cwd=ROOT) as telling:
-                _wait(lambda: any((tmp_path / "a").glob("checkpoint_*/manifest.json")))
+                manifests = "checkpoint_*/manifest.json"
+                wait_until(lambda: any((tmp_path / "a").glob(manifests)), "the checkpoint")
                 assert telling.poll() is None, "the notice must wait while the training saves"
                 telling.kill()
         finally:
             driver.kill()
-
-
-def _wait(until: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.time() + seconds
-    while not until():
-        assert time.time() < deadline
-        time.sleep(0.2)

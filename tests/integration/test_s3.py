@@ -14,13 +14,17 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 import ray_gen
 from ray_gen.cli import main
-from ray_gen.runs.checkpoints import BEST, checkpoints
+from ray_gen.experiment import Experiment
+from ray_gen.launch.worker import reports
+from ray_gen.runs.checkpoints import BEST, checkpoint_name, checkpoints, commit
 from ray_gen.runs.writer import METRICS_FILE
 from ray_gen.storage import Folder
+from ray_gen.training.sources import class_names, open_data
 from tests.helpers import PATIENCE_SECONDS, started, wait_until
 from tests.s3 import S3, SECRET
 
@@ -35,15 +39,24 @@ SHORT = (
 )
 
 
+def recipe(*overrides: str) -> Experiment:
+    return ray_gen.recipe("vae-mnist5k", *SHORT, *overrides)
+
+
 @pytest.mark.ray
 def test_a_run_lives_on_s3(s3: S3, cluster: Path, capfd) -> None:
-    """It is trained, goes on, is sampled and measured; the secret is nowhere."""
+    """It is begun without Ray, goes on, is sampled and measured; the secret is nowhere."""
     uri = s3.new_bucket()
     run = Folder(uri) / "runs" / "a"
-    for images in (10_000, 20_000):
-        recipe = ray_gen.recipe("vae-mnist5k", *SHORT, f"training.images={images}")
-        ended = ray_gen.train(recipe, storage=f"{uri}/runs", name="a", show=True)
-        assert (ended.location, ended.stop) == (run.location, "all images seen")
+    begun = recipe("training.images=10000")
+    store = open_data(begun)
+    begun = begun.resolved(store.image_shape, class_names(store), store.digest)
+    for report, saved in reports(begun, run, torch.device("cpu")):
+        commit(saved, run, checkpoint_name(report.images))
+    ended = ray_gen.train(
+        recipe("training.images=20000"), storage=f"{uri}/runs", name="a", show=True
+    )
+    assert (ended.location, ended.stop) == (run.location, "all images seen")
     lines = [json.loads(line) for line in run.read_text(METRICS_FILE).splitlines()]
     assert [line["images"] // 5000 for line in lines] == [1, 2, 3, 4]
     assert len(checkpoints(run)) == 2

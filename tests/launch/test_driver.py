@@ -22,7 +22,7 @@ from ray_gen.launch import driver, train, worker
 from ray_gen.launch.cluster import Share
 from ray_gen.launch.driver import goes_on_from
 from ray_gen.launch.worker import check_agreement, restore
-from ray_gen.runs.checkpoints import checkpoint_name
+from ray_gen.runs.checkpoints import DUE, checkpoint_name, checkpoints
 from ray_gen.runs.manifest import CheckpointError
 from ray_gen.storage import Folder
 from ray_gen.training.build import build_objective
@@ -269,18 +269,49 @@ class Here:
         return SimpleNamespace(return_value=self._work(self._config))
 
 
-def test_a_non_finite_loss_ends_the_run_with_its_name(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`train` without Ray: its worker is this process."""
     monkeypatch.setattr(driver, "TorchTrainer", Here)
     monkeypatch.setattr(driver, "connected", nullcontext)
     monkeypatch.setattr(driver, "share_of", lambda experiment: Share(1, 0.0, 1))
     monkeypatch.setattr(driver, "check_shared", lambda run: None)
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(worker, "preemption_notice", lambda: None)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_non_finite_loss_ends_the_run_with_its_name(images: Path, tmp_path: Path) -> None:
     wild = given(images, "optimizers.autoencoder={kind: sgd, learning_rate: 1e30}")
     told = r"loss/\w+ is not a finite number since step \d+; .* in .*/a$"
     with pytest.raises(Failed, match=told):
         train(wild, storage=str(tmp_path), name="a")
     assert (tmp_path / "a" / "experiment.yaml").exists()
     assert not list((tmp_path / "a").glob("checkpoint_0*"))
+
+
+class RunsOutOfMemory(torch.nn.Module):
+    """Raises what a GPU raises when a batch is too large for it."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_an_evaluation_that_runs_out_of_memory_costs_no_training(
+    images: Path, tmp_path: Path
+) -> None:
+    greedy = given(
+        images,
+        "evaluation.every_images=100",
+        "evaluation.metrics=[fid]",
+        "evaluation.count=20",
+        "evaluation.features={kind: custom, target: 'tests.launch.test_driver:RunsOutOfMemory'}",
+        "training.report_every_images=480",
+        "training.checkpoint_every_images=480",
+    )
+    with pytest.raises(Failed, match=r"evaluation\.batch_size"):
+        train(greedy, storage=str(tmp_path), name="a")
+    # The first evaluation was due after the fifth step of 24 images.
+    assert [c.name for c in checkpoints(Folder(str(tmp_path / "a")))] == [checkpoint_name(120)]
+    assert not (tmp_path / "a" / DUE).exists()
