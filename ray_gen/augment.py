@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ray_gen.core import Noise
+from ray_gen.pixels import has_opacity
 
 
 def augment_noise(names: Sequence[str]) -> dict[str, Noise]:
@@ -30,7 +31,10 @@ def augment(images: Tensor, names: Sequence[str], noise: Mapping[str, Tensor]) -
 
 
 def _color(images: Tensor, uniform: Tensor) -> Tensor:
-    """Brightness ± 0.5, saturation x [0, 2], contrast x [0.5, 1.5]."""
+    """Brightness ± 0.5, saturation x [0, 2], contrast x [0.5, 1.5]. Opacity stays as it is."""
+    if has_opacity(images.shape[1]):
+        colours, opacity = images[:, :-1], images[:, -1:]
+        return torch.cat([_color(colours, uniform), opacity], dim=1)
     brightness, saturation, contrast = uniform.to(images.dtype)[:, :, None, None, None].unbind(1)
     images = images + (brightness - 0.5)
     grey = images.mean(1, keepdim=True)

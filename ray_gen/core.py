@@ -442,6 +442,24 @@ class Settles(Protocol):
         ...
 
 
+@runtime_checkable
+class Fails(Protocol):
+    """An objective that sees in its own reports that training no longer helps. The run then says so
+    and goes on.
+
+    Its memory is the mapping of `Settles`.
+    """
+
+    def note(self, memory: dict[str, float], metrics: Mapping[str, float], before: int) -> None:
+        """Take note of a report: `metrics` are means since `before` images."""
+        ...
+
+    def failure(self, memory: Mapping[str, float], images: int) -> str | None:
+        """Why training no longer helps after `images` images, in words that stay the same while it
+        is so. None if it helps."""
+        ...
+
+
 STOPPED = "stopped"
 """Key in the memory of a stopping rule: the number of images after which the rule ended the run."""
 

@@ -8,3 +8,17 @@ class Refused(ValueError):
 
 class Failed(RuntimeError):
     """A run that failed. The message is whole sentences. Everything that it saved is intact."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended a command. The message says what was saved; it may be empty."""
+
+    def __init__(self, message: str = "", *, number: int = 2) -> None:
+        """number: of the signal; 2 is SIGINT."""
+        super().__init__(message)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the command, as in shells: 130 after Ctrl-C, 143 after SIGTERM."""
+        return 128 + self.number

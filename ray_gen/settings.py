@@ -78,6 +78,8 @@ def is_marked(settings: Settings, path: str, mark: str) -> bool:
             if isinstance(extra, dict) and extra.get(mark):
                 return True
             here = getattr(here, part, None)
+        elif isinstance(here, tuple) and part.isdecimal():
+            here = dict(enumerate(here)).get(int(part))
         else:
             here = here.get(part) if isinstance(here, dict) else None
     return False
@@ -105,8 +107,16 @@ def _value_differences(here: Any, there: Any, path: str) -> Iterator[str]:
         for key in dict.fromkeys((*here, *there)):
             ours, theirs = here.get(key, _NOTHING), there.get(key, _NOTHING)
             yield from _value_differences(ours, theirs, f"{path}.{key}")
+    elif isinstance(here, tuple) and isinstance(there, tuple) and _hold_settings(here, there):
+        for number, (ours, theirs) in enumerate(zip(here, there, strict=True)):
+            yield from _value_differences(ours, theirs, f"{path}.{number}")
     elif here != there:
         yield f"{path}: {_short(here)} here, {_short(there)} there"
+
+
+def _hold_settings(here: tuple[Any, ...], there: tuple[Any, ...]) -> bool:
+    """Whether two tuples of one length hold settings, which are compared field by field."""
+    return len(here) == len(there) and all(isinstance(item, Settings) for item in (*here, *there))
 
 
 class _Nothing:

@@ -12,15 +12,15 @@ import os
 import random
 import re
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
+from ray_gen import temporary
 from ray_gen.errors import Refused
 
 DEFAULT = "~/ray_gen_runs"
@@ -145,6 +145,10 @@ def tried(attempt: Callable[[], _T], location: str, patience_seconds: float | No
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
+_OF_BUCKETS = ("s3", "gs", "gcs", "abfs", "abfss")
+"""Schemes whose first part is a bucket or a container."""
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder, given by its absolute path or URI.
@@ -202,7 +206,7 @@ class Folder:
         """pyarrow's file system and the path in it."""
         from pyarrow import fs
 
-        return fs.FileSystem.from_uri(limited(self.location))
+        return fs.FileSystem.from_uri(limited(encoded(self.location)))
 
     def _tried(
         self, attempt: Callable[[Any, str], _T], patience_seconds: float | None = None
@@ -284,27 +288,34 @@ class Folder:
                 self._tried(delete_path)
 
     @contextlib.contextmanager
-    def fetched(self) -> Generator[Path]:
+    def fetched(self, files: Collection[str] | None = None) -> Generator[Path]:
         """The folder as a local path: the folder itself, or a copy that exists only inside the
         `with` statement. Raises FileNotFoundError, and StorageError if the path of a file in it
-        leads out of the copy."""
+        leads out of the copy.
+
+        files: the names to copy, of those that exist; None: everything.
+        """
         if self.is_local:
             yield self.path
             return
         from pyarrow import fs
 
         def copy(system: Any, path: str) -> None:
-            for name in _inside(system, path):
+            found = _inside(system, path)
+            for name in found:
                 if _leads_out(name):
                     raise StorageError(
                         f"{self.location}: the file name {name} leads out of the folder, so the "
                         "folder cannot be copied; delete that file, if the folder is yours"
                     )
-            fs.copy_files(path, folder, source_filesystem=system)
+            if files is None:
+                fs.copy_files(path, str(folder), source_filesystem=system)
+            for name in () if files is None else found.keys() & files:
+                fs.copy_files(f"{path}/{name}", str(folder / name), source_filesystem=system)
 
-        with tempfile.TemporaryDirectory(prefix="ray_gen-fetched-") as folder:
+        with temporary.folder("fetched-") as folder:
             self._tried(copy)
-            yield Path(folder)
+            yield folder
 
     def put(self, source: Path, name: str) -> None:
         """Copy a local file or folder into this folder, under `name`."""
@@ -346,6 +357,11 @@ class Folder:
     def check_writable(self, remedy: str = f"another place with --storage or ${VARIABLE}") -> None:
         """Raises StorageError with the path and the remedy if this process cannot write here. It
         tries only once: no work can be lost yet."""
+        scheme, separator, rest = self._parts[0].partition("://")
+        if separator and scheme in _OF_BUCKETS and not rest.partition("/")[0]:
+            raise StorageError(
+                f"storage: {self.location} names no bucket; write {scheme}://BUCKET/FOLDER"
+            )
         probe, text = ".writable", " " * 2**16  # a full disk still takes an empty file
         try:
             if self.is_local:
@@ -372,6 +388,14 @@ def _copied(file: Path, target: Path) -> None:
     except OSError:
         target.unlink(missing_ok=True)  # half a file is useless and takes space
         raise
+
+
+def encoded(location: str) -> str:
+    """The URI with letters beyond ASCII, and spaces, in the form that URIs have for them. A local
+    path unchanged."""
+    if "://" not in location:
+        return location
+    return re.sub(r"[^!-~]+", lambda found: quote(found[0]), location)
 
 
 def limited(location: str) -> str:

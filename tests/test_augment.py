@@ -50,6 +50,15 @@ def test_what_is_drawn_is_uniform_on_the_unit_interval() -> None:
     assert augment_noise(()) == {}
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_colour_changes_no_opacity(channels: int) -> None:
+    """Colours change as those of images without opacity."""
+    x = images(channels=channels)
+    found = augment(x, ["color"], noise())
+    assert torch.equal(found[:, -1:], x[:, -1:])
+    assert torch.equal(found[:, :-1], augment(x[:, :-1], ["color"], noise()))
+
+
 def test_no_transform_is_no_change() -> None:
     x = images()
     assert augment(x, (), {}) is x

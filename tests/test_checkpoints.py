@@ -181,11 +181,11 @@ def test_who_reads_while_another_replaces_gets_one_of_them(s3: S3, tmp_path: Pat
     commit(made(tmp_path / "1", 1), run, BEST)
     real, steps = Folder.fetched, iter((2, 3))
 
-    def replaced_meanwhile(folder: Folder):
+    def replaced_meanwhile(folder: Folder, *files: object):
         step = next(steps, None)
         if step is not None:
             commit(made(tmp_path / str(step), step), run, BEST)
-        return real(folder)
+        return real(folder, *files)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Folder, "fetched", replaced_meanwhile)
@@ -210,3 +210,64 @@ def test_who_reads_while_another_prunes_gets_the_newer_one(run: Folder, tmp_path
         patch.setattr(module, "newest_checkpoint", found_and_pruned)
         assert step_of(run) == 2
     assert newest_checkpoint(run).name == checkpoint_name(2)
+
+
+NAME = checkpoint_name(7)
+
+
+@pytest.mark.parametrize("before", [[], [NAME]])
+def test_a_lost_worker_and_its_successor_may_commit_the_same_checkpoint(
+    tmp_path: Path, before: list[str]
+) -> None:
+    """Each file change of one is followed by a whole commit of the other, or by its pruning. A
+    reader finds one of the two, with all files of the same."""
+    for other in ("commit", "prune"):
+        for change in range(40):
+            run = Folder(str(tmp_path / f"{other} {change}"))
+            for name in before:
+                commit(made(tmp_path / "1", 1), run, name)
+            with pytest.MonkeyPatch.context() as patch:
+                met = meeting(patch, run, change, other, tmp_path)
+                commit(made(tmp_path / "2", 2), run, NAME)
+            assert step_of(run / NAME) in (2, 3)
+            prune(run, keep=1)
+            assert run.names() == [NAME]
+            if not met:
+                break
+        else:
+            raise AssertionError("the commit never completes")
+
+
+def meeting(
+    patch: pytest.MonkeyPatch, run: Folder, change: int, other: str, tmp_path: Path
+) -> list[str]:
+    """Lets another worker act before the file change of this number. Returns what it did."""
+    met: list[str] = []
+    done = 0
+
+    def watched(real: Callable[..., object]) -> Callable[..., object]:
+        def act(*arguments: object, **options: object) -> object:
+            nonlocal done
+            done += 1
+            if done == change + 1 and not met:
+                met.append(other)
+                if other == "commit":
+                    commit(made(tmp_path / "3", 3), run, NAME)
+                else:
+                    prune(run, keep=1)
+            return real(*arguments, **options)
+
+        return act
+
+    patch.setattr(Path, "rename", watched(Path.rename))
+    patch.setattr(shutil, "copyfile", watched(shutil.copyfile))
+    patch.setattr(shutil, "rmtree", watched(shutil.rmtree))
+    return met
+
+
+def test_only_the_named_files_are_fetched(run: Folder, tmp_path: Path) -> None:
+    commit(made(tmp_path / "1", 1), run, NAME)
+    with fetched(run, [EMA, EXPERIMENT]) as (_, folder):
+        found = {file.name for file in folder.iterdir()}
+        assert found >= {EMA, EXPERIMENT, MANIFEST}
+        assert run.is_local or found == {EMA, EXPERIMENT, MANIFEST}

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "ray_gen"
 # here by a longer name is a room of its own. A file imports from its own room and from lower
 # floors.
 FLOORS: list[set[str]] = [
-    {"errors", "version", "core", "distributed", "pixels"},
+    {"errors", "version", "core", "distributed", "pixels", "temporary"},
     {"noise", "losses", "storage"},
     {"augment", "sampling", "runs.manifest", "settings"},
     {"objectives", "networks", "data", "evaluation", "runs.pictures"},
@@ -39,6 +39,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
+    "temporary": set(),
     "core": {"torch"},
     "distributed": {"torch"},
     "pixels": {"torch"},
@@ -49,14 +50,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": {"pyarrow"},
     "objectives": {"torch"},
     "networks": {"torch"},
-    "data": {"torch", "torchvision", "numpy", "pyarrow", "PIL"},
+    "data": {
+        *(
+            "torch",
+            "torchvision",
+            "numpy",
+            "pyarrow",
+            "PIL",
+            "pillow_heif",
+            "pillow_jxl",
+            "tifffile",
+        ),
+        "huggingface_hub",
+    },
     "settings": {"pydantic"},
     "experiment": {"pydantic", "pydantic_core", "yaml"},
     "recipes": set(),
     "searches": {"plotly", "optuna"},
     "training": {"torch", "safetensors"},
     "runs.manifest": set(),
-    "runs.pictures": {"torch", "numpy", "PIL"},
+    "runs.pictures": {"torch", "numpy", "PIL", "tifffile"},
     "runs": {"torch"},
     "pipeline": {
         *("torch", "PIL", "safetensors", "sklearn"),
@@ -72,7 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": set(),
 }
 # torchvision takes seconds to import, so only these files know it.
-OF_TORCHVISION = {"data.sources.torchvision", "evaluation.extractors.torchvision"}
+OF_TORCHVISION = {"data.deep", "data.sources.torchvision", "evaluation.extractors.torchvision"}
 
 # What runs in a step on the device.
 IN_A_STEP = {

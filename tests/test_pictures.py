@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
+from ray_gen.data.pictures import Bands, read_picture
 from ray_gen.errors import Refused
+from ray_gen.pixels import Depth
 from ray_gen.runs import pictures
 
 
@@ -63,6 +66,126 @@ def test_rows_are_written_as_a_grid_an_animation_an_array_or_files(
         pictures.save_rows(images, tmp_path / "folder")
 
 
+def random_images(count: int, channels: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, channels, 12, 17, generator=generator)
+
+
+def test_transparent_images_lie_on_a_checkerboard_that_grows_with_the_zoom() -> None:
+    images = torch.zeros(2, 4, 32, 40)
+    images[1, 3] = 1.0  # opaque black
+    picture = pictures.zoomed(pictures.grid(images, 2, gap=0), 3)
+    nothing, black = picture[:, :120], picture[:, 120:]
+    assert not black.any()
+    assert set(np.unique(nothing)) == {191, 217}
+    corners = nothing[::24, ::24, 0]  # squares of 8 pixels, three times as large
+    rows, columns = np.indices(corners.shape)
+    assert np.array_equal(corners == 217, (rows + columns) % 2 == 0)
+    assert np.array_equal(nothing, np.kron(corners, np.ones((24, 24)))[..., None].repeat(3, 2))
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_half_transparent_images_are_mixed_with_it(channels: int) -> None:
+    images = torch.full((1, channels, 16, 16), 0.2)
+    images[:, -1] = 0.3
+    picture = pictures.grid(images, gap=0)
+    assert picture.shape == (16, 16, channels - 1)
+    mixed = {round(255 * (0.3 * 0.2 + 0.7 * grey)) for grey in (0.75, 0.85)}
+    assert set(np.unique(picture)) == mixed
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_opaque_images_are_shown_as_those_without_opacity(channels: int) -> None:
+    images = random_images(5, channels)
+    images[:, -1] = 1.0
+    assert np.array_equal(pictures.grid(images), pictures.grid(images[:, :-1]))
+
+
+def test_of_many_channels_a_grid_shows_the_first_three_and_says_so(tmp_path: Path) -> None:
+    images = random_images(5, 7)
+    assert np.array_equal(pictures.grid(images), pictures.grid(images[:, :3]))
+    told = ", channels 1 to 3 of 7 as red, green and blue"
+    assert pictures.save_samples(iter([images]), 5, tmp_path / "a.png").endswith(told)
+    assert pictures.save_pairs([(images, images)], tmp_path / "b.png").endswith(told)
+    for name in ("c.png", "c.gif"):
+        assert pictures.save_rows(images[None], tmp_path / name).endswith(told)
+
+
+KINDS = {
+    (1, 8): (".png", "L"),
+    (2, 8): (".png", "LA"),
+    (3, 8): (".png", "RGB"),
+    (4, 8): (".png", "RGBA"),
+    (5, 8): (".tiff", None),
+    (16, 8): (".tiff", None),
+    (1, 16): (".png", "I;16"),
+    (2, 16): (".tiff", None),
+    (3, 16): (".tiff", None),
+    (4, 16): (".tiff", None),
+    (5, 16): (".tiff", None),
+}
+"""The kind of file, and Pillow's mode of a PNG, by channels and bits."""
+
+
+@pytest.mark.parametrize(("channels", "bits"), KINDS)
+def test_files_and_arrays_hold_every_channel_and_bit(
+    tmp_path: Path, channels: int, bits: int
+) -> None:
+    images = random_images(3, channels)
+    most, dtype = 2**bits - 1, {8: np.uint8, 16: np.uint16}[bits]
+    expected = np.rint(images.numpy() * np.float32(most)).astype(dtype).transpose(0, 2, 3, 1)
+    kind, mode = KINDS[channels, bits]
+    said = pictures.save_samples(iter([images]), 3, tmp_path / "folder", depth=Depth(bits))
+    assert said == f"{tmp_path}/folder: 3 {kind[1:].upper()} files"
+    files = sorted((tmp_path / "folder").iterdir())
+    assert [file.name for file in files] == [f"00000{n}{kind}" for n in range(3)]
+    for file, levels in zip(files, expected, strict=True):
+        if mode is not None:
+            with Image.open(file) as image:
+                assert image.mode == mode
+                found = np.asarray(image)
+        else:
+            found = tifffile.imread(file)
+        assert found.dtype == dtype
+        assert np.array_equal(found.reshape(levels.shape), levels)
+        with file.open("rb") as stream:  # as data to train on
+            read = read_picture(stream)
+        if isinstance(read, Bands):
+            assert np.array_equal(read.values_HWC, levels)
+            assert read.alpha == (channels in (2, 4))
+    with pytest.raises(Refused, match=f"already contains {kind[1:].upper()} files"):
+        pictures.save_samples(iter([images]), 3, tmp_path / "folder", depth=Depth(bits))
+
+    said = pictures.save_samples(
+        iter([images[:2], images[2:]]), 3, tmp_path / "a.npz", depth=Depth(bits)
+    )
+    assert said == f"{tmp_path}/a.npz: `images`, uint{bits} {expected.shape}"
+    assert np.array_equal(np.load(tmp_path / "a.npz")["images"], expected)
+    pictures.save_rows(images[None], tmp_path / "b.npz", depth=Depth(bits))
+    assert np.array_equal(np.load(tmp_path / "b.npz")["images"], expected[None])
+    pictures.save_pairs([(images, 1 - images)], tmp_path / "c.npz", depth=Depth(bits))
+    with np.load(tmp_path / "c.npz") as pairs:
+        assert np.array_equal(pairs["images"], expected)
+        assert pairs["reconstructions"].dtype == dtype
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 16])
+@pytest.mark.parametrize("name", ["a.png", "a.gif", "a.npz", "folder"])
+def test_images_of_any_channels_are_written_in_any_way(
+    tmp_path: Path, channels: int, name: str
+) -> None:
+    images = random_images(6, channels)
+    pictures.save_rows(images.unflatten(0, (2, 3)), tmp_path / name)
+    if name.endswith("f"):
+        with Image.open(tmp_path / name) as animation:
+            assert animation.n_frames == 4
+    elif name == "a.png":
+        grid = np.asarray(Image.open(tmp_path / name))
+        assert grid.shape == (2 * 14 + 2, 3 * 19 + 2, 3)[: 3 if channels > 2 else 2]
+    groups = [("+", images[:2], images[2:3])]
+    assert pictures.equation(groups, images[[0] * 9]).shape[2] == (3 if channels > 2 else 1)
+
+
 def test_pairs_stand_below_each_other_and_a_short_last_row_is_filled_with_white() -> None:
     first, second = rows(1, 5)[0], rows(2, 5)[1]
     picture = pictures.grid(pictures.in_turn_rows(first, second, 3), 3)
@@ -109,7 +232,10 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(np, "savez_compressed", full)
     monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(tifffile, "imwrite", full)
     for name in ("a.png", "a.gif", "a.npz"):
         with pytest.raises(OSError, match="No space"):
             pictures.save_rows(rows(2, 3), tmp_path / name)
+    with pytest.raises(OSError, match="No space"):
+        pictures.save_tiff(np.zeros((4, 4, 5), np.uint8), tmp_path / "a.tiff")
     assert list(tmp_path.iterdir()) == []

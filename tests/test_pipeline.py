@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import ray_gen
 from ray_gen.errors import Refused
 from ray_gen.runs import pictures
 from ray_gen.runs.checkpoints import checkpoint_name, checkpoints, commit, prune
+from ray_gen.runs.manifest import OPTIMIZERS
 from ray_gen.storage import Folder, StorageError
 from tests.helpers import gan, trained, vae
 
@@ -217,3 +219,28 @@ def test_what_is_refused_travels_between_processes_word_for_word() -> None:
         Refused("labels: none"),
     ):
         assert str(pickle.loads(pickle.dumps(refused))) == str(refused)
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+@pytest.mark.parametrize("how", ["gone", "truncated", "one bit"])
+def test_a_damaged_file_of_the_optimisers_concerns_no_model(
+    run: Path, tmp_path: Path, where: str, how: str, request
+) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    file = copied / checkpoint_name(480) / OPTIMIZERS
+    data = file.read_bytes()
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(data[:9] if how == "truncated" else data[:-1] + bytes([data[-1] ^ 1]))
+    given = Folder(str(copied))
+    if where == "s3":
+        given = Folder(request.getfixturevalue("s3").new_bucket()) / "run"
+        given.put(copied, "")
+    pipeline, before = ray_gen.load(given.location), ray_gen.load(run)
+    assert torch.equal(pipeline.sample(3, seed=0), before.sample(3, seed=0))
+    images = before.sample(3, seed=0)
+    assert torch.equal(
+        pipeline.discriminate(images, labels=[1, 2, 3]),
+        before.discriminate(images, labels=[1, 2, 3]),
+    )

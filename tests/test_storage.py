@@ -56,6 +56,14 @@ def test_what_is_written_is_there_until_it_is_removed(folder: Folder) -> None:
     assert folder.parent.names() == ["a"] and folder.parent / "a" == folder
 
 
+@pytest.mark.parametrize("name", ["имя-猫", "e\u0301", "a b", "a'b", "x=1+2"])
+def test_names_may_have_letters_of_any_language(folder: Folder, name: str) -> None:
+    (folder / name).write_text("file", "text")
+    again = Folder((folder / name).location)  # as another process opens it
+    assert again.read_text("file") == "text"
+    assert again.name == name and name in folder.names()
+
+
 @pytest.mark.parametrize("name", ["a", "sub"])
 def test_what_is_not_there_is_told_as_by_a_disk(folder: Folder, name: str) -> None:
     with pytest.raises(FileNotFoundError):
@@ -471,3 +479,9 @@ def test_a_uri_that_cannot_be_read_is_not_told(host: str) -> None:
     with pytest.raises(StorageError, match=r"^s3://\.\.\.: ") as caught:
         without_credentials(f"s3://{host.format(SECRET)}/runs")
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["s3://", "s3:///runs", "gs://"])
+def test_a_uri_without_a_bucket_is_refused_with_the_form_to_write(where: str) -> None:
+    with pytest.raises(StorageError, match=r"names no bucket; write (s3|gs)://BUCKET/FOLDER"):
+        Folder(where).check_writable()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -15,23 +19,46 @@ from ray_gen.cli.search import search
 from ray_gen.cli.tensorboard import tensorboard
 from ray_gen.cli.train import recipes, train
 from ray_gen.cli.use import discriminate, mixture, reconstruct, sample
-from ray_gen.errors import Failed, Refused
+from ray_gen.errors import Failed, Interrupted, Refused
 from ray_gen.version import __version__
 
 
 class _Commands(click.Group):
-    """Prints one message and exits: with 2 if the user can fix the error, with 1 for a failed run.
-    Other errors keep their traceback."""
+    """Prints one message and exits: with 2 if the user can fix the error, with 1 for a failed run,
+    with 130 after Ctrl-C and 143 after SIGTERM. Other errors keep their traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _terminable():
+                return super().invoke(ctx)
         except Refused as refused:
             click.echo(f"{click.style('error:', fg='red', bold=True)} {refused}", err=True)
             sys.exit(2)
         except Failed as failed:
             click.echo(f"{click.style('failed:', fg='red', bold=True)} {failed}", err=True)
             sys.exit(1)
+        except KeyboardInterrupt as error:
+            interrupted = error if isinstance(error, Interrupted) else Interrupted()
+            told = f": {interrupted}" if str(interrupted) else ""
+            click.echo(f"{click.style('stopped', fg='red', bold=True)}{told}", err=True)
+            sys.exit(interrupted.exit_code)
+
+
+@contextmanager
+def _terminable() -> Generator[None]:
+    """Inside the `with` statement SIGTERM raises Interrupted, so that a command cleans up."""
+
+    def terminated(number: int, frame: object) -> None:
+        raise Interrupted(number=number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

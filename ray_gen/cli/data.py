@@ -1,15 +1,145 @@
-"""`ray-gen data`: write data sets to files."""
+"""`ray-gen data`: check data sets, and write them to files."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import click
+
+if TYPE_CHECKING:
+    from ray_gen.data.check import Asked, Checked
+    from ray_gen.experiment.data import DataSettings
 
 
 @click.group()
 def data() -> None:
-    """Write a data set so that training can stream it."""
+    """Check a data set, or write it so that training can stream it."""
+
+
+@data.command()
+@click.argument("source")
+@click.argument("assignments", nargs=-1, metavar="[PATH=VALUE]...")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    help="Write one HTML page: pictures, histograms, faults, duplicates side by side.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Write everything as JSON; - is the standard output, and nothing else is printed.",
+)
+@click.option(
+    "--cluster", is_flag=True, help="Read the row groups of Parquet on all cores of a Ray cluster."
+)
+def check(
+    source: str,
+    assignments: tuple[str, ...],
+    report: Path | None,
+    json_file: Path | None,
+    cluster: bool,
+) -> None:
+    """Say what is in SOURCE, what is wrong with it, and what training would do with it.
+
+    SOURCE and PATH=VALUE are those of `ray-gen train`: a folder, or KIND:PATH, and e.g.
+    data.image_size=64. All images are read once. The answer names every image that cannot be read
+    with the reason, files that are not read with the remedy, exact and near duplicates (first those
+    of both splits), classes, formats, sizes, values; and the line and the remarks that training
+    would print, or all reasons for which it would refuse the data. Exit code 0: training would
+    start. 1: it would be refused. 130: interrupted; what was found so far is printed.
+
+    \b
+    Keys of the JSON; later versions add keys and keep these:
+    training: would_start, refusals, line, remarks
+    images: listed, looked_at, read, train, held_out
+    classes: name, train, held_out
+    formats; kinds: mode, channels, alpha, type, count, first
+    values: channels, type, mean, std, histogram (256 bins); deep_values
+    sizes: distinct, height, width, common; aspect_ratios
+    animated, misnamed, one_colour: count, names (at most 20)
+    corrupt, unreadable, not_read_images: name, reason (all of them)
+    not_read, not_read_others: numbers and names by suffix
+    duplicates: exact and near groups: images (name, split, class), leaks
+    version, source, complete (false: interrupted)
+    """
+    from ray_gen.cli.options import check_output
+    from ray_gen.cli.progress import measuring
+    from ray_gen.experiment import data_settings
+
+    if report is not None:
+        check_output(report, ".html", folder=False, option="--report")
+    if json_file is not None and str(json_file) != "-":
+        check_output(json_file, ".json", folder=False, option="--json")
+    settings = data_settings(source, assignments)
+    from ray_gen.data.check import as_json, in_words, looked_at
+    from ray_gen.data.check import check as check_data
+    from ray_gen.training.sources import source_of
+
+    read = looked_at
+    if cluster:
+        from ray_gen.launch.check import looked_at_on_cluster as read
+    try:
+        with measuring() as progress:
+            checked = check_data(source_of(settings), _asked(settings), progress, read)
+        if str(json_file) == "-":
+            click.echo(json.dumps(as_json(checked, settings.short_form), indent=1))
+        else:
+            for line in in_words(checked):
+                click.echo(line)
+        _write(checked, settings.short_form, report, json_file)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        _leave(130)
+        return
+    if not checked.complete:
+        _leave(130)
+    sys.exit(1 if checked.outlook.refusals else 0)
+
+
+def _asked(settings: DataSettings) -> Asked:
+    """What the settings ask of images."""
+    from ray_gen.data.check import Asked
+    from ray_gen.data.store import wanted_of
+    from ray_gen.training.sources import cache_folder, open_source
+
+    stream = partial(open_source, cast(Any, settings)) if settings.placement == "stream" else None
+    return Asked(
+        wanted_of(**settings.pixels()),
+        settings.held_out_fraction,
+        settings.on_corrupt == "skip",
+        "data.path" if hasattr(settings, "path") else "data.kind",
+        None if settings.random_crop_from is None else settings.height_and_width(),
+        cache_folder(),
+        stream,
+    )
+
+
+def _write(checked: Checked, source: str, report: Path | None, json_file: Path | None) -> None:
+    """The report and the JSON file."""
+    from ray_gen.cli.options import writing
+    from ray_gen.data.check import as_json, page
+
+    if json_file is not None and str(json_file) != "-":
+        with writing(json_file, "--json"):
+            json_file.write_text(json.dumps(as_json(checked, source), indent=1), encoding="utf-8")
+    if report is not None:
+        with writing(report, "--report"):
+            report.write_text(page(checked, source), encoding="utf-8")
+        if str(json_file) != "-":
+            click.echo(f"report: {report}")
+
+
+def _leave(code: int) -> None:
+    """Ends the process at once: a thread may be in the middle of a large image."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @data.command()

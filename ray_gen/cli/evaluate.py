@@ -56,6 +56,7 @@ def _size(context: object, option: object, text: str | None) -> int | tuple[int,
 @click.option(
     "--reference", help="Real images: a folder, mnist5k, torchvision:CIFAR10, … [the run's data]."
 )
+@click.option("--data", help="Where the run's own data lie now, if they have moved.")
 @click.option("--split", type=click.Choice(["train", "held_out"]), help="Split of the reference.")
 @click.option(
     "--image-size",
@@ -65,8 +66,8 @@ def _size(context: object, option: object, text: str | None) -> int | tuple[int,
 )
 @click.option(
     "--channels",
-    type=click.Choice(["1", "3"]),
-    help="Channels of pictures and their reference: 1 (grey) or 3 (RGB).",
+    type=click.IntRange(1, 16),
+    help="Channels of pictures and their reference: 1 (grey), 3 (RGB), 2 or 4 (with opacity), …",
 )
 @click.option(
     "--on-corrupt",
@@ -105,7 +106,6 @@ def evaluate(
     runs: tuple[str, ...],
     generated: str | None,
     reference: str | None,
-    channels: str | None,
     metrics: str | None,
     verbose: bool,
     features: str | None,
@@ -126,8 +126,6 @@ def evaluate(
 
     arguments = {name: value for name, value in given.items() if value is not None}
     arguments |= {"generated": generated, "reference": reference}
-    if channels is not None:
-        arguments["channels"] = int(channels)
     if metrics is not None:
         arguments["metrics"] = [name.strip() for name in metrics.split(",")]
     if samples is not None:

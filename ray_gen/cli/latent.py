@@ -11,7 +11,10 @@ import click
 from ray_gen.cli import options
 from ray_gen.errors import Refused
 
-_ROWS = "A .png (one row per path), a .gif (forward and back), a .npz (uint8), or a folder of PNGs."
+_ROWS = (
+    "A .png (one row per path), a .gif (forward and back), a .npz (uint8; uint16 for 16 bits), or "
+    "a folder of PNGs (TIFFs for images that PNG cannot hold)."
+)
 
 
 @click.command()
@@ -72,7 +75,7 @@ def interpolate(
     from ray_gen.runs import pictures
 
     with options.writing(output):
-        click.echo(pictures.save_rows(images, output, zoom))
+        click.echo(pictures.save_rows(images, output, zoom, pipeline.depth))
 
 
 def _as_many(names: list[int | Path], rows: int | None) -> list[int | Path]:
@@ -145,7 +148,8 @@ def arithmetic(
     ]
     with options.writing(output):
         pictures.save_png(pictures.zoomed(pictures.equation(shown, nine), zoom), output)
-    click.echo(f"{output}: {len(groups)} groups with their means, and the result")
+    shown = pictures.channels_viewed(nine.shape[1])
+    click.echo(f"{output}: {len(groups)} groups with their means, and the result{shown}")
 
 
 def _shared_class(labels: list[int]) -> int | None:
@@ -215,4 +219,4 @@ def traverse(
     from ray_gen.runs import pictures
 
     with options.writing(output):
-        click.echo(pictures.save_rows(images, output, zoom))
+        click.echo(pictures.save_rows(images, output, zoom, pipeline.depth))

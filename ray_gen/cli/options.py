@@ -69,7 +69,7 @@ def output_to(default: str, text: str, *, zoom: bool = True) -> Callable[[Comman
     return (lambda command: option(zoomed(command))) if zoom else option
 
 
-def check_output(output: Path, *kinds: str, folder: bool = True) -> None:
+def check_output(output: Path, *kinds: str, folder: bool = True, option: str = "--output") -> None:
     """Refuse a file of another kind before anything is loaded. `kinds` are suffixes."""
     if output.suffix.lower() in ({*kinds, ""} if folder else {*kinds}):
         return
@@ -77,16 +77,16 @@ def check_output(output: Path, *kinds: str, folder: bool = True) -> None:
     listed += ["a folder (a name without suffix)"] if folder else []
     words = ", ".join(listed[:-1]) + " nor " if len(listed) > 1 else ""
     begin = "neither " if words else "not "
-    raise Refused(f"--output: {output} is {begin}{words}{listed[-1]}")
+    raise Refused(f"{option}: {output} is {begin}{words}{listed[-1]}")
 
 
 @contextmanager
-def writing(output: Path) -> Generator[None]:
+def writing(output: Path, option: str = "--output") -> Generator[None]:
     """Turn an OSError into Refused with a readable message."""
     try:
         yield
     except OSError as error:
-        raise Refused(f"--output: {output} cannot be written: {error.strerror or error}") from error
+        raise Refused(f"{option}: {output} cannot be written: {error.strerror or error}") from error
 
 
 def import_from_here(*runs: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +37,7 @@ def tensorboard(run_or_folder: str, port: int, every: float) -> None:
 
     Events behind a URI are copied to a temporary folder, new events too. Ctrl-C ends TensorBoard.
     """
+    from ray_gen import temporary
     from ray_gen.experiment import absolute_path
     from ray_gen.storage import Folder, StorageError
 
@@ -46,12 +46,12 @@ def tensorboard(run_or_folder: str, port: int, every: float) -> None:
         with _served(folder.path, port) as server:
             server.wait()
         return
-    with tempfile.TemporaryDirectory(prefix="ray_gen-tensorboard-") as mirror:
-        copy_events(folder, Path(mirror))
-        with _served(Path(mirror), port) as server:
+    with temporary.folder("tensorboard-") as mirror:
+        copy_events(folder, mirror)
+        with _served(mirror, port) as server:
             while not _ends_within(server, every):
                 try:
-                    copy_events(folder, Path(mirror))
+                    copy_events(folder, mirror)
                 except StorageError as error:  # TensorBoard still shows the copied events
                     click.echo(str(error), err=True)
 

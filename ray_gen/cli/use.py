@@ -32,7 +32,9 @@ _LABELS = click.option(
 @click.option("--count", default=64, show_default=True, type=click.IntRange(min=1))
 @click.option("--mixture", help="Draw z from this file of `ray-gen mixture`.")
 @options.output_to(
-    "samples.png", "A .png (one grid), a .npz (uint8 NHWC), or a folder (one PNG per image)."
+    "samples.png",
+    "A .png (one grid), a .npz (uint8 NHWC; uint16 for 16 bits), or a folder (one PNG per image; "
+    "TIFF for images that PNG cannot hold).",
 )
 def sample(
     run: str,
@@ -54,7 +56,7 @@ def sample(
     prior = None if mixture is None else Mixture.load(mixture)
     batches = pipeline.batches(count, options.in_turn(labels, count), seed, truncation, prior)
     with options.writing(output):
-        click.echo(pictures.save_samples(batches, count, output, zoom))
+        click.echo(pictures.save_samples(batches, count, output, zoom, pipeline.depth))
 
 
 @click.command()
@@ -69,7 +71,7 @@ def sample(
 @options.output_to(
     "reconstructions.png",
     "A .png (a row of originals, a row of reconstructions), a .npz (`images`, `reconstructions`, "
-    "uint8 NHWC), or a folder of the reconstructions.",
+    "uint8 NHWC; uint16 for 16 bits), or a folder of the reconstructions.",
 )
 def reconstruct(
     run: str,
@@ -101,7 +103,7 @@ def reconstruct(
         for some, classes in parts
     )
     with options.writing(output):
-        click.echo(pictures.save_pairs(pairs, output, zoom))
+        click.echo(pictures.save_pairs(pairs, output, zoom, pipeline.depth))
 
 
 @click.command()

@@ -16,17 +16,15 @@ if TYPE_CHECKING:
 _ALIGNMENT = 64
 
 
-def write(
-    raw: Path, target: Path, shape_HWC: tuple[int, int, int], labels: array[int] | None, count: int
-) -> None:
-    """Writes the Arrow file `target` from `count` images, raw bytes one after another in `raw`.
+def write(raw: Path, target: Path, image_bytes: int, labels: array[int] | None, count: int) -> None:
+    """Writes the Arrow file `target` from `count` images of `image_bytes` each, one after another
+    in `raw`.
 
     Maps the raw file and does not read it, so memory stays small for any size.
     """
     import pyarrow as pa
 
-    height, width, channels = shape_HWC
-    image_type = pa.binary(height * width * channels)
+    image_type = pa.binary(image_bytes)
     pixels = pa.memory_map(str(raw)).read_buffer() if count else pa.py_buffer(b"")
     columns = {"image": pa.Array.from_buffers(image_type, count, [None, pixels])}
     if labels is not None:
@@ -39,9 +37,9 @@ def write(
 
 
 def read(
-    path: Path, shape_HWC: tuple[int, int, int], count: int
+    path: Path, shape_HWC: tuple[int, int, int], count: int, element: torch.dtype = torch.uint8
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """images_NHWC uint8 and labels int64 (N,) or None, both views of the mapped file.
+    """images_NHWC of type `element` and labels int64 (N,) or None, both views of the mapped file.
 
     Writing to these tensors ends the process: the mapping is read-only, but DLPack does not
     tell torch. A read-only NumPy array would not help: torch warns, and then ignores the flag.
@@ -51,11 +49,12 @@ def read(
     batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     labelled = "label" in batch.schema.names
     if count == 0:
-        images_NHWC = torch.empty((0, *shape_HWC), dtype=torch.uint8)
+        images_NHWC = torch.empty((0, *shape_HWC), dtype=element)
         return images_NHWC, torch.empty(0, dtype=torch.int64) if labelled else None
     buffer = batch.column("image").buffers()[1]
-    flat = pa.Array.from_buffers(pa.uint8(), count * math.prod(shape_HWC), [None, buffer])
-    images_NHWC = torch.from_dlpack(flat).view(count, *shape_HWC)
+    length = count * math.prod(shape_HWC) * element.itemsize
+    flat = pa.Array.from_buffers(pa.uint8(), length, [None, buffer])
+    images_NHWC = torch.from_dlpack(flat).view(element).view(count, *shape_HWC)
     return images_NHWC, torch.from_dlpack(batch.column("label")) if labelled else None
 
 

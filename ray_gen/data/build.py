@@ -8,26 +8,32 @@ import json
 import math
 import os
 import shutil
+import threading
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import replace
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from ray_gen.data import arrow
-from ray_gen.data.decode import CorruptImageError, Pixels, Wanted, decode
-from ray_gen.data.errors import DataError, reason
+from ray_gen.data.decode import decode, glance
+from ray_gen.data.errors import CorruptImageError, DataError, reason
 from ray_gen.data.sources.base import Item, Listing, Source, SplitName
+from ray_gen.data.wanted import ELEMENTS, Pixels, Seen, Unforeseen, Wanted
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-FORMAT = 2
+_T = TypeVar("_T")
+
+FORMAT = 3
 """Part of every key. Raise it when the same settings give other bytes, or when the content of the
 manifest changes."""
 MANIFEST = "manifest.json"
@@ -36,6 +42,9 @@ PARTIAL = ".partial"
 # Largest number of images, and of bytes, in one task of a thread. With 64 images (6 ms of work at
 # 64×64), the hand-over to the thread costs little. A task takes at most about 4 MiB.
 TASK_IMAGES, TASK_BYTES = 64, 4 << 20
+
+_CORRUPT_NAMES = 20
+"""Number of corrupt images whose names a store keeps."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -48,48 +57,55 @@ def build(
     skip_corrupt: bool,
     entry: Path,
     key: str,
+    key_of: Callable[[Wanted], str],
     progress: Callable[[int, int], None],
 ) -> None:
     """Decodes all images into the folder `entry`. The caller holds the lock of `entry`.
 
+    key_of: the key of given settings. The settings of a run name what these leave open, and its
+    next process must find this entry too.
+
     Writes everything to a folder beside `entry`, the manifest last, flushes it to disk, and renames
     the folder.
     """
-    listing = source.listing()
-    wanted, items = with_shape_of_first(wanted, listing.items, source.field, skip_corrupt)
-    room = listing.count * math.prod(_shape_of(wanted))
+    room = 0
     folder = entry.with_name(entry.name + PARTIAL)
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
+        listing = source.listing()
+        asked = wanted
+        wanted, items = with_shape_of_first(asked, listing.items, source.field, skip_corrupt)
+        room = listing.count * math.prod(_shape_of(wanted)) * _bytes_of(wanted)
         if shutil.disk_usage(folder).free < room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        splits: dict[SplitName, _Decoded] = {
-            "train": _Decoded(folder / "train.raw"),
-            "held_out": _Decoded(folder / "held_out.raw"),
-        }
-        skipped = done = 0
-        with (
-            splits["train"].file,
-            splits["held_out"].file,
-            closing(_decoded(items, wanted, source.field)) as results,
-        ):
-            for item, result in results:
-                if not isinstance(result, CorruptImageError):
-                    name = item.split or split_of(item.key, held_out_fraction)
-                    splits[name].append(*result)
-                elif skip_corrupt:
-                    skipped += 1
-                else:
-                    raise corrupt(item.name, result, source.field)
-                done += 1
-                if done % TASK_IMAGES == 0 or done == listing.count:
-                    progress(done, listing.count)
+        fill = partial(
+            _fill, folder, source.field, held_out_fraction, skip_corrupt, progress, listing.count
+        )
+        try:
+            splits, tally = fill(items, wanted)
+        except Unforeseen:
+            # The first images suggested other channels or values than a later one has.
+            sized = replace(asked, size_HW=wanted.size_HW, size_from=wanted.size_from)
+            wanted = surveyed(source.listing().items, sized, listing.count, progress)
+            splits, tally = fill(source.listing().items, wanted)
         if not splits["train"].count:
-            raise _nothing_to_train_on(source.field, listing.count, skipped, held_out_fraction)
-        _write(folder, splits, wanted, listing, skipped, key)
+            raise _nothing_to_train_on(
+                source.field, listing.count, len(tally.corrupt), held_out_fraction
+            )
+        resolved = replace(
+            wanted,
+            size_from=None,
+            guessed_channels=False,
+            guessed_range=False,
+            keep_alpha=False,
+            full_range=asked.full_range and wanted.value_range is None,
+        )
+        keys = [key, key_of(resolved)]
+        _write(folder, splits, wanted, listing, tally, keys)
         shutil.rmtree(entry, ignore_errors=True)
         folder.rename(entry)
+        link_to(entry, keys[1])
         _flush_folder(entry.parent)
     except OSError as error:
         raise cache_error(entry.parent, error, room) from error
@@ -97,11 +113,110 @@ def build(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@dataclass
+class _Tally:
+    """What was met while decoding."""
+
+    seen: Seen = field(default_factory=Seen)
+    corrupt: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    """Name and reason of each image that was skipped."""
+    unlabelled: int = 0
+    """Number of images without a class."""
+    least_place: float = math.inf
+    """Of the images that no split names."""
+    sources: Counter[int] = field(default_factory=Counter[int])
+    """Number of training images of each joined source."""
+
+
+def _fill(
+    folder: Path,
+    blamed: str,
+    held_out_fraction: float,
+    skip_corrupt: bool,
+    progress: Callable[[int, int], None],
+    count: int,
+    items: Iterator[Item],
+    wanted: Wanted,
+) -> tuple[dict[SplitName, _Decoded], _Tally]:
+    """Decodes all images into raw files, one for each split. Raises Unforeseen if `wanted` was
+    guessed wrong."""
+    splits: dict[SplitName, _Decoded] = {
+        "train": _Decoded(folder / "train.raw", wanted),
+        "held_out": _Decoded(folder / "held_out.raw", wanted),
+    }
+    tally = _Tally()
+    done = 0
+    with (
+        splits["train"].file,
+        splits["held_out"].file,
+        closing(_decoded(items, wanted, blamed)) as results,
+    ):
+        for item, result in results:
+            if isinstance(result, CorruptImageError):
+                if not skip_corrupt:
+                    raise corrupt(item.name, result, blamed)
+                tally.corrupt.append((item.name, str(result)))
+            else:
+                name = item.split or split_of(item.key, held_out_fraction)
+                if item.split is None:
+                    tally.least_place = min(tally.least_place, _place_of(item.key))
+                splits[name].append(result.values_HWC, result.label)
+                tally.seen.add(result.look)
+                tally.unlabelled += result.label is None
+                tally.sources[item.source] += name == "train"
+            done += 1
+            if done % TASK_IMAGES == 0 or done == count:
+                progress(done, count)
+    return splits, tally
+
+
+def surveyed(
+    items: Iterator[Item],
+    wanted: Wanted,
+    count: int,
+    progress: Callable[[int, int], None],
+) -> Wanted:
+    """`wanted` with the channels and the value range that suit all images."""
+    seen = Seen()
+    looks = _in_threads(items, partial(glance, wanted=wanted), TASK_IMAGES)
+    with closing(looks):
+        for done, (_, look) in enumerate(looks, 1):
+            if look is not None:
+                seen.add(look)
+            if done % TASK_IMAGES == 0:
+                progress(done, count)
+    return seen.settle(wanted, guessed=False)
+
+
+def link_to(entry: Path, key: str) -> None:
+    """Lets the settings of `key` find the entry, too."""
+    link = entry.with_name(f"{entry.name.rpartition('-')[0]}-{key[:16]}")
+    if link == entry:
+        return
+    with suppress(OSError):  # it saves time, and nothing depends on it
+        if link.is_symlink():
+            link.unlink()
+        link.symlink_to(entry.name)
+
+
 def split_of(key: str, held_out_fraction: float) -> SplitName:
     """The split of an image if its source has no splits: a function of its key alone."""
+    return "held_out" if _place_of(key) < held_out_fraction * 2.0**64 else "train"
+
+
+def _place_of(key: str) -> int:
+    """A hash of an image's key, in [0, 2**64). The images with the least are held out."""
     digest = hashlib.blake2b(os.fsencode(key), digest_size=8).digest()
-    held_out = int.from_bytes(digest, "big") < held_out_fraction * 2.0**64
-    return "held_out" if held_out else "train"
+    return int.from_bytes(digest, "big")
+
+
+def _above(fraction: float) -> float | None:
+    """A short number above a fraction. None if there is none below 1."""
+    for digits in (1, 2, 3, 6):
+        rounded = math.floor(fraction * 10**digits + 1) / 10**digits if fraction < 1 else 1.0
+        if rounded < min(1.0, 2 * fraction + 0.1):
+            return rounded
+    return None
 
 
 def file_stamp(path: Path) -> tuple[int, int]:
@@ -127,20 +242,25 @@ def cache_error(folder: Path, error: OSError, room: int | None = None) -> DataEr
 class _Decoded:
     """One split during decoding. Its pixels go to a file, its labels stay in memory."""
 
-    def __init__(self, raw: Path) -> None:
+    def __init__(self, raw: Path, wanted: Wanted) -> None:
         self.raw = raw
         self.file = raw.open("wb")
         self.pixels = hashlib.blake2b(digest_size=16)
         self.count = 0
         self.labels = array("q")
         self.labelled = True
+        self.moments = _Moments() if wanted.element == "float16" else None
 
-    def append(self, pixels_HWC: NDArray[np.uint8], label: int | None) -> None:
-        self.file.write(pixels_HWC.data)
-        self.pixels.update(pixels_HWC.data)
+    def append(self, values_HWC: NDArray[Any], label: int | None) -> None:
+        """Adds one image."""
+        content = np.ascontiguousarray(values_HWC).data.cast("B")
+        self.file.write(content)
+        self.pixels.update(content)
         self.labels.append(-1 if label is None else label)
         self.labelled &= label is not None
         self.count += 1
+        if self.moments is not None:
+            self.moments.add(values_HWC)
 
     def digest(self, labels: array[int] | None) -> bytes:
         """Digest of the pixels in their order, then of the labels if there are any."""
@@ -150,39 +270,92 @@ class _Decoded:
         return content.digest()
 
 
+class _Moments:
+    """Mean and standard deviation of each channel of maps, summed in float64."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum: Any = 0.0
+        self._squares: Any = 0.0
+
+    def add(self, values_HWC: NDArray[Any]) -> None:
+        values = values_HWC.astype(np.float64)
+        self._count += values.shape[0] * values.shape[1]
+        self._sum = self._sum + values.sum((0, 1))
+        self._squares = self._squares + (values**2).sum((0, 1))
+
+    def of_channels(self) -> dict[str, list[float]] | None:
+        """{"mean": …, "std": …}; None if there was no map."""
+        if not self._count:
+            return None
+        mean = self._sum / self._count
+        variance = np.maximum(self._squares / self._count - mean**2, 0.0)
+        return {"mean": mean.tolist(), "std": np.sqrt(variance).tolist()}
+
+
 def _write(
     folder: Path,
     splits: Mapping[SplitName, _Decoded],
     wanted: Wanted,
     listing: Listing,
-    skipped: int,
-    key: str,
+    tally: _Tally,
+    keys: list[str],
 ) -> None:
     """Writes the Arrow file of each split, then the manifest. Flushes all of them to disk."""
     labelled = all(split.labelled for split in splits.values())
-    digest = hashlib.blake2b(repr(_shape_of(wanted)).encode(), digest_size=16)
+    shape = _shape_of(wanted)
+    told = repr(shape) if wanted.rules == 1 else repr((wanted.rules, wanted.element, shape))
+    digest = hashlib.blake2b(told.encode(), digest_size=16)
     for name, split in splits.items():
         labels = split.labels if labelled else None
         digest.update(split.digest(labels))
-        arrow.write(split.raw, folder / f"{name}.arrow", _shape_of(wanted), labels, split.count)
+        itemsize = _bytes_of(wanted)
+        target = folder / f"{name}.arrow"
+        arrow.write(split.raw, target, math.prod(shape) * itemsize, labels, split.count)
         split.raw.unlink()
+    sources = [tally.sources[number] for number in range(listing.sources)]
+    if len(sources) > 1:
+        digest.update(repr(sources).encode())
     named = len(listing.class_names or ())
     seen = max(max(split.labels, default=-1) + 1 for split in splits.values())
+    moments = splits["train"].moments
+    classes = {name: dict(sorted(Counter(split.labels).items())) for name, split in splits.items()}
     manifest = {
-        "key": key,
+        "keys": keys,
         "digest": digest.hexdigest(),
-        "shape_HWC": _shape_of(wanted),
+        "shape_HWC": shape,
+        "element": wanted.element,
+        "statistics": moments.of_channels() if moments is not None else None,
         "counts": {name: split.count for name, split in splits.items()},
         "bytes": {file.name: file.stat().st_size for file in folder.iterdir()},
         "class_names": listing.class_names if labelled else None,
         "label_count": max(named, seen) if labelled else None,
-        "skipped": skipped,
+        "sources": sources,
+        "skipped": len(tally.corrupt),
         "watched": listing.watched,
+        "found": {
+            "modes": dict(tally.seen.modes.most_common()),
+            "types": sorted(tally.seen.types),
+            "values": [tally.seen.low, tally.seen.high] if tally.seen.types else None,
+            "value_range": wanted.value_range if tally.seen.types else None,
+            "class_counts": classes if labelled else None,
+            "unlabelled": tally.unlabelled,
+            "least_fraction": _above(tally.least_place / 2.0**64),
+            "not_read": dict(listing.not_read),
+            "notes": list(listing.notes),
+            "no_classes": listing.no_classes,
+            "corrupt": tally.corrupt[:_CORRUPT_NAMES],
+        },
     }
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _bytes_of(wanted: Wanted) -> int:
+    """Bytes of one number of the store."""
+    return np.dtype(ELEMENTS[wanted.element]).itemsize
 
 
 def _shape_of(wanted: Wanted) -> tuple[int, int, int]:
@@ -193,7 +366,8 @@ def _shape_of(wanted: Wanted) -> tuple[int, int, int]:
 def with_shape_of_first(
     wanted: Wanted, items: Iterator[Item], blamed: str, skip_corrupt: bool
 ) -> tuple[Wanted, Iterator[Item]]:
-    """`wanted`, with its open fields filled in from the first image that can be decoded.
+    """`wanted`, with its open fields filled in from the first image that can be decoded. By the
+    second rules that is a guess, and an image that needs more is `Unforeseen`.
 
     Also returns all items: the inspected ones are decoded again with the others. blamed: the
     experiment's field for the error.
@@ -201,13 +375,17 @@ def with_shape_of_first(
     looked_at: list[Item] = []
     for item in items:
         looked_at.append(item)
-        result = decode(item, wanted, blamed)
+        trial = wanted
+        if wanted.rules == 2 and (look := glance(item, wanted)) is not None:
+            seen = Seen()
+            seen.add(look)
+            trial = seen.settle(wanted, guessed=True)
+        result = decode(item, trial, blamed)
         if not isinstance(result, CorruptImageError):
-            height, width, channels = result[0].shape
+            height, width, channels = result.values_HWC.shape
             size_from = item.name if wanted.size_HW is None else None
-            size_HW = (height, width)
-            wanted = replace(wanted, size_HW=size_HW, channels=channels, size_from=size_from)
-            return wanted, chain(looked_at, items)
+            trial = replace(trial, size_HW=(height, width), channels=channels, size_from=size_from)
+            return trial, chain(looked_at, items)
         if not skip_corrupt:
             raise corrupt(item.name, result, blamed)
     raise _nothing_to_train_on(blamed, len(looked_at), len(looked_at), 0)
@@ -216,28 +394,45 @@ def with_shape_of_first(
 def _decoded(
     items: Iterator[Item], wanted: Wanted, blamed: str
 ) -> Generator[tuple[Item, Pixels | CorruptImageError]]:
-    """Decodes in threads and yields in order, with at most two unfinished tasks per thread.
+    """Decodes in threads and yields in order.
 
     Pillow releases the interpreter's lock while it decompresses and resizes: two threads on two
     cores decode 600 JPEGs of 640×480 a second, one thread 330. At 64×64 the interpreter's own work
     dominates, and any number of threads decodes about 6,000 a second.
     """
     task_images = max(1, min(TASK_IMAGES, TASK_BYTES // math.prod(_shape_of(wanted))))
+    yield from _in_threads(items, lambda item: decode(item, wanted, blamed), task_images)
 
-    def decode_all(group: list[Item]) -> list[tuple[Item, Pixels | CorruptImageError]]:
-        return [(item, decode(item, wanted, blamed)) for item in group]
+
+def _in_threads(
+    items: Iterator[Item], work: Callable[[Item], _T], task_images: int
+) -> Generator[tuple[Item, _T]]:
+    """The result of `work` for each item, in order, with at most two unfinished tasks per thread.
+
+    If it is closed, or interrupted, a thread ends after the image that it works on.
+    """
+    stopped = threading.Event()
+
+    def work_on_all(group: list[Item]) -> list[tuple[Item, _T]]:
+        done: list[tuple[Item, _T]] = []
+        for item in group:
+            if stopped.is_set():
+                break
+            done.append((item, work(item)))
+        return done
 
     threads = _threads()
-    pending: deque[Future[list[tuple[Item, Pixels | CorruptImageError]]]] = deque()
+    pending: deque[Future[list[tuple[Item, _T]]]] = deque()
     with ThreadPoolExecutor(threads, "decode") as pool:
         try:
             while group := list(islice(items, task_images)):
-                pending.append(pool.submit(decode_all, group))
+                pending.append(pool.submit(work_on_all, group))
                 if len(pending) >= 2 * threads:
                     yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()
         finally:
+            stopped.set()
             pool.shutdown(cancel_futures=True)
 
 

@@ -18,11 +18,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ray_gen.data.build import corrupt, split_of
-from ray_gen.data.decode import CorruptImageError, Wanted, decode
-from ray_gen.data.errors import DataError
+from ray_gen.data.decode import decode, decompressed
+from ray_gen.data.errors import CorruptImageError, DataError
+from ray_gen.data.pictures import Bands
 from ray_gen.data.sources.base import Item, Source, SplitName
 from ray_gen.data.sources.parquet import MANIFEST, Columns, Parquet, RowGroup, raw_metadata
+from ray_gen.data.wanted import ELEMENTS, Wanted
 from ray_gen.noise import permutation
 from ray_gen.storage import Folder
 
@@ -84,7 +88,8 @@ class Conversion:
 
     @cached_property
     def plan(self) -> str:
-        """A digest, as JSON, of everything that the parts of one conversion must share."""
+        """As JSON: a digest of everything that the parts of one conversion must share, and its
+        settings."""
         told = {
             "source": self.source.identity(),
             "layout": repr(self.layout),
@@ -92,7 +97,21 @@ class Conversion:
             "parts": self.parts,
         }
         text = json.dumps(told, sort_keys=True, default=str)
-        return json.dumps({"plan": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()})
+        digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return json.dumps({"plan": digest, "settings": self._settings()})
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings of the layout, by the names of the command line."""
+        layout = self.layout
+        wanted = layout.wanted
+        return {
+            "--shard-images": layout.shard_images,
+            "--group-images": layout.group_images,
+            "--seed": layout.seed,
+            "data.held_out_fraction": layout.held_out_fraction,
+            "data.image_size": None if wanted is None else wanted.size_HW,
+            "data.channels": None if wanted is None else wanted.channels,
+        }
 
     def missing(self) -> list[int]:
         """Numbers of the parts that are not written yet."""
@@ -110,25 +129,38 @@ class Conversion:
         shards: dict[SplitName, _Shard] = {}
         skipped = 0
         for item in self._items(part):
-            wanted = self.layout.wanted or Wanted(None, None, None)
-            decoded = decode(item, wanted, self.source.field)
+            decoded = self._stored(item)
             if isinstance(decoded, CorruptImageError):
                 if not self.layout.skip_corrupt:
                     raise corrupt(item.name, decoded, self.source.field)
                 skipped += 1
                 continue
-            pixels, label = decoded
+            stored, label = decoded
             split = item.split or split_of(item.key, self.layout.held_out_fraction)
             if split not in shards:
                 name = f"{_NAMES[split]}-{part:05}-of-{self.parts:05}.parquet"
-                shards[split] = _Shard(self, folder / name, labelled=label is not None)
-            stored = pixels.tobytes() if self.layout.wanted else _file_of(item, pixels)
+                _, _, names = self._listed
+                labelled = names is not None or label is not None
+                shards[split] = _Shard(self, folder / name, labelled=labelled)
             shards[split].add(stored, label)
         told: dict[str, dict[str, Any]] = {}
         for split, shard in sorted(shards.items()):
             told[_NAMES[split]] = shard.close()
             self.destination.put(shard.path, shard.path.name)
         return {"skipped": skipped, "splits": told}
+
+    def _stored(self, item: Item) -> tuple[bytes, int | None] | CorruptImageError:
+        """The bytes of an image as a shard holds them, and its class."""
+        if self.layout.wanted is not None:
+            decoded = decode(item, self.layout.wanted, self.source.field)
+            if isinstance(decoded, CorruptImageError):
+                return decoded
+            return decoded.values_HWC.tobytes(), decoded.label
+        found = decompressed(item, self.source.field)
+        if isinstance(found, CorruptImageError):
+            return found
+        picture, label = found
+        return _file_of(item, picture), label
 
     def finish(self) -> dict[str, Any]:
         """Write the manifest when all parts are written: counts, and a digest of all bytes. Returns
@@ -167,7 +199,8 @@ class Conversion:
         if wanted is not None:
             assert wanted.size_HW is not None and wanted.channels is not None
             shape = (*wanted.size_HW, wanted.channels)
-            kind, metadata = pa.binary(math.prod(shape)), raw_metadata("image", shape)
+            size = math.prod(shape) * np.dtype(ELEMENTS[wanted.element]).itemsize
+            kind, metadata = pa.binary(size), raw_metadata("image", shape, wanted.element)
         else:
             features["image"] = {"_type": "Image"}
         metadata[b"huggingface"] = json.dumps({"info": {"features": features}}).encode()
@@ -204,14 +237,16 @@ def _record(part: int) -> str:
     return f"{part:05}.json"
 
 
-def _file_of(item: Item, pixels: Any) -> bytes:
-    """The bytes of the file that an image was read from. A PNG file if there is none."""
+def _file_of(item: Item, picture: Any) -> bytes:
+    """The bytes of the file that an image was read from. If there is none: those of a PNG file, or
+    of NumPy's format for what PNG cannot hold."""
     if item.encoded is not None:
         return item.encoded()
-    from PIL import Image
-
     file = io.BytesIO()
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+    if isinstance(picture, Bands):
+        np.save(file, picture.values_HWC, allow_pickle=False)
+    else:
+        picture.save(file, "PNG")
     return file.getvalue()
 
 
@@ -226,19 +261,19 @@ class _Shard:
         self._raw = conversion.layout.wanted is not None
         self._schema = conversion.schema(labelled)
         self._stored: list[bytes] = []
-        self._labels: list[int] = []
+        self._labels: list[int | None] = []
         self._bytes = self._images = 0
         self._digest = hashlib.blake2b(digest_size=16)
         self._writer = _writer(path, self._schema)
 
     def add(self, stored: bytes, label: int | None) -> None:
         """Add one image."""
-        if (label is not None) != self._labelled:
+        if label is not None and not self._labelled:
             raise DataError(
                 f"{self._field}: some images have labels and some have none; label all or none"
             )
         self._stored.append(stored)
-        self._labels.append(-1 if label is None else label)
+        self._labels.append(label)
         self._digest.update(stored)
         self._bytes += len(stored)
         if len(self._stored) >= self._group_images or self._bytes >= GROUP_BYTES:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ray_gen.errors import Refused
 
 
 class DataError(Refused):
     """Data that cannot be used. The message names the dotted field, the value and the remedy."""
+
+
+Refuse = Callable[[DataError], None]
+"""What happens with a reason to refuse a data set. It may return; then the reader goes on."""
+
+
+def raised(error: DataError) -> None:
+    """The usual `Refuse`: stops at the first reason."""
+    raise error
+
+
+class CorruptImageError(Exception):
+    """An image that cannot be decoded. The message gives the reason, not the name."""
 
 
 def reason(error: BaseException) -> str:

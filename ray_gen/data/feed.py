@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -13,14 +16,16 @@ from torch import Tensor
 
 from ray_gen.core import Noise
 from ray_gen.noise import Tape, permutation
-from ray_gen.pixels import to_range
+from ray_gen.pixels import selected, to_range
 
 
 class Order:
     """An endless order of `count` images. Each epoch has a new random order of all images. Epochs
     follow each other without a gap, so every batch is full."""
 
-    def __init__(self, seed: int, count: int, device: torch.device) -> None:
+    def __init__(self, seed: int, count: int, device: torch.device, name: str = "order") -> None:
+        """name: of the random numbers."""
+        self._name = name
         self._seed = seed
         self._count = count
         self._device = device
@@ -43,9 +48,74 @@ class Order:
             # A batch reaches into at most one other epoch, unless it is larger than the data.
             for old in [e for e in self._orders if e < epoch - 1]:
                 del self._orders[old]
-            order = permutation(self._seed, "order", epoch, self._count)
+            order = permutation(self._seed, self._name, epoch, self._count)
             self._orders[epoch] = order.to(self._device)
         return self._orders[epoch]
+
+
+class SharedOrder:
+    """An endless order of the images of several sources. Each source has a share of all positions,
+    and an epoch of its own.
+
+    Positions are dealt in blocks. The number of positions that a source has in the first n blocks
+    is a closed form: of all that are left to it and to the sources before it, those before it have
+    the floor of their share. So the numbers sum exactly, never decrease, and differ from the shares
+    by less than the number of sources.
+    A block holds its positions in random order.
+    """
+
+    block = 1024
+
+    def __init__(
+        self, seed: int, counts: Sequence[int], weights: Sequence[float], device: torch.device
+    ) -> None:
+        """counts: images of each source, which stand one source after another; at least 1.
+        weights: positive."""
+        exact = [Fraction(weight) for weight in weights]
+        unit = math.lcm(*(weight.denominator for weight in exact))
+        self._upto = [0, *accumulate(int(weight * unit) for weight in exact)]
+        self._starts = [0, *accumulate(counts)]
+        self._orders = [
+            Order(seed, count, device, f"order of source {number}")
+            for number, count in enumerate(counts)
+        ]
+        self._seed = seed
+        self._device = device
+        self._blocks: dict[int, Tensor] = {}
+
+    def __getitem__(self, positions: range) -> Tensor:
+        """See `Order`."""
+        parts: list[Tensor] = []
+        start = positions.start
+        while start < positions.stop:
+            number, first = divmod(start, self.block)
+            last = min(self.block, first + positions.stop - start)
+            parts.append(self._block(number)[first:last])
+            start += last - first
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def dealt(self, blocks: int) -> list[int]:
+        """Number of positions of each source in the first `blocks` blocks."""
+        left, found = blocks * self.block, [0] * len(self._orders)
+        for number in reversed(range(len(found))):
+            before = left * self._upto[number] // self._upto[number + 1]
+            found[number] = left - before
+            left = before
+        return found
+
+    def _block(self, number: int) -> Tensor:
+        if number not in self._blocks:
+            for old in [n for n in self._blocks if n < number - 1]:
+                del self._blocks[old]
+            places = zip(self.dealt(number), self.dealt(number + 1), strict=True)
+            parts = [
+                self._orders[source][range(first, last)] + self._starts[source]
+                for source, (first, last) in enumerate(places)
+                if last > first
+            ]
+            mixed = permutation(self._seed, "sources", number, self.block).to(self._device)
+            self._blocks[number] = torch.cat(parts)[mixed]
+        return self._blocks[number]
 
 
 @dataclass(frozen=True)
@@ -59,14 +129,16 @@ class FeedSettings:
     image_range: tuple[float, float]
     flip: bool
     dtype: torch.dtype
+    crop_HW: tuple[int, int] | None = None
+    """Size of the window that training takes at random from each image. None: the whole image."""
 
 
 class Reader(Protocol):
     """Reads the bytes of each step."""
 
     def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """uint8 (N, H, W, C), and labels (N,) or None, of a rank's part of each step from `first`
-        to `last` - 1."""
+        """Stored images (N, H, W, C), and labels (N,) or None, of a rank's part of each step from
+        `first` to `last` - 1."""
         ...
 
 
@@ -78,8 +150,10 @@ class Feed:
         self._settings = settings
         self._device = device
         part = torch.arange(settings.part.start, settings.part.stop, device=device)
-        flip = {"flip": Noise((1, 1, 1), "uniform")} if settings.flip else {}
-        self._flips = Tape(flip, settings.seed, "data", 1, part)
+        drawn = {"flip": Noise((1, 1, 1), "uniform")} if settings.flip else {}
+        if settings.crop_HW is not None:
+            drawn["crop"] = Noise((2,), "uniform")
+        self._drawn = Tape(drawn, settings.seed, "data", 1, part)
 
     def steps(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """(images, labels) of each step from `first` to `last` - 1."""
@@ -92,13 +166,33 @@ class Feed:
         images = self._moved(images)
         labels = None if labels is None else self._moved(labels)
         settings = self._settings
+        if settings.crop_HW is not None:
+            images = windows(images, settings.crop_HW, self._drawn[step]["crop"])
         finished = to_range(images, settings.image_range, settings.dtype)
         if settings.flip:
-            finished = torch.where(self._flips[step]["flip"] < 0.5, finished.flip(3), finished)
+            finished = torch.where(self._drawn[step]["flip"] < 0.5, finished.flip(3), finished)
         return finished, labels
 
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
+
+
+def windows(images_NHWC: Tensor, size_HW: tuple[int, int], places: Tensor) -> Tensor:
+    """A window of each image: (N, H, W, C) to (N, *size_HW, C), of the same type.
+
+    places: (N, 2) in [0, 1), uniform for windows that are all equally likely.
+    """
+    count, height, width, _ = images_NHWC.shape
+    room = places.new_tensor([height - size_HW[0] + 1, width - size_HW[1] + 1])
+    corners = (places * room).long()
+    device = images_NHWC.device
+    rows = corners[:, :1] + torch.arange(size_HW[0], device=device)
+    columns = corners[:, 1:] + torch.arange(size_HW[1], device=device)
+    images = torch.arange(count, device=device)
+    # As int16, because CUDA indexes no uint16.
+    bits = images_NHWC.view(torch.int16) if images_NHWC.dtype == torch.uint16 else images_NHWC
+    found = bits[images[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return found.view(images_NHWC.dtype)
 
 
 class Stored:
@@ -112,14 +206,22 @@ class Stored:
         device: torch.device,
         *,
         on_device: bool,
+        sources: Sequence[int] = (),
+        shares: Sequence[float] | None = None,
     ) -> None:
-        """images_NHWC: uint8, memory-mapped. on_device: move all of them to the device."""
+        """images_NHWC: uint8, uint16 or float16, memory-mapped. on_device: move all of them to the
+        device. sources, shares: number of images and weight of each joined source. None: all
+        images alike."""
         self._settings = settings
         self._pins = device.type == "cuda" and not on_device
         self._on_device = on_device
         self._images = images_NHWC.to(device) if on_device else images_NHWC
         self._labels = labels.to(device) if labels is not None and on_device else labels
-        self._order = Order(settings.seed, len(images_NHWC), self._images.device)
+        self._order: Order | SharedOrder
+        if shares is None:
+            self._order = Order(settings.seed, len(images_NHWC), self._images.device)
+        else:
+            self._order = SharedOrder(settings.seed, sources, shares, self._images.device)
 
     def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """See `Reader`. If the images are not on the device, a thread gathers them one step ahead.
@@ -141,7 +243,7 @@ class Stored:
         start = step * self._settings.global_batch_size
         part = self._settings.part
         indices = self._order[range(start + part.start, start + part.stop)]
-        images = self._images.index_select(0, indices)
+        images = selected(self._images, indices)
         labels = None if self._labels is None else self._labels.index_select(0, indices)
         if self._pins:
             images = images.pin_memory()
@@ -157,4 +259,4 @@ def fits_device(images_NHWC: Tensor, device: torch.device) -> bool:
         free, _ = torch.cuda.mem_get_info(device)
     else:
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 4 * images_NHWC.numel() <= free
+    return 4 * images_NHWC.nbytes <= free

@@ -43,7 +43,13 @@ class Sampled:
             for split, groups in chosen.items()
             for item in self._source.items(sorted(groups, key=_place), columns)
         )
-        return Listing(count, items, columns.class_names)
+        return Listing(
+            count,
+            items,
+            columns.class_names,
+            notes=columns.notes,
+            no_classes=columns.no_classes,
+        )
 
     def split(self, groups: Sequence[RowGroup]) -> tuple[list[RowGroup], list[RowGroup]]:
         """Row groups to train on, and row groups held out. The split is the data set's own, else

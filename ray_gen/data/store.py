@@ -7,9 +7,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +17,14 @@ import torch
 
 from ray_gen.data import arrow
 from ray_gen.data.build import FORMAT, MANIFEST, PARTIAL, build, cache_error, file_stamp
-from ray_gen.data.decode import Wanted
 from ray_gen.data.errors import DataError
+from ray_gen.data.formats import allow_pixels
+from ray_gen.data.pictures import LARGEST_CHANNELS
 from ray_gen.data.sampled import Sampled
 from ray_gen.data.sources.base import Source
 from ray_gen.data.sources.parquet import Parquet
 from ray_gen.data.stream import Shards
+from ray_gen.data.wanted import Wanted
 
 _LARGEST = 4
 """Largest number of rows in a row group of a stream, as a multiple of the window. A larger row
@@ -34,12 +36,42 @@ class Split:
     """One split of a data set, memory-mapped and read-only (writing to it ends the process)."""
 
     images_NHWC: torch.Tensor
-    """uint8 (N, H, W, C), 0 to 255, contiguous, 64-byte aligned."""
+    """(N, H, W, C): uint8, 0 to 255; uint16, 0 to 65,535; or float16 maps. Contiguous, 64-byte
+    aligned."""
     labels: torch.Tensor | None
     """int64 (N,), from 0; None if the source has none."""
 
     def __len__(self) -> int:
         return self.images_NHWC.shape[0]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source held. See `told.py` for the words."""
+
+    modes: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Number of images by what they are: "grey", "RGB", "5 channels"."""
+    types: tuple[str, ...] = ()
+    """Types of deep images: "uint16", "float32"."""
+    values: tuple[float, float] | None = None
+    """Least and greatest value of the deep images."""
+    value_range: tuple[float, float] | None = None
+    """Values of the deep images that became the least and the greatest of the store."""
+    class_counts: Mapping[str, Mapping[str, int]] | None = None
+    """Number of images by split and by class, as text."""
+    unlabelled: int = 0
+    """Number of images without a class."""
+    least_fraction: float | None = None
+    """A `held_out_fraction` that holds at least one image out. None: there is none, or the data set
+    has splits of its own."""
+    not_read: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Number of files that are not read, by kind."""
+    notes: tuple[str, ...] = ()
+    """What else was decided."""
+    no_classes: str = ""
+    """Why there are no classes; see `Listing`."""
+    corrupt: tuple[tuple[str, str], ...] = ()
+    """Name and reason of the first corrupt images."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +93,24 @@ class Store:
     digests mean equal data. None for a store that was not read from a cache."""
     stream: Shards | None = None
     """The stream to train on. `train` is then only a sample of it. None: train on `train`."""
+    uncropped: torch.Tensor | None = None
+    """The training images in the size from which training takes windows at random. The splits then
+    hold the middle of each image."""
+    found: Found = field(default_factory=Found)
+    """What was read, and what was not."""
+    sources: tuple[int, ...] = ()
+    """Number of training images of each joined source. They stand in `train` source by source."""
+    statistics: Mapping[str, list[float]] | None = None
+    """Of float16 maps: mean and standard deviation of each channel of the training split."""
+
+    @property
+    def to_hold_out(self) -> str:
+        """What to do so that images are held out, for messages. A small fraction may hold out none
+        of a few images."""
+        least = self.found.least_fraction
+        if least is None or len(self.train) < 2:
+            return "add a held-out split to the data"
+        return f"set data.held_out_fraction to {max(least, 0.1)}"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -68,17 +118,40 @@ class Store:
         _, height, width, channels = self.train.images_NHWC.shape
         return channels, height, width
 
+    def cropped(self, size_HW: tuple[int, int]) -> Store:
+        """A store whose splits hold the middle of each image. Copies nothing."""
+        return replace(
+            self,
+            train=replace(self.train, images_NHWC=middle(self.train.images_NHWC, size_HW)),
+            held_out=replace(self.held_out, images_NHWC=middle(self.held_out.images_NHWC, size_HW)),
+            uncropped=self.train.images_NHWC,
+        )
+
+
+def middle(images_NHWC: torch.Tensor, size_HW: tuple[int, int]) -> torch.Tensor:
+    """The middle of each image, as a view: (N, H, W, C) to (N, *size_HW, C)."""
+    _, height, width, _ = images_NHWC.shape
+    top, left = (height - size_HW[0]) // 2, (width - size_HW[1]) // 2
+    return images_NHWC[:, top : top + size_HW[0], left : left + size_HW[1]]
+
 
 def open_store(
     source: Source,
     *,
     image_size: int | tuple[int, int] | None,
     center_crop: int | None,
-    channels: int | None,
+    channels: int | Literal["auto"] | None,
     held_out_fraction: float,
     on_corrupt: Literal["stop", "skip"],
     cache_folder: Path,
     progress: Callable[[int, int], None] | None = None,
+    rules: Literal[1, 2] = 2,
+    value_range: Literal["auto", "full"] | tuple[float, float] = "auto",
+    element: str = "uint8",
+    fit: Literal["crop", "pad", "stretch"] = "crop",
+    pad: str | tuple[int, ...] = (255,),
+    jpeg_scaling: bool = False,
+    max_pixels: int | None = None,
 ) -> Store:
     """Maps the decoded data set. Decodes it first if no process of this node has done so.
 
@@ -86,32 +159,52 @@ def open_store(
         the same for all.
     center_crop: side, in pixels of the original, of the square that is cut out before resizing;
         None: all of the image.
-    channels: 1 (grey) or 3 (RGB); None: 1 if the first image is grey, else 3.
+    channels: 1 (grey), 3 (RGB), 2 and 4 (with opacity), or those of images with others; None: 3 if
+        any image has colour, else 1; "auto": the same, with opacity if all images have it.
     held_out_fraction: in [0, 1), for a source without splits of its own. A hash of each image's
         relative path or row decides, so new images never move others between splits.
     on_corrupt: "stop" at an image that cannot be decoded, or "skip" and count it.
     progress: called with (images decoded, all images) by the process that decodes.
+    rules: version of the rules of reading; 1 for runs that began with them (see `rules_1.py`).
+    value_range: values of deep images (more than 8 bits, or floats) that become 0 and the greatest
+        of the store: of all images ("auto", see `Seen`), of their type ("full"), or the given ones.
+    element: type of the store: "uint8", "uint16", or "float16" for maps, whose values are kept.
+    fit, pad, jpeg_scaling, max_pixels: see `Wanted`.
 
     Exactly one process decodes, under a lock that the kernel frees when the process dies. The
     others wait and map the result. An entry of the cache appears whole, by one rename, or not at
     all.
     """
-    wanted = _wanted(image_size, center_crop, channels)
+    wanted = wanted_of(
+        image_size,
+        center_crop,
+        channels,
+        rules=rules,
+        value_range=value_range,
+        element=element,
+        fit=fit,
+        pad=pad,
+        jpeg_scaling=jpeg_scaling,
+        max_pixels=max_pixels,
+    )
     if not 0 <= held_out_fraction < 1:
         raise DataError(
             f"data.held_out_fraction: {held_out_fraction} is not in [0, 1), but some images must be"
             " left to train on; set e.g. 0.1"
         )
-    key = _key(
-        format=FORMAT,
-        kind=source.kind,
-        source=source.identity(),
-        image_size=wanted.size_HW,
-        center_crop=center_crop,
-        channels=channels,
-        held_out_fraction=held_out_fraction,
-        on_corrupt=on_corrupt,
-    )
+    identity = source.identity()
+
+    def key_of(wanted: Wanted) -> str:
+        return _key(
+            format=FORMAT,
+            kind=source.kind,
+            source=identity,
+            wanted=repr(wanted),
+            held_out_fraction=held_out_fraction,
+            on_corrupt=on_corrupt,
+        )
+
+    key = key_of(wanted)
     cache_folder = cache_folder.expanduser().absolute()
     entry = cache_folder / f"{source.kind}-{key[:16]}"
     store = _opened(entry, key)
@@ -128,6 +221,7 @@ def open_store(
                 skip_corrupt=on_corrupt == "skip",
                 entry=entry,
                 key=key,
+                key_of=key_of,
                 progress=progress or (lambda done, total: None),
             )
             store = _opened(entry, key)
@@ -150,12 +244,14 @@ def open_stream(
     cache_folder: Path,
     window: int,
     progress: Callable[[int, int], None] | None = None,
+    **reading: Any,
 ) -> Store:
     """Opens a data set that is streamed from its place, not decoded as a whole; see `open_store`.
     `train` is a sample of the streamed images, `held_out` are the held-out images. Each has at most
     about 10,000 images, in whole row groups.
 
-    window: number of images of a stream that are shuffled together.
+    window: number of images of a stream that are shuffled together. reading: the other settings of
+    `open_store`.
     """
     sampled = Sampled(source, held_out_fraction)
     store = open_store(
@@ -167,16 +263,27 @@ def open_stream(
         on_corrupt=on_corrupt,
         cache_folder=cache_folder,
         progress=progress,
+        **reading,
     )
     groups, columns = source.row_groups()
     kept, _ = sampled.split(groups)
-    channels, height, width = store.image_shape
-    size_from = "the first" if image_size is None else None
+    channels_of_store, height, width = store.image_shape
+    asked = wanted_of(image_size, center_crop, channels, **reading)
+    wanted = replace(
+        asked,
+        size_HW=(height, width),
+        channels=channels_of_store,
+        size_from="the first" if image_size is None else None,
+        value_range=asked.value_range or store.found.value_range,
+        # Not all images were looked at: one that needs more than the sample is an error.
+        guessed_channels=asked.rules == 2 and asked.channels is None,
+        guessed_range=asked.rules == 2 and asked.value_range is None,
+    )
     shards = Shards(
         source,
         tuple(group for group in kept if group.rows),
         columns,
-        Wanted((height, width), center_crop, channels, size_from),
+        wanted,
         on_corrupt == "skip",
         window,
     )
@@ -188,16 +295,35 @@ def open_stream(
             f"data.window_images={largest} if the machines have enough memory"
         )
     digest = hashlib.blake2b(f"{store.digest} {shards.digest}".encode(), digest_size=16)
-    return replace(store, digest=digest.hexdigest(), label_count=columns.label_count, stream=shards)
+    labels = columns.label_count
+    return replace(
+        store,
+        digest=digest.hexdigest(),
+        label_count=labels,
+        class_names=store.class_names if labels else None,
+        stream=shards,
+    )
 
 
-def _wanted(
-    image_size: int | tuple[int, int] | None, center_crop: int | None, channels: int | None
+def wanted_of(
+    image_size: int | tuple[int, int] | None,
+    center_crop: int | None,
+    channels: int | Literal["auto"] | None,
+    *,
+    rules: Literal[1, 2] = 2,
+    value_range: Literal["auto", "full"] | tuple[float, float] = "auto",
+    element: str = "uint8",
+    fit: Literal["crop", "pad", "stretch"] = "crop",
+    pad: str | tuple[int, ...] = (255,),
+    jpeg_scaling: bool = False,
+    max_pixels: int | None = None,
 ) -> Wanted:
-    if channels not in (None, 1, 3):
+    """The wanted pixels. Allows this process to open images of `max_pixels`. Raises DataError for
+    values that none can have."""
+    if isinstance(channels, int) and not 1 <= channels <= LARGEST_CHANNELS:
         raise DataError(
-            f"data.channels: {channels} is not 1 (grey) or 3 (RGB); set one of them, or null for"
-            " the channels of the first image"
+            f"data.channels: {channels} is not in 1 to {LARGEST_CHANNELS}; set e.g. 1 (grey) or 3"
+            " (RGB), or null for the channels of the images"
         )
     size_HW = (image_size, image_size) if isinstance(image_size, int) else image_size
     if size_HW is not None:
@@ -206,7 +332,21 @@ def _wanted(
             raise DataError(f"data.image_size: {image_size} is not positive; set e.g. 64")
     if center_crop is not None and center_crop < 1:
         raise DataError(f"data.center_crop: {center_crop} is not positive; set e.g. 64, or null")
-    return Wanted(size_HW, center_crop, channels)
+    allow_pixels(max_pixels)
+    return Wanted(
+        size_HW,
+        center_crop,
+        None if channels == "auto" else channels,
+        rules=rules,
+        keep_alpha=channels == "auto",
+        full_range=value_range == "full",
+        value_range=None if isinstance(value_range, str) else value_range,
+        element=element,
+        fit=fit,
+        pad=pad,
+        jpeg_scaling=jpeg_scaling,
+        max_pixels=max_pixels,
+    )
 
 
 def _key(**parts: Any) -> str:
@@ -219,29 +359,36 @@ def _opened(entry: Path, key: str) -> Store | None:
     key."""
     try:
         manifest = json.loads((entry / MANIFEST).read_bytes())
-        if manifest["key"] != key:
+        if key not in manifest["keys"]:
             return None
         sizes = {name: (entry / name).stat().st_size for name in manifest["bytes"]}
         watched = {name: list(file_stamp(Path(name))) for name in manifest["watched"]}
         if sizes != manifest["bytes"] or watched != manifest["watched"]:
             return None
+        element = getattr(torch, manifest["element"])
         splits = {
-            name: Split(*arrow.read(entry / f"{name}.arrow", manifest["shape_HWC"], count))
+            name: Split(*arrow.read(entry / f"{name}.arrow", manifest["shape_HWC"], count, element))
             for name, count in manifest["counts"].items()
         }
     except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError):
         return None
     except OSError as error:
         raise cache_error(entry, error) from error
-    names = manifest["class_names"]
+    names, found = manifest["class_names"], manifest["found"]
+    sources = manifest.get("sources", [len(splits["train"])])
     return Store(
         train=splits["train"],
         held_out=splits["held_out"],
         class_names=None if names is None else tuple(names),
         skipped=manifest["skipped"],
+        sources=tuple(sources),
         path=entry,
         label_count=manifest["label_count"],
         digest=manifest["digest"],
+        statistics=manifest["statistics"],
+        found=Found(
+            **{name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}  # pyright: ignore
+        ),
     )
 
 

@@ -17,17 +17,18 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ray_gen.data.build import corrupt
-from ray_gen.data.decode import CorruptImageError, Pixels, Wanted, decode
-from ray_gen.data.errors import DataError
+from ray_gen.data.decode import decode
+from ray_gen.data.errors import CorruptImageError, DataError
 from ray_gen.data.sources.base import Item
 from ray_gen.data.sources.parquet import Columns, Parquet, RowGroup, RowsInMemory
+from ray_gen.data.wanted import ELEMENTS, Wanted
 from ray_gen.noise import permutation
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class Streamed:
         given = [-1 if label is None else label for label in labels]
         return torch.from_numpy(np.stack(pixels)), torch.tensor(given)
 
-    def _image(self, loaded: _Loaded, place: int) -> Pixels:
+    def _image(self, loaded: _Loaded, place: int) -> tuple[NDArray[Any], int | None]:
         """An image of a block. If it is corrupt and corrupt images are skipped: the next one that
         is not corrupt."""
         if loaded.pixels is not None:
@@ -206,7 +207,7 @@ class Streamed:
             item = loaded[place + following]
             result = decode(item, self._shards.wanted, blamed)
             if not isinstance(result, CorruptImageError):
-                return result
+                return result.values_HWC, result.label
             if not self._shards.skip_corrupt:
                 raise corrupt(item.name, result, blamed)
         raise DataError(
@@ -233,10 +234,14 @@ class _Loaded:
         stored = [group.pixels_NHWC for group in groups]
         whole = wanted.center_crop is None
         shape = (*(wanted.size_HW or ()), wanted.channels)
-        self.pixels: NDArray[np.uint8] | None = None
+        self.pixels: NDArray[Any] | None = None
         """Pixels of all rows, in the order of the groups. None if the stored pixels do not have the
         wanted shape."""
-        if whole and all(pixels is not None and pixels.shape[1:] == shape for pixels in stored):
+        kind = ELEMENTS[wanted.element]
+        if whole and all(
+            pixels is not None and pixels.shape[1:] == shape and pixels.dtype == kind
+            for pixels in stored
+        ):
             self.pixels = np.concatenate([pixels for pixels in stored if pixels is not None])
             self.labels = [label for group in groups for label in group.labels]
             self._groups = ()  # frees the groups that were just copied

@@ -12,7 +12,8 @@ from ray_gen.core import ImageShape
 from ray_gen.errors import Refused
 from ray_gen.evaluation.cache import ReferenceCache
 from ray_gen.evaluation.embedding import Embedding, Need
-from ray_gen.evaluation.images import Consumer, own_share, show
+from ray_gen.evaluation.extractors import takes_16_bits
+from ray_gen.evaluation.images import Consumer, own_share, seen_in_words, show
 from ray_gen.evaluation.metric import FeatureMetric, Given, Lacking, Metric, Set, Shown
 from ray_gen.evaluation.metrics import METRICS, NEED_NO_WEIGHTS
 from ray_gen.evaluation.scores import Score, Scores
@@ -82,23 +83,31 @@ class Comparison:
                 f"evaluation.features: {asked} needs an extractor; name one, or set "
                 f"evaluation.metrics to {_FREE} only"
             )
+        if metric.needs_weights:
+            self._check_channels()
+
+    def _check_channels(self) -> None:
+        """The extractor takes the channels of the images."""
+        given, extractor = self.given, self.given.extractor
+        assert extractor is not None
+        channels, wanted = given.shape[0], extractor.channels
+        if channels == wanted or (wanted == 3 and channels <= 4):
+            return
+        sees = "grey or RGB images" if wanted == 3 else f"{wanted} channel{'s' * (wanted > 1)}"
+        why = (
+            f"{extractor.name} sees {sees}, and the images have {channels}"
+            f"{' channels' if wanted == 3 else ''}; name a trained run of such images by "
+            "--features run:RUN"
+        )
+        message = f"evaluation.features: {why}, or set evaluation.metrics to {_FREE} only"
+        if given.default_extractor:
+            raise Lacking(message, why)
+        raise Refused(message)
 
     def _check_shapes(self, metric: Metric[Any], asked: str) -> None:
         """Channels, heights and widths of the sets fit the metric."""
         given = self.given
         channels, height, width = given.shape
-        if given.extractor is not None and metric.needs_weights:
-            wanted = given.extractor.channels
-            if channels != wanted and (channels, wanted) != (1, 3):
-                sees = (
-                    "1 (grey) or 3 (RGB) channels"
-                    if wanted == 3
-                    else f"{wanted} channel{'s' if wanted > 1 else ''}"
-                )
-                raise Refused(
-                    f"evaluation.features: {given.extractor.name} sees {sees}, and the images have "
-                    f"{channels}; set evaluation.metrics to {_FREE} only"
-                )
         for name in metric.compares_with():
             theirs, what = given.shape_of(name), name.replace("_", "-")
             if theirs[0] != channels:
@@ -159,8 +168,20 @@ class Comparison:
             "generated": self.given.described("generated"),
             "reference": self.given.described("reference"),
             "seed": self.given.seed,
+            "seen_as": self._seen_by(kind),
         }
         return Score(score.name, score.value, score.spread, {**common, **score.protocol})
+
+    def _seen_by(self, kind: type[Metric[Any]]) -> str:
+        """The channels that a metric of samples sees, in words."""
+        given = self.given
+        bits = max(given.bits_of("generated"), given.bits_of("reference"))
+        if not kind.needs_weights:
+            return seen_in_words(given.shape[0], bits)
+        extractor = given.extractor
+        assert extractor is not None
+        most_bits = 16 if takes_16_bits(extractor) else 8
+        return seen_in_words(given.shape[0], bits, rgb=extractor.channels == 3, most_bits=most_bits)
 
 
 def _check_names(metric: Metric[Any], names: Sequence[str], all_of_them: bool = False) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
-from ray_gen.evaluation.extractors import Extractor, Features
-from ray_gen.evaluation.images import as_rgb, gathered
+from ray_gen.evaluation.extractors import Extractor, Features, takes_16_bits
+from ray_gen.evaluation.images import as_rgb, gathered, with_8_bits
 from ray_gen.evaluation.moments import Moments
 
 Need = Literal["moments", "features", "logits"]
@@ -35,10 +35,13 @@ def _full_precision(device: torch.device) -> Generator[None]:
 
 @torch.no_grad()
 def extracted(extractor: Extractor, images: Tensor) -> Features:
-    """The features of a batch, float32. images: uint8 (N, C, H, W). Raises Refused if the extractor
-    gives other shapes or types than `Features` has."""
+    """The features of a batch, float32. images: uint8 or uint16 (N, C, H, W). Raises Refused if the
+    extractor gives other shapes or types than `Features` has."""
+    seen = as_rgb(images) if extractor.channels == 3 else images
+    if not takes_16_bits(extractor):
+        seen = with_8_bits(seen)
     with _full_precision(images.device), torch.autocast(images.device.type, enabled=False):
-        found = extractor(as_rgb(images) if extractor.channels == 3 else images)
+        found = extractor(seen)
     _check(extractor.name, "vectors", found.vectors, len(images))
     if found.logits is not None:
         _check(extractor.name, "logits", found.logits, len(images))
@@ -68,7 +71,7 @@ class Sizes:
     @classmethod
     def of(cls, extractor: Extractor, image: Tensor) -> Sizes:
         """The sizes, from the features of one image. So a rank without images knows them, too.
-        image: uint8 (1, C, H, W)."""
+        image: uint8 or uint16 (1, C, H, W)."""
         found = extracted(extractor, image)
         return cls(found.vectors.shape[1], None if found.logits is None else found.logits.shape[1])
 
@@ -96,7 +99,7 @@ class Embedding:
         self.logits = torch.empty(rows, sizes.logits or 0) if "logits" in needs else None
 
     def see(self, first: int, images: Tensor) -> None:
-        """Adds a batch, uint8 (N, C, H, W). first: number of its first image."""
+        """Adds a batch, uint8 or uint16 (N, C, H, W). first: number of its first image."""
         found = extracted(self._extractor, images)
         if self.moments is not None:
             self.moments.add(found.vectors)

@@ -22,6 +22,7 @@ from ray_gen.evaluation.scores import Scores
 from ray_gen.evaluation.subject import SampledImages, Subject
 from ray_gen.experiment import Experiment
 from ray_gen.experiment.evaluation import CustomFeatures, Evaluation, InceptionFeatures
+from ray_gen.pixels import selected
 from ray_gen.training.build import DTYPES, class_of, import_target
 from ray_gen.training.sources import cache_folder
 
@@ -43,6 +44,7 @@ def subject_of(
         conditional=experiment.needs_labels,
         dtype=DTYPES[experiment.training.precision],
         description=description,
+        bits=experiment.data.bits,
     )
 
 
@@ -63,8 +65,8 @@ class SplitImages:
         return len(self.split)
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        """uint8 (N, C, H, W), 0 to 255, on the device."""
-        pixels = self.split.images_NHWC[torch.tensor(indices)]
+        """(N, C, H, W) on the device: uint8, 0 to 255, or uint16, 0 to 65,535."""
+        pixels = selected(self.split.images_NHWC, torch.tensor(indices))
         return pixels.to(self._device).permute(0, 3, 1, 2).contiguous()
 
 
@@ -122,7 +124,7 @@ class Evaluator:
         if not len(found):
             raise Refused(
                 f"evaluation.reference: {self._name} has no {split} images; set "
-                "evaluation.reference to train, or data.held_out_fraction to 0.1"
+                f"evaluation.reference to train, or {self._store.to_hold_out}"
             )
         return found
 
@@ -150,6 +152,7 @@ class Evaluator:
             batch_size=settings.batch_size,
             seed=settings.seed,
             automatic=self._automatic,
+            default_extractor=self._automatic and settings.features == InceptionFeatures(),
             cache_folder=cache_folder() / "references",
             progress=self._progress,
         )

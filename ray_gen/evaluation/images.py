@@ -1,4 +1,4 @@
-"""Images as metrics see them: uint8, in batches, all of a set or a random part."""
+"""Images as metrics see them: levels of 8 or 16 bits, in batches, all of a set or a random part."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.evaluation.progress import Progress
 from ray_gen.noise import permutation
+from ray_gen.pixels import channels_in_words, has_opacity, over, quantised, selected, unit
 
 
 class Images(Protocol):
@@ -32,14 +33,41 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        """uint8 (N, C, H, W), 0 to 255, on the worker's device."""
+        """(N, C, H, W), on the worker's device: uint8, 0 to 255, or uint16, 0 to 65,535."""
         ...
 
 
 def as_rgb(images: Tensor) -> Tensor:
-    """Repeats the channel of grey images three times, for extractors that were trained on RGB.
-    (N, 1 or 3, H, W) to (N, 3, H, W)."""
+    """Images for extractors that were trained on RGB, of 1 to 4 channels to 3, of the same type:
+    opacity is put on white, the channel of grey images is repeated three times."""
+    if has_opacity(images.shape[1]):
+        images = quantised(over(unit(images), 1.0), bits_of(images))
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+def with_8_bits(images: Tensor) -> Tensor:
+    """uint8 of the same shape. uint16 is rounded to the nearest of 256 levels."""
+    return quantised(unit(images)) if images.dtype == torch.uint16 else images
+
+
+def bits_of(images: Tensor) -> int:
+    """Bits of a channel: 8 of uint8, 16 of uint16."""
+    return 16 if images.dtype == torch.uint16 else 8
+
+
+def seen_in_words(channels: int, bits: int, *, rgb: bool = False, most_bits: int = 16) -> str:
+    """The channels that a metric sees of images of `channels` channels, for the protocol: "grey",
+    "RGB on white", "5 channels, 16 bits".
+
+    rgb: through an extractor that was trained on RGB (`as_rgb`). most_bits: of a channel that the
+    extractor can tell apart.
+    """
+    told = channels_in_words(channels)
+    if rgb and has_opacity(channels):
+        told = f"{channels_in_words(channels - 1)} on white"
+    if bits == 8:
+        return told
+    return f"{told}, 16 bits" if most_bits == 16 else f"{told}, 16 bits rounded to 8"
 
 
 class Subset:
@@ -70,7 +98,7 @@ class Subset:
         return len(self._numbers)
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        """uint8 (N, C, H, W). indices: within the part."""
+        """uint8 or uint16 (N, C, H, W). indices: within the part."""
         return self._images.take([self._numbers[index] for index in indices])
 
 
@@ -92,18 +120,19 @@ def subset_of(images: Images, count: int, seed: int, field: str) -> Images:
     return Subset(images, numbers.sort().values, seed)
 
 
-def shape_of(images: Images, what: str) -> tuple[int, int, int]:
-    """(channels, height, width) of a set, read from its first image. what: the name of the set, for
-    messages. Raises Refused if it is empty, ValueError if an image is not uint8 (1, C, H, W)."""
+def shape_and_bits_of(images: Images, what: str) -> tuple[tuple[int, int, int], int]:
+    """(channels, height, width) of a set and the bits of a channel, read from its first image.
+    what: the name of the set, for messages. Raises Refused if it is empty, ValueError if an image
+    is not uint8 or uint16 (1, C, H, W)."""
     if not len(images):
         raise Refused(f"evaluation: there are no {what} images")
     first = images.take([0])
-    if first.dtype != torch.uint8 or first.ndim != 4 or len(first) != 1:
+    if first.dtype not in (torch.uint8, torch.uint16) or first.ndim != 4 or len(first) != 1:
         raise ValueError(
             f"evaluation: take([0]) of the {what} images gave {first.dtype} {tuple(first.shape)}; "
             "return uint8 (1, C, H, W), e.g. by quantised() of ray_gen/pixels.py"
         )
-    return first.shape[1], first.shape[2], first.shape[3]
+    return (first.shape[1], first.shape[2], first.shape[3]), bits_of(first)
 
 
 def own_share(count: int, batch_size: int, world: World) -> range:
@@ -134,14 +163,16 @@ class EvenlySpread:
         start, stop = (bisect_left(self._numbers, n) for n in (first, first + len(images)))
         if stop - start == len(images):
             return images
-        return images[[number - first for number in self._numbers[start:stop]]]
+        inside = [number - first for number in self._numbers[start:stop]]
+        return selected(images, torch.tensor(inside, dtype=torch.int64, device=images.device))
 
 
 class Consumer(Protocol):
     """Receives each batch of a pass over a set of images."""
 
     def see(self, first: int, images: Tensor) -> None:
-        """images: uint8 (N, C, H, W) on the device. first: number of the first image in the set."""
+        """images: uint8 or uint16 (N, C, H, W) on the device. first: number of the first image in
+        the set."""
         ...
 
 

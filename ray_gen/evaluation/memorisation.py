@@ -26,7 +26,7 @@ _QUERIES_AT_ONCE = 4096
 
 
 def thumbnails(images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) to float32 (N, D) in [-½, ½]: the pixels, at most 32 x 32 per channel."""
+    """Levels (N, C, H, W) to float32 (N, D) in [-½, ½]: the pixels, at most 32 x 32 per channel."""
     values = unit(images) - 0.5
     height, width = images.shape[2:]
     if max(height, width) > SIDE:
@@ -44,7 +44,8 @@ class Queries:
         self.parts: list[Tensor] = []
 
     def see(self, first: int, images: Tensor) -> None:
-        """Keeps thumbnails of a batch, uint8 (N, C, H, W). first: number of its first image."""
+        """Keeps thumbnails of a batch, uint8 or uint16 (N, C, H, W). first: number of its first
+        image."""
         chosen = self.spread.chosen(first, images)
         if len(chosen):
             self.parts.append(thumbnails(chosen))
@@ -70,7 +71,7 @@ class Nearest:
         self.squared = torch.full((len(queries),), float("inf"), device=queries.device)
 
     def see(self, first: int, images: Tensor) -> None:
-        """Adds a batch of training images, uint8 (N, C, H, W). first: not used."""
+        """Adds a batch of training images, uint8 or uint16 (N, C, H, W). first: not used."""
         self._waiting.append(thumbnails(images))
         if sum(map(len, self._waiting)) >= _TRAINING_AT_ONCE:
             self.finish()

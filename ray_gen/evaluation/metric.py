@@ -82,7 +82,10 @@ class Given:
     """Folder for statistics of the reference. None: they are not kept."""
     progress: Progress = silent
     """Called with this rank's share of the work."""
-    _shapes: dict[Set, ImageShape] = field(default_factory=dict, init=False, repr=False)
+    default_extractor: bool = False
+    """Whether the user named no extractor. A metric that the default cannot serve may be left
+    out."""
+    _looks: dict[Set, tuple[ImageShape, int]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def smallest(self) -> int:
@@ -97,11 +100,18 @@ class Given:
     def shape_of(self, name: Set) -> ImageShape:
         """(channels, height, width) of the images of a set, read from its first image. Raises
         Refused if the set is empty."""
-        from ray_gen.evaluation.images import shape_of
+        return self._look_at(name)[0]
 
-        if name not in self._shapes:
-            self._shapes[name] = shape_of(self.sets[name], name.replace("_", "-"))
-        return self._shapes[name]
+    def bits_of(self, name: Set) -> int:
+        """Bits of a channel of the images of a set, 8 or 16: see `shape_of`."""
+        return self._look_at(name)[1]
+
+    def _look_at(self, name: Set) -> tuple[ImageShape, int]:
+        from ray_gen.evaluation.images import shape_and_bits_of
+
+        if name not in self._looks:
+            self._looks[name] = shape_and_bits_of(self.sets[name], name.replace("_", "-"))
+        return self._looks[name]
 
     @cached_property
     def sizes(self) -> Sizes:

@@ -55,7 +55,7 @@ def sliced_wasserstein(
 
 
 class Pictures:
-    """A Consumer that keeps images as uint8 on the CPU: this rank's, and at most 16,384 over all
+    """A Consumer that keeps images as levels on the CPU: this rank's, and at most 16,384 over all
     ranks. Images up to 256x256 take less memory than their patches."""
 
     def __init__(self, shape: ImageShape, total: int, count: int, own: range) -> None:
@@ -72,7 +72,8 @@ class Pictures:
         return self._spread.count
 
     def see(self, first: int, images: Tensor) -> None:
-        """Keeps chosen images of a batch, uint8 (N, C, H, W). first: number of its first image."""
+        """Keeps chosen images of a batch, uint8 or uint16 (N, C, H, W). first: number of its first
+        image."""
         chosen = self._spread.chosen(first, images)
         if len(chosen):
             self._kept.append(chosen.cpu())

@@ -20,14 +20,14 @@ from ray_gen.evaluation.evaluator import Evaluator, SplitImages, subject_of
 from ray_gen.evaluation.progress import Progress, silent
 from ray_gen.evaluation.scores import Scores
 from ray_gen.experiment import Experiment, absolute_path
-from ray_gen.experiment.data import Data
+from ray_gen.experiment.data import Data, DataSettings
 from ray_gen.experiment.evaluation import Evaluation
 from ray_gen.pipeline.loading import experiment_of, load_as
 from ray_gen.pipeline.model import Model
 from ray_gen.pipeline.pretrained import is_pretrained, read_config
 from ray_gen.settings import problems_of
 from ray_gen.storage import Folder, without_credentials
-from ray_gen.training.sources import open_source
+from ray_gen.training.sources import open_source, with_classes
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Request:
         *,
         generated: str | None = None,
         reference: str | None = None,
+        data: str | None = None,
         split: str | None = None,
         image_size: int | tuple[int, int] | None = None,
         channels: int | None = None,
@@ -81,6 +82,11 @@ class Request:
         """A request from the arguments of `launch.evaluate.evaluate`, checked. Raises Refused."""
         if (run is None) == (generated is None):
             raise Refused("evaluate: name either a run, or pictures with --generated")
+        if data is not None and (run is None or reference is not None):
+            raise Refused(
+                "--data: says where the data of a run lie now; leave it out with --generated and"
+                " with --reference"
+            )
         if generated is not None and reference is None:
             raise Refused(
                 "--reference: pictures are compared with real images; name a folder, or a source "
@@ -98,8 +104,16 @@ class Request:
                 _settings(None, settings),
             )
         location, experiment = absolute_path(os.fspath(run)), experiment_of(run)
-        data = _reference(location, experiment, reference, decoding)
-        return cls(location, None, data, _settings(experiment, settings))
+        if data is None:
+            source = _reference(location, experiment, reference, decoding)
+        elif decoding:
+            raise Refused(
+                f"data.{next(iter(decoding))}: the run's own data is read in the same way as for "
+                "training; leave it out"
+            )
+        else:
+            source = _moved(experiment, data)
+        return cls(location, None, source, _settings(experiment, settings))
 
 
 def measure(request: Request, world: World, progress: Progress = silent) -> Scores:
@@ -119,7 +133,8 @@ def measure(request: Request, world: World, progress: Progress = silent) -> Scor
         return evaluator.compared(generated, reference)
     pipeline = load_as(Model, request.run, weights=request.settings.weights, device=world.device)
     data = request.reference or pipeline.experiment.data
-    with nullcontext() if request.reference is None else _named_by("--reference"):
+    moved = request.reference is not None and request.reference.digest is not None
+    with nullcontext() if request.reference is None or moved else _named_by("--reference"):
         store = open_source(data, decoded)
     if store.image_shape != pipeline.experiment.image_shape:
         raise Refused(
@@ -131,6 +146,8 @@ def measure(request: Request, world: World, progress: Progress = silent) -> Scor
             f"data: {data.short_form} is not what {request.run} was trained on: its images have "
             "changed since; put the old images back, or name images to compare with by --reference"
         )
+    if pipeline.experiment.needs_labels:
+        store = with_classes(store, pipeline.experiment.data.classes or (), "--reference")
     own = request.reference is None or store.digest == pipeline.experiment.data.digest
     evaluator = Evaluator(request.settings, store, data.short_form, world, progress, trained_on=own)
     described = _described(request, pipeline)
@@ -185,9 +202,15 @@ def _settings(experiment: Experiment | None, changes: Mapping[str, Any]) -> Eval
 def _reference(
     location: str, experiment: Experiment, named: str | None, decoding: Mapping[str, Any]
 ) -> Data | None:
-    """The data to compare a run's samples with, in the run's size and channels. None: the run's own
-    data."""
-    own = {"image_size": experiment.data.image_size, "channels": experiment.data.channels}
+    """The data to compare a run's samples with, read as the run's own: its size, channels, bits and
+    range of values. None: the run's own data."""
+    run = experiment.data
+    own = {
+        "image_size": run.image_size,
+        "channels": run.channels,
+        "bits": run.bits,
+        "value_range": run.value_range,
+    }
     for name in own:
         if name in decoding:
             raise Refused(
@@ -201,6 +224,23 @@ def _reference(
             "it out, or name other images with --reference"
         )
     return None if exported(location) is None else _data_of_export(location, experiment)
+
+
+def _moved(experiment: Experiment, named: str) -> Data:
+    """The run's own data at another place, read as the run reads them. Their digest must match the
+    run's."""
+    found = _source(named, "--data", {})
+    shared = {
+        name: value
+        for name, value in experiment.data.model_dump().items()
+        if name in DataSettings.model_fields
+    }
+    kind = type(found)
+    own = found.model_dump() if kind is not type(experiment.data) else experiment.data.model_dump()
+    for field in ("path", "dataset"):
+        if hasattr(found, field):
+            own[field] = getattr(found, field)
+    return kind.model_validate({**own, **shared})  # pyright: ignore[reportReturnType]
 
 
 def _data_of_export(location: str, experiment: Experiment) -> Data | None:

@@ -28,6 +28,8 @@ class Subject:
     """Type of the images that a likelihood is measured on."""
     description: Mapping[str, Any]
     """For the protocol: the run, the number of images seen in training, EMA or raw weights."""
+    bits: int = 8
+    """Bits of a channel of the training images, 8 or 16. Samples have as many."""
 
 
 class Labelled(Protocol):
@@ -35,7 +37,7 @@ class Labelled(Protocol):
 
     @property
     def images_NHWC(self) -> Tensor:  # noqa: N802
-        """uint8 (N, H, W, C), 0 to 255."""
+        """uint8 (N, H, W, C), 0 to 255, or uint16, 0 to 65,535."""
         ...
 
     @property
@@ -64,11 +66,11 @@ class SampledImages:
         return self._count
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        """uint8 (N, C, H, W), 0 to 255, on the device of the networks."""
+        """(N, C, H, W) on the device of the networks: uint8, 0 to 255, or uint16, 0 to 65,535."""
         numbers = torch.tensor(indices, device=self._device)
         labels = None if self._labels is None else self._labels[numbers]
         objective, networks = self._subject.objective, self._subject.networks
         images = sampled(
             objective, networks, self._seed, "evaluation", numbers, labels, self._dtype
         )
-        return quantised(images)
+        return quantised(images, self._subject.bits)

@@ -15,6 +15,7 @@ LONGEST_UNIT = 30
 
 ESSENTIAL = (
     (("extractor",), ("extractor_weights",)),
+    (("seen_as",),),
     (("samples",),),
     (("pixels",),),
     (("warning",),),

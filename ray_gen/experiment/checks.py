@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ray_gen.experiment.data import ParquetData
 from ray_gen.experiment.networks import NetworkSettings
 from ray_gen.experiment.search_checks import search_problems
 from ray_gen.experiment.tree import Tree
@@ -82,9 +83,18 @@ def _data_problems(experiment: Tree) -> Iterator[str]:
                 yield f"networks.{name}: {network.kind} {problem}"
     if experiment.needs_labels and experiment.data.has_labels() is False:
         yield (
-            "objective.conditional: the data has no labels to condition on; set it to false, "
-            "or put the images in one folder per class (or set data.label_column)"
+            "objective.conditional: the data has no labels to condition on; set it to false, or "
+            f"{_remedy(experiment)}"
         )
+
+
+def _remedy(experiment: Tree) -> str:
+    """How the data gets labels."""
+    if getattr(experiment.data, "labels", None) == "none":
+        return "set data.labels to auto"
+    if isinstance(experiment.data, ParquetData):
+        return "set data.label_column"
+    return "put the images in one folder per class (or set data.labels)"
 
 
 def _batch_problems(experiment: Tree) -> Iterator[str]:

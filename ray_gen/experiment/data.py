@@ -2,14 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from itertools import islice
+from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from ray_gen.settings import Component, Location, free
+from ray_gen.settings import Component, Location, Settings, free
 
-ImageSize = PositiveInt | tuple[PositiveInt, PositiveInt]
+LARGEST_SIDE = 8192
+"""Pixels. A larger side is a slip: one image of it would fill a GPU."""
+
+
+def _size(value: Any) -> Any:
+    """ "96x160" as [96, 160]. Raises ValueError for what is no size."""
+    if isinstance(value, str) and (found := re.fullmatch(r"(\d+)\s*[x×]\s*(\d+)", value.strip())):
+        value = [int(found[1]), int(found[2])]
+    sides: list[Any] = [*value] if isinstance(value, (list, tuple)) else [value]
+    if any(type(side) is not int for side in sides) or len(sides) > 2 or not sides:
+        raise ValueError(f"{value!r} is no size in pixels; set e.g. 64 or 96x160 (height x width)")
+    if isinstance(value, (list, tuple)) and len(sides) != 2:
+        raise ValueError(f"{value!r} is no [height, width]; set e.g. [96, 160]")
+    if not all(1 <= side <= LARGEST_SIDE for side in sides):
+        raise ValueError(f"{value} is not in 1 to {LARGEST_SIDE:,} pixels; set e.g. 64 or 96x160")
+    return value
+
+
+ImageSize = Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], BeforeValidator(_size)]
+
+
+def _channels(value: Any) -> Any:
+    if value in (None, "auto") or (type(value) is int and 1 <= value <= 16):
+        return value
+    raise ValueError(
+        f"{value!r} is not 1 (grey), 3 (RGB), 2 or 4 (with opacity), another number up to 16, auto"
+        " or null"
+    )
+
+
+LabelColumn = str | Annotated[tuple[str, ...], Field(min_length=1)]
+Channels = Annotated[int | Literal["auto"] | None, BeforeValidator(_channels)]
+
+
+def _value_range(value: Any) -> Any:
+    if value in ("auto", "full"):
+        return value
+    try:
+        low, high = (float(end) for end in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is not auto, full or [low, high]") from None
+    if not low < high:
+        raise ValueError(f"{value!r}: the first value, black, must be less than the second, white")
+    return (low, high)
+
+
+def _pad(value: Any) -> Any:
+    levels = value if isinstance(value, (list, tuple)) else [value]
+    if value == "edge" or (
+        levels and all(type(level) is int and 0 <= level <= 255 for level in levels)
+    ):
+        return value
+    raise ValueError(
+        f"{value!r} is not edge, a number from 0 (black) to 255 (white), or one for each channel"
+    )
+
 
 # Fields of every source that are not the source's own arguments.
 _SHARED = (
@@ -24,7 +90,32 @@ _SHARED = (
     "classes",
     "digest",
     "window_images",
+    "rules",
+    "random_crop_from",
+    "value_range",
+    "bits",
+    "fit",
+    "pad",
+    "jpeg_scaling",
+    "max_pixels",
 )
+
+
+def _both(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """(height, width) of a size."""
+    return (size, size) if isinstance(size, int) else size
+
+
+class NamedSplits(Settings):
+    """The folders of the two splits."""
+
+    train: str
+    """The folder of the training images."""
+    held_out: str
+    """The folder of the held-out images."""
+
+
+Splits = Literal["auto", "none"] | NamedSplits
 
 
 class DataSettings(Component):
@@ -33,11 +124,36 @@ class DataSettings(Component):
     image_size: ImageSize | None = None
     """Pixels: one number for a square, or [height, width]. Images are scaled to cover it and then
     cropped at the centre. None: the size of the data's images, which must all be equal."""
+    random_crop_from: ImageSize | None = None
+    """Pixels, more than `image_size`. Images are brought to this size, and each time training uses
+    one it takes a window of `image_size` at random. Held-out images give their middle."""
     center_crop: PositiveInt | None = None
     """Pixels: side of a centred square that is cut out of the original before resizing (CelebA:
     160)."""
-    channels: Literal[1, 3] | None = None
-    """1 is grey, 3 is RGB. Transparent pixels are put on white. None: as in the first image."""
+    channels: Channels = None
+    """1 is grey, 3 is RGB, 2 and 4 are the same with opacity; up to 16 for images with others.
+    Without opacity, transparent pixels are put on white. None: 3 if any image has colour, else 1.
+    auto: the same, with opacity if all images have it."""
+    bits: Literal[8, 16] = 8
+    """Bits of a channel of the decoded images."""
+    value_range: Annotated[
+        Literal["auto", "full"] | tuple[float, float], BeforeValidator(_value_range)
+    ] = "auto"
+    """Values of images of more than 8 bits that become black and white. auto: from 0 to the end of
+    the 8, 10, 12, 14 or 16 bits that hold the data's largest value; of floats to 1 or 255. full:
+    the range of their type. Or [low, high]; values beyond are clipped."""
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """How images get the aspect ratio of `image_size`: crop the longer side, pad the shorter
+    one, or stretch it."""
+    pad: Annotated[Literal["edge"] | int | tuple[int, ...], BeforeValidator(_pad)] = 255
+    """What `fit: pad` fills in: edge repeats the last pixels; a number, or one for each channel,
+    from 0 (black) to 255 (white)."""
+    max_pixels: PositiveInt | None = None
+    """Largest number of pixels of an image file. A larger one counts as corrupt: a small file may
+    claim more than the memory holds. None: 178,956,970."""
+    jpeg_scaling: bool = False
+    """Let JPEG photographs be scaled down while they are decompressed, never below twice the wanted
+    size. Decoding is faster, pixels differ a little."""
     flip: bool = False
     """Mirror each image with probability ½, drawn again each time training uses the image."""
     held_out_fraction: float = Field(0.1, ge=0.0, lt=1.0)
@@ -53,9 +169,20 @@ class DataSettings(Component):
     most a quarter of its free memory, else host."""
     classes: tuple[str, ...] | None = None
     """Names of the classes in the order of their labels; filled in from the data at the start."""
+    rules: Literal[1, 2] = 2
+    """Version of the rules that say what is read of the same files. A run keeps its own: 1 in
+    ray_gen 0.1."""
     digest: str | None = None
     """Digest of all decoded pixels and labels in their order; filled in from the data at the start.
     It identifies the data. The path may change."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rules_of_old_runs(cls, given: Any) -> Any:
+        """A run of before has read its data, but names no rules: it keeps the first."""
+        if isinstance(given, dict) and given.get("digest") and "rules" not in given:
+            return {**given, "rules": 1}
+        return given
 
     @model_validator(mode="after")
     def _only_parquet_streams(self) -> Self:
@@ -65,6 +192,36 @@ class DataSettings(Component):
                 "convert`, or set placement to auto"
             )
         return self
+
+    @model_validator(mode="after")
+    def _crops_come_from_larger_images(self) -> Self:
+        inner, outer = self.height_and_width(), _both(self.random_crop_from)
+        if outer is None:
+            return self
+        if inner is None:
+            raise ValueError("image_size: is required with random_crop_from; set e.g. 64")
+        if outer[0] < inner[0] or outer[1] < inner[1] or outer == inner:
+            raise ValueError(
+                f"random_crop_from: {outer[0]}x{outer[1]} is not larger than image_size"
+                f" {inner[0]}x{inner[1]}; set e.g. {inner[0] * 9 // 8}x{inner[1] * 9 // 8}"
+            )
+        return self
+
+    places: ClassVar[tuple[str, ...]] = ("path",)
+    """Fields that hold a path or a URI. Those that a source does not have are ignored."""
+
+    def with_places(self, change: Callable[[str], str]) -> Self:
+        """A copy with `change` applied to every path and URI."""
+        names = [name for name in self.places if name in type(self).model_fields]
+        return self.model_copy(update={name: change(getattr(self, name)) for name in names})
+
+    def published(self) -> Self:
+        """A copy for others: of a local path only its last part, of a URI no user and no query."""
+        return self.with_places(_without_place)
+
+    def shares(self) -> tuple[float, ...] | None:
+        """The weights of joined sources. None: all images alike."""
+        return None
 
     @property
     def short_form(self) -> str:
@@ -76,8 +233,7 @@ class DataSettings(Component):
 
     def height_and_width(self) -> tuple[int, int] | None:
         """The image size if the settings give it, else None."""
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else size
+        return _both(self.image_size)
 
     def has_labels(self) -> bool | None:
         """Whether images have labels. None if the settings do not tell."""
@@ -88,6 +244,34 @@ class DataSettings(Component):
         fields = type(self).model_fields
         return {name: getattr(self, name) for name in fields if name not in _SHARED}
 
+    @property
+    def source(self) -> str:
+        """The source's class, as "module:Name"."""
+        return self.targets["source"]
+
+    def pixels(self) -> dict[str, Any]:
+        """What `ray_gen.data.store.wanted_of` asks: the pixels that come of an image."""
+        return {
+            "image_size": self.random_crop_from or self.image_size,
+            "center_crop": self.center_crop,
+            "channels": self.channels,
+            "rules": self.rules,
+            "value_range": self.value_range,
+            "element": f"uint{self.bits}",
+            "fit": self.fit,
+            "pad": (self.pad,) if isinstance(self.pad, int) else self.pad,
+            "jpeg_scaling": self.jpeg_scaling,
+            "max_pixels": self.max_pixels,
+        }
+
+    def reading(self) -> dict[str, Any]:
+        """What `ray_gen.data.open_store` asks of every source."""
+        return {
+            **self.pixels(),
+            "held_out_fraction": self.held_out_fraction,
+            "on_corrupt": self.on_corrupt,
+        }
+
 
 class Mnist5kData(DataSettings):
     """5,000 real MNIST digits that come with the package: 28 x 28 grey, 400 per class for training,
@@ -96,17 +280,22 @@ class Mnist5kData(DataSettings):
     targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:Mnist5k"}
     kind: Literal["mnist5k"] = "mnist5k"
     image_size: ImageSize | None = 28
-    channels: Literal[1, 3] | None = 1
+    channels: Channels = 1
 
     def has_labels(self) -> bool | None:
         """True."""
         return True
+
+    def arguments(self) -> dict[str, Any]:
+        """See `DataSettings.arguments`."""
+        return {"rules": self.rules}
 
 
 class TorchvisionData(DataSettings):
     """A data set of torchvision by the name of its class."""
 
     targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:TorchvisionDataset"}
+    places: ClassVar[tuple[str, ...]] = ("root",)
     kind: Literal["torchvision"] = "torchvision"
     dataset: str
     """The class: MNIST, FashionMNIST, CIFAR10, CelebA, FakeData, …"""
@@ -117,15 +306,102 @@ class TorchvisionData(DataSettings):
     options: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of the class, e.g. {split: byclass} for EMNIST."""
 
+    def published(self) -> Self:
+        """See `DataSettings.published`. The folder of the files is the default again."""
+        root = type(self).model_fields["root"].default
+        return self.model_copy(update={"root": root})
 
-class FolderData(DataSettings):
-    """Image files, one folder per class or all in one folder: PNG, JPEG, WebP; grey, RGB, RGBA,
-    palette."""
 
-    targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:ImageFolder"}
-    kind: Literal["folder"] = "folder"
+class ImageFilesData(DataSettings):
+    """Fields of all sources that read image files in a tree."""
+
     path: Location = free(...)
-    """The folder; a relative path is relative to where the command runs."""
+    """Where the files are; a relative path is relative to where the command runs."""
+    splits: Splits = "auto"
+    """Which folders are splits. auto: those named train, training, validation, val, dev, test, eval
+    and the like. none: all folders are classes. Or their names: {train: NAME, held_out: NAME}."""
+    frames: Literal["first", "all", "channels"] = "first"
+    """What is read of animations and of TIFF files with several pages: the first image; all, each
+    as an image; or all as the channels of one image."""
+    labels: Location = free("auto")
+    """Where classes come from. auto: metadata.csv, .jsonl or .parquet with a column file_name, or
+    StyleGAN's dataset.json, beside the images; else their folders. folders. none. Or a file of
+    names and classes (CSV, JSON lines, Parquet), with a path relative to where the command runs, or
+    among the images."""
+    label_column: LabelColumn | None = None
+    """Column of the labels in such a file; several, [a, b], make a class of each combination that
+    occurs. None: the first of label, labels, fine_label, class and target that holds labels; or the
+    only one beside the names in a file that `labels` gives."""
+
+    def with_places(self, change: Callable[[str], str]) -> Self:
+        """See `DataSettings.with_places`. A relative path of labels that is no file from here is
+        one among the images, and stays as it is."""
+        changed = super().with_places(change)
+        if self.labels in ("auto", "folders", "none"):
+            return changed
+        labels = change(self.labels)
+        among_images = not self.labels.startswith(("/", "~")) and not Path(labels).is_file()
+        return changed if among_images else changed.model_copy(update={"labels": labels})
+
+    def has_labels(self) -> bool | None:
+        """See `DataSettings.has_labels`."""
+        return False if self.labels == "none" else super().has_labels()
+
+    def arguments(self) -> dict[str, Any]:
+        """See `DataSettings.arguments`."""
+        splits = self.splits
+        named = splits.model_dump() if isinstance(splits, NamedSplits) else splits
+        return {**super().arguments(), "splits": named}
+
+
+class FolderData(ImageFilesData):
+    """Image files below a folder: one folder per class, or all in one folder."""
+
+    targets: ClassVar[Mapping[str, str]] = {
+        "source": "ray_gen.data:ImageFolder",
+        "source_1": "ray_gen.data:ImageFolder1",
+    }
+    kind: Literal["folder"] = "folder"
+
+    @property
+    def source(self) -> str:
+        """See `DataSettings.source`. The first rules of reading have a class of their own."""
+        return self.targets["source_1" if self.rules == 1 else "source"]
+
+    def arguments(self) -> dict[str, Any]:
+        """See `DataSettings.arguments`."""
+        return {"path": self.path} if self.rules == 1 else super().arguments()
+
+
+class ZipData(ImageFilesData):
+    """Image files in a zip file. They are read in place: nothing is extracted."""
+
+    targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:ImageZip"}
+    kind: Literal["zip"] = "zip"
+
+
+class TarData(ImageFilesData):
+    """Image files in tar files: one, a folder of them, or a pattern such as
+    shard-{000000..000009}.tar or *.tar. Classes are folders, or files beside the images as
+    webdataset writes them: KEY.cls, or "label" or "class" in KEY.json."""
+
+    targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:ImageTar"}
+    kind: Literal["tar"] = "tar"
+    image_ending: str | None = None
+    """Only where files of one key stand side by side: which of several images of a key is read, by
+    what follows the first dot of its name ("jpg", "seg.png"). None: there is only one."""
+
+
+class ListData(DataSettings):
+    """Image files named in a text file, one path a line: absolute, or relative to the list. A
+    second column, after a tab or a comma, names the classes."""
+
+    targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:ImageList"}
+    kind: Literal["list"] = "list"
+    path: Location = free(...)
+    """The text file."""
+    frames: Literal["first", "all", "channels"] = "first"
+    """See `FolderData.frames`."""
 
 
 class ParquetData(DataSettings):
@@ -134,31 +410,57 @@ class ParquetData(DataSettings):
     targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:Parquet"}
     kind: Literal["parquet"] = "parquet"
     path: Location = free(...)
-    """A file, a folder of shards, or a URI (s3://, gs://, hdfs://, file://)."""
+    """A file, a folder of shards, or a URI (s3://, gs://, hdfs://, file://, and hf://datasets/… for
+    the Hugging Face hub, with the extra `hub`)."""
     image_column: str | None = None
     """None: the only column whose type can hold encoded images."""
-    label_column: str | None = None
-    """None: the column `label` if it exists and holds integers."""
+    label_column: LabelColumn | None = None
+    """None: the first of label, labels, fine_label, class and target that holds labels: whole
+    numbers or strings. The values that occur are the classes. Several, [a, b], make a class of each
+    combination that occurs."""
+    labels: Literal["auto", "none"] = "auto"
+    """none: labels are left out."""
     window_images: PositiveInt = 1024
     """Only for placement stream: number of images that one stream shuffles together. Each group of
     a global batch has its own stream. About twice this number is in memory, in stored form."""
 
+    def has_labels(self) -> bool | None:
+        """See `DataSettings.has_labels`."""
+        return False if self.labels == "none" else super().has_labels()
 
-_SHORT_FORMS = {"folder": "path", "parquet": "path", "torchvision": "dataset"}
-
-
-def from_short_form(value: Any) -> Any:
-    """`mnist5k`, `folder:PATH`, `parquet:PATH_OR_URI` and `torchvision:CLASS` as mappings."""
-    if not isinstance(value, str):
-        return value
-    kind, _, rest = value.partition(":")
-    if rest and kind in _SHORT_FORMS:
-        return {"kind": kind, _SHORT_FORMS[kind]: rest}
-    return {"kind": kind}
+    def arguments(self) -> dict[str, Any]:
+        """See `DataSettings.arguments`."""
+        return {**super().arguments(), "rules": self.rules}
 
 
-def _from_whole_short_form(value: Any) -> Any:
-    """`from_short_form`. Raises ValueError for `folder:`, which YAML reads as {folder: null}."""
+class ArrowData(DataSettings):
+    """What `datasets.save_to_disk` writes: a folder of Arrow files, or one for each split."""
+
+    targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:ArrowFolder"}
+    kind: Literal["arrow"] = "arrow"
+    path: Location = free(...)
+    """The folder with dataset_info.json or dataset_dict.json."""
+    image_column: str | None = None
+    """See `ParquetData.image_column`."""
+    label_column: LabelColumn | None = None
+    """See `ParquetData.label_column`."""
+    labels: Literal["auto", "none"] = "auto"
+    """none: labels are left out."""
+
+    def has_labels(self) -> bool | None:
+        """See `DataSettings.has_labels`."""
+        return False if self.labels == "none" else super().has_labels()
+
+
+_SHORT_FORMS = {
+    **dict.fromkeys(("folder", "zip", "tar", "list", "parquet", "arrow"), "path"),
+    "torchvision": "dataset",
+}
+
+
+def _whole_short_form(value: Any) -> Any:
+    """A short form as a mapping. Raises ValueError for `folder:`, which YAML reads as {folder:
+    null}, and for a path that does not exist."""
     for kind, field in _SHORT_FORMS.items():
         read_as_mapping = isinstance(value, dict) and kind in value and "kind" not in value
         if read_as_mapping or value in (kind, f"{kind}:"):
@@ -166,12 +468,147 @@ def _from_whole_short_form(value: Any) -> Any:
                 f"{kind} needs its {field} right after a colon, without a space: "
                 f"data={kind}:{field.upper()}"
             )
-    return from_short_form(value)
+    read = from_short_form(value)
+    if isinstance(value, str) and "path" not in read and "/" in value and ":" not in value:
+        raise ValueError(
+            f"{value} does not exist on this machine; correct the path, or name its kind for"
+            f" another machine: data=folder:{value}"
+        )
+    return read
+
+
+def _alone(value: Any) -> Any:
+    """`_whole_short_form` of a source that others are joined with."""
+    if value == "joined" or (isinstance(value, dict) and value.get("kind") == "joined"):
+        raise ValueError("joined sources cannot be joined again; list all sources in one")
+    return _whole_short_form(value)
+
+
+def _without_shared(data: DataSettings) -> DataSettings:
+    """The settings of a source that others are joined with. Raises ValueError if they change a
+    field that all sources share."""
+    for name in _SHARED:
+        info = type(data).model_fields.get(name)
+        if info is None or name == "kind":
+            continue
+        if getattr(data, name) == info.get_default(call_default_factory=True):
+            continue
+        if name == "placement":
+            raise ValueError(
+                "placement: joined sources are decoded together and cannot be streamed; leave it"
+                " out, or convert each source to Parquet and stream one folder of all"
+            )
+        raise ValueError(f"{name}: is one for all joined sources; set data.{name} instead")
+    return data
+
+
+_Alone = (
+    Mnist5kData | TorchvisionData | FolderData | ZipData | TarData | ListData | ParquetData
+    | ArrowData
+)  # fmt: skip
+
+
+class JoinedData(DataSettings):
+    """Several sources as one data set. Classes are joined by their names. Each source keeps its own
+    splits."""
+
+    targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:Joined"}
+    kind: Literal["joined"] = "joined"
+    sources: tuple[
+        Annotated[
+            Annotated[_Alone, Field(discriminator="kind")],
+            BeforeValidator(_alone),
+            AfterValidator(_without_shared),
+        ],
+        ...,
+    ]
+    """The sources, as `data` itself or in short form. Fields that all sources have (image_size,
+    channels, …) are set in `data`."""
+    weights: tuple[PositiveFloat, ...] | None = None
+    """Share of each source in the images that training draws, e.g. [3, 1]. None: all images are
+    drawn alike."""
+
+    @model_validator(mode="after")
+    def _a_weight_for_each(self) -> Self:
+        if not self.sources:
+            raise ValueError("sources: is empty; name at least one source")
+        if self.weights is not None and len(self.weights) != len(self.sources):
+            raise ValueError(
+                f"weights: has {len(self.weights)} numbers for {len(self.sources)} sources; give"
+                " one for each"
+            )
+        return self
+
+    def with_places(self, change: Callable[[str], str]) -> Self:
+        """See `DataSettings.with_places`."""
+        return self.model_copy(
+            update={"sources": tuple(s.with_places(change) for s in self.sources)}
+        )
+
+    def published(self) -> Self:
+        """See `DataSettings.published`."""
+        return self.model_copy(update={"sources": tuple(s.published() for s in self.sources)})
+
+    def shares(self) -> tuple[float, ...] | None:
+        """See `DataSettings.shares`."""
+        return self.weights
+
+    @property
+    def short_form(self) -> str:
+        """joined:, and the short forms of the sources."""
+        return f"joined:{'+'.join(source.short_form for source in self.sources)}"
+
+
+_KINDS = (*_SHORT_FORMS, "mnist5k", "joined")
+_KIND_OF_SUFFIX = {
+    ".zip": "zip",
+    **dict.fromkeys((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"), "tar"),
+    ".parquet": "parquet",
+}
+
+
+def from_short_form(value: Any) -> Any:
+    """`mnist5k`, `KIND:PATH`, `torchvision:CLASS`, or a path or URI alone, as mappings."""
+    if not isinstance(value, str):
+        return value
+    kind, _, rest = value.partition(":")
+    if rest and kind in _SHORT_FORMS:
+        return {"kind": kind, _SHORT_FORMS[kind]: rest}
+    if value not in _KINDS and (guessed := kind_of_place(value)) is not None:
+        return {"kind": guessed, "path": value}
+    return {"kind": kind}
+
+
+def kind_of_place(place: str) -> str | None:
+    """The kind of source that lies at a path or URI, from its name and, for a folder, from the
+    names in it. None: it does not tell."""
+    if "://" in place:  # only Parquet is read through URIs
+        return "parquet"
+    suffixes = [suffix for suffix in _KIND_OF_SUFFIX if place.lower().endswith(suffix)]
+    path = Path(place).expanduser()
+    try:
+        if not path.is_dir():
+            return _KIND_OF_SUFFIX[suffixes[0]] if suffixes else None
+        names = {entry.name for entry in islice(path.iterdir(), 1000)}
+    except OSError:
+        return "folder"
+    if names & {"dataset_dict.json", "dataset_info.json"} and "dataset_infos.json" not in names:
+        return "arrow"
+    visible = [name for name in names if not name.startswith((".", "_"))]
+    for suffix, kind in ((".parquet", "parquet"), (".tar", "tar")):
+        if visible and all(name.endswith(suffix) for name in visible):
+            return kind
+    return "folder"
+
+
+def _without_place(path: str) -> str:
+    if "://" not in path:
+        return PurePath(path).name or "data"
+    parts = urlsplit(path)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 Data = Annotated[
-    Annotated[
-        Mnist5kData | TorchvisionData | FolderData | ParquetData, Field(discriminator="kind")
-    ],
-    BeforeValidator(_from_whole_short_form),
+    Annotated[_Alone | JoinedData, Field(discriminator="kind")],
+    BeforeValidator(_whole_short_form),
 ]

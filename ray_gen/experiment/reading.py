@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from ray_gen.experiment.data import Data, DataSettings, from_short_form
-from ray_gen.settings import ExperimentError, Settings, kinds_at, problems_of
+from ray_gen.settings import ExperimentError, Settings, absolute_path, kinds_at, problems_of
 
 
 class _Loader(yaml.SafeLoader):
@@ -54,18 +53,16 @@ class _DataAlone(Settings):
 
 
 def data_settings(source: str, assignments: Sequence[str] = ()) -> DataSettings:
-    """The `data` settings, from a short form or the path of a folder, and from `data.path=value`
-    assignments.
+    """The `data` settings, from a short form, a path or a URI, and from `data.path=value`
+    assignments, with absolute paths.
 
     Raises ExperimentError.
     """
-    if Path(source).expanduser().is_dir():
-        source = f"folder:{source}"
     given: dict[str, Any] = {"data": source}
     for assignment in assignments:
         apply_override(given, assignment, _DataAlone)
     try:
-        return _DataAlone.model_validate(given).data
+        return _DataAlone.model_validate(given).data.with_places(absolute_path)
     except ValidationError as error:
         raise ExperimentError(problems_of(error, _DataAlone, given)) from None
 
@@ -88,16 +85,33 @@ def set_field(given: Any, path: str, value: Any, model: type[Settings]) -> None:
     for position, part in enumerate(parents):
         if isinstance(here, dict) and isinstance(here.get(part), str) and part == "data":
             here[part] = from_short_form(here[part])
-        child = here.get(part) if isinstance(here, dict) else None
-        if child is None and isinstance(here, dict):
-            child = here[part] = {}
-        if not isinstance(child, dict):
+        if isinstance(here, list):
+            child = here[_number(part, here, path)]
+            if isinstance(child, str) and parents[:position] == ["data", "sources"]:
+                child = here[int(part)] = from_short_form(child)
+        else:
+            child = here.get(part) if isinstance(here, dict) else None
+            if child is None and isinstance(here, dict):
+                child = here[part] = {}
+        if not isinstance(child, (dict, list)):
             before = ".".join(parents[: position + 1])
             raise ExperimentError([f"{path}: {before} is {child!r} and has no fields"])
         here = child
+    if isinstance(here, list):
+        here[_number(last, here, path)] = value
+        return
     if last == "kind":
         _drop_fields_of_another_kind(here, value, kinds_at(parents, model))
     here[last] = value
+
+
+def _number(part: str, items: list[Any], path: str) -> int:
+    """A part of a dotted path as the number of an item of a list."""
+    if part.isdecimal() and int(part) < len(items):
+        return int(part)
+    raise ExperimentError(
+        [f"{path}: {part!r} is no item of a list of {len(items)}; items are numbered from 0"]
+    )
 
 
 def _keys(path: str) -> list[str]:

@@ -9,12 +9,7 @@ import yaml
 from pydantic import Field, PositiveInt, ValidationError
 from pydantic_core import to_jsonable_python
 
-from ray_gen.experiment.data import (
-    Data,
-    FolderData,
-    ParquetData,
-    TorchvisionData,
-)
+from ray_gen.experiment.data import Data
 from ray_gen.experiment.evaluation import Evaluation
 from ray_gen.experiment.networks import Network
 from ray_gen.experiment.objectives import Objective
@@ -172,12 +167,8 @@ class Tree(Settings):
     def absolute(self) -> Self:
         """A copy with absolute paths. Relative paths start at the working directory of this
         process."""
-        data = self.data
-        changes: dict[str, Any] = {}
-        if isinstance(data, (FolderData, ParquetData)):
-            changes["data__path"] = absolute_path(data.path)
-        if isinstance(data, TorchvisionData):
-            changes["data__root"] = absolute_path(data.root)
+        data = self.data.with_places(absolute_path)
+        changes: dict[str, Any] = {"data": data.model_dump(mode="json")}
         if self.storage is not None:
             changes["storage"] = absolute_path(self.storage)
         changes["evaluation"] = self.evaluation.absolute().model_dump(mode="json")
@@ -189,10 +180,12 @@ class Tree(Settings):
         classes: Sequence[str] | None,
         digest: str | None = None,
         group_size: int | Literal["auto"] | None = None,
+        value_range: tuple[float, float] | None = None,
     ) -> Self:
         """A copy with the fields that only the data can give. Checks the class names against the
         data.
 
+        value_range: of deep images; None if there are none.
         group_size: None replaces "auto" by a number; a search keeps "auto" for its trials.
 
         An old digest belongs to the run that this experiment was copied from, so it is not checked
@@ -213,6 +206,7 @@ class Tree(Settings):
             data__channels=channels,
             data__classes=names,
             data__digest=digest,
+            data__value_range=value_range or self.data.value_range,
             training__group_size=group_size or self.group_size,
         )
 
@@ -220,9 +214,10 @@ class Tree(Settings):
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of a resolved experiment."""
         size = self.data.height_and_width()
-        if size is None or self.data.channels is None:
+        channels = self.data.channels
+        if size is None or not isinstance(channels, int):
             raise ExperimentError(["data.image_size, data.channels: the data is not read yet"])
-        return (self.data.channels, *size)
+        return (channels, *size)
 
     @property
     def label_count(self) -> int | None:

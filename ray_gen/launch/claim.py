@@ -9,10 +9,10 @@ import secrets
 import socket
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from ray_gen.errors import Refused
+from ray_gen.launch.processes import start_of
 from ray_gen.storage import PATIENCE_SECONDS, Folder, StorageError
 
 FILE = "writer.json"
@@ -36,7 +36,7 @@ class Claim:
         self._facts: dict[str, Any] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "started": _start_of(os.getpid()),
+            "started": start_of(os.getpid()),
             "token": secrets.token_hex(8),
         }
         self._released = threading.Event()
@@ -101,16 +101,6 @@ class Claim:
 
     def _is_alive(self, other: dict[str, Any]) -> bool:
         if other.get("host") == self._facts["host"]:
-            started = _start_of(int(other.get("pid", 0)))
+            started = start_of(int(other.get("pid", 0)))
             return started is not None and started == other.get("started")
         return time.time() - float(other.get("time", 0.0)) < STALE_SECONDS
-
-
-def _start_of(pid: int) -> str | None:
-    """When a process of this machine started, in clock ticks since boot. None if it is not there.
-    The system uses process ids again, but not with the same start time."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return None
-    return stat.rpartition(")")[2].split()[19]

@@ -5,31 +5,48 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
+import sysconfig
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 from ray.autoscaler.sdk import request_resources
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, ExperimentError, too_many_workers
 from ray_gen.experiment.training import Span
+from ray_gen.launch.home import check_home
+from ray_gen.launch.processes import (
+    Process,
+    children_of,
+    end,
+    ending_with_this_process,
+    with_descendants,
+)
 from ray_gen.launch.ray_private import (
     address_of_started_cluster,
     coming_nodes,
     hears_notices,
+    job_with,
+    own_sigterm_handler,
     silence_deaths,
 )
+from ray_gen.launch.signals import deferred, shielded
 from ray_gen.storage import VARIABLE, Folder
 
 Found = TypeVar("Found")
 
 SILENCE_SECONDS = 20.0
 """If no node has been on its way for this long, none is expected. An autoscaler looks every 5 s."""
+NEEDED_TO_DISCONNECT = ("raylet", "gcs_server")
+"""Processes of a local Ray without which `ray.shutdown` would wait or print errors."""
 BLIND_SECONDS = 600.0
 """The same if Ray does not tell of nodes on their way: cloud nodes with GPUs may take this long."""
 
@@ -54,7 +71,8 @@ class Share:
 @contextmanager
 def connected() -> Generator[None]:
     """Connects to the cluster of RAY_ADDRESS or of a running `ray start --head`. Without one,
-    starts a local Ray that ends with the connection. Uses an open connection and leaves it open.
+    starts a local Ray that ends with the connection and does not hear SIGINT and SIGTERM. Uses an
+    open connection and leaves it open.
 
     Enter it on the main thread: Ray's processes die with the thread that started them.
     """
@@ -63,21 +81,62 @@ def connected() -> Generator[None]:
         return
     silence_deaths()
     address = running_cluster()
+    if address is None:
+        check_home(runs=False, cache=False, starts_ray=True)
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
+    before = children_of(os.getpid())
     try:
-        ray.init(
-            address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options
-        )
-    except ConnectionError as error:
+        with deferred(), own_sigterm_handler(), shielded():
+            ray.init(
+                address=address or "local",
+                job_config=job_with(searched_first()),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **options,
+            )
+    except BaseException as error:
+        _shut_down(children_of(os.getpid()) - before)
+        if not isinstance(error, ConnectionError):
+            raise
         known = "RAY_AUTH_MODE" in os.environ
         hint = "" if known else ", or it asks for a token: set RAY_AUTH_MODE=token"
         raise Refused(
             f"RAY_ADDRESS: the cluster {address} does not answer ({error}){hint}"
         ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    started = children_of(os.getpid()) - before
+    with ending_with_this_process(with_descendants(started)):
+        try:
+            yield
+        finally:
+            _shut_down(started)
+
+
+def _shut_down(started: Collection[Process]) -> None:
+    """Disconnects, and ends the processes of a local Ray. started: those that `ray.init` started;
+    none on a cluster. They do not hear Ray's SIGTERM, so Ray kills each after a second."""
+    processes = with_descendants(started)
+    for process in started:
+        if process.name not in NEEDED_TO_DISCONNECT:
+            process.kill()
+    ray.shutdown()
+    end(processes)
+
+
+def searched_first() -> list[str]:
+    """The folders in which this process looks for modules before the standard library: the folder
+    of its script, $PYTHONPATH."""
+    standard = Path(sysconfig.get_path("stdlib")).parent
+    before: list[str] = []
+    for folder in sys.path:
+        if Path(folder).parent == standard:
+            break
+        before.append(str(Path(folder).absolute()))
+    return before
+
+
+def starts_ray() -> bool:
+    """Whether `connected` starts a local Ray."""
+    return not ray.is_initialized() and running_cluster() is None
 
 
 def running_cluster() -> str | None:
@@ -89,6 +148,12 @@ def running_cluster() -> str | None:
     address = asked or address_of_started_cluster()
     if not address or address == "local":
         return None
+    if asked is not None and address.startswith(("http://", "https://")):
+        raise Refused(
+            f"RAY_ADDRESS: {address} is the address of a job server; to submit a job, set "
+            f"RAY_API_SERVER_ADDRESS={address} and use `ray job submit`; to train from here, set "
+            "RAY_ADDRESS to the cluster's own address (HOST:6379), or unset it"
+        )
     host, colon, port = address.rpartition(":")
     if "://" in address or not colon or not port.isdigit():
         return address
@@ -233,6 +298,24 @@ def bundles_of(experiment: Experiment) -> list[dict[str, float]] | None:
     cpus = 1 if workers.cpus == "auto" else workers.cpus
     bundle = {"CPU": float(cpus)} | ({"GPU": 1.0} if workers.gpu is True else {})
     return [bundle] * (count + evaluates_beside(experiment))
+
+
+def placement_groups() -> set[str]:
+    """Ids of the placement groups of this job. Each holds the resources of a group of workers."""
+    if not ray.is_initialized():
+        return set()
+    job = ray.get_runtime_context().get_job_id()  # the id of a group ends with its job's
+    return {
+        number
+        for number, group in ray.util.placement_group_table().items()
+        if group["state"] != "REMOVED" and number.endswith(job)
+    }
+
+
+def remove_placement_groups(numbers: Collection[str]) -> None:
+    """Frees the resources of workers whose controller is dead."""
+    for number in numbers:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(number))))
 
 
 def evaluates_beside(experiment: Experiment) -> bool:

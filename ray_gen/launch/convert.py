@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 
-from ray_gen.data.build import with_shape_of_first
+from ray_gen.data.build import surveyed, with_shape_of_first
 from ray_gen.data.convert import Conversion, Layout
-from ray_gen.data.decode import Wanted
 from ray_gen.data.sources.base import Source
 from ray_gen.data.sources.parquet import MANIFEST, PLAN
-from ray_gen.errors import Refused
+from ray_gen.data.store import wanted_of
+from ray_gen.data.wanted import Wanted
+from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import absolute_path
 from ray_gen.experiment.data import DataSettings
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.cluster import check_shared, connected
+from ray_gen.launch.imports import import_failure
 from ray_gen.storage import Folder, StorageError
 from ray_gen.training.sources import source_of
 
@@ -46,7 +49,7 @@ def convert(
     folder.check_writable("another DESTINATION")
     source = source_of(data)
     layout = Layout(
-        _wanted(data, source),
+        _wanted(data, source, progress),
         data.held_out_fraction,
         data.on_corrupt == "skip",
         shard_images,
@@ -66,9 +69,8 @@ def convert(
         return conversion.finish()
 
 
-def _wanted(data: DataSettings, source: Source) -> Wanted | None:
-    """The pixels to store; None to store files. Settings that are not given follow the first
-    image."""
+def _wanted(data: DataSettings, source: Source, progress: ConvertProgress) -> Wanted | None:
+    """The pixels to store; None to store files. Settings that are not given follow the images."""
     if data.image_size is None:
         if data.center_crop is not None or data.channels is not None:
             raise Refused(
@@ -76,20 +78,28 @@ def _wanted(data: DataSettings, source: Source) -> Wanted | None:
                 "files are stored unchanged"
             )
         return None
-    size = data.height_and_width()
-    wanted = Wanted(size, data.center_crop, data.channels)
-    found, _ = with_shape_of_first(
-        wanted, source.listing().items, source.field, data.on_corrupt == "skip"
+    wanted = wanted_of(**data.pixels())
+    listing = source.listing()
+    found, items = with_shape_of_first(
+        wanted, listing.items, source.field, data.on_corrupt == "skip"
     )
-    return found
+    deep = found.value_range is not None and wanted.value_range is None
+    if found.rules == 1 or not (found.guessed_channels or deep):
+        return found
+
+    def looked_at(done: int, total: int) -> None:
+        progress(done, total, "looking at headers")
+
+    return surveyed(items, replace(wanted, size_HW=found.size_HW), listing.count, looked_at)
 
 
 def _check_same(folder: Folder, plan: str) -> None:
     """Raises Refused if the folder holds something else than this conversion."""
     if folder.exists(PLAN):
-        if json.loads(folder.read_text(PLAN)) != json.loads(plan):
+        there, here = json.loads(folder.read_text(PLAN)), json.loads(plan)
+        if there["plan"] != here["plan"]:
             raise Refused(
-                f"{folder.location}: holds a conversion of other data, or with other settings; "
+                f"{folder.location}: holds a conversion {_difference(there, here)}; "
                 "choose another folder, or delete it"
             )
         return
@@ -97,6 +107,17 @@ def _check_same(folder: Folder, plan: str) -> None:
     if others or folder.exists(MANIFEST):
         raise Refused(f"{folder.location}: is not empty; choose another folder")
     folder.write_text(PLAN, plan)
+
+
+def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """How a conversion that was begun differs from the one that is asked for."""
+    old = there.get("settings", {})
+    changed = [
+        name for name, value in here["settings"].items() if name in old and old[name] != value
+    ]
+    if not changed:
+        return "of other data, or with other settings"
+    return "with " + " and ".join(f"{name} {old[name]}" for name in changed)
 
 
 def _run(conversion: Conversion, missing: list[int], progress: ConvertProgress) -> None:
@@ -134,7 +155,10 @@ def _in_words(error: RayTaskError, destination: Folder) -> Exception:
             f"{destination.location}: a file could not be written ({cause.strerror or cause}); "
             "mend that, and give the same command again: it writes the missing files"
         )
-    return cause if isinstance(cause, Refused) else error
+    if isinstance(cause, Refused):
+        return cause
+    told = import_failure(str(error))
+    return error if told is None else Failed(told)
 
 
 def _cores() -> int:

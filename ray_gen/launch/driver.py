@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
+import shlex
 import sys
 import threading
 import time
@@ -24,7 +24,8 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from ray_gen.errors import Failed, Refused
+from ray_gen.data.told import remarks, summary
+from ray_gen.errors import Failed, Interrupted, Refused
 from ray_gen.evaluation.metrics import OF_SAMPLES
 from ray_gen.experiment import Experiment, ExperimentError, absolute_path, differences
 from ray_gen.launch.claim import Claim
@@ -35,24 +36,29 @@ from ray_gen.launch.cluster import (
     connected,
     evaluates_beside,
     missed_on_a_cluster,
+    placement_groups,
+    remove_placement_groups,
     share_of,
+    starts_ray,
     when_there,
 )
 from ray_gen.launch.evaluate_beside import evaluate_checkpoint, failures_beside
 from ray_gen.launch.failures import EndOnError, in_words, is_of_the_controller
+from ray_gen.launch.home import check_home
 from ray_gen.launch.progress import ProgressLine, read_progress
 from ray_gen.launch.ray_private import snapshot_file
+from ray_gen.launch.signals import Interruption, what_was_saved
 from ray_gen.launch.worker import train_worker
-from ray_gen.runs.checkpoints import DUE, checkpoints, prune, take_up_due
+from ray_gen.runs.checkpoints import DUE, checkpoints, fetched, prune, take_up_due
 from ray_gen.runs.manifest import (
     EXPERIMENT,
     CheckpointError,
     Manifest,
 )
 from ray_gen.runs.writer import PROGRESS, STOP
-from ray_gen.storage import Folder, StorageError, default_storage
+from ray_gen.storage import DEFAULT, Folder, StorageError, default_storage, encoded
 from ray_gen.training.build import build_networks, build_objective
-from ray_gen.training.loop import ALL_SEEN, ASKED, finished
+from ray_gen.training.loop import ALL_SEEN, ASKED, failure_of, finished
 from ray_gen.training.sources import class_names, open_data
 
 CONTROLLER_RESTARTS = 3
@@ -60,6 +66,8 @@ CONTROLLER_RESTARTS = 3
 STARTS = 40
 """How often Ray Train asks again for workers that did not start within a minute. Cloud nodes with
 GPUs take three to ten minutes."""
+LONGEST_NAME_BYTES = 200
+"""File systems take 255 for a name. Files beside a run's folder add a few letters."""
 RESIZE_SECONDS = 30.0
 """Time between two checks whether an elastic run has room to grow. A resize costs a restart from
 the last checkpoint, some 20 s."""
@@ -79,14 +87,18 @@ class Run:
     stop: str
     """Why it ended: "all images seen", "asked to stop", …"""
     metrics: dict[str, float]
+    failure: str | None = None
+    """Why the end of the training did not help, in the objective's words: the model is worth
+    nothing. None if all is well."""
 
     def __fspath__(self) -> str:
         return self.location
 
     @property
     def exit_code(self) -> int:
-        """Exit code of the command: 130 after an interruption, as in shells."""
-        return 130 if self.stop == ASKED else 0
+        """Exit code of the command: 130 after an interruption, as in shells; 1 after a failure
+        that the objective has seen."""
+        return 130 if self.stop == ASKED else int(self.failure is not None)
 
 
 def train(
@@ -111,6 +123,9 @@ def train(
         raise Refused(f"{run.location}: the run exists; leave out --fresh to resume it")
     try:
         result = _train(experiment, run, show)
+    except Interrupted as interrupted:
+        told = f"training had not begun{_saved(run)}"
+        raise Interrupted(told, number=interrupted.number) from None
     finally:
         run.remove_if_empty()  # if the run was refused
     if show:
@@ -144,20 +159,60 @@ def timed(name: str) -> str:
 
 def folder_of(experiment: Experiment, storage: str | None, name: str) -> Folder:
     """The folder of a run or search. Raises Refused if it cannot be written."""
-    if "/" in name or name.startswith("."):
-        raise Refused(f"--name: {name!r}: a name has no slash and does not begin with a dot")
-    folder = Folder(absolute_path(storage or experiment.storage or default_storage())) / name
+    storage = storage or experiment.storage
+    check_home(
+        runs=not storage and default_storage() == DEFAULT,
+        cache=experiment.data.placement != "stream",
+        starts_ray=starts_ray(),
+    )
+    parent = Folder(absolute_path(storage or default_storage()))
+    check_name(name, parent)
+    folder = parent / name
     folder.check_writable()
     return folder
+
+
+def check_name(name: str, parent: Folder) -> None:
+    """Raises Refused if no folder in `parent` can have this name."""
+    if not name:
+        raise Refused("--name: is empty; give a name, or leave the option out")
+    if "/" in name or name.startswith("."):
+        raise Refused(f"--name: {name!r}: a name has no slash and does not begin with a dot")
+    if not name.isprintable():  # also half a character, from bytes that are not UTF-8
+        raise Refused(f"--name: {name!r}: has a character that cannot be printed; leave it out")
+    size = len(name.encode())
+    if size > LONGEST_NAME_BYTES:
+        raise Refused(
+            f"--name: has {size} bytes, and file systems take {LONGEST_NAME_BYTES}; choose a "
+            "shorter name"
+        )
+    special = sorted(set(name) & set("?#%"))
+    if special and not parent.is_local:
+        raise Refused(
+            f"--name: {name!r}: {special[0]} has a meaning of its own in the URI "
+            f"{parent.location}; choose a name without it"
+        )
 
 
 def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
     """`train` in a run folder that can be written."""
     images = experiment.steps * experiment.training.global_batch_size
-    with ProgressLine(images, show=show) as line, Claim(run):
+    with (
+        ProgressLine(images, show=show) as line,
+        Interruption(line.say, lambda: _saved(run)) as interruption,
+        Claim(run),
+    ):
         line.stage("reading data")
         store = open_data(experiment, line.decoded)
-        experiment = experiment.resolved(store.image_shape, class_names(store), store.digest)
+        line.say(summary(store))
+        for remark in remarks(store):
+            line.say(f"  {remark}")
+        experiment = experiment.resolved(
+            store.image_shape,
+            class_names(store),
+            store.digest,
+            value_range=store.found.value_range,
+        )
         manifest = goes_on_from(run, experiment, line.say_once)
         objective = build_objective(experiment)
         build_networks(experiment, objective)  # a user's class fails here, not in a worker
@@ -166,19 +221,19 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
             raise ExperimentError(
                 [
                     "checkpoints.best: needs held-out images and there are none; set it to null, "
-                    "or data.held_out_fraction to 0.1"
+                    f"or {store.to_hold_out}"
                 ]
             )
         if manifest is not None:
             ended = finished(experiment, manifest.step, manifest.settled)
             if ended is not None:
-                return Run(run.location, manifest.images, _before(ended), dict(manifest.metrics))
+                failure = failure_of(objective, manifest.settled, manifest.images)
+                metrics = dict(manifest.metrics)
+                return Run(run.location, manifest.images, _before(ended), metrics, failure)
         # The last file is Ray's record of an earlier fit. Ray would restore this record, and would
         # raise if a checkpoint in it is gone.
         for file in (STOP, PROGRESS, DUE, snapshot_file()):
             run.remove(file)
-        if store.skipped:
-            line.say(f"{store.skipped:,} corrupt images were skipped")
         line.stage("starting Ray")
         with connected():
             share = when_there(partial(share_of, experiment), bundles_of(experiment), line.stage)
@@ -189,7 +244,7 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
             run.write_text(EXPERIMENT, experiment.to_yaml())
             line.stage(f"starting {share}")
             try:
-                with interruptible(lambda: run.write_text(STOP, ""), line.say, run.location):
+                with interruption.saving(lambda: run.write_text(STOP, "")):
                     ended = _fit(experiment, run, share, line)
             except Exception:
                 with suppress(OSError, StorageError):  # the user must see the first error
@@ -203,8 +258,13 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
                 line.say(failure)
             prune(run, experiment.checkpoints.keep)
     if "failed" in ended:
-        raise Failed(f"{ended['failed']}; the run up to its last checkpoint is in {run.location}")
-    return Run(run.location, ended["images"], ended["stop"], ended.get("metrics", {}))
+        raise Failed(f"{ended['failed']}{_saved(run)}; {ended['try']}")
+    return Run(run.location, ended["images"], ended["stop"], ended["metrics"], ended["failure"])
+
+
+def _saved(run: Folder) -> str:
+    """Words for the end of a sentence: where the run's checkpoints are, or that there is none."""
+    return what_was_saved(run.location, lambda: bool(checkpoints(run)))
 
 
 def goes_on_from(
@@ -220,7 +280,7 @@ def goes_on_from(
     found = checkpoints(run)
     for newest, earlier in zip_longest(found, found[1:]):
         try:
-            manifest = Manifest.verified(newest.path) if newest.is_local else _of_sizes(newest)
+            manifest = _verified(newest, experiment)
             text = newest.read_text(EXPERIMENT)
             break
         except (CheckpointError, FileNotFoundError, ValueError) as error:
@@ -245,12 +305,19 @@ def goes_on_from(
     return manifest
 
 
-def _of_sizes(checkpoint: Folder) -> Manifest:
-    """The manifest of a checkpoint behind a URI. Checks only the sizes of its files. The workers
-    fetch the files and check their bytes."""
-    manifest = Manifest.unchecked(checkpoint)
-    manifest.check_sizes(checkpoint.sizes(""), checkpoint.location)
-    return manifest
+def _verified(checkpoint: Folder, experiment: Experiment) -> Manifest:
+    """The manifest of a checkpoint. Raises CheckpointError if a file has changed.
+
+    Behind a URI it checks only the sizes of the files, unless the run has ended: the workers of a
+    run that goes on fetch the files and check their bytes.
+    """
+    if not checkpoint.is_local:
+        manifest = Manifest.unchecked(checkpoint)
+        manifest.check_sizes(checkpoint.sizes(""), checkpoint.location)
+        if finished(experiment, manifest.step, manifest.settled) is None:
+            return manifest
+    with fetched(checkpoint) as (_, folder):
+        return Manifest.verified(folder)
 
 
 def _check_same(run: Folder, experiment: Experiment, before: Experiment) -> None:
@@ -300,7 +367,7 @@ def trainer_of(
         ),
         run_config=RunConfig(
             name=run.name,
-            storage_path=run.parent.location,
+            storage_path=encoded(run.parent.location),
             failure_config=FailureConfig(
                 max_failures=experiment.workers.max_restarts,
                 controller_failure_limit=STARTS,
@@ -315,10 +382,12 @@ def trainer_of(
 def _fit(experiment: Experiment, run: Folder, share: Share, line: ProgressLine) -> dict[str, Any]:
     """Runs Ray Train to the end, and starts it again if its controller dies."""
     trainer = trainer_of(experiment, run, share)
+    before = placement_groups()
     for _ in range(CONTROLLER_RESTARTS):
         ended = _fit_in_thread(trainer, run, line)
         if not (isinstance(ended, Exception) and is_of_the_controller(ended)):
             break
+        remove_placement_groups(placement_groups() - before)  # without a dashboard Ray keeps them
         run.remove(snapshot_file())  # this also waits until the storage answers again
         line.say("Ray Train's controller died; going on from the last checkpoint")
     else:
@@ -353,7 +422,8 @@ def _fit_in_thread(
 
     def fit() -> None:
         try:
-            outcomes.append(trainer.fit().return_value)
+            with ascii_tags(run.name):
+                outcomes.append(trainer.fit().return_value)
         except Exception as error:
             outcomes.append(error)
 
@@ -368,40 +438,26 @@ def _fit_in_thread(
 
 
 @contextmanager
-def interruptible(
-    ask: Callable[[], None], say: Callable[[str], None], location: str
-) -> Generator[None]:
-    """The first Ctrl-C (or SIGTERM) calls `ask`, which asks the run or search to save and stop. The
-    second ends this process at once."""
-    if threading.current_thread() is not threading.main_thread():
+def ascii_tags(name: str) -> Generator[None]:
+    """Inside the `with` statement Ray Train keeps no metrics of its own for a run whose name is not
+    ASCII: their tags cannot hold it. The run folder has all metrics."""
+    variable = "RAY_TRAIN_METRICS_ENABLED"
+    if name.isascii() or variable in os.environ:
         yield
         return
-    presses = 0
-
-    def interrupt(number: int, frame: object) -> None:
-        nonlocal presses
-        presses += 1
-        if presses == 1:
-            ask()
-            say("saving and stopping; press Ctrl-C again to leave at once")
-        else:
-            say(f"stopped at once; the last saved state is in {location}")
-            os._exit(130)
-
-    before = {
-        number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    os.environ[variable] = "0"
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        del os.environ[variable]
 
 
 def _tell(run: Run) -> None:
     """Prints where the run is and how to look at it."""
     scores = {tag: value for tag, value in run.metrics.items() if tag.startswith("held_out/")}
     told = "".join(f"  {tag} {value:.4g}" for tag, value in scores.items())
-    print(f"{run.location}: {run.images:,} images, {run.stop}{told}")
-    print(f"  look:   ray-gen tensorboard {run.location}")
-    print(f"  sample: ray-gen sample {run.location} --count 64 --seed 0 --output grid.png")
+    failure = f"; {run.failure}" if run.failure else ""
+    print(f"{run.location}: {run.images:,} images, {run.stop}{told}{failure}")
+    quoted = shlex.quote(run.location)
+    print(f"  look:   ray-gen tensorboard {quoted}")
+    print(f"  sample: ray-gen sample {quoted} --count 64 --seed 0 --output grid.png")

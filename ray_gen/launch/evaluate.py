@@ -18,6 +18,7 @@ def evaluate(
     *,
     generated: str | None = None,
     reference: str | None = None,
+    data: str | None = None,
     split: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
@@ -31,7 +32,8 @@ def evaluate(
     run: path or URI of a run folder, a checkpoint or an exported model. generated: instead of a
     run, a folder of pictures (or `parquet:…`). reference: real images in the form of an
     experiment's `data`, e.g. "folder:~/photos" or "mnist5k". None: the data that the run was
-    trained on. split: "train" or "held_out", of the reference. None: `evaluation.reference` of the
+    trained on. data: where the data of the run lie now, if they have moved; they must be the same
+    images. split: "train" or "held_out", of the reference. None: `evaluation.reference` of the
     settings. image_size, channels, on_corrupt: as in an experiment's `data`, for pictures and their
     reference. A run takes only on_corrupt, and only with a reference. The reference then gets the
     run's size and channels. workers: 1 evaluates in this process. More are Ray workers, each with a
@@ -43,6 +45,7 @@ def evaluate(
         run,
         generated=generated,
         reference=reference,
+        data=data,
         split=split,
         image_size=image_size,
         channels=channels,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import tempfile
 import threading
 import time
 from functools import partial
@@ -17,6 +16,7 @@ from ray.train import LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_gen import temporary
 from ray_gen.distributed import World, use_cores
 from ray_gen.errors import Failed
 from ray_gen.evaluation.progress import Progress, silent
@@ -34,8 +34,7 @@ def evaluate_on_workers(request: Request, workers: int, progress: Progress) -> S
     """The scores of a request, measured by `workers` workers. Raises Refused or Failed."""
     starting = (0, 1, f"starting {workers} workers")
     progress(*starting)
-    temporary = tempfile.TemporaryDirectory(prefix="ray_gen-evaluate-", ignore_cleanup_errors=True)
-    with temporary as folder, connected():
+    with temporary.folder("evaluate-") as folder, connected():
         gpu, cpus = when_there(
             partial(equal_share, workers),
             [{"CPU": 1.0}] * workers,
@@ -58,7 +57,7 @@ def evaluate_on_workers(request: Request, workers: int, progress: Progress) -> S
             ),
             run_config=RunConfig(
                 name="evaluate",
-                storage_path=folder,
+                storage_path=str(folder),
                 callbacks=[EndOnError()],
                 logging_config=LoggingConfig(log_level="ERROR"),
                 worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cpus)}},

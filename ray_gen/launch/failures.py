@@ -9,6 +9,7 @@ from ray.train import ControllerError, UserCallback, WorkerGroupError
 
 from ray_gen.distributed import WorkerLostError
 from ray_gen.errors import Failed, Refused
+from ray_gen.launch.imports import import_failure
 from ray_gen.storage import INTACT, StorageError, reason_of
 
 
@@ -36,19 +37,27 @@ def is_of_ray(error: Exception) -> bool:
 
 def is_of_the_controller(error: Exception) -> bool:
     """Whether a fit ended because its controller died, or because the storage failed for more than
-    the 6 s that the controller waits. Another fit can then go on from the last checkpoint."""
+    the 6 s that the controller waits. Another fit can then go on from the last checkpoint.
+
+    Not if the controller could not begin, because it could not import a module: another would not
+    either.
+    """
     if isinstance(error, ControllerError):
         return isinstance(error.controller_failure, OSError)
-    return isinstance(error, RayActorError)
+    return isinstance(error, RayActorError) and not error.actor_init_failed
 
 
 def in_words(error: Exception) -> Exception:
     """The exception that ended a fit, without Ray's layers around it."""
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return Failed(import_failure(str(error)) or f"Ray Train: {error}")
     if isinstance(error, ControllerError):
         cause = error.controller_failure
         if isinstance(cause, OSError):
             return StorageError(f"storage: {reason_of(cause)}; {INTACT}, once the storage answers")
-        return cause if isinstance(cause, (Refused, Failed)) else Failed(f"Ray Train: {cause}")
+        if isinstance(cause, (Refused, Failed)):
+            return cause
+        return Failed(import_failure(str(cause)) or f"Ray Train: {cause}")
     if isinstance(error, WorkerGroupError):
         causes = "; ".join(str(e).splitlines()[0] for e in error.worker_failures.values())
         return Failed(f"workers died more often than workers.max_restarts allows: {causes}")

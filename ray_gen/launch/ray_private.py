@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ray.job_config import JobConfig
 
 PRINT = "ray._private.worker.print_to_stdstream"
 ADDRESS = "ray._private.utils.read_ray_address"
@@ -18,8 +24,12 @@ CONTEXT = "ray.train.v2._internal.execution.context.get_train_context"
 CONTEXT_CLASS = "ray.train.v2._internal.execution.context.TrainContext"
 NOTICE = "ray.train.v2._internal.execution.preemption.PreemptionContext"
 SNAPSHOT = "ray.train.v2._internal.constants.CHECKPOINT_MANAGER_SNAPSHOT_FILENAME"
+SIGTERM_HANDLER = "ray._private.utils.set_sigterm_handler"
 WORKER = "ray.train.v2._internal.execution.worker_group.worker.RayTrainWorker"
-NAMES = (PRINT, ADDRESS, STATUS, CONTEXT, CONTEXT_CLASS, NOTICE, SNAPSHOT, WORKER)
+NAMES = (
+    *(PRINT, ADDRESS, STATUS, CONTEXT, CONTEXT_CLASS, NOTICE, SNAPSHOT, WORKER),
+    SIGTERM_HANDLER,
+)
 
 
 def find(name: str) -> Any:
@@ -40,6 +50,45 @@ def silence_deaths() -> None:
     module, _, attribute = PRINT.rpartition(".")
     if find(PRINT) is not None:
         setattr(importlib.import_module(module), attribute, lambda *args, **kwargs: None)
+
+
+@contextmanager
+def own_sigterm_handler() -> Generator[None]:
+    """Inside the `with` statement `ray.init` leaves the handler of SIGTERM of this process as it
+    is. Ray's own handler waits up to 30 s for its node before it ends this process.
+
+    Without the name: Ray's handler answers while `ray.init` runs.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Ray sets none there
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    module, _, attribute = SIGTERM_HANDLER.rpartition(".")
+    own = find(SIGTERM_HANDLER)
+    if own is not None:
+        setattr(importlib.import_module(module), attribute, lambda handler: None)
+    try:
+        yield
+    finally:
+        if own is not None:
+            setattr(importlib.import_module(module), attribute, own)
+        if before is not None:  # Ray's library in C++ has set its own, too
+            signal.signal(signal.SIGTERM, before)
+
+
+def job_with(folders: Sequence[str]) -> JobConfig:
+    """The configuration of a job whose workers look for modules in these folders first, and not in
+    the working directory, where a torch.py would hide torch.
+
+    Without the names of its fields: Ray's own. Workers then look in the working directory first.
+    In a submitted job: Ray's own, too. The working directory is then the job's package.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return JobConfig()
+    try:
+        return JobConfig(_client_job=True, _py_driver_sys_path=list(folders))
+    except TypeError:
+        return JobConfig()
 
 
 def address_of_started_cluster() -> str | None:

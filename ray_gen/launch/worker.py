@@ -25,6 +25,7 @@ from ray_gen.errors import Failed, Refused
 from ray_gen.evaluation.evaluator import Evaluator, subject_of
 from ray_gen.experiment import Experiment
 from ray_gen.launch.failures import is_of_ray
+from ray_gen.launch.imports import import_failure
 from ray_gen.launch.ray_private import preemption_notice
 from ray_gen.runs.checkpoints import (
     AWAITED,
@@ -38,9 +39,9 @@ from ray_gen.runs.checkpoints import (
 )
 from ray_gen.runs.manifest import CheckpointError
 from ray_gen.runs.writer import RunWriter, write_environment
-from ray_gen.storage import INTACT, Folder, StorageError
+from ray_gen.storage import INTACT, Folder, StorageError, encoded
 from ray_gen.training.build import build_objective
-from ray_gen.training.loop import Control, Report, finished, train
+from ray_gen.training.loop import Control, Report, failure_of, finished, train
 from ray_gen.training.meter import NonFiniteError
 from ray_gen.training.sources import open_data
 from ray_gen.training.state import State
@@ -75,11 +76,26 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
                     delete_local_checkpoint_after_upload=True,
                     validation=awaited,
                 )
-                ended = {"stop": report.stop, "images": report.images, "metrics": report.metrics}
+                ended = {
+                    "stop": report.stop,
+                    "images": report.images,
+                    "metrics": report.metrics,
+                    "failure": report.failure,
+                }
     except NonFiniteError as error:
         # Every rank gets here. A return ends the run; after an exception Ray could try again.
-        return {"failed": str(error)}
+        images = (error.step or 0) * experiment.training.global_batch_size
+        seen = f" ({images:,} images)" if images else ""
+        return {"failed": f"{error}{seen}", "try": to_try(experiment)}
     return ended or ended_before(experiment, run)
+
+
+def to_try(experiment: Experiment) -> str:
+    """What may help against losses that are not finite."""
+    rates = " and ".join(f"optimizers.{phase}.learning_rate" for phase in experiment.optimizers)
+    phase = next(iter(experiment.optimizers))
+    more = "" if experiment.training.precision != "bf16" else ", or training.precision=fp32"
+    return f"try a lower {rates}, or optimizers.{phase}.clip_norm=1{more}"
 
 
 def prepare(python_path: Sequence[str], threads: int) -> None:
@@ -110,6 +126,9 @@ def explained(run: Folder) -> Generator[None]:
         ) from error
     except (Refused, Failed, NonFiniteError, WorkerLostError):
         raise
+    except ImportError as error:
+        told = import_failure(traceback.format_exc())
+        raise Failed(told or f"{type(error).__name__}: {error}") from error
     except Exception as error:
         if is_of_ray(error):
             raise
@@ -239,7 +258,9 @@ def ended_before(experiment: Experiment, run: Folder) -> dict[str, Any]:
     manifest = newest_manifest(run)
     assert manifest is not None
     stop = finished(experiment, manifest.step, manifest.settled)
-    return {"stop": stop, "images": manifest.images, "metrics": dict(manifest.metrics)}
+    failure = failure_of(build_objective(experiment), manifest.settled, manifest.images)
+    metrics = dict(manifest.metrics)
+    return {"stop": stop, "images": manifest.images, "metrics": metrics, "failure": failure}
 
 
 def restore(state: State, run: Folder, world: World) -> list[str]:
@@ -311,4 +332,4 @@ def upload_checkpoint(checkpoint: Checkpoint, name: str, run: Folder, keep: int)
         raise
     if run.is_local:
         return Checkpoint(str(run.path / name))
-    return Checkpoint((run / name).location)
+    return Checkpoint(encoded((run / name).location))

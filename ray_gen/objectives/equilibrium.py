@@ -1,10 +1,16 @@
-"""Decides when D(x) and D(G(z)) have settled at the equilibrium of their game."""
+"""Decides when D(x) and D(G(z)) have settled at the equilibrium of their game, and when D has won
+it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from ray_gen.core import STOPPED, Window
+
+WON = 1e-6
+"""Largest distance of D(x) from 1 and of D(G(z)) from 0 when D has won."""
+WON_IMAGES = 50_000
+"""Images over which D must have won in every report."""
 
 
 def watch(memory: dict[str, float], metrics: Mapping[str, float], steps: int) -> None:
@@ -41,3 +47,28 @@ def settled(memory: dict[str, float], images: int, window: Window, optimum: floa
         return False
     memory[STOPPED] = images
     return True
+
+
+def note_win(memory: dict[str, float], metrics: Mapping[str, float], before: int) -> None:
+    """Remembers since how many images D has won in every report. before: images seen when the
+    report begins."""
+    real, fake = metrics.get("discriminator/real"), metrics.get("discriminator/fake")
+    if real is None or fake is None:
+        return
+    if real >= 1.0 - WON and fake <= WON:
+        memory.setdefault("won_since", before)
+    else:
+        memory.pop("won_since", None)
+
+
+def won(memory: Mapping[str, float], images: int) -> str | None:
+    """The words, if D has won for WON_IMAGES."""
+    since = memory.get("won_since")
+    if since is None or images - since < WON_IMAGES:
+        return None
+    return (
+        f"D(x) is 1 and D(G(z)) is 0, to within {WON:g}, since {since:,.0f} images: the "
+        "discriminator tells all images apart, and the generator learns nothing from it; train "
+        "again with objective.r1_weight above 0, objective.label_smoothing=0.1 or a lower "
+        "optimizers.discriminator.learning_rate"
+    )

@@ -27,7 +27,7 @@ from ray_gen.core import (
     noise_of,
     value_at,
 )
-from ray_gen.objectives.equilibrium import settled, watch
+from ray_gen.objectives.equilibrium import note_win, settled, watch, won
 from ray_gen.pixels import unstretched
 
 _OF_DISCRIMINATOR: Noises = {
@@ -171,6 +171,15 @@ class Gan(Objective):
         images: ½ without smoothing (Salimans et al. 2016, 3.4)."""
         smoothing = value_at(self._label_smoothing, images)
         return settled(memory, images, window, (1.0 - smoothing) / 2)
+
+    def note(self, memory: dict[str, float], metrics: Mapping[str, float], before: int) -> None:
+        """Take note of D(x) and D(G(z)). The hinge loss has no such probabilities."""
+        if self.gives_probability:
+            note_win(memory, metrics, before)
+
+    def failure(self, memory: Mapping[str, float], images: int) -> str | None:
+        """The words, if D(x) has been 1 and D(G(z)) 0 for 50,000 images."""
+        return won(memory, images)
 
 
 class _Half:

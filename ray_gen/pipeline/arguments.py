@@ -164,7 +164,8 @@ def checked_images(given: Floats, shape: ImageShape) -> Tensor:
             f"{_words(('N', *shape))}; `pipeline.read` gives image files this shape"
         )
     if not images.is_floating_point():
-        raise Refused(f"images: are {images.dtype}; give floats in [0, 1], e.g. images / 255")
+        most = 65_535 if images.dtype == torch.uint16 else 255
+        raise Refused(f"images: are {images.dtype}; give floats in [0, 1], e.g. images / {most}")
     low, high = (float(bound) for bound in images.aminmax())
     if not (low >= 0.0 and high <= 1.0):  # NaN fails too
         raise Refused(f"images: go from {low:.4g} to {high:.4g}; scale them to [0, 1]")

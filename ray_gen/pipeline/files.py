@@ -14,11 +14,16 @@ from torch import Tensor
 
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
+from ray_gen.experiment.data import DataSettings
 from ray_gen.pipeline.arguments import BATCH
 from ray_gen.pixels import unit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from ray_gen.data.pictures import Bands
+    from ray_gen.data.sources.base import Item
+    from ray_gen.data.wanted import Wanted
 
 Part = tuple[Tensor, Sequence[int | str] | None]
 """Images (N, C, H, W) in [0, 1], and their labels if they are known."""
@@ -26,7 +31,7 @@ Part = tuple[Tensor, Sequence[int | str] | None]
 
 def image_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """The given files. A folder is replaced by all images below it, sorted by path."""
-    from ray_gen.data.sources.folder import EXTENSIONS
+    from ray_gen.data.formats import format_named
 
     found: list[Path] = []
     for given in paths:
@@ -39,50 +44,86 @@ def image_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         inside = [
             file
             for file in sorted(path.rglob("*"))
-            if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
+            if format_named(file.name) is not None and not file.name.startswith(".")
         ]
         if not inside:
-            raise Refused(f"{path}: has no images; their names end in {', '.join(EXTENSIONS)}")
+            raise Refused(f"{path}: has no files with the names of images, such as .png or .jpg")
         found += inside
     return found
+
+
+def whole_values(data: DataSettings) -> tuple[int, int] | None:
+    """The values of black and white in the files of the data, if files of 16 bits can hold them and
+    they are not 0 and 65,535. None: they cannot, or they are not known."""
+    if isinstance(data.value_range, str):
+        return None
+    low, high = (round(value) for value in data.value_range)
+    fits = (low, high) == data.value_range and low >= 0 and low + 255 <= high <= 65_535
+    return (low, high) if fits and (low, high) != (0, 65_535) else None
 
 
 def read_images(files: Iterable[Path], experiment: Experiment) -> Tensor:
     """Float (N, C, H, W) in [0, 1], converted, cropped and resized as the run's `data` settings say
     (see `data/decode.py`).
 
+    Values of deep images go from black to white as those of the data. If the data had none, or none
+    of whole numbers, the type of a file decides.
+
     If an image is too small for `data.center_crop`, the whole image is used. Samples of the run
     itself can be such images.
     """
     # Imported here: `ray_gen.data` imports Arrow, which sampling does not need.
     from ray_gen.data import DataError
-    from ray_gen.data.decode import CorruptImageError, Wanted, decode
+    from ray_gen.data.decode import decode
+    from ray_gen.data.errors import CorruptImageError
     from ray_gen.data.sources.base import Item
+    from ray_gen.data.store import middle, wanted_of
 
-    channels, height, width = experiment.image_shape
-    wanted = Wanted((height, width), experiment.data.center_crop, channels)
+    wanted = wanted_of(**experiment.data.pixels())
+    _, height, width = experiment.image_shape
     images: list[Tensor] = []
     for file in files:
         if not file.is_file():
             raise Refused(f"{file}: there is no such image")
-        item = Item(key=file.name, name=str(file), split=None, load=partial(_load, file))
+        load = partial(_load, file, experiment.data.rules)
+        item = Item(key=file.name, name=str(file), split=None, load=load)
+        of_file = _with_value_range(wanted, item, experiment.data)
         try:
-            decoded = decode(item, wanted, "images")
+            decoded = decode(item, of_file, "images")
         except DataError:  # too small for the crop, or unreadable: then the next line raises
-            decoded = decode(item, replace(wanted, center_crop=None), "images")
+            decoded = decode(item, replace(of_file, center_crop=None), "images")
         if isinstance(decoded, CorruptImageError):
             raise Refused(f"{file}: cannot be decoded as an image: {decoded}")
-        images.append(torch.from_numpy(decoded[0].copy()).permute(2, 0, 1))
+        values_NHWC = torch.from_numpy(decoded.values_HWC.copy())[None]
+        images.append(middle(values_NHWC, (height, width))[0].permute(2, 0, 1))
     if not images:
         raise Refused("images: no file was named; name at least one")
     return unit(torch.stack(images))
 
 
-def _load(file: Path) -> tuple[Image, int | None]:
-    from ray_gen.data.sources.base import read_image
+def _with_value_range(wanted: Wanted, item: Item, data: DataSettings) -> Wanted:
+    """`wanted` with values of black and white for one file."""
+    from ray_gen.data.decode import glance
+    from ray_gen.data.wanted import Seen
+
+    look = glance(item, wanted) if wanted.rules == 2 else None
+    if look is None or look.range is None:
+        return wanted
+    whole = look.type.startswith(("int", "uint"))
+    of_data = data.value_range in ((0, 65_535), whole_values(data))
+    if wanted.value_range is not None and (of_data or not whole):
+        return wanted
+    seen = Seen()
+    seen.add(look)
+    return seen.settle(replace(wanted, value_range=None, full_range=whole), guessed=False)
+
+
+def _load(file: Path, rules: int) -> tuple[Image | Bands, int | None]:
+    from ray_gen.data.pictures import read_picture
+    from ray_gen.data.sources.base import read_image_1
 
     with file.open("rb") as stream:
-        return read_image(stream), None
+        return (read_image_1(stream) if rules == 1 else read_picture(stream)), None
 
 
 def from_files(

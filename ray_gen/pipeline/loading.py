@@ -21,7 +21,7 @@ from ray_gen.pipeline.pretrained import (
     read_pretrained,
 )
 from ray_gen.runs.checkpoints import fetched, is_in_a_run, newest_checkpoint
-from ray_gen.runs.manifest import EMA, EXPERIMENT, NETWORKS, Manifest
+from ray_gen.runs.manifest import EMA, EXPERIMENT, NETWORKS, OF_A_MODEL, Manifest
 from ray_gen.storage import Folder
 from ray_gen.training.build import build_networks, build_objective, distrust
 from ray_gen.training.state import load_tensors
@@ -42,8 +42,8 @@ def load_as(
     if given.is_local and is_pretrained(given.path):
         return kind(*read_pretrained(given.path, weights=weights, device=device))
     with ExitStack() as stack:
-        found, folder = stack.enter_context(fetched(given))
-        manifest = Manifest.checked(folder)
+        found, folder = stack.enter_context(fetched(given, OF_A_MODEL))
+        manifest = Manifest.checked(folder, OF_A_MODEL)
         experiment = Experiment.from_yaml(Folder(str(folder)).read_text(EXPERIMENT))
         objective = build_objective(experiment)
         networks = build_networks(experiment, objective, objective.sampled_from)

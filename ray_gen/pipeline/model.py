@@ -40,9 +40,10 @@ from ray_gen.pipeline.arguments import (
     real_number,
     whole_number,
 )
+from ray_gen.pipeline.files import whole_values
 from ray_gen.pipeline.mixture import Mixture, Origin
-from ray_gen.pixels import stretched
-from ray_gen.runs.manifest import NETWORKS, Manifest
+from ray_gen.pixels import Depth, stretched
+from ray_gen.runs.manifest import NETWORKS, OF_A_MODEL, Manifest
 from ray_gen.sampling import latents_of, noise_for
 from ray_gen.training.build import build_networks
 from ray_gen.training.state import load_tensors
@@ -92,6 +93,12 @@ class Model:
         shape = "x".join(map(str, self.experiment.image_shape))
         name, classes = self.experiment.name, len(self.class_names)
         return f"{type(self).__name__}({name}, {shape}, classes={classes})"
+
+    @property
+    def depth(self) -> Depth:
+        """The numbers of files of samples: as in the files of the data, if these have 16 bits."""
+        data = self.experiment.data
+        return Depth(16, whole_values(data)) if data.bits == 16 else Depth()
 
     @property
     def latent_shapes(self) -> dict[str, Shape]:
@@ -372,7 +379,7 @@ class Model:
                 "discriminate: this pipeline has no discriminator, as it was not loaded from a "
                 "run; load the run"
             )
-        Manifest.checked(self._checkpoint)  # raises if the checkpoint was deleted since
+        Manifest.checked(self._checkpoint, OF_A_MODEL)  # raises if the checkpoint was deleted since
         only = self.discriminator().discriminates_with
         networks = build_networks(self.experiment, self.objective, only)
         load_tensors(self._checkpoint, NETWORKS, networks)

@@ -14,9 +14,8 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import torch
 from safetensors import SafetensorError
@@ -26,7 +25,6 @@ from torch import nn
 from ray_gen.core import Networks, Objective
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
-from ray_gen.experiment.data import FolderData, ParquetData, TorchvisionData
 from ray_gen.experiment.networks import CustomNetwork
 from ray_gen.experiment.objectives import CustomObjective
 from ray_gen.runs.manifest import CheckpointError
@@ -101,20 +99,8 @@ def published(experiment: Experiment) -> Experiment:
     Removes storage and evaluation. Keeps only the last part of local paths. Removes user, password
     and query from URIs.
     """
-    data = experiment.data
-    changes: dict[str, Any] = {"storage": None, "evaluation": {}}
-    if isinstance(data, (FolderData, ParquetData)):
-        changes["data__path"] = _without_place(data.path)
-    if isinstance(data, TorchvisionData):
-        changes["data__root"] = type(data).model_fields["root"].default
-    return experiment.with_fields(**changes)
-
-
-def _without_place(path: str) -> str:
-    if "://" not in path:
-        return PurePath(path).name or "data"
-    parts = urlsplit(path)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    data = experiment.data.published().model_dump(mode="json")
+    return experiment.with_fields(storage=None, evaluation={}, data=data)
 
 
 def custom_targets(experiment: Experiment) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import secrets
 import shutil
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Generator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ray_gen.runs.manifest import EXPERIMENT, MANIFEST, CheckpointError, Manifest
@@ -18,9 +20,14 @@ DUE = ".due"
 AWAITED = "evaluation_awaited"
 """Marker file in a checkpoint: an evaluation beside the training has not read it yet."""
 _NAME = re.compile(r"checkpoint_\d+")
-_CUT_OFF = re.compile(r"\.checkpoint_\d+\.(whole|(whole\.)?partial)")
+_CUT_OFF = re.compile(r"\.checkpoint_\d+\.(whole|(whole\.)?([0-9a-f]{8}\.)*partial)")
 FETCHES = 3
 """Number of attempts to read a checkpoint that another process replaces meanwhile."""
+COMMITS = 3
+"""Number of attempts to commit a checkpoint while another process commits the same one: a worker
+whose node is lost may still write when its successor does."""
+_MET = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)
+"""Errors after which another attempt helps, because another process has renamed or deleted."""
 
 
 def checkpoint_name(images: int) -> str:
@@ -83,15 +90,19 @@ def whole(checkpoint: Folder) -> Folder | None:
 
 
 @contextmanager
-def fetched(run: Folder) -> Generator[tuple[Folder, Path]]:
+def fetched(run: Folder, files: Collection[str] | None = None) -> Generator[tuple[Folder, Path]]:
     """The newest checkpoint of a run (or the checkpoint itself), and its local path inside the
-    `with` statement. A CheckpointError raised there names the checkpoint, not its local copy."""
+    `with` statement. A CheckpointError raised there names the checkpoint, not its local copy.
+
+    files: those to fetch from behind a URI, besides the manifest; None: all.
+    """
+    wanted = None if files is None else (*files, MANIFEST)
     for _ in range(FETCHES):
         found = newest_checkpoint(run)
         with ExitStack() as stack:
             try:
                 before = found.read_text(MANIFEST)
-                folder = stack.enter_context(found.fetched())
+                folder = stack.enter_context(found.fetched(wanted))
                 if not found.is_local and found.read_text(MANIFEST) != before:
                     continue
             except FileNotFoundError:  # replaced or pruned meanwhile
@@ -112,40 +123,78 @@ def commit(source: Path, run: Folder, name: str) -> None:
     one gets its manifest last. The old one is deleted only when the new one lies whole beside it
     (see `whole`). Raises StorageError; the old or the new checkpoint is then still whole.
     """
+    for attempt in range(1, COMMITS + 1):
+        try:
+            _commit(source, run, name)
+            return
+        except OSError as error:
+            if attempt < COMMITS and error.errno in _MET:
+                continue
+            raise StorageError(
+                f"storage: {run.location} cannot take {name} ({error.strerror or error}); what was "
+                "saved before is intact: make room, or choose another --storage, and start again "
+                "with the same --name"
+            ) from error
+
+
+def _commit(source: Path, run: Folder, name: str) -> None:
+    """One attempt of `commit`."""
     spare = _spare(name)
-    try:
-        replaces = (run / name).exists(MANIFEST)
-        if replaces:
-            _copy(source, run, spare)
-            discard(run, name)
-        if replaces and run.is_local:
-            (run.path / spare).rename(run.path / name)
-        else:
-            _copy(source, run, name)
-            discard(run, spare)
-    except OSError as error:
-        raise StorageError(
-            f"storage: {run.location} cannot take {name} ({error.strerror or error}); what was "
-            "saved before is intact: make room, or choose another --storage, and start again with "
-            "the same --name"
-        ) from error
+    replaces = (run / name).exists(MANIFEST)
+    if replaces:
+        _copy(source, run, spare)
+        discard(run, name)
+    if replaces and run.is_local:
+        (run.path / spare).rename(run.path / name)
+    else:
+        _copy(source, run, name)
+        discard(run, spare)
 
 
 def _copy(source: Path, run: Folder, name: str) -> None:
     """Copy a local checkpoint to `name`. No whole checkpoint has this name yet."""
-    discard(run, name)
     if not run.is_local:
+        discard(run, name)
         for file in sorted(source.iterdir(), key=lambda file: file.name == MANIFEST):
             run.put(file, f"{name}/{file.name}")
         return
-    partial = f".{name.lstrip('.')}.partial"
+    _remove_partial(run, name)
+    partial = run.path / _partial(name)
     try:
-        run.remove(partial)
-        run.put(source, partial)
-        (run.path / partial).rename(run.path / name)
+        run.put(source, partial.name)
+        if _sizes(partial) != _sizes(source):  # another process has deleted a part of it
+            raise FileNotFoundError(errno.ENOENT, "a file of the copy is gone")
+        if name.startswith(".") or not (run / name).exists(MANIFEST):
+            discard(run, name)
+        partial.rename(run.path / name)
     except OSError:
-        shutil.rmtree(run.path / partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _partial(name: str) -> str:
+    """A new name for a copy in progress. No two processes write to the same copy."""
+    return f".{name.lstrip('.')}.{secrets.token_hex(4)}.partial"
+
+
+def _remove_partial(run: Folder, name: str) -> None:
+    """Delete what interrupted copies of `name` left. Their processes are dead or lost."""
+    left = re.compile(rf"\.{re.escape(name.lstrip('.'))}(\.[0-9a-f]{{8}})*\.partial")
+    for other in filter(left.fullmatch, run.names()):
+        _remove_copy(run, other)
+
+
+def _remove_copy(run: Folder, partial: str) -> None:
+    """Delete a copy in progress. A lost process may still write to it. So it gets another name
+    first: the process then fails to rename it, and never commits what is partly deleted."""
+    taken = run.path / _partial(partial.removesuffix(".partial"))
+    with suppress(FileNotFoundError):
+        (run.path / partial).rename(taken)
+    shutil.rmtree(taken, ignore_errors=True)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in folder.iterdir()}
 
 
 def _spare(name: str) -> str:
@@ -166,7 +215,9 @@ def prune(run: Folder, keep: int) -> None:
     kept = {folder.name for folder in checkpoints(run)[:keep]}
     for name in run.names():
         old = _NAME.fullmatch(name) and name not in kept and not (run / name).exists(AWAITED)
-        if old or _CUT_OFF.fullmatch(name):
+        if run.is_local and name.endswith(".partial") and _CUT_OFF.fullmatch(name):
+            _remove_copy(run, name)
+        elif old or _CUT_OFF.fullmatch(name):
             discard(run, name)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ EMA = "ema.safetensors"
 OPTIMIZERS = "optimizers.safetensors"
 EXPERIMENT = "experiment.yaml"
 FILES = (NETWORKS, EMA, OPTIMIZERS, EXPERIMENT)
+OF_A_MODEL = (NETWORKS, EMA, EXPERIMENT)
+"""The files that a trained model needs. The optimisers' is often the largest."""
 
 
 class CheckpointError(Refused):
@@ -99,9 +101,9 @@ class Manifest:
         return cls.parsed(checkpoint.read_text(MANIFEST), (checkpoint / MANIFEST).location)
 
     @classmethod
-    def checked(cls, folder: Path) -> Manifest:
-        """The manifest of a local checkpoint. Raises CheckpointError unless every file exists and
-        has the size that the manifest gives."""
+    def checked(cls, folder: Path, files: Collection[str] = FILES) -> Manifest:
+        """The manifest of a local checkpoint. Raises CheckpointError unless each of these files
+        exists and has the size that the manifest gives."""
         path = folder / MANIFEST
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
@@ -112,7 +114,7 @@ class Manifest:
             ) from None
         manifest = cls.parsed(text, str(path))
         sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
-        manifest.check_sizes(sizes, str(folder))
+        manifest.check_sizes(sizes, str(folder), files)
         return manifest
 
     @classmethod
@@ -123,11 +125,13 @@ class Manifest:
             manifest.check_digest(folder / name)
         return manifest
 
-    def check_sizes(self, sizes: Mapping[str, int], where: str) -> None:
-        """Raises CheckpointError if a file is missing or has another size. sizes: in bytes, of the
-        files that exist."""
-        for name, facts in self.files.items():
-            size = sizes.get(name)
+    def check_sizes(
+        self, sizes: Mapping[str, int], where: str, files: Collection[str] = FILES
+    ) -> None:
+        """Raises CheckpointError if one of these files is missing or has another size. sizes: in
+        bytes, of the files that exist."""
+        for name in files:
+            facts, size = self.files[name], sizes.get(name)
             if size != facts.bytes:
                 found = (
                     "is missing" if size is None else f"has {size} bytes instead of {facts.bytes}"

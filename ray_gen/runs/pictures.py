@@ -1,4 +1,4 @@
-"""Turns batches of images into one picture, and writes pictures."""
+"""Turns batches of images of any channels into one picture, and writes pictures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,10 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ray_gen.errors import Refused
-from ray_gen.pixels import quantised
+from ray_gen.pixels import Depth, as_in_files, has_opacity, over, quantised
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Levels = NDArray[np.uint8 | np.uint16]
+"""Pixels of images: uint8, or uint16 for 16 bits."""
+
+EIGHT_BITS = Depth()
+
+_SQUARE = 8
+"""Pixels: side of a square of the checkerboard below transparent images."""
+_LIGHT, _DARK = 0.85, 0.75
+"""Greys of the checkerboard."""
 
 
 def to_bytes(images: Tensor) -> NDArray[np.uint8]:
@@ -25,12 +35,43 @@ def to_bytes(images: Tensor) -> NDArray[np.uint8]:
     return quantised(images).permute(0, 2, 3, 1).cpu().numpy()
 
 
+def to_levels(images: Tensor, depth: Depth) -> Levels:
+    """(N, C, H, W) in [0, 1] to the numbers of files, (N, H, W, C): uint8 or uint16."""
+    return as_in_files(images, depth).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def viewed(images: Tensor) -> Tensor:
+    """Images as people see them: (N, C, H, W) in [0, 1] to grey or RGB, (N, 1 or 3, H, W).
+
+    Images with opacity lie on a checkerboard. Of five channels or more, the first three are red,
+    green and blue (`channels_viewed` says so).
+    """
+    channels, height, width = images.shape[1:]
+    if has_opacity(channels):
+        values = images.detach().float().clamp(0.0, 1.0)
+        return over(values, _checkerboard(height, width).to(values.device))
+    return images if channels <= 3 else images[:, :3]
+
+
+def channels_viewed(channels: int) -> str:
+    """Which channels a picture of such images shows, as an addition to a sentence. Empty: all."""
+    return "" if channels <= 4 else f", channels 1 to 3 of {channels} as red, green and blue"
+
+
+def _checkerboard(height: int, width: int) -> Tensor:
+    """Light and dark grey squares: (H, W) in [0, 1]. At least four squares a side."""
+    side = max(1, min(_SQUARE, height // 4, width // 4))
+    rows, columns = torch.arange(height) // side, torch.arange(width) // side
+    return torch.where((rows[:, None] + columns) % 2 == 0, _LIGHT, _DARK)
+
+
 def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> NDArray[np.uint8]:
-    """Images in rows, in reading order, on white: (N, C, H, W) in [0, 1] to uint8 (H', W', C).
+    """Images in rows, in reading order, on white: (N, C, H, W) in [0, 1] to uint8 (H', W', 1 or 3),
+    see `viewed`.
 
     columns None: as square as possible.
     """
-    tiles = to_bytes(images)
+    tiles = to_bytes(viewed(images))
     count, height, width, channels = tiles.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -55,19 +96,19 @@ def in_turn_rows(first: Tensor, second: Tensor, columns: int) -> Tensor:
 def equation(
     groups: Sequence[tuple[str, Tensor, Tensor]], results: Tensor, gap: int = 2
 ) -> NDArray[np.uint8]:
-    """Vector arithmetic as in Radford et al. 2016, figure 7: uint8 (H', W', C).
+    """Vector arithmetic as in Radford et al. 2016, figure 7: uint8 (H', W', 1 or 3), see `viewed`.
 
     groups: each a sign "+" or "-", the group's images (N, C, H, W) and the image of its mean (1, C,
     H, W). They form a column, with the mean at the bottom. results: nine images (9, C, H, W).
     """
-    _, _, height, width = results.shape
+    channels, height, width = viewed(results).shape[1:]
     parts: list[NDArray[np.uint8]] = []
     for index, (sign, images, mean) in enumerate(groups):
         if index or sign != "+":
-            parts.append(_sign(sign, height, width, results.shape[1], gap))
-        space = np.full((height // 3, width + 2 * gap, results.shape[1]), 255, dtype=np.uint8)
+            parts.append(_sign(sign, height, width, channels, gap))
+        space = np.full((height // 3, width + 2 * gap, channels), 255, dtype=np.uint8)
         parts.append(np.concatenate([grid(images, 1, gap), space, grid(mean, 1, gap)]))
-    parts += [_sign("=", height, width, results.shape[1], gap), grid(results, 3, gap)]
+    parts += [_sign("=", height, width, channels, gap), grid(results, 3, gap)]
     tallest = max(len(part) for part in parts)
     above = (((tallest - len(part), 0), (0, 0), (0, 0)) for part in parts)
     return np.concatenate(
@@ -96,10 +137,30 @@ def zoomed(picture: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def save_png(picture: NDArray[np.uint8], path: Path) -> None:
-    """Write uint8 (H, W, C), C = 1 or 3, as a PNG file, whole or not at all."""
+def save_png(picture: Levels, path: Path) -> None:
+    """Write (H, W, C) as a PNG file, whole or not at all: uint8 grey, grey with alpha, RGB or RGBA,
+    or uint16 grey."""
     with _whole(path) as partial:
         _pillow(picture).save(partial, format="PNG")
+
+
+def save_tiff(picture: Levels, path: Path) -> None:
+    """Write (H, W, C), uint8 or uint16, as a TIFF file of C bands, whole or not at all."""
+    import tifffile
+
+    channels = picture.shape[2]
+    bands: dict[str, Any] = {"photometric": "rgb" if channels in (3, 4) else "minisblack"}
+    if channels > 1:
+        colours = 3 if channels in (3, 4) else 1
+        kind = "unassalpha" if has_opacity(channels) else "unspecified"
+        bands |= {"planarconfig": "contig", "extrasamples": [kind] * (channels - colours)}
+    with _whole(path) as partial:
+        tifffile.imwrite(partial, picture, metadata=None, **bands)
+
+
+def file_kind(channels: int, bits: int) -> str:
+    """The kind of file that holds such an image: ".png", or ".tiff" if PNG or Pillow cannot."""
+    return ".png" if channels == 1 or (channels <= 4 and bits == 8) else ".tiff"
 
 
 def save_gif(frames: Sequence[NDArray[np.uint8]], path: Path, milliseconds: int = 100) -> None:
@@ -116,7 +177,7 @@ def save_gif(frames: Sequence[NDArray[np.uint8]], path: Path, milliseconds: int 
         )
 
 
-def _pillow(picture: NDArray[np.uint8]) -> Image:
+def _pillow(picture: Levels) -> Image:
     from PIL import Image
 
     return Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
@@ -135,65 +196,93 @@ def _whole(path: Path) -> Generator[Path]:
         raise
 
 
-def save_samples(batches: Iterator[Tensor], count: int, output: Path, zoom: int = 1) -> str:
+def save_samples(
+    batches: Iterator[Tensor], count: int, output: Path, zoom: int = 1, depth: Depth = EIGHT_BITS
+) -> str:
     """Write images in [0, 1] as one grid (.png), one array (.npz: `images`, uint8 NHWC), or a
-    folder of PNG files. Returns a description of the output."""
+    folder of files: PNG, or TIFF for images that PNG cannot hold. Returns a description of the
+    output.
+
+    depth: the numbers in arrays and in a folder. A grid has 8 bits.
+    """
     if output.suffix.lower() == ".png":
-        save_png(zoomed(grid(torch.cat(list(batches))), zoom), output)
-        return f"{output}: a grid of {count} images"
+        images = torch.cat(list(batches))
+        save_png(zoomed(grid(images), zoom), output)
+        return f"{output}: a grid of {count} images{channels_viewed(images.shape[1])}"
     if output.suffix.lower() == ".npz":
-        shape = save_npz(output, images=np.concatenate([to_bytes(batch) for batch in batches]))
-        return f"{output}: `images`, uint8 {shape}"
-    if any(output.glob("*.png")):
-        raise Refused(f"--output: {output} already contains PNG files; give another folder")
-    index = 0
+        levels = np.concatenate([to_levels(batch, depth) for batch in batches])
+        return f"{output}: `images`, {save_npz(output, images=levels)}{_values(depth)}"
+    for kind in ("png", "tiff"):
+        if any(output.glob(f"*.{kind}")):
+            raise Refused(
+                f"--output: {output} already contains {kind.upper()} files; give another folder"
+            )
+    index, suffix = 0, ".png"
     for batch in batches:
-        for image in to_bytes(batch):
-            save_png(image, output / f"{index:06d}.png")
+        suffix = file_kind(batch.shape[1], depth.bits)
+        save = save_png if suffix == ".png" else save_tiff
+        for image in to_levels(batch, depth):
+            save(image, output / f"{index:06d}{suffix}")
             index += 1
-    return f"{output}: {index} PNG files"
+    return f"{output}: {index} {suffix[1:].upper()} files{_values(depth)}"
 
 
-def save_rows(images: Tensor, output: Path, zoom: int = 1) -> str:
+def save_rows(images: Tensor, output: Path, zoom: int = 1, depth: Depth = EIGHT_BITS) -> str:
     """Write images (R, S, C, H, W) in [0, 1], R rows of S steps, as one grid (.png), an animation
-    of its columns (.gif), one array (.npz: `images`, uint8 RSHWC), or a folder of PNG files in
-    reading order. Returns a description of the output."""
-    rows, steps = images.shape[:2]
+    of its columns (.gif), one array (.npz: `images`, uint8 RSHWC), or a folder of files in reading
+    order. Returns a description of the output. depth: see `save_samples`."""
+    rows, steps, channels = images.shape[:3]
     said = f"{rows} row{'s' if rows > 1 else ''} of {steps} steps"
+    shown = channels_viewed(channels)
     kind = output.suffix.lower()
     if kind == ".png":
         save_png(zoomed(grid(images.flatten(0, 1), steps), zoom), output)
-        return f"{output}: {said}"
+        return f"{output}: {said}{shown}"
     if kind == ".gif":
         save_gif([zoomed(grid(images[:, step]), zoom) for step in range(steps)], output)
-        return f"{output}: {said}, forwards and backwards"
+        return f"{output}: {said}, forwards and backwards{shown}"
     if kind == ".npz":
-        levels = to_bytes(images.flatten(0, 1))
-        shape = save_npz(output, images=levels.reshape(rows, steps, *levels.shape[1:]))
-        return f"{output}: `images`, uint8 {shape}"
-    return f"{save_samples(iter(images), rows * steps, output)}, {said}"
+        levels = to_levels(images.flatten(0, 1), depth)
+        shape = (rows, steps, *levels.shape[1:])
+        written = save_npz(output, images=levels.reshape(shape))
+        return f"{output}: `images`, {written}{_values(depth)}"
+    return f"{save_samples(iter(images), rows * steps, output, depth=depth)}, {said}"
 
 
-def save_pairs(pairs: Iterable[tuple[Tensor, Tensor]], output: Path, zoom: int = 1) -> str:
+def save_pairs(
+    pairs: Iterable[tuple[Tensor, Tensor]], output: Path, zoom: int = 1, depth: Depth = EIGHT_BITS
+) -> str:
     """Write batches of images in [0, 1] and their reconstructions as a grid that alternates rows of
     images and rows of reconstructions (.png), as arrays (.npz: `images`, `reconstructions`, uint8
-    NHWC), or the reconstructions alone as a folder of PNG files. Returns a description of the
-    output."""
+    NHWC), or the reconstructions alone as a folder of files. Returns a description of the output.
+    depth: see `save_samples`."""
     images, made = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     if output.suffix.lower() == ".png":
         columns = min(len(images), 8)
         picture = grid(in_turn_rows(images, made, columns), columns)
         save_png(zoomed(picture, zoom), output)
-        return f"{output}: {len(images)} images, each above its reconstruction"
+        shown = channels_viewed(images.shape[1])
+        return f"{output}: {len(images)} images, each above its reconstruction{shown}"
     if output.suffix.lower() == ".npz":
-        shape = save_npz(output, images=to_bytes(images), reconstructions=to_bytes(made))
-        return f"{output}: `images` and `reconstructions`, uint8 {shape}"
-    return f"{save_samples(iter([made]), len(made), output)} of reconstructions"
+        ours, theirs = to_levels(images, depth), to_levels(made, depth)
+        written = save_npz(output, images=ours, reconstructions=theirs)
+        return f"{output}: `images` and `reconstructions`, {written}{_values(depth)}"
+    return f"{save_samples(iter([made]), len(made), output, depth=depth)} of reconstructions"
 
 
-def save_npz(output: Path, **arrays: NDArray[np.uint8]) -> tuple[int, ...]:
-    """Write named arrays to one compressed file, whole or not at all. Returns the shape of the
-    first array."""
+def _values(depth: Depth) -> str:
+    """The values of black and white, as an addition to a sentence, if a reader may not expect
+    them."""
+    if depth.values is None:
+        return ""
+    low, high = depth.values
+    return f", values {low:,} to {high:,} as in the data"
+
+
+def save_npz(output: Path, **arrays: Levels) -> str:
+    """Write named arrays to one compressed file, whole or not at all. Returns the type and shape of
+    the first array, for a message."""
     with _whole(output) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-    return next(iter(arrays.values())).shape
+    first = next(iter(arrays.values()))
+    return f"{first.dtype} {first.shape}"

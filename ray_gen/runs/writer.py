@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import shutil
-import tempfile
 import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ray_gen import temporary
 from ray_gen.core import Objective, Reconstructs
 from ray_gen.data import Store
 from ray_gen.distributed import World
@@ -112,11 +112,12 @@ class RunWriter:
         self._store = store
         self._compared = compared
         self._passed_over = passed_over
-        self._beside = None if run.is_local else tempfile.TemporaryDirectory(prefix="ray_gen-run-")
-        self._folder = run.path if self._beside is None else Path(self._beside.name)
+        self._beside = None if run.is_local else temporary.new_folder("run-")
+        self._folder = self._beside or run.path
         self._events: Any = None
         self._pace = Pace()
         self._latest: Mapping[str, float] = {}
+        self._failure: str | None = None
         self._progress_at = 0.0
         self._asked_at = 0.0
         self._pushed: dict[Path, tuple[int, int]] = {}
@@ -129,6 +130,8 @@ class RunWriter:
         apart = stored[:: max(1, len(stored) // PICTURED)][:PICTURED]  # may be sorted by class
         self._real = to_range(apart, (0.0, 1.0))
         self._real_spread = _spread(self._real).clamp(min=1e-6)
+        channels = self._real.shape[1]
+        self._tagged = f"_channels_1-3_of_{channels}" if pictures.channels_viewed(channels) else ""
 
     def _cut(self, images: int) -> None:
         """This attempt starts from a checkpoint. Drop everything that an earlier attempt wrote
@@ -160,6 +163,7 @@ class RunWriter:
         self._progress_at = time.time()
         told: dict[str, Any] = {"doing": doing, "images": images, "rate": self._pace.rate}
         told |= {"passed_over": self._passed_over} if self._passed_over else {}
+        told |= {} if self._failure is None else {"failure": self._failure}
         text = json.dumps({**told, "metrics": dict(self._latest)})
         Folder(str(self._folder)).write_text(PROGRESS, text)
 
@@ -189,7 +193,7 @@ class RunWriter:
         return folder
 
     def _saved(self, metrics: Mapping[str, float]) -> Path:
-        folder = Path(tempfile.mkdtemp(prefix="ray_gen-checkpoint-"))
+        folder = temporary.new_folder("checkpoint-")
         try:
             self._state.save(folder, self._experiment, metrics)
         except BaseException:
@@ -222,12 +226,14 @@ class RunWriter:
         if first:
             grids["real"] = pictures.grid(self._real)
         for name, picture in grids.items():
-            events.add_image(f"images/{name}", picture, report.images, dataformats="HWC")
+            tag = f"images/{name}{self._tagged}"
+            events.add_image(tag, picture, report.images, dataformats="HWC")
             file_name = "real.png" if name == "real" else f"{name}_{report.images:012d}.png"
             pictures.save_png(picture, self._folder / SAMPLES / file_name)
         events.flush()
         self._pace.interrupted()
         self._latest = report.metrics
+        self._failure = report.failure
         beside = self._experiment.evaluation.placement == "beside"
         ends_evaluating = report.evaluate and report.stop is not None and beside
         self._tell(report.images, "evaluating" if ends_evaluating else "training")
@@ -249,7 +255,7 @@ class RunWriter:
             if self._due is not None:
                 shutil.rmtree(self._due, ignore_errors=True)
             if self._beside is not None:
-                self._beside.cleanup()
+                shutil.rmtree(self._beside, ignore_errors=True)
 
     def keep_best(self, report: Report, checkpoint: Path) -> None:
         """Copy a checkpoint to `best/` if it is the best so far."""
@@ -373,12 +379,12 @@ def write_scalars(run: Folder, images: int, metrics: Mapping[str, float]) -> Non
     """Write TensorBoard scalars to a separate file, from another process than the run's writer."""
     from torch.utils.tensorboard import SummaryWriter
 
-    with tempfile.TemporaryDirectory(prefix="ray_gen-scalars-") as folder:
-        events = SummaryWriter(folder, filename_suffix=f".beside-{images}")
+    with temporary.folder("scalars-") as folder:
+        events = SummaryWriter(str(folder), filename_suffix=f".beside-{images}")
         for tag, value in metrics.items():
             events.add_scalar(tag, value, images)
         events.close()
-        for file in Path(folder).iterdir():
+        for file in folder.iterdir():
             run.put(file, f"tensorboard/{file.name}")
 
 

@@ -14,7 +14,7 @@ from enum import IntEnum
 
 import torch
 
-from ray_gen.core import STOPPED, Batch, Evaluates, Objective, Settles, declared
+from ray_gen.core import STOPPED, Batch, Evaluates, Fails, Objective, Settles, declared
 from ray_gen.data import Split, Store
 from ray_gen.data.feed import Feed, FeedSettings, Reader, Stored, fits_device
 from ray_gen.data.stream import Streamed
@@ -22,7 +22,7 @@ from ray_gen.distributed import World
 from ray_gen.errors import Failed
 from ray_gen.experiment import Experiment
 from ray_gen.noise import Key, drawn, key_of
-from ray_gen.pixels import to_range
+from ray_gen.pixels import selected, to_range
 from ray_gen.training.build import DTYPES, build_objective
 from ray_gen.training.meter import Meter, NonFiniteError
 from ray_gen.training.state import State
@@ -58,6 +58,8 @@ class Report:
     save: bool
     evaluate: bool = False
     stop: str | None = None
+    failure: str | None = None
+    """Why training no longer helps: see `ray_gen.core.Fails`. None if it helps."""
 
 
 def train(
@@ -121,6 +123,9 @@ def train(
             of_stage.watch(state.settled, metrics, done - reported)
             if due and of_stage.settled(state.settled, done * batch, rest):
                 stop = at_rest(experiment)
+        if isinstance(of_stage, Fails):
+            of_stage.note(state.settled, metrics, reported * batch)
+        failure = failure_of(of_stage, state.settled, done * batch)
         if last:
             stop = ALL_SEEN
         measured |= every is not None and stop not in (None, ASKED)
@@ -130,12 +135,12 @@ def train(
             scores = held_out_scores(experiment, objective, state, store.held_out, world)
             for name, value in scores.items():
                 if not math.isfinite(value):
-                    raise NonFiniteError(f"{name} is not a finite number at step {done}")
+                    raise NonFiniteError(f"{name} is not a finite number at step {done}", done)
             metrics |= scores
             if measured and evaluate is not None:
                 metrics |= evaluate()
         reported = done
-        yield Report(done, done * batch, metrics, save, measured, stop)
+        yield Report(done, done * batch, metrics, save, measured, stop, failure)
         if stop is not None:
             return
         clock.resume(done * batch)
@@ -147,6 +152,11 @@ def finished(experiment: Experiment, step: int, settled: Mapping[str, float]) ->
     if step >= experiment.steps:
         return ALL_SEEN
     return at_rest(experiment) if STOPPED in settled else None
+
+
+def failure_of(objective: Objective, memory: Mapping[str, float], images: int) -> str | None:
+    """Why training no longer helps, with this memory after `images` images. None if it helps."""
+    return objective.failure(memory, images) if isinstance(objective, Fails) else None
 
 
 def at_rest(experiment: Experiment) -> str:
@@ -168,6 +178,7 @@ def build_feed(experiment: Experiment, objective: Objective, store: Store, world
         image_range=objective.image_range,
         flip=experiment.data.flip,
         dtype=DTYPES[experiment.training.precision],
+        crop_HW=None if experiment.data.random_crop_from is None else store.image_shape[1:],
     )
     return Feed(_reader(experiment, store, settings, world.device), settings, world.device)
 
@@ -187,10 +198,18 @@ def _reader(
             pinned=device.type == "cuda",
         )
     placement = experiment.data.placement
-    images = store.train.images_NHWC
+    images = store.train.images_NHWC if store.uncropped is None else store.uncropped
     on_device = placement == "device" or (placement == "auto" and fits_device(images, device))
     labels = store.train.labels if labelled else None
-    return Stored(images, labels, settings, device, on_device=on_device)
+    return Stored(
+        images,
+        labels,
+        settings,
+        device,
+        on_device=on_device,
+        sources=store.sources,
+        shares=experiment.data.shares(),
+    )
 
 
 def _check_weights(state: State, world: World) -> None:
@@ -199,7 +218,7 @@ def _check_weights(state: State, world: World) -> None:
     name = state.non_finite()
     if world.maxima([int(name is not None)])[0]:
         where = f"the weight or moment {name}" if name else "a weight or moment on another worker"
-        raise NonFiniteError(f"{where} is not a finite number at step {state.step}")
+        raise NonFiniteError(f"{where} is not a finite number at step {state.step}", state.step)
     differing = world.differing(state.networks)
     if differing:
         raise Failed(
@@ -236,7 +255,8 @@ def held_out_scores(
         part = torch.arange(start, min(start + 512, own.stop))
         noise = drawn(specs, key, part.to(device), dtype)
         labels = split.labels if experiment.needs_labels else None
-        images = to_range(split.images_NHWC[part].to(device), objective.image_range, dtype)
+        stored = selected(split.images_NHWC, part).to(device)
+        images = to_range(stored, objective.image_range, dtype)
         batch = Batch(
             images,
             None if labels is None else labels[part].to(device),

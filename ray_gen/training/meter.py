@@ -19,6 +19,11 @@ from ray_gen.training.block import Block
 class NonFiniteError(RuntimeError):
     """A loss or weight is not a finite number. Every rank raises it."""
 
+    def __init__(self, message: str, step: int | None = None) -> None:
+        """step: the first step with such a number, if known."""
+        super().__init__(message)
+        self.step = step
+
 
 class TagSums:
     """Sums over a rank's images: one column per update of a block, one row per tag."""
@@ -138,7 +143,7 @@ class Meter:
                     offending.append((list(steps.values())[first], name))
         if offending:
             step, name = min(offending, key=lambda found: found[0])
-            raise NonFiniteError(f"{name} is not a finite number since step {step}")
+            raise NonFiniteError(f"{name} is not a finite number since step {step}", step)
         return {
             name: float(torch.cat(parts).mean()) / self._global_batch_size
             for name, parts in columns.items()

@@ -4,13 +4,16 @@ neither imports the other."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ray_gen.data import Store, open_store, open_stream
+import torch
+
+from ray_gen.data import DataError, Split, Store, open_store, open_stream
 from ray_gen.experiment import Experiment, ExperimentError
-from ray_gen.experiment.data import Data, DataSettings, ParquetData
+from ray_gen.experiment.data import Data, DataSettings, JoinedData, ParquetData
 from ray_gen.training.build import import_target
 
 
@@ -21,7 +24,10 @@ def cache_folder() -> Path:
 
 def source_of(data: DataSettings) -> Any:
     """The source that the settings name. Reads nothing yet."""
-    return import_target(data.targets["source"], "data.kind")(**data.arguments())
+    made = import_target(data.source, "data.kind")
+    if isinstance(data, JoinedData):
+        return made(sources=[source_of(source) for source in data.sources])
+    return made(**data.arguments())
 
 
 def open_source(data: Data, progress: Callable[[int, int], None] | None = None) -> Store:
@@ -29,18 +35,30 @@ def open_source(data: Data, progress: Callable[[int, int], None] | None = None) 
     done so. For a streamed source: a decoded sample, and the stream."""
     source = source_of(data)
     settings: dict[str, Any] = {
-        "image_size": data.image_size,
-        "center_crop": data.center_crop,
-        "channels": data.channels,
-        "held_out_fraction": data.held_out_fraction,
-        "on_corrupt": data.on_corrupt,
+        **data.reading(),
         "cache_folder": cache_folder(),
         "progress": progress,
     }
-    if data.placement != "stream":
-        return open_store(source, **settings)
-    assert isinstance(data, ParquetData)
-    return open_stream(source, window=data.window_images, **settings)
+    if data.placement == "stream":
+        assert isinstance(data, ParquetData)
+        store = open_stream(source, window=data.window_images, **settings)
+    else:
+        store = open_store(source, **settings)
+    _check_shares(data, store)
+    size = data.height_and_width()
+    return store if data.random_crop_from is None or size is None else store.cropped(size)
+
+
+def _check_shares(data: Data, store: Store) -> None:
+    """Raises ExperimentError if a source has a share of the training images, but none itself."""
+    empty = next((n for n, count in enumerate(store.sources) if not count), None)
+    if data.shares() is not None and empty is not None:
+        raise ExperimentError(
+            [
+                f"data.weights: data.sources.{empty} has no training image to draw; remove it and"
+                " its weight, or set weights to null"
+            ]
+        )
 
 
 def open_data(experiment: Experiment, progress: Callable[[int, int], None] | None = None) -> Store:
@@ -48,14 +66,60 @@ def open_data(experiment: Experiment, progress: Callable[[int, int], None] | Non
     has none."""
     store = open_source(experiment.data, progress)
     if experiment.needs_labels and not store.label_count:
-        raise ExperimentError(
-            [
-                "objective.conditional: the data has no labels to condition on; set "
-                "objective.conditional to false, put the images of each class in a folder of its "
-                "own, or set data.label_column"
-            ]
-        )
+        raise ExperimentError([f"objective.conditional: {_without_classes(store)}"])
     return store
+
+
+def _without_classes(store: Store) -> str:
+    """Why images have no classes, and what to do about it."""
+    found = store.found
+    why = found.no_classes
+    if not why and found.unlabelled:
+        why = f"{found.unlabelled:,} images have no class"
+    if why:
+        return (
+            f"the data has no classes to condition on: {why}; or set objective.conditional to false"
+        )
+    return (
+        "the data has no labels to condition on; set objective.conditional to false, put the images"
+        " of each class in a folder of its own, or give a file of names and classes with"
+        " data.labels"
+    )
+
+
+def with_classes(store: Store, names: Sequence[str], option: str) -> Store:
+    """The store, with its labels numbered as in `names`, the classes of a run. The classes are
+    matched by name; numbers 0, 1, … of as many classes as the run has are those of the run.
+
+    option: what named the data, for messages. Raises DataError if images have a class that the run
+    does not have.
+    """
+    theirs = class_names(store)
+    numbers = tuple(map(str, range(len(names))))
+    if not theirs or theirs == tuple(names) or theirs == numbers:
+        return store
+    place = {name: i for i, name in enumerate(names)}
+    index = torch.tensor([place.get(name, -1) for name in theirs])
+
+    def renumbered(split: Split) -> Split:
+        if split.labels is None:
+            return split
+        labels = index[split.labels]
+        if len(labels) and labels.min() < 0:
+            name = theirs[int(split.labels[labels.argmin()])]
+            raise DataError(
+                f"{option}: its images have the class {name!r}, which the run does not have; name"
+                f" images of the run's classes ({', '.join(names[:8])}{', …' if names[8:] else ''})"
+            )
+        return replace(split, labels=labels)
+
+    return replace(
+        store,
+        train=renumbered(store.train),
+        held_out=renumbered(store.held_out),
+        class_names=tuple(names),
+        label_count=len(names),
+    )
 
 
 def class_names(store: Store) -> tuple[str, ...]:

@@ -163,7 +163,7 @@ def load_tensors(folder: Path, name: str, tensors: nn.Module) -> None:
 
 def _read(folder: Path, name: str) -> dict[str, Tensor]:
     path = folder / name
-    Manifest.checked(folder).check_digest(path)
+    Manifest.checked(folder, [name]).check_digest(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

@@ -15,11 +15,11 @@ from ray_gen.data import DataError, Mnist5k, Parquet, Store, open_store
 from ray_gen.data import ImageFolder as Pictures
 from ray_gen.data import convert as module
 from ray_gen.data.convert import Conversion, Layout
-from ray_gen.data.decode import Wanted
 from ray_gen.data.sources.base import Source
 from ray_gen.data.sources.parquet import MANIFEST, PLAN
+from ray_gen.data.wanted import Wanted
 from ray_gen.storage import Folder
-from tests.data.pictures import damage, opened, write_classes
+from tests.data.pictures import damage, opened, write, write_classes
 
 EIGHT = Wanted((8, 8), None, 3)
 
@@ -194,3 +194,38 @@ def test_the_manifest_tells_what_there_is(pictures, tmp_path: Path) -> None:
     assert manifest["class_names"] == ["cat", "dog"]
     assert sum(shard["images"] for shard in manifest["shards"].values()) == 80
     assert np.all([len(shard["digest"]) == 32 for shard in manifest["shards"].values()])
+
+
+@pytest.mark.parametrize("element", ["uint8", "uint16"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_pixels_of_any_channels_and_bits_come_back(
+    element: str, channels: int, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    most = 4095 if element == "uint16" else 255
+    for index in range(12):
+        values = np.random.default_rng(index).integers(0, most + 1, (8, 8, channels))
+        np.save(tmp_path / "in" / f"{index:02}.npy", values.astype(element))
+    source = Pictures(path=str(tmp_path / "in"))
+    direct = opened(source, tmp_path / "cache", element=element, channels=channels)
+    wanted = Wanted((8, 8), None, channels, value_range=direct.found.value_range, element=element)
+    converted(source, tmp_path / "out", wanted, held_out_fraction=0.0)
+    back = Parquet(path=str(tmp_path / "out"))
+    store = opened(back, tmp_path / "cache", element=element, channels=channels)
+    assert contents(store)["train"] == contents(direct)["train"]
+
+
+def test_files_of_any_kind_are_stored_unchanged(tmp_path: Path) -> None:
+    for index in range(6):
+        values = np.full((8, 8), 100 * index, np.uint16)
+        write(tmp_path / "in" / f"{index}.png", values)
+    source = Pictures(path=str(tmp_path / "in"))
+    converted(source, tmp_path / "out", None, held_out_fraction=0.0)
+    store = opened(Parquet(path=str(tmp_path / "out")), tmp_path / "cache")
+    assert store.found.value_range == (0.0, 1023.0)
+    assert contents(store)["train"] == contents(opened(source, tmp_path / "cache"))["train"]
+
+
+def test_a_plan_tells_its_settings(pictures, tmp_path: Path) -> None:
+    plan = json.loads(conversion(pictures, tmp_path / "out", shard_images=7, seed=3).plan)
+    assert plan["settings"]["--shard-images"] == 7 and plan["settings"]["--seed"] == 3

@@ -142,7 +142,7 @@ def test_images_that_differ_in_size_need_an_image_size(tmp_path: Path) -> None:
 def test_settings_that_no_image_can_have_are_refused(tmp_path: Path) -> None:
     folder = ImageFolder(path=str(write(tmp_path / "images" / "a.png", noise(8, 8, 3)).parent))
     for settings, message in [
-        ({"channels": 2}, r"data\.channels: 2 is not 1 \(grey\) or 3"),
+        ({"channels": 17}, r"data\.channels: 17 is not in 1 to 16"),
         ({"image_size": 0}, r"data\.image_size: 0"),
         ({"center_crop": 0}, r"data\.center_crop: 0"),
         ({"held_out_fraction": 1.0}, r"data\.held_out_fraction: 1\.0"),

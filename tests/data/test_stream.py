@@ -282,9 +282,8 @@ def small(path: Path, *overrides: str, of: Any = vae) -> tuple[Experiment, Store
     """A small experiment on streamed data."""
     this = of(f"data=parquet:{path}", "data.placement=stream", *overrides)
     store = opened(path)
-    assert store.class_names is None
-    names = tuple(str(n) for n in range(10))
-    return this.resolved(store.image_shape, names, store.digest), store
+    assert store.class_names == tuple(str(n) for n in range(10))
+    return this.resolved(store.image_shape, store.class_names, store.digest), store
 
 
 @pytest.mark.parametrize("of", [vae, gan])

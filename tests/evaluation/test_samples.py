@@ -159,7 +159,7 @@ class Blind(Tiny):
         return without_logits(images)
 
 
-COLOUR, GREY, DEEP = (pictures(60, 1, (channels, 16, 16)) for channels in (3, 1, 4))
+COLOUR, GREY, DEEP = (pictures(60, 1, (channels, 16, 16)) for channels in (3, 1, 5))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ COLOUR, GREY, DEEP = (pictures(60, 1, (channels, 16, 16)) for channels in (3, 1,
         (["fid"], {"generated": COLOUR[:1]}, r"evaluation\.count: at least two images"),
         (["fid"], {"reference": COLOUR[:0]}, r"evaluation\.reference: at least two images"),
         (["fid"], {"generated": GREY}, r"have 1 and the reference images 3 channels"),
-        (["fid"], {"generated": DEEP, "reference": DEEP}, r"1 \(grey\) or 3 \(RGB\).* have 4"),
+        (["fid"], {"generated": DEEP, "reference": DEEP}, r"grey or RGB.* have 5 .*run:RUN"),
         (
             ["sliced_wasserstein"],
             {"reference": pictures(60, 1, (3, 16, 20))},
@@ -199,7 +199,7 @@ def test_what_cannot_be_measured_is_refused(
         scores(metrics, *images, **others)
 
 
-def test_four_channels_can_be_compared_by_pixels() -> None:
+def test_five_channels_can_be_compared_by_pixels() -> None:
     assert scores(["sliced_wasserstein"], Made(DEEP), Made(DEEP), extractor=None)
 
 

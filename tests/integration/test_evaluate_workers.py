@@ -46,7 +46,7 @@ def test_the_command_shows_its_progress_and_ctrl_c_ends_it(run: Path, apart) -> 
         assert said == ["starting 2 workers", "reference images"]
         os.killpg(process.pid, signal.SIGINT)
         _, rest = process.communicate(timeout=PATIENCE_SECONDS)
-        assert process.returncode == 1 and rest.strip() == "Aborted!"
+        assert process.returncode == 130 and rest.strip() == "stopped"
     finally:
         process.kill()
 

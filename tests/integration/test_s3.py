@@ -45,16 +45,17 @@ def recipe(*overrides: str) -> Experiment:
 
 @pytest.mark.ray
 def test_a_run_lives_on_s3(s3: S3, cluster: Path, capfd) -> None:
-    """It is begun without Ray, goes on, is sampled and measured; the secret is nowhere."""
+    """It is begun without Ray, goes on, is sampled and measured; the secret is nowhere. Its name
+    has letters that a URI cannot have."""
     uri = s3.new_bucket()
-    run = Folder(uri) / "runs" / "a"
+    run = Folder(uri) / "runs" / "ä 猫"
     begun = recipe("training.images=10000")
     store = open_data(begun)
     begun = begun.resolved(store.image_shape, class_names(store), store.digest)
     for report, saved in reports(begun, run, torch.device("cpu")):
         commit(saved, run, checkpoint_name(report.images))
     ended = ray_gen.train(
-        recipe("training.images=20000"), storage=f"{uri}/runs", name="a", show=True
+        recipe("training.images=20000"), storage=f"{uri}/runs", name="ä 猫", show=True
     )
     assert (ended.location, ended.stop) == (run.location, "all images seen")
     lines = [json.loads(line) for line in run.read_text(METRICS_FILE).splitlines()]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ray_gen.errors import Refused
 from ray_gen.experiment import ExperimentError
 from ray_gen.launch import cluster
 from ray_gen.launch.cluster import Share, bundles_of, equal_share, share_of, when_there
@@ -190,3 +193,26 @@ def test_memory_of_a_worker_does_not_grow_when_others_leave() -> None:
     assert bounded(this, Share(3, 0.0, 1)).training.micro_batch_size is None
     given = this.with_fields(training__micro_batch_size=6)
     assert bounded(given, Share(3, 0.0, 1, 1)).training.micro_batch_size == 6
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "https://ray.example.com"])
+def test_the_address_of_a_job_server_is_no_cluster(monkeypatch, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(
+        Refused, match=rf"RAY_ADDRESS: {address} .*RAY_API_SERVER_ADDRESS={address}"
+    ):
+        cluster.running_cluster()
+
+
+def test_workers_look_for_modules_where_the_driver_does_and_not_in_the_working_directory(
+    monkeypatch, tmp_path: Path
+) -> None:
+    """The command's own folder and $PYTHONPATH come before the standard library. What
+    `import_from_here` adds comes last."""
+    monkeypatch.chdir(tmp_path)
+    standard = [path for path in sys.path if path not in cluster.searched_first()]
+    assert standard
+    monkeypatch.setattr(sys, "path", ["/bin", "/mine", *standard, str(tmp_path)])
+    assert cluster.searched_first() == ["/bin", "/mine"]
+    monkeypatch.setattr(sys, "path", ["", *standard])  # as `python -c` has it
+    assert cluster.searched_first() == [str(tmp_path)]

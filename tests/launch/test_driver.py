@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -22,6 +23,7 @@ from ray_gen.launch import driver, train, worker
 from ray_gen.launch.cluster import Share
 from ray_gen.launch.driver import goes_on_from
 from ray_gen.launch.worker import check_agreement, restore
+from ray_gen.objectives import equilibrium
 from ray_gen.runs.checkpoints import DUE, checkpoint_name, checkpoints
 from ray_gen.runs.manifest import CheckpointError
 from ray_gen.storage import Folder
@@ -279,15 +281,126 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(worker, "preemption_notice", lambda: None)
 
+    def report(metrics: Any, checkpoint: Any, **given: Any) -> None:
+        if checkpoint is not None:
+            given["checkpoint_upload_fn"](checkpoint, given["checkpoint_dir_name"])
+
+    monkeypatch.setattr(ray.train, "report", report)
+
 
 @pytest.mark.usefixtures("no_ray")
 def test_a_non_finite_loss_ends_the_run_with_its_name(images: Path, tmp_path: Path) -> None:
     wild = given(images, "optimizers.autoencoder={kind: sgd, learning_rate: 1e30}")
-    told = r"loss/\w+ is not a finite number since step \d+; .* in .*/a$"
-    with pytest.raises(Failed, match=told):
+    told = (
+        r"^loss/\w+ is not a finite number since step (\d+) \((\d+) images\); nothing was saved; "
+        r"try a lower optimizers\.autoencoder\.learning_rate, or .*\.clip_norm=1$"
+    )
+    with pytest.raises(Failed, match=told) as failed:
         train(wild, storage=str(tmp_path), name="a")
+    found = re.search(told, str(failed.value))
+    assert found is not None and int(found[2]) == 24 * int(found[1])
     assert (tmp_path / "a" / "experiment.yaml").exists()
     assert not list((tmp_path / "a").glob("checkpoint_0*"))
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_what_was_saved_before_a_non_finite_loss_is_told(images: Path, tmp_path: Path) -> None:
+    rates = "{kind: steps, values: [[0, 0.001], [300, 1.0e30]]}"
+    wild = given(images, f"optimizers.autoencoder={{kind: sgd, learning_rate: {rates}}}")
+    with pytest.raises(Failed, match=rf"; what was saved is in {tmp_path}/a; try a lower "):
+        train(wild, storage=str(tmp_path), name="a")
+    assert [c.name for c in checkpoints(Folder(str(tmp_path / "a")))] == [checkpoint_name(240)]
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("images_seen", [480, 960])
+def test_a_discriminator_that_has_won_is_told_and_is_no_success(
+    images: Path, tmp_path: Path, monkeypatch, capsys, images_seen: int
+) -> None:
+    """In the last line and by the exit code, now and when the ended run is asked for again."""
+    monkeypatch.setattr(equilibrium, "WON", 1.0)  # any pair
+    monkeypatch.setattr(equilibrium, "WON_IMAGES", images_seen)
+    experiment = Experiment.from_yaml(gan().to_yaml(), [f"data=folder:{images}"])
+    for _ in range(2):
+        run = train(experiment, storage=str(tmp_path), name="a", show=True)
+        told = "D(x) is 1 and D(G(z)) is 0" in capsys.readouterr().out.splitlines()[0]
+        assert told == (run.failure is not None) == (images_seen == 480)
+        assert run.exit_code == int(told)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("a/b", "no slash"),
+        (".a", "does not begin with a dot"),
+        ("", "is empty"),
+        ("a\nb", "cannot be printed"),
+        ("\udcff", "cannot be printed"),
+        ("é" * 101, "has 202 bytes, and file systems take 200"),
+    ],
+)
+def test_a_name_that_no_folder_can_have_is_refused_at_once(
+    images: Path, tmp_path: Path, name: str, told: str
+) -> None:
+    with pytest.raises(Refused, match=rf"^--name: .*{told}"):
+        driver.folder_of(given(images), str(tmp_path), name)
+
+
+@pytest.mark.parametrize("name", ["имя-猫", "e\u0301", "a b", "50 %", "é" * 100])
+def test_names_are_not_only_ascii(images: Path, tmp_path: Path, name: str) -> None:
+    finished(given(images), tmp_path).rename(tmp_path / name)
+    again = train(given(images), storage=str(tmp_path), name=name)
+    assert again.stop == "had seen all images before"
+    assert again.location == str(tmp_path / name)
+
+
+def test_a_home_that_cannot_be_written_is_told_with_all_that_lies_there(
+    images: Path, tmp_path: Path, monkeypatch
+) -> None:
+    home = tmp_path / "home"
+    home.touch()  # root may write everywhere, but not in a file
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("RAY_GEN_CACHE", "RAY_GEN_STORAGE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    help_with = {
+        "RAY_GEN_STORAGE": str(tmp_path / "runs"),
+        "RAY_GEN_CACHE": str(tmp_path / "cache"),
+        "RAY_AUTH_TOKEN": "a secret",
+    }
+    for name, value in help_with.items():
+        with pytest.raises(Refused) as refused:
+            driver.folder_of(given(images), None, "a")
+        (sentence,) = str(refused.value).splitlines()
+        assert sentence.startswith(f"HOME: {home} cannot be written (Not a directory), and ")
+        left = list(help_with)[list(help_with).index(name) :]
+        assert [word for word in help_with if f"${word}" in sentence] == left
+        monkeypatch.setenv(name, value)
+    assert driver.folder_of(given(images), None, "a").location == str(tmp_path / "runs" / "a")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in help_with:
+        monkeypatch.delenv(name)
+    assert driver.folder_of(given(images), None, "a").location == str(tmp_path / "ray_gen_runs/a")
+    assert not {".ray", ".cache"} & {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_an_ended_run_whose_last_checkpoint_is_damaged_says_so(
+    images: Path, tmp_path: Path, where: str, request
+) -> None:
+    run = Folder(str(finished(given(images), tmp_path, 240)))
+    damage(run.path / checkpoint_name(480) / "networks.safetensors", "one bit")
+    if where == "s3":
+        behind = Folder(request.getfixturevalue("s3").new_bucket()) / "a"
+        behind.put(run.path, "")
+        run = behind
+    said: list[str] = []
+    text = (run / checkpoint_name(240)).read_text("experiment.yaml")
+    manifest = goes_on_from(run, Experiment.from_yaml(text), said.append)
+    assert manifest is not None and manifest.images == 240
+    (sentence,) = said
+    assert sentence.startswith(f"{run.location}/{checkpoint_name(480)}/networks.safetensors: is da")
+    assert sentence.endswith(f"going on from {checkpoint_name(240)}")
 
 
 class RunsOutOfMemory(torch.nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -207,6 +208,14 @@ def the_title_is_the_old_one(monkeypatch, tmp_path: Path) -> None:
     assert not ray_private.is_train_worker(b"ray::IDLE")
 
 
+def rays_handler_answers_while_it_starts(monkeypatch, tmp_path: Path) -> None:
+    """And no longer."""
+    before = signal.getsignal(signal.SIGTERM)
+    with ray_private.own_sigterm_handler():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 WITHOUT: dict[str, Callable[[Any, Path], None]] = {
     ray_private.PRINT: deaths_are_printed,
     ray_private.ADDRESS: the_documented_file_is_read,
@@ -216,6 +225,7 @@ WITHOUT: dict[str, Callable[[Any, Path], None]] = {
     ray_private.NOTICE: notices_are_missed,
     ray_private.SNAPSHOT: the_file_has_its_old_name,
     ray_private.WORKER: the_title_is_the_old_one,
+    ray_private.SIGTERM_HANDLER: rays_handler_answers_while_it_starts,
 }
 
 
@@ -233,6 +243,23 @@ def test_a_name_that_means_something_else(changed, monkeypatch, tmp_path: Path) 
     assert ray_private.coming_nodes("there:6379") is None
     assert ray_private.preemption_notice() is None
     assert not ray_private.hears_notices()
+
+
+def test_ray_leaves_the_handler_of_sigterm(monkeypatch, tmp_path: Path) -> None:
+    module, _, attribute = ray_private.SIGTERM_HANDLER.rpartition(".")
+    own = getattr(importlib.import_module(module), attribute)
+    before = signal.getsignal(signal.SIGTERM)
+    with ray_private.own_sigterm_handler():
+        getattr(importlib.import_module(module), attribute)(signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGTERM) == before
+    assert getattr(importlib.import_module(module), attribute) is own
+    rays_handler_answers_while_it_starts(monkeypatch, tmp_path)
+
+
+def test_a_job_without_the_working_directory(monkeypatch) -> None:
+    assert ray_private.job_with(["/a"]) is not None
+    monkeypatch.setattr(ray_private, "JobConfig", lambda: None)
+    assert ray_private.job_with(["/a"]) is None
 
 
 def test_an_address_by_other_arguments(monkeypatch, tmp_path: Path) -> None:

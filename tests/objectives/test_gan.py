@@ -18,6 +18,7 @@ from ray_gen.augment import augment
 from ray_gen.core import Batch, Losses, Phase
 from ray_gen.distributed import World
 from ray_gen.noise import draw, key_of
+from ray_gen.objectives import equilibrium
 from ray_gen.training import loop
 from ray_gen.training.build import build_objective
 from ray_gen.training.meter import Meter
@@ -399,3 +400,50 @@ def test_a_run_at_equilibrium_stops_saves_evaluates_and_is_finished(store_8, tmp
     assert loop.finished(experiment, again.step, again.settled) == experiment.objective.at_rest
     assert not run(again)
     assert again.step == 3
+
+
+class Won:
+    """Feeds a GAN with reports of 10,000 images each."""
+
+    def __init__(self, *overrides: str) -> None:
+        self.objective = build_objective(gan(*overrides))
+        self.memory: dict[str, float] = {}
+        self.images = 0
+
+    def told(self, *pairs: tuple[float, float]) -> list[bool]:
+        """Whether the objective tells of a failure after each pair of D(x) and D(G(z))."""
+        answers = []
+        for real, fake in pairs:
+            before, self.images = self.images, self.images + 10_000
+            metrics = {"discriminator/real": real, "discriminator/fake": fake}
+            self.objective.note(self.memory, metrics, before)
+            self.memory = json.loads(json.dumps(self.memory))  # as a manifest does
+            answers.append(self.objective.failure(self.memory, self.images) is not None)
+        return answers
+
+
+def test_a_discriminator_that_wins_for_50_000_images_is_told() -> None:
+    dead = (1.0 - 1e-7, 1e-7)
+    game = Won()
+    assert game.told((0.9, 0.1), *[dead] * 6) == [False] * 5 + [True] * 2
+    sentence = game.objective.failure(game.memory, game.images)
+    assert "since 10,000 images" in sentence
+    assert game.objective.failure(game.memory, game.images + 10_000) == sentence
+    assert game.told((0.99, 1e-7), *[dead] * 5) == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize("pair", [(1.0 - 2e-6, 0.0), (1.0, 2e-6), (0.5, 0.5)])
+def test_a_discriminator_that_almost_wins_is_not(pair: tuple[float, float]) -> None:
+    assert not any(Won().told(*[pair] * 9))
+
+
+def test_logits_of_a_hinge_loss_are_no_probabilities() -> None:
+    assert not any(Won("objective.loss=hinge").told(*[(1.0, 0.0)] * 9))
+
+
+def test_a_run_whose_discriminator_wins_says_so_in_its_reports(store_8, monkeypatch) -> None:
+    monkeypatch.setattr(equilibrium, "WON", 1.0)  # any pair
+    monkeypatch.setattr(equilibrium, "WON_IMAGES", 480)
+    state, reports = trained(gan(), store_8)
+    assert [report.failure is not None for report in reports] == [False, True]
+    assert state.settled == {"won_since": 0}

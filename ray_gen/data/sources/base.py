@@ -6,8 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Literal, Protocol
 
+from ray_gen.data.formats import FORMATS_1
+
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from ray_gen.data.pictures import Bands
+
+    Picture = Image | Bands
 
 SplitName = Literal["train", "held_out"]
 
@@ -26,10 +32,13 @@ class Item:
     """The image's name in errors: its path, or its file and row."""
     split: SplitName | None
     """The source's own split. None: a hash of the key decides."""
-    load: Callable[[], tuple[Image, int | None]]
-    """Reads and decompresses the image. Returns it with its class. Called from several threads."""
+    load: Callable[[], tuple[Picture, int | None]]
+    """Reads the image. Returns it with its class: an image of Pillow's, decompressed or not, or
+    the numbers of one that Pillow cannot hold. Called from several threads."""
     encoded: Callable[[], bytes] | None = None
     """Reads the bytes of the image's file. None if the image is not stored as a file."""
+    source: int = 0
+    """Number of its source, where several are joined. Items come source by source."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,15 @@ class Listing:
     watched: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     """Files (absolute path -> size, mtime in ns) that `identity` could not know before loading. If
     one of them changes, the store is decoded again."""
+    not_read: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Number of files that are no items, by their kind: ".heic (install pillow-heif)", ".txt"."""
+    notes: tuple[str, ...] = ()
+    """What else was decided about the data, as short sentences for the user."""
+    no_classes: str = ""
+    """Why there are no classes, and what to do about it, as a clause for who needs classes. Empty:
+    there are classes, or there is nothing to say."""
+    sources: int = 1
+    """Number of joined sources."""
 
 
 class Source(Protocol):
@@ -66,13 +84,10 @@ class Source(Protocol):
         ...
 
 
-def read_image(file: IO[bytes]) -> Image:
-    """The decompressed image in a binary file of a common picture format.
-
-    The list of formats keeps Pillow from trying others. EPS, for example, would start Ghostscript.
-    """
+def read_image_1(file: IO[bytes]) -> Image:
+    """The decompressed image in a binary file, as the first rules of reading read it."""
     from PIL import Image
 
-    image = Image.open(file, formats=("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM"))
+    image = Image.open(file, formats=FORMATS_1)
     image.load()
     return image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 from ray_gen.data.sources.parquet import Parquet
 
@@ -16,8 +17,8 @@ class Mnist5k(Parquet):
 
     kind = "mnist5k"
 
-    def __init__(self) -> None:
-        super().__init__(path=str(_FOLDER), image_column="image", label_column="label")
+    def __init__(self, *, rules: Literal[1, 2] = 2) -> None:
+        super().__init__(path=str(_FOLDER), image_column="image", label_column="label", rules=rules)
 
     def identity(self) -> object:
         """Digests of the files (1.2 MB take 1 ms), not their times: a new installation of the

@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import itertools
 import json
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+import numpy as np
 
 from ray_gen.data.errors import DataError, reason
-from ray_gen.data.sources.base import HELD_OUT_NAMES, Item, Listing, SplitName, read_image
-from ray_gen.storage import limited, tried
+from ray_gen.data.pictures import LARGEST_CHANNELS, Bands, read_picture
+from ray_gen.data.rules_1 import checked_labels, label_column_1
+from ray_gen.data.rules_1 import splits_of_shards as splits_of_shards_1
+from ray_gen.data.sources.base import Item, Listing, SplitName, read_image_1
+from ray_gen.data.sources.labels import (
+    Classes,
+    Column,
+    LabelColumn,
+    check_exists,
+    choice,
+    columns_of,
+    given,
+    names_in,
+    of_file,
+)
+from ray_gen.data.sources.layout import splits_of_shards
+from ray_gen.data.sources.rows import Beside, Stored, bytes_of, image_column
+from ray_gen.data.wanted import ELEMENTS
+from ray_gen.storage import tried
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
     from numpy.typing import NDArray
     from PIL.Image import Image
 
 _T = TypeVar("_T")
-_SPLIT_NAME = re.compile(rf"(train|{'|'.join(HELD_OUT_NAMES)})(?![A-Za-z0-9])")
 PLAN = "_plan.json"
 """Name of a file in a folder that `ray-gen data convert` has begun to write."""
 MANIFEST = "_manifest.json"
 """Name of a file in a folder that `ray-gen data convert` has written completely."""
 _RAW = b"ray_gen"
 _ROWS_AT_ONCE = 64
+_LABELS_AT_ONCE = 1 << 20
+"""Labels of about this many rows are in memory at once, for each of the shards that are read."""
 _FOOTERS_AT_ONCE = 16
 """An object store answers in about 50 ms: in parallel, 1,000 shards take 3 s, not a minute."""
 
@@ -72,17 +89,28 @@ class Columns:
     """The columns to read."""
 
     image: str
-    label: str | None
+    label: LabelColumn | None
     class_names: tuple[str, ...] | None
     label_count: int | None
     """Number of classes. None without labels."""
     shape_HWC: tuple[int, int, int] | None
     """Shape of images that are stored as raw pixels. None if images are encoded."""
+    element: str = "uint8"
+    """Type of raw pixels."""
+    rules: Literal[1, 2] = 2
+    classes: Classes | None = None
+    """The class of each label. None without labels, and by the first rules."""
+    no_classes: str = ""
+    """Why images have no classes; see `Listing`."""
+    notes: tuple[str, ...] = ()
+    """What to tell about labels; see `Listing`."""
+    beside: Beside | None = None
+    """The files that rows name. None by the first rules, which read no such files."""
 
     @property
     def names(self) -> list[str]:
-        """Names of the image column and, if there is one, the label column."""
-        return [name for name in (self.image, self.label) if name is not None]
+        """Names of the image column and the label columns."""
+        return [self.image, *columns_of(self.label)]
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -95,9 +123,7 @@ class RowsInMemory(Sequence[Item]):
 
     def __init__(self, table: pa.Table, shard: _Shard, first_row: int, columns: Columns) -> None:
         self._images: Any = table.column(columns.image).combine_chunks()
-        self._labels: Any = None
-        if columns.label is not None:
-            self._labels = table.column(columns.label).combine_chunks()
+        self._table = table
         self._shard = shard
         self._first_row = first_row
         self._columns = columns
@@ -106,23 +132,22 @@ class RowsInMemory(Sequence[Item]):
         return len(self._images)
 
     @cached_property
-    def pixels_NHWC(self) -> NDArray[np.uint8] | None:  # noqa: N802
+    def pixels_NHWC(self) -> NDArray[Any] | None:  # noqa: N802
         """The images as a view of memory. None if they are encoded."""
-        import numpy as np
-
         shape = self._columns.shape_HWC
         if shape is None or self._images.null_count:
             return None
         start = self._images.offset * math.prod(shape)
-        flat = np.frombuffer(self._images.buffers()[1], np.uint8)
+        flat = np.frombuffer(self._images.buffers()[1], self._columns.element)
         return flat[start : start + len(self) * math.prod(shape)].reshape(len(self), *shape)
 
     @cached_property
     def labels(self) -> list[int | None]:
         """The class of each row. None for rows without labels."""
-        if self._labels is None:
+        labels = given(self._table, self._columns.label)
+        if labels is None:
             return [None] * len(self)
-        return [_class_of(label, self._columns) for label in self._labels.to_pylist()]
+        return [_class_of(label, self._shard, self._columns) for label in labels]
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -131,49 +156,67 @@ class RowsInMemory(Sequence[Item]):
     def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        label = None if self._labels is None else self._labels[index].as_py()
-        image = self._images[index].as_py()
-        return _item(image, label, self._shard, self._first_row + index, self._columns)
+        image, row = self._images[index].as_py(), self._first_row + index
+        return _item(image, self.labels[index], self._shard, row, self._columns)
 
 
 class Parquet:
     """One Parquet file, a folder of shards, or a URI of either (file://, s3://, gs://, hdfs://).
 
     `image_column` names the image column. Default: the only column of encoded images (binary, or
-    Hugging Face's struct<bytes, path>). `label_column` names the label column. Default: `label`, if
-    it exists and holds integers or strings. Strings become classes in the order of their sorted
-    names. The data set has its own splits if the names of some shards (or of their folders)
-    begin with `train`, and the names of others with `validation`, `valid`, `val` or `test`. If
-    several of these held-out names exist, the first in this order is held out, and the others are
-    not read.
+    Hugging Face's struct<bytes, path>). `label_column` names the label column. Default: the first
+    of `label`, `labels`, `fine_label`, `class` and `target` that holds labels. See `labels.py` for
+    the classes that come of labels. `labels` "none" leaves them out.
+
+    The data set has its own splits if the names of some shards (or of their folders) say train, and
+    the names of others validation or test; see `layout.py`. If both exist, validation is held out,
+    and test is not read.
     """
 
     kind = "parquet"
     field = "data.path"
 
     def __init__(
-        self, *, path: str, image_column: str | None = None, label_column: str | None = None
+        self,
+        *,
+        path: str,
+        image_column: str | None = None,
+        label_column: LabelColumn | None = None,
+        labels: Literal["auto", "none"] = "auto",
+        rules: Literal[1, 2] = 2,
     ) -> None:
+        self.rules: Literal[1, 2] = rules
+        self.labels = labels
         self.path = path
         self.image_column = image_column
         self.label_column = label_column
         self.file_system: Any = None  # pyarrow's, known once the shards are listed
         self._found: list[_Shard] | None = None
+        self._root = ""  # the folder of the data set in the file system
+        self._watched: dict[str, tuple[int, int]] = {}
         self._footers: dict[str, pq.FileMetaData] = {}
 
     def identity(self) -> object:
         """Relative path, size and time of every shard, and the columns."""
         self._found = self._list()
-        return {
+        told = {
             "shards": [[s.path, s.split, s.size, s.mtime_ns] for s in self._found],
             "image_column": self.image_column,
             "label_column": self.label_column,
         }
+        return told if self.rules == 1 else {**told, "labels": self.labels}
 
     def listing(self) -> Listing:
         groups, columns = self.row_groups()
         count = sum(group.rows for group in groups)
-        return Listing(count, self.items(groups, columns), columns.class_names)
+        return Listing(
+            count,
+            self.items(groups, columns),
+            columns.class_names,
+            columns.beside.watched if columns.beside is not None else {},
+            notes=columns.notes,
+            no_classes=columns.no_classes,
+        )
 
     def row_groups(self) -> tuple[list[RowGroup], Columns]:
         """All row groups, in the order of the rows, and the columns. Reads only the footers and
@@ -183,43 +226,114 @@ class Parquet:
         unusable label at once, not after hours of decoding.
         """
         shards = self._found or self._list()
-        with self._open(shards[0]) as file:
-            schema = file.schema_arrow
-        image = _image_column(schema, self.image_column, shards[0].location)
-        label = _label_column(schema, self.label_column, shards[0].location)
         groups: list[RowGroup] = []
-        values: set[int | str] = set()
+        schemas: dict[_Shard, pa.Schema] = {}
 
-        def look(shard: _Shard) -> tuple[list[RowGroup], list[int | str]]:
+        def look(shard: _Shard) -> tuple[list[RowGroup], pa.Schema]:
             with self._file(shard) as file:
-                for name in (image, label):
-                    if name is not None and name not in file.schema_arrow.names:
-                        raise DataError(
-                            f"{self.field}: {shard.location} has no column {name!r}, unlike"
-                            f" {shards[0].location}; keep only shards of one data set in a folder"
-                        )
                 told = map(file.metadata.row_group, range(file.num_row_groups))
                 found = [
                     RowGroup(shard, number, group.num_rows, group.total_byte_size)
                     for number, group in enumerate(told)
                 ]
-                if label is None:
-                    return found, []
-                labels = file.read(columns=[label]).column(label)
-                return found, _checked(labels, label, shard.location)
-
-        def asked(shard: _Shard) -> tuple[list[RowGroup], list[int | str]]:
-            return self._asked(shard.location, partial(look, shard))
+                return found, file.schema_arrow
 
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE, "footers") as pool:
-            for found, labels in pool.map(asked, shards):
+            looks = pool.map(
+                lambda shard: self._asked(shard.location, partial(look, shard)), shards
+            )
+            for shard, (found, schema) in zip(shards, looks, strict=True):
                 groups += found
-                values.update(labels)
+                schemas[shard] = schema
+        first = schemas[shards[0]]
+        image = image_column(
+            first,
+            self.image_column,
+            shards[0].location,
+            lambda name: raw_shape(first, name) is not None,
+        )
+        self._check_all_have(image, schemas)
+        shape = raw_shape(first, image)
+        element = raw_element(first)
+        if self.rules == 1:
+            label, names, count = self._labels_1(schemas)
+            return groups, Columns(image, label, names, count, shape, element, rules=1)
+        columns = Columns(image, None, None, None, shape, element, beside=self._beside())
+        return groups, self._labelled(columns, schemas)
+
+    def _beside(self) -> Beside:
+        uri = self.path if "://" in self.path else None
+        return Beside(self.file_system, self._root, uri, self._watched)
+
+    def _check_all_have(self, name: str, schemas: Mapping[_Shard, pa.Schema]) -> None:
+        """Raises DataError if a shard lacks a column of the first."""
+        first = next(iter(schemas))
+        for shard, schema in schemas.items():
+            if name not in schema.names:
+                raise DataError(
+                    f"{self.field}: {shard.location} has no column {name!r}, unlike"
+                    f" {first.location}; keep only shards of one data set in a folder"
+                )
+
+    def _labelled(self, columns: Columns, schemas: Mapping[_Shard, pa.Schema]) -> Columns:
+        """`columns` with the labels of all shards."""
+        if self.labels == "none":
+            return replace(columns, no_classes="data.labels is none; set it to auto")
+        asked, first = self.label_column, next(iter(schemas))
+        for name in columns_of(asked):
+            check_exists(schemas[first].names, "data.label_column", name, first.location)
+            self._check_all_have(name, schemas)
+
+        def read(column: LabelColumn) -> list[Column]:
+            """What the column holds in all shards."""
+
+            def look(shard: _Shard) -> Column:
+                with self._file(shard) as file:
+                    rows, schema = file.metadata.num_rows, file.schema_arrow
+                    return of_file(_values(file, column), rows, schema, column, shard.location)
+
+            with ThreadPoolExecutor(_FOOTERS_AT_ONCE, "labels") as pool:
+                return list(pool.map(lambda s: self._asked(s.location, partial(look, s)), schemas))
+
+        by_name = {shard.location: schema for shard, schema in schemas.items()}
+        found = choice(by_name, asked, (columns.image,), read)
+        columns = replace(columns, notes=found.notes, no_classes=found.no_classes)
+        if found.classes is None or not found.classes.names:
+            return columns
+        return replace(
+            columns,
+            label=found.column,
+            class_names=found.classes.names,
+            label_count=None if found.classes.without else len(found.classes.names),
+            classes=found.classes,
+        )
+
+    def _labels_1(
+        self, schemas: Mapping[_Shard, pa.Schema]
+    ) -> tuple[str | None, tuple[str, ...] | None, int | None]:
+        """The label column, the class names and the number of classes, by the first rules."""
+        first = next(iter(schemas))
+        (asked,) = columns_of(self.label_column) or (None,)
+        label = label_column_1(schemas[first], asked, first.location)
+        if label is None:
+            return None, None, None
+        self._check_all_have(label, schemas)
+        values: set[int | str] = set()
+
+        def look(shard: _Shard) -> list[int | str]:
+            with self._file(shard) as file:
+                labels = file.read(columns=[label]).column(label)
+                return checked_labels(labels, label, shard.location)
+
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE, "labels") as pool:
+            for found in pool.map(
+                lambda shard: self._asked(shard.location, partial(look, shard)), schemas
+            ):
+                values.update(found)
         names = tuple(sorted(v for v in values if isinstance(v, str)))
-        names = names or _written_names(schema, label)
+        names = names or names_in(schemas[first], label) or ()
         numbers = [value + 1 for value in values if not isinstance(value, str)]
-        count = None if label is None else max(len(names or ()), *numbers, 0)
-        return groups, Columns(image, label, names, count, raw_shape(schema, image))
+        return label, names or None, max(len(names), *numbers, 0)
 
     def items(self, groups: Iterable[RowGroup], columns: Columns) -> Iterator[Item]:
         """The rows of row groups, a few at a time: memory holds at most one row group."""
@@ -303,6 +417,8 @@ class Parquet:
         import pyarrow as pa
         from pyarrow import fs
 
+        from ray_gen.data.sources import hub
+
         def attempt() -> tuple[Any, list[Any]]:
             info = self.file_system.get_file_info(location)
             if info.type != fs.FileType.Directory:
@@ -311,7 +427,7 @@ class Parquet:
 
         try:
             if "://" in self.path:
-                self.file_system, location = fs.FileSystem.from_uri(limited(self.path))
+                self.file_system, location = hub.opened(self.path)
                 info, entries = tried(attempt, self.path)
             else:
                 self.file_system = fs.LocalFileSystem()
@@ -320,7 +436,7 @@ class Parquet:
         except pa.ArrowException as error:
             raise DataError(
                 f"{self.field}: {self.path} is not a URI that can be read ({reason(error)});"
-                " use a local path, file://, s3://, gs:// or hdfs://"
+                " use a local path, file://, s3://, gs://, hdfs:// or hf://datasets/OWNER/NAME"
             ) from error
         except OSError as error:
             raise self._unreadable(self.path, error) from error
@@ -329,7 +445,9 @@ class Parquet:
                 f"{self.field}: {self.path} does not exist on the machine that reads it;"
                 " give a Parquet file or a folder of Parquet files"
             )
-        if info.type == fs.FileType.Directory:
+        is_folder = info.type == fs.FileType.Directory
+        self._root = location.rstrip("/") if is_folder else location.rpartition("/")[0]
+        if is_folder:
             named = {entry.path[len(location) :].strip("/"): entry for entry in entries}
         else:
             named = {info.base_name: info}
@@ -347,16 +465,31 @@ class Parquet:
             and not any(part.startswith((".", "_")) for part in path.split("/"))
         }
         if not shards:
+            remedy = "for a folder of images set data.kind=folder"
+            if "://" in self.path:
+                remedy = "give a folder that has (on the hub: OWNER/NAME@refs/convert/parquet)"
             raise DataError(
-                f"{self.field}: {self.path} has no files whose names end in .parquet;"
-                " for a folder of images set data.kind=folder"
+                f"{self.field}: {self.path} has no files whose names end in .parquet; {remedy}"
             )
-        splits = _own_splits(list(shards), self.path)
+        own = splits_of_shards if self.rules == 2 else splits_of_shards_1
+        splits = own(list(shards), self.path)
         return [
             _Shard(entry.path, path, splits[path], entry.size, entry.mtime_ns or 0)
             for path, entry in shards.items()
             if path in splits
         ]
+
+
+def _values(file: pq.ParquetFile, column: LabelColumn) -> Iterator[pa.Table]:
+    """The columns of labels of a file, a part of its row groups at a time."""
+    numbers: list[int] = []
+    rows = 0
+    for number in range(file.num_row_groups):
+        numbers.append(number)
+        rows += file.metadata.row_group(number).num_rows
+        if rows >= _LABELS_AT_ONCE or number + 1 == file.num_row_groups:
+            yield file.read_row_groups(numbers, columns=list(columns_of(column)))
+            numbers, rows = [], 0
 
 
 def _first_rows(file: pq.ParquetFile) -> list[int]:
@@ -369,161 +502,53 @@ def _items(
     batch: pa.RecordBatch, shard: _Shard, first_row: int, columns: Columns
 ) -> Iterator[Item]:
     images: list[Any] = batch.column(columns.image).to_pylist()
-    labels: list[Any] = [None] * len(images)
-    if columns.label is not None:
-        labels = batch.column(columns.label).to_pylist()
+    labels = given(batch, columns.label) or [None] * len(images)
     for row, (image, label) in enumerate(zip(images, labels, strict=True), first_row):
-        yield _item(image, label, shard, row, columns)
+        yield _item(image, _class_of(label, shard, columns), shard, row, columns)
 
 
 def _item(
-    image: bytes | dict[str, Any] | None,
-    label: Any,
+    image: Stored,
+    label: int | None,
     shard: _Shard,
     row: int,
     columns: Columns,
 ) -> Item:
+    folder = shard.location.rpartition("/")[0]
     return Item(
         key=f"{shard.path}:{row}",
         name=f"{shard.location}, row {row}",
         split=shard.split,
-        load=partial(_load, image, _class_of(label, columns), columns.shape_HWC),
-        encoded=None if columns.shape_HWC else partial(_bytes_of, image),
+        load=partial(_load, image, label, columns, folder),
+        encoded=None if columns.shape_HWC else partial(bytes_of, image, columns.beside, folder),
     )
 
 
-def _class_of(label: Any, columns: Columns) -> int | None:
+def _class_of(label: Any, shard: _Shard, columns: Columns) -> int | None:
     if label is None:
         return None
+    if columns.classes is not None:
+        return columns.classes.of(shard.location, label)
     return columns.index[label] if isinstance(label, str) else int(label)
 
 
-def _own_splits(paths: list[str], folder: str) -> dict[str, SplitName | None]:
-    """The split of each shard to read. None for all if the data set has no splits."""
-    named: dict[str, str | None] = {}
-    for path in paths:
-        matches = [_SPLIT_NAME.match(part) for part in reversed(path.split("/")[-2:])]
-        named[path] = next((match[1] for match in matches if match), None)
-    held_out = next((name for name in HELD_OUT_NAMES if name in named.values()), None)
-    if held_out is None or "train" not in named.values():
-        return dict.fromkeys(paths)
-    nameless = next((path for path, name in named.items() if name is None), None)
-    if nameless is not None:
-        raise DataError(
-            f"data.path: {folder} has shards of the splits train and {held_out}, but the name"
-            f" {nameless} begins with no split; move this file away or rename it to train-..."
-        )
-    names: dict[str | None, SplitName] = {"train": "train", held_out: "held_out"}
-    return {path: names[name] for path, name in named.items() if name in names}
-
-
-def _image_column(schema: pa.Schema, given: str | None, location: str) -> str:
-    if given is not None:
-        _check_column(schema, "data.image_column", given, location)
-        if not _holds_images(schema.field(given).type) and raw_shape(schema, given) is None:
-            raise DataError(
-                f"data.image_column: {given!r} of {location} is {schema.field(given).type}; give a"
-                " column of encoded images, binary or struct<bytes, path>"
-            )
-        return given
-    raw = [name for name in schema.names if raw_shape(schema, name) is not None]
-    if raw:
-        return raw[0]
-    candidates = [column.name for column in schema if _holds_images(column.type)]
-    features = _features(schema)
-    images = [name for name in candidates if features.get(name, {}).get("_type") == "Image"]
-    candidates = images or candidates
-    if not candidates:
-        columns = ", ".join(f"{column.name}: {column.type}" for column in schema)
-        raise DataError(
-            f"data.path: {location} has no column of encoded images, binary or"
-            f" struct<bytes, path> ({columns}); write the images as PNG or JPEG bytes"
-        )
-    if len(candidates) > 1:
-        raise DataError(
-            f"data.image_column: {location} has several columns that can hold images"
-            f" ({', '.join(candidates)}); set data.image_column to one, e.g. {candidates[0]}"
-        )
-    return candidates[0]
-
-
-def _holds_images(kind: pa.DataType) -> bool:
-    from pyarrow import types
-
-    if types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _holds_images(kind.field(index).type)
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
-
-
-def _label_column(schema: pa.Schema, given: str | None, location: str) -> str | None:
-    name = given or "label"
-    if given is None and name not in schema.names:
-        return None
-    _check_column(schema, "data.label_column", name, location)
-    kind = schema.field(name).type
-    if _holds_labels(kind):
-        return name
-    if given is None:
-        return None
-    raise DataError(
-        f"data.label_column: {name!r} of {location} is {kind}; give a column of integers or strings"
-    )
-
-
-def _holds_labels(kind: pa.DataType) -> bool:
-    from pyarrow import types
-
-    return types.is_integer(kind) or types.is_boolean(kind) or _holds_names(kind)
-
-
-def _holds_names(kind: pa.DataType) -> bool:
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        return _holds_names(kind.value_type)
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-
-
-def _check_column(schema: pa.Schema, field: str, name: str, location: str) -> None:
-    if name in schema.names:
-        return
-    near = difflib.get_close_matches(name, schema.names, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(schema.names)}"
-    raise DataError(f"{field}: {location} has no column {name!r}; {hint}")
-
-
-def _checked(labels: pa.ChunkedArray, column: str, location: str) -> list[int | str]:
-    """The distinct labels. Raises DataError if a row has no label (null, or a negative number)."""
-    values = labels.unique().to_pylist()
-    for value in values:
-        if value is None or (not isinstance(value, str) and value < 0):
-            row = labels.to_pylist().index(value)
-            raise DataError(
-                f"data.label_column: row {row} of {location} has the label {value} in {column!r},"
-                " but a class is 0 or more; remove such rows, or move this file out of data.path"
-            )
-    return values
-
-
-def _written_names(schema: pa.Schema, column: str | None) -> tuple[str, ...] | None:
-    """Class names that Hugging Face's ClassLabel stores with integer labels."""
-    known = _features(schema).get(column or "", {}).get("names")
-    return tuple(known) if isinstance(known, list) and known else None
-
-
-def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """Hugging Face's description of each column. Empty if there is none."""
-    try:
-        written = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: kind for name, kind in written.items() if isinstance(kind, dict)}
-    except (KeyError, TypeError, ValueError):
-        return {}
-
-
-def raw_metadata(column: str, shape_HWC: tuple[int, int, int]) -> dict[bytes, bytes]:
+def raw_metadata(
+    column: str, shape_HWC: tuple[int, int, int], element: str = "uint8"
+) -> dict[bytes, bytes]:
     """Metadata of a schema whose column holds images as raw pixels, in fixed_size_binary."""
-    return {_RAW: json.dumps({"column": column, "shape_HWC": shape_HWC}).encode()}
+    told: dict[str, Any] = {"column": column, "shape_HWC": shape_HWC}
+    if element != "uint8":
+        told["element"] = element
+    return {_RAW: json.dumps(told).encode()}
+
+
+def raw_element(schema: pa.Schema) -> str:
+    """Type of the numbers of raw pixels: "uint8", "uint16" or "float16"."""
+    try:
+        element = json.loads((schema.metadata or {})[_RAW]).get("element", "uint8")
+    except (KeyError, AttributeError, ValueError):
+        return "uint8"
+    return element if element in ELEMENTS else "uint8"
 
 
 def raw_shape(schema: pa.Schema, column: str) -> tuple[int, int, int] | None:
@@ -531,30 +556,29 @@ def raw_shape(schema: pa.Schema, column: str) -> tuple[int, int, int] | None:
     try:
         told = json.loads((schema.metadata or {})[_RAW])
         height, width, channels = (int(side) for side in told["shape_HWC"])
-        kind = schema.field(column).type
-        fits = told["column"] == column and kind.byte_width == height * width * channels
-    except (KeyError, TypeError, ValueError):
+        size = height * width * channels * np.dtype(raw_element(schema)).itemsize
+        fits = told["column"] == column and schema.field(column).type.byte_width == size
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    return (height, width, channels) if fits and channels in (1, 3) else None
+    return (height, width, channels) if fits and 1 <= channels <= LARGEST_CHANNELS else None
+
+
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""Pillow's modes of raw pixels of 8 bits, by the number of channels."""
 
 
 def _load(
-    stored: bytes | dict[str, Any] | None,
-    label: int | None,
-    shape_HWC: tuple[int, int, int] | None,
-) -> tuple[Image, int | None]:
-    if shape_HWC is not None and isinstance(stored, bytes):
-        from PIL import Image
+    stored: Stored, label: int | None, columns: Columns, folder: str
+) -> tuple[Image | Bands, int | None]:
+    if columns.shape_HWC is not None and isinstance(stored, bytes):
+        height, width, channels = columns.shape_HWC
+        if columns.element == "uint8" and channels in _MODES:
+            from PIL import Image
 
-        height, width, channels = shape_HWC
-        mode = "L" if channels == 1 else "RGB"
-        return Image.frombytes(mode, (width, height), stored), label
-    return read_image(io.BytesIO(_bytes_of(stored))), label
-
-
-def _bytes_of(stored: bytes | dict[str, Any] | None) -> bytes:
-    data: Any = stored.get("bytes") if isinstance(stored, dict) else stored
-    if not data:
-        path = stored.get("path") if isinstance(stored, dict) else None
-        raise ValueError(f"it has no bytes, only the path {path}" if path else "it has no bytes")
-    return data
+            return Image.frombytes(_MODES[channels], (width, height), stored), label
+        values = np.frombuffer(stored, columns.element).reshape(columns.shape_HWC)
+        return Bands(values, alpha=channels in (2, 4), scaled=True), label
+    data = io.BytesIO(bytes_of(stored, columns.beside, folder))
+    if columns.rules == 1:
+        return read_image_1(data), label
+    return read_picture(data), label

@@ -38,9 +38,17 @@ class Extractor(Protocol):
 
     @property
     def channels(self) -> int:
-        """Channels of the images that it takes. If 3, grey images are repeated to RGB for it."""
+        """Channels of the images that it takes. If 3, grey images are repeated to RGB for it, and
+        images with opacity are put on white."""
         ...
 
     def __call__(self, images: Tensor) -> Features:
-        """images: uint8 (N, channels, H, W) on the worker's device. Features on the same device."""
+        """images: uint8 (N, channels, H, W) on the worker's device; uint16 too if the extractor
+        `takes_16_bits`. Features on the same device."""
         ...
+
+
+def takes_16_bits(extractor: Extractor) -> bool:
+    """Whether it takes uint16: it then has the attribute `takes_16_bits`, which is true. For others
+    images of 16 bits are rounded to 8."""
+    return bool(getattr(extractor, "takes_16_bits", False))

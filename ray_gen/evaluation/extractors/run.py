@@ -22,6 +22,8 @@ class TrainedRun:
     """The encoder's posterior means, or the input of the discriminator's last layer: see
     `Model.features`. Images are resized to the size of the run's training images."""
 
+    takes_16_bits = True
+
     def __init__(
         self, *, run: str, part: Literal["auto", "encoder", "discriminator"], device: torch.device
     ) -> None:
@@ -57,7 +59,7 @@ class TrainedRun:
         )
 
     def __call__(self, images: Tensor) -> Features:
-        """uint8 (N, channels, H, W) to vectors (N, D), float32."""
+        """uint8 or uint16 (N, channels, H, W) to vectors (N, D), float32."""
         values = unit(images)
         if values.shape[2:] != self._size:
             values = F.interpolate(values, self._size, mode="bilinear", antialias=True).clamp(0, 1)

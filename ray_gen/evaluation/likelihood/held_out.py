@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ray_gen.core import Bounds, Noise
 from ray_gen.noise import draw_one, key_of
-from ray_gen.pixels import LEVELS, stretched, unit
+from ray_gen.pixels import levels_of, stretched, unit
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class HeldOutImages:
     """(N, C, H, W): the pixels that the likelihood describes, e.g. binarised."""
     dequantised: Tensor | None
     """(N, C, H, W) in the objective's range, with uniform noise one level wide. None unless the
-    likelihood is Gaussian."""
+    likelihood is Gaussian, and for maps: they have no levels."""
 
     @classmethod
     def of(
@@ -42,24 +42,24 @@ class HeldOutImages:
         seed: int,
         dtype: torch.dtype,
     ) -> HeldOutImages:
-        """levels_NHWC: uint8 (N, H, W, C). labels, numbers: int64 (N,). All on one device. dtype:
-        type of the images."""
+        """levels_NHWC: stored images (N, H, W, C). labels, numbers: int64 (N,). All on one device.
+        dtype: type of the images."""
 
         def drawn(noise: Noise, name: str) -> Tensor:
             return draw_one(noise, key_of(seed, "held out", name), numbers).to(dtype)
 
-        levels = levels_NHWC.permute(0, 3, 1, 2)
+        levels, count = levels_NHWC.permute(0, 3, 1, 2), levels_of(levels_NHWC.dtype)
         in_unit = unit(levels, dtype)
         plain = stretched(in_unit, objective.image_range)
         noise = objective.pixel_noise
         dequantised = None
-        if objective.likelihood == "gaussian":
+        if objective.likelihood == "gaussian" and count is not None:
             uniform = drawn(Noise(tuple(levels.shape[1:]), "uniform"), "dequantisation")
-            dequantised = stretched((levels.to(dtype) + uniform) / LEVELS, objective.image_range)
+            dequantised = stretched((levels.to(dtype) + uniform) / count, objective.image_range)
         return cls(
             numbers=numbers,
             labels=labels,
-            grey=((levels > 0) & (levels < LEVELS - 1)).flatten(1).any(1),
+            grey=((in_unit > 0) & (in_unit < 1)).flatten(1).any(1),
             unit=in_unit,
             plain=plain,
             observed=objective.observed(plain, None if noise is None else drawn(noise, "pixels")),

@@ -17,15 +17,16 @@ def bernoulli_bits(nats: float, dimensions: int) -> float:
     return -nats / (dimensions * math.log(2))
 
 
-def gaussian_bits(nats: float, dimensions: int, width: float = 1.0) -> float:
-    """An upper bound on -log2 P(v) / D, for D = `dimensions` levels v in 0 ... 255.
+def gaussian_bits(nats: float, dimensions: int, width: float = 1.0, levels: int = LEVELS) -> float:
+    """An upper bound on -log2 P(v) / D, for D = `dimensions` levels v in 0 ... L - 1, L = `levels`:
+    256 of 8 bits, 65,536 of 16 bits.
 
-    nats: the mean log-density of x = (v + u) / 256 · width with noise u, uniform on [0, 1)^D.
-    log P(v) = log ∫ p(x(v, u)) du + D log(width / 256) >= E_u log p(x) - D log(256 / width): Theis
+    nats: the mean log-density of x = (v + u) / L · width with noise u, uniform on [0, 1)^D.
+    log P(v) = log ∫ p(x(v, u)) du + D log(width / L) >= E_u log p(x) - D log(L / width): Theis
     et al. 2016, "A note on the evaluation of generative models", section 3.1. Without the noise, a
-    density could be arbitrarily high at the 256 levels, and would bound no probability.
+    density could be arbitrarily high at the L levels, and would bound no probability.
     """
-    return -nats / (dimensions * math.log(2)) + math.log2(LEVELS / width)
+    return -nats / (dimensions * math.log(2)) + math.log2(levels / width)
 
 
 def importance_weighted(

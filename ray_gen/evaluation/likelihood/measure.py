@@ -17,6 +17,7 @@ from torch import Tensor
 from ray_gen.core import Bounds, Encodes, Networks, Reconstructs, posteriors_of
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
+from ray_gen.evaluation.images import bits_of, seen_in_words
 from ray_gen.evaluation.likelihood.held_out import HeldOutImages
 from ray_gen.evaluation.likelihood.importance import (
     bernoulli_bits,
@@ -33,6 +34,7 @@ from ray_gen.evaluation.progress import Progress, silent
 from ray_gen.evaluation.scores import Score
 from ray_gen.evaluation.subject import Labelled
 from ray_gen.noise import permutation
+from ray_gen.pixels import levels_of, selected
 from ray_gen.sampling import noise_for
 
 ACTIVE = 0.01
@@ -75,7 +77,8 @@ def likelihood_scores(
         expectation lies between the ELBO and log p(x), and rises with K.
     bits_per_dimension: the same bound in bits per pixel and channel, if the pixels have
         probabilities. Under a Bernoulli the pixels are 0 or 1. Under a Gaussian they are 0 to 255,
-        and the bound is that of the images with uniform noise (`gaussian_bits`).
+        or 0 to 65,535 of 16 bits, and the bound is that of the images with uniform noise
+        (`gaussian_bits`). Maps have no levels, so no bits.
     active_units: how many numbers in z have Var_x(E[z|x]) > 0.01 (Burda et al. 2016, section 5).
     reconstruction_mse, reconstruction_ssim: between x and E[x|z] at the posterior mean, both in
         [0, 1]. SSIM needs at least 11 pixels a side.
@@ -96,7 +99,7 @@ def likelihood_scores(
         part = numbers[start : min(own.stop, start + at_once)]
         images = HeldOutImages.of(
             objective,
-            images_NHWC[part].to(world.device),
+            selected(images_NHWC, part).to(world.device),
             None if labels is None else labels[part].to(world.device),
             part.to(world.device),
             seed,
@@ -111,8 +114,10 @@ def likelihood_scores(
         "of": len(images_NHWC),
         "likelihood": objective.likelihood,
         "seed": seed,
+        "seen_as": seen_in_words(images_NHWC.shape[3], bits_of(images_NHWC)),
     }
-    return list(_scores(objective, sums, images_NHWC.shape[1:], samples, protocol))
+    levels = levels_of(images_NHWC.dtype)
+    return list(_scores(objective, sums, images_NHWC.shape[1:], levels, samples, protocol))
 
 
 def _measure(
@@ -169,6 +174,7 @@ def _scores(
     objective: Bounds,
     sums: Means,
     shape_HWC: tuple[int, ...],
+    levels: int | None,
     samples: int,
     protocol: Mapping[str, Any],
 ) -> Iterator[Score]:
@@ -184,7 +190,7 @@ def _scores(
     nats = {**common, "samples": samples, "unit": "nats"}
     for name in ("elbo", "reconstruction", "kl", "log_likelihood_bound"):
         yield Score(name, *sums.mean(name), nats)
-    if not improper:
+    if not improper and (bernoulli or levels is not None):
         value, spread = sums.mean("log_likelihood_bound" if bernoulli else "dequantised")
         dimensions = math.prod(shape_HWC)
         bits = {**common, "samples": samples, "unit": "bits per pixel and channel"}
@@ -192,8 +198,9 @@ def _scores(
             value = bernoulli_bits(value, dimensions)
         else:
             low, high = objective.image_range
-            value = gaussian_bits(value, dimensions, high - low)
-            bits["pixels"] = "with uniform noise of one of 256 levels"
+            assert levels is not None
+            value = gaussian_bits(value, dimensions, high - low, levels)
+            bits["pixels"] = f"with uniform noise of one of {levels:,} levels"
         spread = None if spread is None else bernoulli_bits(-spread, dimensions)
         yield Score("bits_per_dimension", value, spread, bits)
     if isinstance(objective, Encodes):

@@ -33,7 +33,9 @@ def resolved_search(experiment: Experiment, store: Store) -> Experiment:
     """The experiment, with the fields that depend on the data filled in. A group size of auto stays
     auto: each trial sets it by its own batch size."""
     size = experiment.training.group_size
-    return experiment.resolved(store.image_shape, class_names(store), store.digest, size)
+    return experiment.resolved(
+        store.image_shape, class_names(store), store.digest, size, store.found.value_range
+    )
 
 
 def trials_before(folder: Folder, experiment: Experiment) -> list[Trial]:

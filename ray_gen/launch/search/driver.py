@@ -22,11 +22,12 @@ import ray.tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.stopper import FunctionStopper
 
-from ray_gen.errors import Failed, Refused
+from ray_gen.data.told import remarks, summary
+from ray_gen.errors import Failed, Interrupted, Refused
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.cluster import check_shared, connected, when_there
-from ray_gen.launch.driver import check_is_experiment, folder_of, interruptible, timed
+from ray_gen.launch.driver import check_is_experiment, folder_of, timed
 from ray_gen.launch.search.board import Board
 from ray_gen.launch.search.checks import (
     bundles_of_trials,
@@ -41,6 +42,8 @@ from ray_gen.launch.search.proposals import Proposer, config_of
 from ray_gen.launch.search.schedulers import scheduler_of
 from ray_gen.launch.search.study import DEATHS, Study
 from ray_gen.launch.search.trial import Shared, TrialProcess
+from ray_gen.launch.signals import Interruption, what_was_saved
+from ray_gen.runs.checkpoints import checkpoints
 from ray_gen.runs.manifest import EXPERIMENT
 from ray_gen.runs.writer import STOP
 from ray_gen.searches.records import (
@@ -122,6 +125,9 @@ def search(
         raise Refused(f"{folder.location}: is a run, not a search; choose another --name")
     try:
         found = _search(experiment, folder, show)
+    except Interrupted as interrupted:
+        told = f"no trial had begun{_saved(folder)}"
+        raise Interrupted(told, number=interrupted.number) from None
     finally:
         folder.remove_if_empty()
     if show:
@@ -145,9 +151,16 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
             ]
         )
     board = Board(settings.total, experiment.training.images, metric, mode, show=show)
-    with board, Claim(folder):
+    with (
+        board,
+        Interruption(board.say, lambda: _saved(folder)) as interruption,
+        Claim(folder),
+    ):
         board.say("reading data")
         store = open_data(experiment)
+        board.say(summary(store))
+        for remark in remarks(store):
+            board.say(f"  {remark}")
         experiment = resolved_search(experiment, store)
         trials = trials_before(folder, experiment)
         check_search(experiment, store)
@@ -178,7 +191,7 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
             )
             folder.remove(STOP)
             try:
-                with interruptible(study.stop, board.say, folder.location):
+                with interruption.saving(study.stop):
                     run_trials(study, shared, room, board)
             except Failed:
                 with suppress(OSError, StorageError):  # it must not hide the first error
@@ -190,6 +203,14 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
                     folder.remove(TUNE)
         _write_results(folder, experiment, searched)
     return Searched(folder.location, metric, mode, trials, study.stopping.is_set())
+
+
+def _saved(folder: Folder) -> str:
+    """Words for the end of a sentence: where trials were saved, or that none was."""
+    trials = folder / TRIALS
+    return what_was_saved(
+        folder.location, lambda: any(checkpoints(trials / name) for name in trials.names())
+    )
 
 
 def run_trials(study: Study, shared: Shared, room: int, board: Board) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from ray.tune import Callback
 
 from ray_gen.experiment import Experiment
+from ray_gen.launch.imports import import_failure
 from ray_gen.launch.progress import read_progress
 from ray_gen.runs.writer import PROGRESS, STOP
 from ray_gen.searches.records import (
@@ -145,13 +146,23 @@ class Study(Callback):
         """Tune replaces a process that died. After DEATHS - 1 deaths without coming further, it
         does so for the last time."""
         record = self._of(trial)
+        told = import_failure(_text_of(trial))
+        if told is not None:  # no other trial can begin either
+            self.ends, trial.max_failures = told, 0
+            self.stopping.set()
+            return
         self._died(record)
         if self._deaths[record.name].count(record.images) >= DEATHS - 1:
             trial.max_failures = 0
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         record = self._of(trial)
-        record.state, record.reason = "failed", f"its process died: {_error_of(trial)}"
+        told = import_failure(_text_of(trial))
+        if told is not None:
+            self.ends, record.state = told, "waiting"
+            self.stopping.set()
+        else:
+            record.state, record.reason = "failed", f"its process died: {_error_of(trial)}"
         self._write()
 
     def _of(self, trial: Any) -> Trial:
@@ -164,11 +175,16 @@ class Study(Callback):
         self.folder.write_text(TABLE, as_csv(self.trials, metric))
 
 
-def _error_of(trial: Any) -> str:
-    """One line from the file that Tune wrote when a trial's process died for the last time."""
+def _text_of(trial: Any) -> str:
+    """The traceback of the last death of a trial's process."""
     file = trial.error_file
     text = Path(file).read_text(errors="replace") if file and Path(file).exists() else ""
-    lines = [line for line in text.rpartition("Failure # ")[2].splitlines()[1:] if line.strip()]
+    return text.rpartition("Failure # ")[2]
+
+
+def _error_of(trial: Any) -> str:
+    """One line from the file that Tune wrote when a trial's process died for the last time."""
+    lines = [line for line in _text_of(trial).splitlines()[1:] if line.strip()]
     if not lines:
         return "it did not say why"
     # The last line of a traceback names the error.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -22,6 +21,7 @@ from typing import Any
 import ray.tune
 import torch
 
+from ray_gen import temporary
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Change, Experiment
 from ray_gen.launch.claim import STALE_SECONDS, Claim
@@ -231,9 +231,9 @@ def adopt(run: Folder, checkpoint: Path, donor: str, values: Mapping[str, Any]) 
         changed = {**lineage.pop().values, **changed}
     lineage.append(Change(images=images, values=changed, source=donor))
     experiment = theirs.with_fields(lineage=[c.model_dump(mode="json") for c in lineage])
-    with tempfile.TemporaryDirectory(prefix="ray_gen-adopted-") as folder:
-        copy_of(checkpoint, Path(folder), experiment)
-        commit(Path(folder), run, checkpoint_name(images))
+    with temporary.folder("adopted-") as folder:
+        copy_of(checkpoint, folder, experiment)
+        commit(folder, run, checkpoint_name(images))
     for other in found:
         if other.name > checkpoint_name(images):
             run.remove(other.name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ray_gen.core import Objective
 from ray_gen.experiment import Experiment
 from ray_gen.pipeline.pretrained import Facts, custom_targets, finite_metrics, published
+from ray_gen.pixels import channels_in_words
 from ray_gen.version import __version__
 
 CARD = "README.md"
@@ -57,11 +58,14 @@ def _head(experiment: Experiment, objective: Objective) -> str:
 def _summary(experiment: Experiment, facts: Facts) -> str:
     what = experiment.objective.title
     channels, height, width = experiment.image_shape
+    told = channels_in_words(channels, experiment.data.bits)
+    known = "" if told in ("grey", "RGB") else f" ({told})"
+    size = f"{channels} x {height} x {width}"
     conditional = " given their class" if experiment.label_count is not None else ""
     trained = "" if facts.images is None else f", trained on {facts.images:,} images"
     weights = {"ema": " Its weights are averages over training (EMA).", "raw": "", None: ""}
     return (
-        f"# {experiment.name}\n\n{what} of {channels} x {height} x {width} images{conditional}"
+        f"# {experiment.name}\n\n{what} of {size} images{known}{conditional}"
         f"{trained}; made with ray_gen {__version__}.{weights[facts.weights]}"
     )
 

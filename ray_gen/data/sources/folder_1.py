@@ -1,5 +1,5 @@
-"""A folder of image files: one sub-folder per class (the ImageFolder layout), or flat and
-unlabelled."""
+"""A folder of image files by the first rules of reading (see `rules_1.py`): one sub-folder per
+class (the ImageFolder layout), or flat and unlabelled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_gen.data.errors import DataError, reason
-from ray_gen.data.sources.base import HELD_OUT_NAMES, Item, Listing, SplitName, read_image
+from ray_gen.data.sources.base import HELD_OUT_NAMES, Item, Listing, SplitName, read_image_1
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +30,7 @@ class _File:
     mtime_ns: int
 
 
-class ImageFolder:
+class ImageFolder1:
     """Image files below `path`.
 
     Sub-folders that hold images are the classes, in the order of their sorted names. Images
@@ -191,4 +191,4 @@ def _is_image(name: str) -> bool:
 
 def _load(path: Path, label: int | None) -> tuple[Image, int | None]:
     with path.open("rb") as file:
-        return read_image(file), label
+        return read_image_1(file), label

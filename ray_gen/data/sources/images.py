@@ -1,0 +1,356 @@
+"""Image files in a tree of files: by class folders, by splits, or all in one folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Literal
+
+from ray_gen.data.errors import CorruptImageError, DataError, Refuse, raised, reason
+from ray_gen.data.formats import (
+    NPY,
+    format_named,
+    format_of,
+    is_read,
+    remedy,
+    what_it_is,
+)
+from ray_gen.data.pictures import frames_of, read_picture
+from ray_gen.data.sources.base import Item, Listing
+from ray_gen.data.sources.files import File, Files, FolderFiles, Scan
+from ray_gen.data.sources.labels import LabelColumn
+from ray_gen.data.sources.layout import Layout, Place, Splits, layout_of
+from ray_gen.data.sources.metadata import Labels, labels_of, missing, stamp
+
+if TYPE_CHECKING:
+    from ray_gen.data.sources.base import Picture
+
+Frames = Literal["first", "all", "channels"]
+"""Which images of a file with several are read: the first; all, each for itself; or all as channels
+of one."""
+_HEADS_AT_ONCE = 16
+"""A network drive answers in milliseconds: in parallel, a million files take minutes, not hours."""
+_HEADS_EACH = 64
+"""Number of files in one task of a thread. With one, the hand-over costs more than the read."""
+_MOVING = ("GIF", "WEBP", "PNG", "TIFF", "AVIF", NPY)
+"""Formats of which a file can hold several images."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """A file that holds an image, or should."""
+
+    path: str
+    known: str | None
+    """Its format."""
+    damage: str | None = None
+    """Why it cannot be read, if its first bytes tell."""
+
+
+@dataclass
+class Found:
+    """What the files of a tree are."""
+
+    images: list[ImageFile]
+    unread: list[ImageFile]
+    """Images of formats that are not read."""
+    others: list[str]
+    """Paths of files that are no images."""
+    broken: int = 0
+    """Number of links to nothing that do not have the name of an image."""
+
+
+class Images:
+    """The image files of a tree.
+
+    Files are known by their first bytes. Folders of images are the classes, in the order of their
+    sorted names, or the splits: see `layout.py`. Images beside each other, without folders, have no
+    labels. Files beside the images may give labels, too; then folders are no classes: see
+    `metadata.py`. `labels` is "auto", "folders", "none", or such a file: an absolute path, or one
+    in the tree. `label_column` is its column of labels.
+    """
+
+    field = "data.path"
+
+    def __init__(
+        self,
+        files: Files,
+        *,
+        splits: Splits = "auto",
+        frames: Frames = "first",
+        labels: str = "auto",
+        label_column: LabelColumn | None = None,
+    ) -> None:
+        self.files = files
+        self.labels = labels
+        self.label_column = label_column
+        self.kind = files.kind
+        self.splits: Splits = splits
+        self.frames: Frames = frames
+        self._scanned: Scan | None = None
+        self._found: Found | None = None
+
+    def identity(self) -> object:
+        """Digest of every file's relative path, size and time. Reads no file."""
+        digest = hashlib.blake2b(digest_size=16)
+        self._scanned = scan = self.files.scan()
+        self._found = None
+        for file in scan.files:
+            digest.update(os.fsencode(f"{file.path}\0{file.size}\0{file.mtime_ns}\0{file.crc}\n"))
+        digest.update(repr((scan.empty, scan.broken)).encode())
+        return {
+            "files": digest.hexdigest(),
+            "count": len(scan.files),
+            "splits": self.splits,
+            "frames": self.frames,
+            "labels": [self.labels, self.label_column, stamp(self.labels)],
+        }
+
+    def found(self, refuse: Refuse = raised) -> Found:
+        """What the files are, by their first bytes. The next `listing` is of them."""
+        self._scanned = self._scanned or self.files.scan()
+        self._found = self._told_apart(self._scanned, refuse)
+        return self._found
+
+    def listing(self, refuse: Refuse = raised) -> Listing:
+        """See `Source.listing`. refuse: if it goes on, all that can be read is listed."""
+        scan = self._scanned or self.files.scan()
+        found = self._found or self._told_apart(scan, refuse)
+        images = [*found.images, *found.unread]
+        barren = [*scan.empty, *(path for path in scan.broken if format_named(path) is None)]
+        if not found.images:
+            refuse(DataError(self._no_images(found)))
+        paths = [image.path for image in images]
+        labels = self._labels(paths, found, refuse)
+        layout = self._layout(paths, barren, refuse, classes=not labels.decides)
+        self._check_classes(layout, found, refuse)
+        kept = [image for image in found.images if image.path in layout.places]
+        kept.sort(key=lambda image: image.path.split("/"))
+        labels = missing(labels, [image.path for image in kept])
+        class_names = labels.class_names if labels.decides else layout.class_names
+        index = {name: i for i, name in enumerate(layout.class_names or ())}
+        frames, notes = self._frames(kept)
+
+        def label_of(path: str) -> int | None:
+            return labels.of.get(path) if labels.decides else index.get(class_of(path))
+
+        def class_of(path: str) -> str:
+            return layout.places[path].class_name or ""
+
+        items = (
+            self._item(image, layout.places[image.path], label_of(image.path), frame)
+            for image in kept
+            for frame in frames.get(image.path, (None,))
+        )
+        count = len(kept) + sum(len(numbers) - 1 for numbers in frames.values())
+        return Listing(
+            count,
+            items,
+            class_names,
+            not_read=_counted(found, labels.files),
+            notes=(
+                *scan.notes,
+                *notes,
+                *(f"{n:,} images in {name} are not read" for name, n in layout.unused.items()),
+                *labels.notes,
+            ),
+            no_classes="" if class_names and not labels.decides else labels.no_classes,
+        )
+
+    def _labels(self, paths: Sequence[str], found: Found, refuse: Refuse) -> Labels:
+        """What files beside the images say of them."""
+        try:
+            said = labels_of(self.labels, self.label_column, self.files, paths, found.others)
+        except DataError as error:
+            refuse(error)
+            said = None
+        return said or Labels(decides=False)
+
+    def _layout(
+        self,
+        paths: Sequence[str],
+        barren: Sequence[str],
+        refuse: Refuse,
+        *,
+        classes: bool,
+    ) -> Layout:
+        """Splits and classes of image files. Here: from the names of their folders. classes: False
+        if they have no classes, or others."""
+        return layout_of(paths, self.splits, self.files.root, barren, refuse, classes=classes)
+
+    def _told_apart(self, scan: Scan, refuse: Refuse) -> Found:
+        """Looks at the first bytes of every file. Refuses a file that cannot be opened."""
+
+        def head_of(file: File) -> bytes | OSError | CorruptImageError:
+            try:
+                return self.files.head(file.path)
+            except (OSError, CorruptImageError) as error:
+                return error
+
+        def heads_of(files: Sequence[File]) -> list[bytes | OSError | CorruptImageError]:
+            return [head_of(file) for file in files]
+
+        found = Found([], [], [])
+        parts = [scan.files[i : i + _HEADS_EACH] for i in range(0, len(scan.files), _HEADS_EACH)]
+        with ThreadPoolExecutor(_HEADS_AT_ONCE, "heads") as pool:
+            heads = chain.from_iterable(pool.map(heads_of, parts))
+            for file, head in zip(scan.files, heads, strict=True):
+                if isinstance(head, OSError):
+                    refuse(unreadable(self.field, self.files.name(file.path), head))
+                    continue
+                if isinstance(head, CorruptImageError):
+                    if format_named(file.path) is None:
+                        found.others.append(file.path)
+                    else:
+                        found.images.append(ImageFile(file.path, None, str(head)))
+                    continue
+                known = format_of(head, file.path)
+                if known is not None:
+                    kind = found.images if is_read(known) else found.unread
+                    kind.append(ImageFile(file.path, known))
+                elif format_named(file.path) is not None:
+                    found.images.append(ImageFile(file.path, None, what_it_is(head, file.size)))
+                else:
+                    found.others.append(file.path)
+        for path in scan.broken:
+            if format_named(path) is not None:
+                found.images.append(ImageFile(path, None, "it is a link to nothing"))
+            else:
+                found.broken += 1
+        return found
+
+    def _frames(self, images: Sequence[ImageFile]) -> tuple[dict[str, range], list[str]]:
+        """The numbers of the images in files that hold several, and what to tell of them."""
+        several: dict[str, range] = {}
+        moving = [image for image in images if image.known in _MOVING and image.damage is None]
+        if self.frames != "all" or not moving:
+            return several, []
+
+        def count(image: ImageFile) -> int:
+            try:
+                with self.files.open(image.path) as file:
+                    return frames_of(file, image.known)
+            except Exception:  # decoding will say what is wrong with it
+                return 1
+
+        with ThreadPoolExecutor(_HEADS_AT_ONCE, "frames") as pool:
+            for image, number in zip(moving, pool.map(count, moving), strict=True):
+                if number > 1:
+                    several[image.path] = range(number)
+        if not several:
+            return several, []
+        total = sum(map(len, several.values()))
+        return several, [f"{len(several):,} files hold {total:,} images"]
+
+    def _item(self, image: ImageFile, place: Place, label: int | None, frame: int | None) -> Item:
+        suffix = "" if frame is None else f"#{frame}"
+        return Item(
+            key=place.key + suffix,
+            name=self.files.name(image.path) + suffix,
+            split=place.split,
+            load=partial(_load, self.files, image, label, frame or 0, self.frames == "channels"),
+            encoded=partial(_bytes_of, self.files, image.path) if frame is None else None,
+        )
+
+    def _check_classes(self, layout: Layout, found: Found, refuse: Refuse) -> None:
+        """Refuses if a class has images, but none of a format that is read."""
+        readable = {
+            layout.places[i.path].class_name for i in found.images if i.path in layout.places
+        }
+        for image in found.unread:
+            place = layout.places.get(image.path)
+            if place is not None and place.class_name not in readable:
+                what = f"class {place.class_name}" if place.class_name else "split"
+                readable.add(place.class_name)
+                refuse(
+                    DataError(
+                        f"{self.field}: the {what} of {self.files.name(image.path)} has only"
+                        f" images in {image.known}, which is not read;"
+                        f" {remedy(image.known or '')}, or move the folder away"
+                    )
+                )
+
+    def _no_images(self, found: Found) -> str:
+        where = f"{self.field}: {self.files.root}"
+        if found.unread:
+            known = found.unread[0].known or ""
+            return (
+                f"{where} has no images that are read, but {len(found.unread):,} files in {known};"
+                f" {remedy(known)}"
+            )
+        if not found.others:
+            return f"{where} is empty; put images into it or give another folder"
+        message = f"{where} has no images, but has {found.others[0]}"
+        if any(other.endswith(".parquet") for other in found.others):
+            return f"{message}; for Parquet files set data.kind=parquet"
+        for suffix, kind in ((".zip", "zip"), (".tar", "tar")):
+            other = next((path for path in found.others if path.endswith(suffix)), None)
+            if other is not None:
+                return f"{message}; for this file set data={kind}:{self.files.name(other)}"
+        return f"{message}; give another folder or convert the files"
+
+
+class ImageFolder(Images):
+    """The image files below a folder."""
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        splits: Splits = "auto",
+        frames: Frames = "first",
+        labels: str = "auto",
+        label_column: LabelColumn | None = None,
+    ) -> None:
+        super().__init__(
+            FolderFiles(path),
+            splits=splits,
+            frames=frames,
+            labels=labels,
+            label_column=label_column,
+        )
+
+
+def unreadable(field: str, name: str, error: OSError) -> DataError:
+    """The error for a file that cannot be opened."""
+    return DataError(
+        f"{field}: {name} cannot be read: {reason(error)};"
+        " restore it or give this user access to it"
+    )
+
+
+def _counted(found: Found, read: Sequence[str]) -> dict[str, int]:
+    """Number of files that were not read, by kind. The largest number first. read: paths of files
+    that are no images, but were read."""
+    kinds: Counter[str] = Counter()
+    for image in found.unread:
+        kinds[f"{_suffix(image.path)} ({remedy(image.known or '')})"] += 1
+    kinds.update(_suffix(path) for path in found.others if path not in read)
+    if found.broken:
+        kinds["links to nothing"] = found.broken
+    return dict(kinds.most_common())
+
+
+def _suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower() or "without suffix"
+
+
+def _load(
+    files: Files, image: ImageFile, label: int | None, frame: int, pages: bool
+) -> tuple[Picture, int | None]:
+    if image.damage is not None:
+        raise CorruptImageError(image.damage)
+    with files.open(image.path) as file:
+        return read_picture(file, image.known, frame, pages=pages), label
+
+
+def _bytes_of(files: Files, path: str) -> bytes:
+    with files.open(path) as file:
+        return file.read()

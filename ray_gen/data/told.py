@@ -1,0 +1,111 @@
+"""What was read of a data set, in words: one line, and sentences about what a user should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from ray_gen.data.store import Store
+
+FEW_IMAGES = 1_000
+"""Below this number a network learns its training images by heart."""
+FEW_OF_CLASS = 10
+FEW_HELD_OUT = 50
+"""Below this number the mean of a score over the held-out images moves by more than a seventh of
+the images' own spread."""
+_MOST_KINDS = 6
+
+
+def summary(store: Store) -> str:
+    """One line: images, splits, size, channels, classes, and what was not read."""
+    channels, height, width = store.image_shape
+    train = store.stream.rows if store.stream is not None else len(store.train)
+    held_out = len(store.held_out)
+    parts = [
+        f"{train + held_out:,} images ({train:,} train, {held_out:,} held out)"
+        f" of {height}×{width}, {_channels(channels, store)}"
+    ]
+    if store.label_count:
+        parts[0] += f", {store.label_count:,} class{'es' if store.label_count > 1 else ''}"
+    not_read = store.found.not_read
+    if not_read:
+        kinds = [f"{count:,} {kind}" for kind, count in not_read.items()]
+        more = len(kinds) - _MOST_KINDS
+        shown = ", ".join(kinds[:_MOST_KINDS]) + (f" and {more} more kinds" if more > 0 else "")
+        total = sum(not_read.values())
+        parts.append(f"{total:,} file{'s' if total > 1 else ''} not read: {shown}")
+    if store.skipped:
+        parts.append(f"{store.skipped:,} corrupt")
+    return "; ".join(parts)
+
+
+def remarks(store: Store) -> Iterator[str]:
+    """What was assumed, and what may disappoint, each with its consequence or remedy."""
+    found = store.found
+    channels, _, _ = store.image_shape
+    yield from found.notes
+    if len(found.modes) > 1:
+        counts = ", ".join(f"{count:,} {mode}" for mode, count in found.modes.items())
+        yield f"{counts}: all become {_channels(channels, store)}"
+    transparent = sum(n for mode, n in found.modes.items() if mode == "RGBA" or "alpha" in mode)
+    if transparent and channels in (1, 3):
+        yield (
+            f"transparent pixels of {transparent:,} images are put on white;"
+            f" data.channels={channels + 1} keeps their opacity"
+        )
+    if found.values is not None and found.value_range is not None:
+        yield _range(found.types, found.values, found.value_range)
+    some_have = found.unlabelled < len(store.train) + len(store.held_out)
+    if store.label_count is None and some_have and (found.unlabelled or found.no_classes):
+        why = found.no_classes or f"{found.unlabelled:,} images have no class"
+        yield f"classes are not used: {why}"
+    if found.corrupt:
+        name, why = found.corrupt[0]
+        yield f"the first corrupt image is {name}: {why}"
+    train = store.stream.rows if store.stream is not None else len(store.train)
+    if train < FEW_IMAGES:
+        yield (
+            f"{train:,} training images are few: a model learns them by heart;"
+            " its samples will be copies or mixtures of them"
+        )
+    yield from _classes(store)
+    held_out = len(store.held_out)
+    if 0 < held_out < FEW_HELD_OUT:
+        yield (
+            f"{held_out:,} held-out images are few: their scores are noisy, and the best checkpoint"
+            " is chosen by them; set a larger data.held_out_fraction, or checkpoints.best=null"
+        )
+
+
+def _channels(channels: int, store: Store) -> str:
+    name = {1: "grey", 2: "grey with opacity", 3: "RGB", 4: "RGB with opacity"}.get(channels)
+    bits = " of 16 bits" if store.train.images_NHWC.dtype == torch.uint16 else ""
+    return (name or f"{channels} channels") + bits
+
+
+def _range(
+    types: tuple[str, ...], values: tuple[float, float], value_range: tuple[float, float]
+) -> str:
+    """How deep values were read."""
+    low, high = (f"{value:,.6g}" for value in value_range)
+    return (
+        f"{' and '.join(types)} values from {values[0]:,.6g} to {values[1]:,.6g}:"
+        f" {low} becomes black and {high} white; data.value_range sets other limits"
+    )
+
+
+def _classes(store: Store) -> Iterator[str]:
+    """A sentence about small classes."""
+    counts: Mapping[str, int] = (store.found.class_counts or {}).get("train", {})
+    names = store.class_names
+    few = [(count, label) for label, count in counts.items() if count < FEW_OF_CLASS]
+    if not few:
+        return
+    count, label = min(few)
+    name = names[int(label)] if names and int(label) < len(names) else label
+    others = "" if len(few) == 1 else f", and {len(few) - 1:,} more classes have fewer than 10"
+    yield (
+        f"class {name} has {count:,} training image{'s' if count > 1 else ''}{others};"
+        " samples of such a class will look like its images"
+    )

@@ -1,0 +1,151 @@
+"""What the settings want of images, and what images are."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from ray_gen.data.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ELEMENTS: dict[str, type[np.generic]] = {
+    "uint8": np.uint8,
+    "uint16": np.uint16,
+    "float16": np.float16,
+}
+"""Types of the numbers in a store."""
+
+
+class Unforeseen(DataError):
+    """An image that the settings cannot hold, which the images before it had suggested. Who can
+    look at all images does so, and begins again; for others it is an error."""
+
+
+class Look(NamedTuple):
+    """What an image is, before it is converted."""
+
+    mode: str
+    """As people call it: "grey", "RGB", "RGBA", "grey with alpha", "5 channels"."""
+    channels: int
+    """Without opacity."""
+    alpha: bool
+    range: tuple[float, float] | None = None
+    """Smallest and largest value. None: 8 bits."""
+    type: str = "uint8"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The pixels that the settings ask for. None: as in the images."""
+
+    size_HW: tuple[int, int] | None
+    center_crop: int | None
+    channels: int | None
+    size_from: str | None = None
+    """Name of the image that gave `size_HW`, if the settings gave no size. Then an image of another
+    size is refused."""
+    rules: Literal[1, 2] = 2
+    """Version of the rules of reading."""
+    keep_alpha: bool = False
+    """Whether channels that are not known yet include opacity, if all images have it."""
+    full_range: bool = False
+    """Whether a value range that is not known yet is that of the images' type."""
+    value_range: tuple[float, float] | None = None
+    """Values of deep images that become the least and the greatest of the store. None: not known
+    yet."""
+    guessed_channels: bool = False
+    """Whether the channels come from some of the images. Then one that needs more is
+    `Unforeseen`."""
+    guessed_range: bool = False
+    """Whether the value range comes from some of the images. Then a value beyond it is
+    `Unforeseen`."""
+    element: str = "uint8"
+    """Type of the store's numbers, a key of ELEMENTS."""
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    pad: str | tuple[int, ...] = (255,)
+    """What fills the borders if `fit` is "pad": "edge", or the value of each channel, 0 to 255; one
+    value for all."""
+    max_pixels: int | None = None
+    """Largest number of pixels of an image; a larger one is corrupt. None: Pillow's limit."""
+    jpeg_scaling: bool = False
+    """Let JPEG images be scaled down while they are decompressed, to twice the wanted size or
+    more."""
+
+
+@dataclass
+class Seen:
+    """What many images are."""
+
+    modes: Counter[str] = field(default_factory=Counter[str])
+    channels: set[int] = field(default_factory=set[int])
+    alpha: int = 0
+    """Number of images with opacity."""
+    low: float = math.inf
+    high: float = -math.inf
+    """Least and greatest value of the deep images."""
+    types: set[str] = field(default_factory=set[str])
+    """Types of the deep images."""
+
+    def add(self, look: Look) -> None:
+        """Counts an image."""
+        self.modes[look.mode] += 1
+        self.channels.add(look.channels)
+        self.alpha += look.alpha
+        if look.range is not None:
+            self.low, self.high = min(self.low, look.range[0]), max(self.high, look.range[1])
+            self.types.add(look.type)
+
+    def settle(self, wanted: Wanted, *, guessed: bool) -> Wanted:
+        """`wanted` with the channels and the value range that these images suggest. guessed: there
+        are further images."""
+        channels, value_range = wanted.channels, wanted.value_range
+        if channels is None:
+            colours = max(self.channels)
+            alpha = wanted.keep_alpha and self.alpha == self.modes.total()
+            channels = colours + alpha if colours in (1, 3) else colours
+        if value_range is None and self.types and wanted.element != "float16":
+            value_range = self._full() if wanted.full_range else self._observed()
+        return replace(
+            wanted,
+            channels=channels,
+            value_range=value_range,
+            guessed_channels=guessed and wanted.channels is None,
+            guessed_range=guessed and wanted.value_range is None,
+        )
+
+    def _full(self) -> tuple[float, float]:
+        """The range of the deep images' type."""
+        kinds = [np.dtype(kind) for kind in self.types]
+        if any(not np.issubdtype(kind, np.integer) for kind in kinds):
+            raise DataError(
+                "data.value_range: full is the range of a type of whole numbers, and some images"
+                f" hold {' and '.join(sorted(self.types))}; set data.value_range='[LOW, HIGH]'"
+            )
+        limits = [np.iinfo(kind) for kind in kinds]  # pyright: ignore
+        return float(min(limit.min for limit in limits)), float(max(limit.max for limit in limits))
+
+    def _observed(self) -> tuple[float, float]:
+        """A range that holds all values that were seen. From 0, if none is negative: to the end of
+        the 8, 10, 12, 14 or 16 bits that hold them; of floats to 1 or 255, if they suggest it."""
+        low, high = self.low, self.high
+        whole = all(np.issubdtype(np.dtype(kind), np.integer) for kind in self.types)
+        if low >= 0:
+            ends = (
+                [2.0**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 32)] if whole else [1.0, 255.0]
+            )
+            return 0.0, next((end for end in ends if high <= end), high)
+        return low, high if high > low else low + 1
+
+
+class Pixels(NamedTuple):
+    """A decoded image."""
+
+    values_HWC: NDArray[Any]
+    label: int | None
+    look: Look

@@ -1,0 +1,75 @@
+"""Why a process of Ray could not import a module, in one sentence."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+_FRAME = re.compile(r'File "(?P<file>.+?)", line \d+(, in (?P<where>\S+))?')
+_ERROR = re.compile(r"^(?:\w+\.)*(?P<kind>\w*(?:Error|Exception)): (?P<text>.*)", re.MULTILINE)
+_OF_SYNTAX = ("SyntaxError", "IndentationError", "TabError")
+_NAMED = re.compile(
+    r"; '(?P<package>\w+)' is not a package"
+    r"|from (?:partially initialized module )?'(?P<source>\w+)[.\w]*' .*?\((?P<file>[^()]+\.\w+)\)$"
+    r"|module '(?P<empty>\w+)[.\w]*' has no attribute"
+    r"|No module named '(?P<missing>\w+)"
+)
+
+
+def import_failure(traceback: str) -> str | None:
+    """One sentence that names the module and the file. None if the traceback does not end in an
+    import.
+
+    A file of the module's name in another folder hides the module: a `torch.py` hides torch.
+    """
+    frames, errors = list(_FRAME.finditer(traceback)), list(_ERROR.finditer(traceback))
+    if not errors:
+        return None
+    kind, text = errors[-1]["kind"], errors[-1]["text"].strip()
+    is_import = kind in ("ImportError", "ModuleNotFoundError", *_OF_SYNTAX)
+    if not is_import and not (frames and frames[-1]["where"] == "<module>"):
+        return None
+    last = frames[-1]["file"] if frames else "a file"
+    named = _NAMED.search(text)
+    module = named and (named["package"] or named["source"] or named["empty"] or named["missing"])
+    found = named["file"] if named else last
+    module = module or _module_of(last)
+    own = _origin(module)
+    other = found if found and own and Path(found) != Path(own) else _hiding(module, own)
+    if other is not None and own is not None:
+        return (
+            f"a process of Ray found {other} instead of the module {module} ({text}); rename "
+            f"{Path(other).name}, or start in another folder"
+        )
+    return (
+        f"a process of Ray cannot import {module}, which {last} needs ({text}); install the same "
+        "packages on every node"
+    )
+
+
+def _module_of(file: str) -> str:
+    """The name of the module in a file, without its package."""
+    path = Path(file)
+    return path.parent.name if path.name == "__init__.py" else path.stem
+
+
+def _origin(module: str) -> str | None:
+    """The file of the module in this process."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return None if spec is None else spec.origin
+
+
+def _hiding(module: str, own: str | None) -> str | None:
+    """A file of this module's name in the working directory, or in a folder where this process
+    looks for modules. Not the file that this process imports."""
+    for folder in (str(Path.cwd()), *sys.path):
+        spec = PathFinder.find_spec(module, [folder])
+        if spec is not None and spec.origin not in (None, own):
+            return spec.origin
+    return None

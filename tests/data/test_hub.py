@@ -1,0 +1,169 @@
+"""hf://datasets/…: through a file system that stands for the hub's."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fsspec
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from ray_gen import storage
+from ray_gen.data import DataError, Parquet
+from tests.data.pictures import opened
+from tests.data.test_parquet import hf, same, write_table
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(fsspec.AbstractFileSystem):
+    """One data set, somebody/digits, at one commit. Its files lie in a local folder."""
+
+    protocol = "hf"
+    cachable = False
+    folder: Path
+    failures = 0
+    asked: list[str]
+
+    def _local(self, path: str) -> Path:
+        self.asked.append(path)
+        if type(self).failures:
+            type(self).failures -= 1
+            raise RuntimeError("no route to host")  # as httpx: not an OSError
+        root = f"datasets/somebody/digits@{COMMIT}"
+        if path != root and not path.startswith(f"{root}/"):
+            raise FileNotFoundError(path)
+        return self.folder / path.removeprefix(root).strip("/")
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        file = self._local(path)
+        if file.is_dir():
+            return {"name": path, "size": 0, "type": "directory"}
+        data = file.read_bytes()
+        blob = hashlib.sha1(data).hexdigest()
+        return {"name": path, "size": len(data), "type": "file", "blob_id": blob, "lfs": None}
+
+    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+        found = [f"{path}/{file.name}" for file in sorted(self._local(path).iterdir())]
+        return [self.info(name) for name in found] if detail else found
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+        return self._local(path).open(mode)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
+    class Here(Hub):
+        folder = tmp_path / "hub"
+        asked: list[str] = []  # noqa: RUF012
+
+    class Api:
+        def repo_info(self, repository: str, **asked: Any) -> Any:
+            assert asked["repo_type"] == "dataset" and asked["timeout"] <= 5
+            if repository != "somebody/digits":
+                raise errors.RepositoryNotFoundError("404", response=_response())
+            if asked["revision"] not in (None, "main", "refs/convert/parquet", COMMIT):
+                raise errors.RevisionNotFoundError("404", response=_response())
+            return SimpleNamespace(sha=COMMIT)
+
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", Here)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.01)
+    write_table(Here.folder / "data" / "train-0.parquet", image=hf(range(6)), label=[0, 1] * 3)
+    write_table(Here.folder / "data" / "test-0.parquet", image=hf(range(6, 8)), label=[0, 1])
+    (Here.folder / "README.md").write_text("digits")
+    return Here
+
+
+def _response() -> Any:
+    return SimpleNamespace(headers={}, status_code=404, request=None, text="", json=dict)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["", "/", "/data", "@main", "@main/data", "@refs/convert/parquet/data", f"@{COMMIT}/data"],
+)
+def test_a_data_set_of_the_hub(place: str, hub: type[Hub], tmp_path: Path) -> None:
+    source = Parquet(path=f"hf://datasets/somebody/digits{place}")
+    store = opened(source, tmp_path / "cache")
+    assert same(store.train.images_NHWC, range(6)) and same(store.held_out.images_NHWC, range(6, 8))
+    assert store.train.labels is not None and store.train.labels.tolist() == [0, 1] * 3
+    assert all(COMMIT in path for path in hub.asked)
+
+
+def test_one_file_of_the_hub(hub: type[Hub], tmp_path: Path) -> None:
+    path = "hf://datasets/somebody/digits/data/test-0.parquet"
+    store = opened(Parquet(path=path), tmp_path / "cache")
+    assert same(store.train.images_NHWC, range(6, 8))
+
+
+def test_two_runs_on_one_revision_have_one_identity(hub: type[Hub], tmp_path: Path) -> None:
+    def identity() -> object:
+        return Parquet(path="hf://datasets/somebody/digits").identity()
+
+    first = identity()
+    time.sleep(0.01)
+    shard = hub.folder / "data" / "test-0.parquet"
+    shard.write_bytes(shard.read_bytes())  # another time, the same content
+    assert identity() == first
+    write_table(shard, image=hf(range(8, 10)), label=[0, 1])  # the same size, another content
+    assert identity() != first
+
+
+def test_a_connection_that_fails_for_a_moment(hub: type[Hub], tmp_path: Path) -> None:
+    hub.failures = 2
+    store = opened(Parquet(path="hf://datasets/somebody/digits"), tmp_path / "cache")
+    assert len(store.train) == 6
+
+
+def test_what_the_hub_does_not_have_has_its_sentence(hub: type[Hub], tmp_path: Path) -> None:
+    def refused(path: str, message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            opened(Parquet(path=path), tmp_path / "cache")
+
+    refused("hf://datasets/somebody/x", r"no data set somebody/x that this user may read;.*hf auth")
+    refused("hf://datasets/somebody/digits@v9", "somebody/digits has no revision 'v9' on the hub")
+    refused("hf://datasets/mnist", "names no data set of the hub; give hf://datasets/OWNER/NAME")
+    refused("hf://somebody/model", "names no data set of the hub")
+    refused("hf://datasets/somebody/digits/gone", "does not exist")
+    (hub.folder / "data").rename(hub.folder / "raw")
+    for file in (hub.folder / "raw").iterdir():
+        file.rename(file.with_suffix(".bin"))
+    refused("hf://datasets/somebody/digits", r"no files whose names end in \.parquet;.*@refs/conv")
+
+
+def test_offline_is_one_sentence_within_seconds(tmp_path: Path) -> None:
+    """With the real package: the address leads nowhere."""
+    code = (
+        "from ray_gen.data import Parquet\n"
+        "try: Parquet(path='hf://datasets/somebody/digits').identity()\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    for environment in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env={"PATH": "", "HOME": str(tmp_path), **environment},
+            cwd=Path(__file__).parents[2],
+            timeout=120,
+            check=True,
+        )
+        assert time.monotonic() - start < 30  # with the imports, on a busy machine
+        (line,) = done.stdout.splitlines()
+        assert line.startswith("DataError data.path: hf://datasets/somebody/digits cannot be reach")
+        assert "hf download somebody/digits --repo-type dataset --local-dir FOLDER" in line
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"needs huggingface_hub; install it with pip install 'ray"):
+        Parquet(path="hf://datasets/somebody/digits").identity()
