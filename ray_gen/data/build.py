@@ -103,6 +103,8 @@ def build(
         )
         keys = [key, key_of(resolved)]
         _write(folder, splits, wanted, listing, tally, keys)
+        if entry.is_symlink():  # to an entry that is gone
+            entry.unlink()
         shutil.rmtree(entry, ignore_errors=True)
         folder.rename(entry)
         link_to(entry, keys[1])

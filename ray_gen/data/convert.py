@@ -25,6 +25,7 @@ from ray_gen.data.decode import decode, decompressed
 from ray_gen.data.errors import CorruptImageError, DataError
 from ray_gen.data.pictures import Bands
 from ray_gen.data.sources.base import Item, Source, SplitName
+from ray_gen.data.sources.joined import Joined
 from ray_gen.data.sources.parquet import MANIFEST, Columns, Parquet, RowGroup, raw_metadata
 from ray_gen.data.wanted import ELEMENTS, Wanted
 from ray_gen.noise import permutation
@@ -71,6 +72,12 @@ class Conversion:
         if isinstance(self.source, Parquet):
             groups, columns = self.source.row_groups()
             return groups, columns, columns.class_names
+        joined = self.source.sources if isinstance(self.source, Joined) else ()
+        if any(type(source) is Parquet for source in joined):
+            raise DataError(
+                "data.sources: joined Parquet files are not converted, because all their images"
+                " would be in memory; convert each source to a folder of its own, and join these"
+            )
         listing = self.source.listing()
         return list(listing.items), None, listing.class_names
 

@@ -72,9 +72,11 @@ def remarks(store: Store) -> Iterator[str]:
     yield from _classes(store)
     held_out = len(store.held_out)
     if 0 < held_out < FEW_HELD_OUT:
+        own = found.least_fraction is None  # the data set's own split
+        more = "add held-out images" if own else "set a larger data.held_out_fraction"
         yield (
             f"{held_out:,} held-out images are few: their scores are noisy, and the best checkpoint"
-            " is chosen by them; set a larger data.held_out_fraction, or checkpoints.best=null"
+            f" is chosen by them; {more}, or checkpoints.best=null"
         )
 
 
@@ -104,7 +106,9 @@ def _classes(store: Store) -> Iterator[str]:
         return
     count, label = min(few)
     name = names[int(label)] if names and int(label) < len(names) else label
-    others = "" if len(few) == 1 else f", and {len(few) - 1:,} more classes have fewer than 10"
+    more = len(few) - 1
+    has = "more class has" if more == 1 else "more classes have"
+    others = f", and {more:,} {has} fewer than {FEW_OF_CLASS}" if more else ""
     yield (
         f"class {name} has {count:,} training image{'s' if count > 1 else ''}{others};"
         " samples of such a class will look like its images"

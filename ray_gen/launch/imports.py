@@ -23,29 +23,36 @@ def import_failure(traceback: str) -> str | None:
     """One sentence that names the module and the file. None if the traceback does not end in an
     import.
 
-    A file of the module's name in another folder hides the module: a `torch.py` hides torch.
+    A file of the module's name in another folder hides the module: a `torch.py` hides torch. A
+    library may raise another ImportError then, so the first one of a file that hides counts.
     """
-    frames, errors = list(_FRAME.finditer(traceback)), list(_ERROR.finditer(traceback))
-    if not errors:
+    last: tuple[str, str, str] | None = None
+    end = 0
+    for error in _ERROR.finditer(traceback):
+        frames = list(_FRAME.finditer(traceback, end, error.start()))
+        end, text, last = error.end(), error["text"].strip(), None
+        is_import = error["kind"] in ("ImportError", "ModuleNotFoundError", *_OF_SYNTAX)
+        if not is_import and not (frames and frames[-1]["where"] == "<module>"):
+            continue
+        file = frames[-1]["file"] if frames else "a file"
+        named = _NAMED.search(text)
+        groups = ("package", "source", "empty", "missing")
+        module = next((named[group] for group in groups if named and named[group]), None)
+        found = (named and named["file"]) or (None if module else file)
+        module = module or _module_of(file)
+        own = _origin(module)
+        other = _hiding(module, own) if found is None or found == own else found
+        if other is not None and own is not None and Path(other) != Path(own):
+            return (
+                f"a process of Ray found {other} instead of the module {module} ({text}); rename "
+                f"{Path(other).name}, or start in another folder"
+            )
+        last = module, file, text
+    if last is None:
         return None
-    kind, text = errors[-1]["kind"], errors[-1]["text"].strip()
-    is_import = kind in ("ImportError", "ModuleNotFoundError", *_OF_SYNTAX)
-    if not is_import and not (frames and frames[-1]["where"] == "<module>"):
-        return None
-    last = frames[-1]["file"] if frames else "a file"
-    named = _NAMED.search(text)
-    module = named and (named["package"] or named["source"] or named["empty"] or named["missing"])
-    found = named["file"] if named else last
-    module = module or _module_of(last)
-    own = _origin(module)
-    other = found if found and own and Path(found) != Path(own) else _hiding(module, own)
-    if other is not None and own is not None:
-        return (
-            f"a process of Ray found {other} instead of the module {module} ({text}); rename "
-            f"{Path(other).name}, or start in another folder"
-        )
+    module, file, text = last
     return (
-        f"a process of Ray cannot import {module}, which {last} needs ({text}); install the same "
+        f"a process of Ray cannot import {module}, which {file} needs ({text}); install the same "
         "packages on every node"
     )
 

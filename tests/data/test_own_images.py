@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -327,6 +328,9 @@ def test_what_a_run_resolved_finds_the_entry_that_its_start_made(tmp_path: Path)
         value_range=first.found.value_range, progress=refuse,
     )  # fmt: skip
     assert again.digest == first.digest
+    shutil.rmtree(first.path)  # a user may empty a cache in part
+    given = {"image_size": (8, 8), "channels": 1, "value_range": first.found.value_range}
+    assert opened(folder(root), tmp_path / "cache", **given).digest == first.digest
 
 
 def test_a_truncated_image_is_corrupt(tmp_path: Path) -> None:

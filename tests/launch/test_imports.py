@@ -57,6 +57,24 @@ def test_a_file_that_hides_a_module_is_named(
     assert "rename fractions.py" in sentence
 
 
+def test_the_first_failure_counts_where_a_library_raises_another(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """Ray says that dependencies are missing, where a file hides one."""
+    first = failing("raise ImportError('hidden')", tmp_path, "import fractions")
+    monkeypatch.chdir(tmp_path)
+    more = "\nDuring handling of the above exception, another exception occurred:\n\n"
+    sentence = import_failure(f"{first}{more}{USER}ImportError: dependencies are missing\n")
+    assert sentence is not None
+    assert f"found {tmp_path / 'fractions.py'} instead" in sentence
+
+
+def test_an_import_that_was_tried_in_vain_is_not_blamed() -> None:
+    tried = f"{USER}ModuleNotFoundError: No module named 'faster'\n"
+    text = f'{tried}\n  File "/app/user.py", line 7, in forward\nValueError: no number\n'
+    assert import_failure(text) is None
+
+
 def test_a_module_that_is_missing_is_named_with_the_file_that_needs_it() -> None:
     sentence = import_failure(f"{USER}ModuleNotFoundError: No module named 'nowhere.else'\n")
     assert sentence is not None

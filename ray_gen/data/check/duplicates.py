@@ -23,9 +23,9 @@ NEAR_OF_CONTRAST = 0.1
 brightness) of both."""
 PLAIN = 5.0
 """Images with less contrast are not compared: skies and empty pages are all alike."""
-COMPARED = 400_000_000
-"""Number of comparisons that are worth the time: a minute on one core."""
-_MOST_COMPARED = 2_000
+COMPARED = 1_000_000_000
+"""Number of comparisons that are worth the time: about a minute on one core."""
+_MOST_COMPARED = 20_000
 """Number of comparisons of one image."""
 _CHUNK = 8_192
 _PAIRS_AT_ONCE = 100_000
@@ -105,19 +105,15 @@ def _close_pairs(
     cells = _Cells(places, reach)
     most = max(20, min(_MOST_COMPARED, COMPARED // count))
     found: list[NDArray[np.int64]] = []
-    complete = True
     for start in range(0, count, _CHUNK):
         progress(start, count)
         owners = np.arange(start, min(start + _CHUNK, count))
-        left, right, all_there = cells.candidates(owners, most)
-        complete &= all_there
-        for at in range(0, len(left), _PAIRS_AT_ONCE):
-            i, j = left[at : at + _PAIRS_AT_ONCE], right[at : at + _PAIRS_AT_ONCE]
+        for i, j in cells.candidates(owners, most):
             near = _are_near(prints, contrast, i, j)
             found.append(np.stack([i[near], j[near]], axis=1))
     progress(count, count)
     pairs = np.concatenate(found) if found else np.empty((0, 2), np.int64)
-    return ((int(i), int(j)) for i, j in pairs), complete
+    return ((int(i), int(j)) for i, j in pairs), cells.complete
 
 
 def _placed(prints: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
@@ -154,6 +150,7 @@ class _Cells:
     def __init__(self, places: NDArray[np.float32], reach: float) -> None:
         """places: (N, axes), in units of a cell's side. reach: largest distance to look at, below
         ½."""
+        self.complete = True
         axes = places.shape[1]
         self._steps = np.random.default_rng(0).integers(1, 2**63, axes, np.uint64) | np.uint64(1)
         whole = np.floor(places)
@@ -174,9 +171,9 @@ class _Cells:
 
     def candidates(
         self, owners: NDArray[np.int64], most: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
-        """Pairs (i, j) with i < j of images that may be close, i of `owners`; and whether none was
-        left out because an image has more than `most`."""
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Pairs (i, j) with i < j of images that may be close, i of `owners`, some at a time. At
+        most `most` for each i; if one has more, `complete` becomes False."""
         who = owners
         keys = self._keys[owners]
         with np.errstate(over="ignore"):
@@ -200,10 +197,17 @@ class _Cells:
         first = np.searchsorted(who, who)
         room = most - (before - before[first])
         kept = np.minimum(sizes, np.maximum(room, 0))
-        left = np.repeat(who, kept)
-        offsets = np.arange(len(left)) - np.repeat(np.cumsum(kept) - kept, kept)
-        right = self._order[np.repeat(starts, kept) + offsets]
-        return left, right, bool((kept == sizes).all())
+        self.complete &= bool((kept == sizes).all())
+        ends = np.cumsum(kept)
+        begin = 0
+        while begin < len(kept):
+            done = ends[begin - 1] if begin else 0
+            end = max(begin + 1, int(np.searchsorted(ends, done + _PAIRS_AT_ONCE, "right")))
+            part = kept[begin:end]
+            offsets = np.arange(part.sum()) - np.repeat(np.cumsum(part) - part, part)
+            right = self._order[np.repeat(starts[begin:end], part) + offsets]
+            yield np.repeat(who[begin:end], part), right
+            begin = end
 
 
 def _are_near(

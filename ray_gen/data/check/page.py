@@ -450,6 +450,7 @@ h2 { font-size: 17px; font-weight: 600; margin: 0 0 8px }
 h3 { font-size: 14px; font-weight: 600; margin: 18px 0 6px; overflow-wrap: anywhere }
 h2 + h3, h2 + div h3, .note + h3, .three h3 { margin-top: 0 }
 p { margin: 0 0 10px; overflow-wrap: anywhere }
+section > :last-child { margin-bottom: 0 }
 .above, .note, figcaption { color: var(--quiet); font-size: 13px }
 .bad { color: var(--bad) } .warn { color: var(--warn) } .good { color: var(--good) }
 header ul { display: flex; flex-wrap: wrap; gap: 4px 28px; margin: 0; padding: 0 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ class FolderFiles:
 
     def __init__(self, path: str) -> None:
         self._root = Path(path).expanduser().absolute()
+        # Text, because joining paths takes a quarter of the time of a small image.
+        self._prefix = f"{self._root}/"
 
     @property
     def root(self) -> str:
@@ -133,16 +136,16 @@ class FolderFiles:
 
     def open(self, path: str) -> IO[bytes]:
         """The file, without Python's buffer: readers ask for large parts."""
-        return (self._root / path).open("rb")
+        return io.open(self._prefix + path, "rb", buffering=0)  # noqa: UP020
 
     def head(self, path: str) -> bytes:
         """The first bytes of the file."""
-        with (self._root / path).open("rb", buffering=0) as file:
+        with self.open(path) as file:
             return file.read(HEAD_BYTES)
 
     def name(self, path: str) -> str:
         """The absolute path."""
-        return str(self._root / path)
+        return self._prefix + path
 
 
 def _remedy_for_file(path: Path) -> str:

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from ray_gen.data.errors import CorruptImageError, DataError, Refuse, raised, reason
@@ -20,6 +19,7 @@ from ray_gen.data.formats import (
     format_of,
     is_read,
     remedy,
+    suffix_of,
     what_it_is,
 )
 from ray_gen.data.pictures import frames_of, read_picture
@@ -139,10 +139,9 @@ class Images:
         frames, notes = self._frames(kept)
 
         def label_of(path: str) -> int | None:
-            return labels.of.get(path) if labels.decides else index.get(class_of(path))
-
-        def class_of(path: str) -> str:
-            return layout.places[path].class_name or ""
+            if labels.decides:
+                return labels.of.get(path)
+            return index.get(layout.places[path].class_name or "")
 
         items = (
             self._item(image, layout.places[image.path], label_of(image.path), frame)
@@ -339,7 +338,7 @@ def _counted(found: Found, read: Sequence[str]) -> dict[str, int]:
 
 
 def _suffix(path: str) -> str:
-    return PurePosixPath(path).suffix.lower() or "without suffix"
+    return suffix_of(path) or "without suffix"
 
 
 def _load(

@@ -165,7 +165,7 @@ def labels_of(
     if setting == "none":
         return Labels(True, no_classes="data.labels is none; set it to auto")
     tree = _Tree(files, images)
-    tables = list(_beside(files, others)) if setting == "auto" else [_given(setting, tree)]
+    tables = list(_beside(files, others)) if setting == "auto" else [_given(setting, tree, others)]
     if not tables and column is not None:
         raise DataError(
             f"{of_labels.FIELD}: {files.root} has no {', '.join(NAMES[:-1])} with a column"
@@ -284,7 +284,9 @@ def _classes(
             of_labels.candidates(_schema(table), asked, table.where)
         names = [asked]
     else:
-        names = list(dict.fromkeys(name for table in tables for name in _likely(table)))
+        likely = dict.fromkeys(name for table in tables for name in _likely(table))
+        usual = of_labels.DEFAULTS
+        names = sorted(likely, key=lambda name: usual.index(name) if name in usual else 0)
     for name in names:
         typed = tables
         for one in of_labels.columns_of(name):
@@ -384,7 +386,7 @@ def _beside(files: Files, others: Iterable[str]) -> Iterator[_Table]:
         yield table
 
 
-def _given(setting: str, tree: _Tree) -> _Table:
+def _given(setting: str, tree: _Tree, others: Sequence[str]) -> _Table:
     """The file that `data.labels` names: outside of the tree, or a path in it."""
     if not setting.lower().endswith(_KINDS):
         raise DataError(
@@ -397,9 +399,14 @@ def _given(setting: str, tree: _Tree) -> _Table:
             data = Path(setting).read_bytes()
         except OSError as error:
             raise _unreadable(setting, error) from error
-    else:
+    elif setting in others:
         where = tree.files.name(setting)
         data = _bytes_of(tree.files, setting, where)
+    else:
+        raise DataError(
+            f"{FIELD}: {setting} is neither a file here nor one in {tree.files.root}; give a file"
+            " of names and classes"
+        )
     table = _table(_Table(setting, where, given=True), data, tree)
     if table is None:
         raise DataError(
