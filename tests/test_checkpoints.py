@@ -16,6 +16,7 @@ from ray_gen import storage
 from ray_gen.runs import checkpoints as module
 from ray_gen.runs.checkpoints import (
     BEST,
+    DUE,
     checkpoint_name,
     checkpoints,
     commit,
@@ -263,6 +264,16 @@ def meeting(
     patch.setattr(shutil, "copyfile", watched(shutil.copyfile))
     patch.setattr(shutil, "rmtree", watched(shutil.rmtree))
     return met
+
+
+@pytest.mark.parametrize("name", [BEST, DUE])
+def test_a_run_that_goes_on_removes_half_copies(tmp_path: Path, name: str) -> None:
+    run = Folder(str(tmp_path / "run"))
+    commit(made(tmp_path / "1", 1), run, name)
+    for _ in ways_to_die(lambda: commit(made(tmp_path / "2", 2), run, name)):
+        mend_best(run)
+        assert not [left for left in run.names() if left.endswith(".partial")]
+        assert step_of(run / name) in (1, 2)
 
 
 def test_only_the_named_files_are_fetched(run: Folder, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -300,9 +301,12 @@ def test_pictures_of_any_tool_are_compared(tmp_path: Path) -> None:
     )
     assert ended.exit_code == 0, ended.output
     assert f"folder:{tmp_path}/made" in ended.output
+    with zipfile.ZipFile(tmp_path / "real.zip", "w") as archive:
+        for file in (tmp_path / "real").iterdir():
+            archive.write(file, file.name)
     same = ray_gen.evaluate(
         generated=str(tmp_path / "real"),
-        reference=str(tmp_path / "real"),
+        reference=str(tmp_path / "real.zip"),
         features=TINY,
         metrics=["fid", "sliced_wasserstein"],
     )

@@ -65,7 +65,8 @@ def check(
     animated, misnamed, one_colour: count, names (at most 20)
     corrupt, unreadable, not_read_images: name, reason (all of them)
     not_read, not_read_others: numbers and names by suffix
-    duplicates: exact and near groups: images (name, split, class), leaks
+    duplicates: exact, near: groups of images (name, split, class), leaks (both splits)
+    duplicates: leaking_groups, not_compared (no contrast), all_compared
     version, source, complete (false: interrupted)
     """
     from ray_gen.cli.options import check_output
@@ -84,9 +85,11 @@ def check(
     read = looked_at
     if cluster:
         from ray_gen.launch.check import looked_at_on_cluster as read
+    images = source_of(settings)
+    asked = _asked(settings, images.field)
     try:
         with measuring() as progress:
-            checked = check_data(source_of(settings), _asked(settings), progress, read)
+            checked = check_data(images, asked, progress, read)
         if str(json_file) == "-":
             click.echo(json.dumps(as_json(checked, settings.short_form), indent=1))
         else:
@@ -102,8 +105,8 @@ def check(
     sys.exit(1 if checked.outlook.refusals else 0)
 
 
-def _asked(settings: DataSettings) -> Asked:
-    """What the settings ask of images."""
+def _asked(settings: DataSettings, field: str) -> Asked:
+    """What the settings ask of images. field: the source's, for errors."""
     from ray_gen.data.check import Asked
     from ray_gen.data.store import wanted_of
     from ray_gen.training.sources import cache_folder, open_source
@@ -113,7 +116,7 @@ def _asked(settings: DataSettings) -> Asked:
         wanted_of(**settings.pixels()),
         settings.held_out_fraction,
         settings.on_corrupt == "skip",
-        "data.path" if hasattr(settings, "path") else "data.kind",
+        field,
         None if settings.random_crop_from is None else settings.height_and_width(),
         cache_folder(),
         stream,
@@ -171,8 +174,8 @@ def convert(
 ) -> None:
     """Write SOURCE as sharded Parquet to DESTINATION, a folder or URI, on all CPU cores.
 
-    SOURCE is folder:PATH, parquet:PATH_OR_URI, torchvision:CLASS or mnist5k; PATH=VALUE sets its
-    fields, e.g. data.image_size=64 data.channels=3 data.held_out_fraction=0.02. With an image size
+    SOURCE is a path, a URI or KIND:PATH, as `data` of `ray-gen train`; PATH=VALUE sets its fields,
+    e.g. data.image_size=64 data.channels=3 data.held_out_fraction=0.02. With an image size
     the command stores pixels; training reads them many times faster than it decodes files. Without
     one it stores the files unchanged. Run the same command again to write missing parts.
 

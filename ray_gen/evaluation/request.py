@@ -20,7 +20,7 @@ from ray_gen.evaluation.evaluator import Evaluator, SplitImages, subject_of
 from ray_gen.evaluation.progress import Progress, silent
 from ray_gen.evaluation.scores import Scores
 from ray_gen.experiment import Experiment, absolute_path
-from ray_gen.experiment.data import Data, DataSettings
+from ray_gen.experiment.data import Data, DataSettings, is_short_form, kind_of_place
 from ray_gen.experiment.evaluation import Evaluation
 from ray_gen.pipeline.loading import experiment_of, load_as
 from ray_gen.pipeline.model import Model
@@ -250,7 +250,7 @@ def _data_of_export(location: str, experiment: Experiment) -> Data | None:
     path = getattr(data, "path", "://")
     if "://" in path:
         return None
-    if not Path(path).exists():
+    if not Path(path).exists() and not set(path) & set("*?[{"):  # a pattern of tar files
         raise Refused(
             f"--reference: {location} was trained on {experiment.data.short_form}, and an export "
             "does not hold the whole path; name images to compare with, or start in the folder "
@@ -260,10 +260,9 @@ def _data_of_export(location: str, experiment: Experiment) -> Data | None:
 
 
 def _source(text: str, option: str, decoding: Mapping[str, Any]) -> Data:
-    """The data settings for a folder or a short form, e.g. "torchvision:CIFAR10". decoding: the
-    fields image_size, channels and on_corrupt. Raises Refused."""
-    kinds = ("folder:", "parquet:", "torchvision:")
-    short = text if text.startswith(kinds) or text == "mnist5k" else f"folder:{text}"
+    """The data settings for a path, a URI or a short form, e.g. "torchvision:CIFAR10". decoding:
+    the fields image_size, channels and on_corrupt. Raises Refused."""
+    short = text if is_short_form(text) else f"{kind_of_place(text) or 'folder'}:{text}"
     without_credentials(short.partition(":")[2])  # before a message could show them
     adapter: TypeAdapter[Data] = TypeAdapter(Data)
     try:

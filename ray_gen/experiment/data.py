@@ -579,6 +579,12 @@ def from_short_form(value: Any) -> Any:
     return {"kind": kind}
 
 
+def is_short_form(text: str) -> bool:
+    """Whether a text names the kind of its source."""
+    kind, colon, _ = text.partition(":")
+    return text == "mnist5k" or (bool(colon) and kind in _SHORT_FORMS)
+
+
 def kind_of_place(place: str) -> str | None:
     """The kind of source that lies at a path or URI, from its name and, for a folder, from the
     names in it. None: it does not tell."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import sysconfig
@@ -109,6 +110,14 @@ def connected() -> Generator[None]:
             yield
         finally:
             _shut_down(started)
+
+
+def outlives_signals() -> bool:
+    """Whether Ray goes on when all processes of this command get SIGTERM. Not if the user's own
+    script has started a local Ray."""
+    ours = with_descendants(children_of(os.getpid()))
+    of_ray = [process for process in ours if process.name in NEEDED_TO_DISCONNECT]
+    return all(process.blocks(signal.SIGTERM) for process in of_ray)
 
 
 def _shut_down(started: Collection[Process]) -> None:

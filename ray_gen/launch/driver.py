@@ -36,6 +36,7 @@ from ray_gen.launch.cluster import (
     connected,
     evaluates_beside,
     missed_on_a_cluster,
+    outlives_signals,
     placement_groups,
     remove_placement_groups,
     share_of,
@@ -88,8 +89,7 @@ class Run:
     """Why it ended: "all images seen", "asked to stop", …"""
     metrics: dict[str, float]
     failure: str | None = None
-    """Why the end of the training did not help, in the objective's words: the model is worth
-    nothing. None if all is well."""
+    """Why training no longer helped at its end, in the objective's words. None if it helped."""
 
     def __fspath__(self) -> str:
         return self.location
@@ -244,7 +244,8 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
             run.write_text(EXPERIMENT, experiment.to_yaml())
             line.stage(f"starting {share}")
             try:
-                with interruption.saving(lambda: run.write_text(STOP, "")):
+                sure = outlives_signals()
+                with interruption.saving(lambda: run.write_text(STOP, ""), sure=sure):
                     ended = _fit(experiment, run, share, line)
             except Exception:
                 with suppress(OSError, StorageError):  # the user must see the first error

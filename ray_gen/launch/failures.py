@@ -50,7 +50,8 @@ def is_of_the_controller(error: Exception) -> bool:
 def in_words(error: Exception) -> Exception:
     """The exception that ended a fit, without Ray's layers around it."""
     if isinstance(error, RayActorError) and error.actor_init_failed:
-        return Failed(import_failure(str(error)) or f"Ray Train: {error}")
+        told = str(error).strip()
+        return Failed(import_failure(told) or f"Ray Train: {told.splitlines()[-1]}")
     if isinstance(error, ControllerError):
         cause = error.controller_failure
         if isinstance(cause, OSError):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ray_gen.errors import Refused
 from ray_gen.storage import DEFAULT, VARIABLE, reason_of
-from ray_gen.training.sources import cache_folder
 
-_TOKEN = Path("~/.ray/auth_token")
+_CACHE = "~/.cache/ray_gen"
+"""As `training.sources.cache_folder` has it."""
+_TOKEN = "~/.ray/auth_token"
 """Where a local Ray writes its token, if it finds none."""
 
 
@@ -21,21 +22,21 @@ def check_home(*, runs: bool, cache: bool, starts_ray: bool) -> None:
     runs: whether run folders lie there. cache: whether images are decoded. starts_ray: whether a
     local Ray starts, which writes a token unless it finds one.
     """
-    needed: dict[str, Path] = {}
+    needed: dict[str, str] = {}
     if runs:
-        needed[f"run folders (${VARIABLE} or --storage)"] = Path(DEFAULT).expanduser()
-    if cache and not os.environ.get("RAY_GEN_CACHE") and not _exists(cache_folder()):
-        needed["decoded images ($RAY_GEN_CACHE)"] = cache_folder()
+        needed[f"run folders (${VARIABLE} or --storage)"] = DEFAULT
+    if cache and not os.environ.get("RAY_GEN_CACHE") and not _exists(_CACHE):
+        needed["decoded images ($RAY_GEN_CACHE)"] = _CACHE
     if starts_ray and _has_no_token():
-        needed["the token of a local Ray ($RAY_AUTH_TOKEN: any secret)"] = _TOKEN.expanduser()
+        needed["the token of a local Ray ($RAY_AUTH_TOKEN: any secret)"] = _TOKEN
     reasons = {what: _why_not(place) for what, place in needed.items()}
     lost = {what: reason for what, reason in reasons.items() if reason is not None}
     if lost:
         *first, last = lost
         listed = f"{', '.join(first)} and {last}" if first else last
         raise Refused(
-            f"HOME: {Path.home()} cannot be written ({next(iter(lost.values()))}), and {listed} "
-            "would lie there; set HOME to a folder that can be written, or set "
+            f"HOME: {os.environ.get('HOME', '~')} cannot be written ({next(iter(lost.values()))}), "
+            f"and {listed} would lie there; set HOME to a folder that can be written, or set "
             + ("each of these variables" if first else "this variable")
         )
 
@@ -43,22 +44,25 @@ def check_home(*, runs: bool, cache: bool, starts_ray: bool) -> None:
 def _has_no_token() -> bool:
     given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
-    return not given and mode == "token" and not _exists(_TOKEN.expanduser())
+    return not given and mode == "token" and not _exists(_TOKEN)
 
 
-def _exists(path: Path) -> bool:
+def _exists(place: str) -> bool:
     try:
-        return path.exists()
-    except OSError:
+        return Path(place).expanduser().exists()
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home folder
         return False
 
 
-def _why_not(place: Path) -> str | None:
+def _why_not(place: str) -> str | None:
     """Why a file or folder cannot be made at this place. None if it can. Leaves nothing there."""
-    while not _exists(place) and place != place.parent:
-        place = place.parent
     try:
-        with tempfile.TemporaryFile(dir=place):
+        path = Path(place).expanduser()
+        while path != path.parent and not _exists(str(path)):
+            path = path.parent
+        with tempfile.TemporaryFile(dir=path):
             return None
+    except RuntimeError:
+        return "this user has no home folder"
     except OSError as error:
         return reason_of(error)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 _FRAME = re.compile(r'File "(?P<file>.+?)", line \d+(, in (?P<where>\S+))?')
 _ERROR = re.compile(r"^(?:\w+\.)*(?P<kind>\w*(?:Error|Exception)): (?P<text>.*)", re.MULTILINE)
+_OF_MODULES = ("<module>", "init")
+"""What a frame is called that runs a module. Cython says "init"."""
 _OF_SYNTAX = ("SyntaxError", "IndentationError", "TabError")
 _NAMED = re.compile(
     r"; '(?P<package>\w+)' is not a package"
@@ -32,7 +34,7 @@ def import_failure(traceback: str) -> str | None:
         frames = list(_FRAME.finditer(traceback, end, error.start()))
         end, text, last = error.end(), error["text"].strip(), None
         is_import = error["kind"] in ("ImportError", "ModuleNotFoundError", *_OF_SYNTAX)
-        if not is_import and not (frames and frames[-1]["where"] == "<module>"):
+        if not is_import and not (frames and frames[-1]["where"] in _OF_MODULES):
             continue
         file = frames[-1]["file"] if frames else "a file"
         named = _NAMED.search(text)

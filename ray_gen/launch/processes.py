@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,6 +41,15 @@ class Process:
     def lives(self) -> bool:
         """Whether it has not ended."""
         return start_of(self.pid) == self.started
+
+    def blocks(self, number: int) -> bool:
+        """Whether its main thread does not hear a signal of this number."""
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text(errors="replace")
+        except OSError:
+            return False
+        blocked = re.search(r"^SigBlk:\s*(\w+)", status, re.MULTILINE)
+        return blocked is not None and bool(int(blocked[1], 16) >> (number - 1) & 1)
 
     def kill(self) -> None:
         """Ends it at once."""

@@ -95,13 +95,14 @@ class Interruption:
             signal.signal(number, handler)
 
     @contextmanager
-    def saving(self, ask: Callable[[], None]) -> Generator[None]:
+    def saving(self, ask: Callable[[], None], *, sure: bool = True) -> Generator[None]:
         """Inside the `with` statement the first signal calls `ask`, which asks the run or search to
-        save and stop."""
+        save and stop. sure: whether Ray goes on if it gets the signal, too."""
+        saving = "saving and stopping" if sure else "stopping, and saving if Ray got no such signal"
 
         def answer(number: int) -> None:
             ask()
-            self._say("saving and stopping; press Ctrl-C again to leave at once")
+            self._say(f"{saving}; press Ctrl-C again to leave at once")
 
         self._answer = answer
         try:

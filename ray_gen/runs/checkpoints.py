@@ -222,8 +222,11 @@ def prune(run: Folder, keep: int) -> None:
 
 
 def mend_best(run: Folder) -> None:
-    """Give the best checkpoint its name if its commit was interrupted. No other process may write
-    it meanwhile."""
+    """Give the best checkpoint its name if its commit was interrupted. Delete what interrupted
+    copies of it, and of the one due, left. No other process may write them meanwhile."""
+    if run.is_local:
+        for name in (BEST, _spare(BEST), DUE, _spare(DUE)):
+            _remove_partial(run, name)
     best = whole(run / BEST)
     if best is not None and best.name != BEST:
         with best.fetched() as folder:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import pickle
 import struct
 import subprocess
 import sys
+import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +20,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
-from ray_gen.data import DataError, ImageFolder, ImageZip
+from ray_gen.data import DataError, ImageFolder, ImageTar, ImageZip
+from ray_gen.data.errors import CorruptImageError
 from ray_gen.data.sources.archives import ZipFiles
 from ray_gen.data.told import remarks, summary
 from tests.data.pictures import noise, opened, write, write_classes
@@ -38,10 +47,6 @@ def with_members(target: Path, members: dict[str, bytes], **options: Any) -> Pat
 
 
 def png(seed: int = 0) -> bytes:
-    import io
-
-    from PIL import Image
-
     file = io.BytesIO()
     Image.fromarray(noise(6, 6, 3, seed)).save(file, "PNG")
     return file.getvalue()
@@ -269,8 +274,6 @@ def test_what_is_no_zip_file_at_all(tmp_path: Path) -> None:
 def test_stylegan_and_imagenet_layouts_in_a_zip(tmp_path: Path) -> None:
     """StyleGAN's tool: stored PNG in numbered folders, and dataset.json with the labels."""
     labels = [[f"0000{i // 5}/img{i:08}.png", i % 3] for i in range(10)]
-    import json
-
     members = {name: png(i) for i, (name, _) in enumerate(labels)}
     members["dataset.json"] = json.dumps({"labels": labels}).encode()
     archive = with_members(tmp_path / "a.zip", members, compression=zipfile.ZIP_STORED)
@@ -278,6 +281,95 @@ def test_stylegan_and_imagenet_layouts_in_a_zip(tmp_path: Path) -> None:
     assert store.train.labels is not None
     assert store.train.labels.tolist() == [i % 3 for i in range(10)]
     assert not store.found.not_read
+
+
+changes = st.lists(
+    st.tuples(st.floats(0, 1, exclude_max=True), st.one_of(st.none(), st.binary(max_size=8))),
+    min_size=1,
+    max_size=20,
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("whole")
+    members = {f"{name}/{i}.png": png(i) for name in ("cat", "dog") for i in range(2)}
+    deflated = with_members(folder / "a.zip", members, compression=zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(folder / "b.zip", "w") as archive:
+        for name, data in members.items():
+            with archive.open(name, "w", force_zip64=True) as member:
+                member.write(data)
+    files = {"deflated.zip": deflated, "64.zip": folder / "b.zip"}
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        path = folder / f"{form}.tar"
+        with tarfile.open(path, "w", format=form) as archive:
+            for name, data in {**members, f"{'n' * 200}.png": png(), "cat/0.cls": b"1"}.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+            link = tarfile.TarInfo("cat/link.png")
+            link.type, link.linkname = tarfile.SYMTYPE, "0.png"
+            archive.addfile(link)
+        files[path.name] = path
+    return {name: path.read_bytes() for name, path in files.items()}
+
+
+@settings(deadline=None, max_examples=150)
+@given(name=st.sampled_from(["deflated.zip", "64.zip", "1.tar", "2.tar"]), changed=changes)
+def test_whatever_is_damaged_is_read_refused_or_corrupt(
+    name: str, changed: list[tuple[float, bytes | None]], whole: dict[str, bytes]
+) -> None:
+    """Bytes are replaced, or (None) the rest is cut off."""
+    data = bytearray(whole[name])
+    for place, written in changed:
+        at = int(place * len(data))
+        if written is None:
+            data = data[: max(1, at)]
+        else:
+            data[at : at + len(written)] = written
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{name[-4:]}"
+        path.write_bytes(data)
+        source = (ImageZip if name.endswith(".zip") else ImageTar)(path=str(path))
+        with contextlib.suppress(DataError):
+            for item in source.listing().items:
+                with contextlib.suppress(CorruptImageError, OSError, SyntaxError, ValueError):
+                    item.load()  # Pillow raises the others
+
+
+@pytest.mark.parametrize("size", [b"abc", b"99999999999999999999", b"-5"])
+def test_a_hostile_size_in_a_tar_header(size: bytes, tmp_path: Path) -> None:
+    record = b" size=" + size + b"\n"
+    record = str(len(record) + 2).encode() + record
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, len(record)
+    image = tarfile.TarInfo("0.png")
+    image.size = len(png())
+    (tmp_path / "a.tar").write_bytes(
+        info.tobuf() + record.ljust(512, b"\0") + image.tobuf() + png().ljust(512, b"\0")
+    )
+    if size.isdigit():
+        with pytest.raises(DataError, match="is cut off at byte"):
+            ImageTar(path=str(tmp_path / "a.tar")).listing()
+    else:
+        assert ImageTar(path=str(tmp_path / "a.tar")).listing().count == 1
+
+
+def test_a_hostile_place_in_a_zip_directory(tmp_path: Path) -> None:
+    archive = with_members(tmp_path / "a.zip", {"0.png": png(), "1.png": png(1)})
+    data = bytearray(archive.read_bytes())
+    at = data.rfind(b"PK\1\2")
+    extra = struct.pack("<HHQQQ", 1, 24, 2**62, 2**62, 2**64 - 1)
+    struct.pack_into("<LL", data, at + 20, 0xFFFFFFFF, 0xFFFFFFFF)
+    struct.pack_into("<L", data, at + 42, 0xFFFFFFFF)
+    struct.pack_into("<H", data, at + 30, len(extra))
+    data[at + 46 + 5 : at + 46 + 5] = extra
+    end = data.rfind(b"PK\5\6")
+    (length,) = struct.unpack_from("<L", data, end + 12)
+    struct.pack_into("<L", data, end + 12, length + len(extra))
+    archive.write_bytes(data)
+    store = opened(ImageZip(path=str(archive)), tmp_path / "cache", on_corrupt="skip")
+    assert (store.skipped, len(store.train)) == (1, 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")

@@ -143,10 +143,10 @@ def test_offline_is_one_sentence_within_seconds(tmp_path: Path) -> None:
     """With the real package. The address leads nowhere; then the package is told to be offline."""
     code = """
 import time
-import huggingface_hub
+from huggingface_hub import constants
 from ray_gen.data import DataError, Parquet
 for offline in (False, True):
-    huggingface_hub.constants.HF_HUB_OFFLINE = offline
+    constants.HF_HUB_OFFLINE = offline
     start = time.monotonic()
     try:
         Parquet(path="hf://datasets/somebody/digits").identity()

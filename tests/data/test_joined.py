@@ -20,6 +20,7 @@ from ray_gen.experiment import ExperimentError, data_settings
 from ray_gen.training.sources import open_source
 from tests.data.pictures import noise, opened, write
 from tests.data.test_archives import zipped
+from tests.data.test_convert import converted
 from tests.data.test_parquet import hf, write_table
 from tests.data.test_rows import saved
 
@@ -128,6 +129,23 @@ def test_a_skipped_image_leaves_the_counts_of_sources_right(tmp_path: Path) -> N
     second = coloured(tmp_path / "second", {"cat": 4}, 50)
     source = Joined(sources=[ImageFolder(path=str(first)), ImageFolder(path=str(second))])
     assert opened(source, tmp_path / "cache", on_corrupt="skip").sources == (2, 4)
+
+
+def test_joined_sources_become_one_parquet_data_set(tmp_path: Path) -> None:
+    first = coloured(tmp_path / "first", {"cat": 9, "dog": 9})
+    second = coloured(tmp_path / "second", {"bird": 6, "dog": 6}, 5000)
+    source = Joined(sources=[ImageFolder(path=str(first)), ImageFolder(path=str(second))])
+    store = opened(source, tmp_path / "cache", held_out_fraction=0.2)
+    converted(source, tmp_path / "out", None, held_out_fraction=0.2)
+    written = opened(Parquet(path=str(tmp_path / "out")), tmp_path / "cache")
+    assert written.class_names == store.class_names == ("cat", "dog", "bird")
+    for split in ("train", "held_out"):
+        expected, found = getattr(store, split), getattr(written, split)
+        assert rows(found.images_NHWC) == rows(expected.images_NHWC)
+    write_table(tmp_path / "c.parquet", image=hf(range(3)))
+    source = Joined(sources=[source.sources[0], Parquet(path=str(tmp_path / "c.parquet"))])
+    with pytest.raises(DataError, match=r"^data\.sources: joined Parquet files are not converted"):
+        converted(source, tmp_path / "more", None)
 
 
 shares_of = st.lists(st.tuples(st.integers(50, 700), st.floats(1e-3, 1e3)), min_size=1, max_size=5)

@@ -1,7 +1,8 @@
-"""The same images give the same data wherever they lie: folder, zip, tar, shards, list, Parquet."""
+"""The same images are the same data in every place: folder, zip, tar, list, Parquet, stream."""
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,24 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ray_gen.data import ImageFolder, ImageList, ImageTar, ImageZip, Parquet, Store
+from ray_gen.data import (
+    ArrowFolder,
+    ImageFolder,
+    ImageList,
+    ImageTar,
+    ImageZip,
+    Joined,
+    Parquet,
+    Store,
+    open_stream,
+)
+from ray_gen.data.decode import decode
+from ray_gen.data.wanted import Pixels
 from tests.data.pictures import noise, opened, write
 from tests.data.test_archives import zipped
 from tests.data.test_convert import converted
+from tests.data.test_parquet import hf, write_table
+from tests.data.test_rows import saved
 
 SIZE = {"image_size": (12, 10)}
 FRACTION = 0.3
@@ -44,6 +59,32 @@ def labelled(store: Store) -> dict[str, dict[bytes, str | None]]:
         pixels = [image.numpy().tobytes() for image in split.images_NHWC]
         found[name] = dict(zip(pixels, names, strict=True))
         assert len(found[name]) == len(split) > 0
+    return found
+
+
+def streamed(path: Path, cache: Path) -> dict[str, dict[bytes, str | None]]:
+    """`labelled`, of Parquet files that are streamed."""
+    store = open_stream(
+        Parquet(path=str(path)),
+        center_crop=None,
+        channels=None,
+        held_out_fraction=FRACTION,
+        on_corrupt="stop",
+        cache_folder=cache,
+        window=16,
+        **SIZE,
+    )
+    stream = store.stream
+    assert stream is not None
+    found = labelled(store)
+    found["train"] = {}
+    for group in range(len(stream.groups)):
+        for item in stream.read(group):
+            result = decode(item, stream.wanted, "data.path")
+            assert isinstance(result, Pixels)
+            names = store.class_names
+            name = None if names is None or result.label is None else names[result.label]
+            found["train"][result.values_HWC.tobytes()] = name
     return found
 
 
@@ -91,6 +132,7 @@ def test_the_same_images_are_the_same_data_in_every_place(
         converted(sources[name], target, None, held_out_fraction=FRACTION)
         store = open_one(Parquet(path=str(target)))
         assert labelled(store) == expected and store.class_names == stores["folder"].class_names
+        assert streamed(target, tmp_path / "cache") == expected
 
 
 def test_shards_and_a_list_hold_the_same_images(tmp_path: Path) -> None:
@@ -111,3 +153,33 @@ def test_shards_and_a_list_hold_the_same_images(tmp_path: Path) -> None:
     expected = images(ImageFolder(path=str(root)))
     assert images(ImageTar(path=str(tmp_path / "shards"))) == expected
     assert images(ImageList(path=str(tmp_path / "list.txt"))) == expected
+
+
+def test_sources_travel_to_other_processes(tmp_path: Path) -> None:
+    """As Ray sends them: before and after they were listed."""
+    root = pictures(tmp_path / "set", ["cat", "dog"])
+    subprocess.run(["tar", "-cf", tmp_path / "a.tar", "."], cwd=root, check=True)
+    (tmp_path / "list.txt").write_text("set/cat/0.png\tcat\nset/dog/0.jpg\tdog")
+    write_table(tmp_path / "a.parquet", image=hf(range(5)), label=["a", "b", "a", "b", "a"])
+    sources: list[Any] = [
+        ImageFolder(path=str(root)),
+        ImageZip(path=str(zipped(root, tmp_path / "a.zip"))),
+        ImageTar(path=str(tmp_path / "a.tar")),
+        ImageList(path=str(tmp_path / "list.txt")),
+        Parquet(path=str(tmp_path / "a.parquet")),
+        ArrowFolder(path=str(saved(tmp_path / "saved", range(5), label=[0, 1, 0, 1, 0]))),
+    ]
+
+    def content(source: Any) -> list[tuple[str, str, Any, int | None, bytes]]:
+        listing = source.listing()
+        assert listing.class_names
+        return [
+            (item.key, item.name, item.split, item.load()[1], item.encoded())
+            for item in listing.items
+        ]
+
+    for source in (*sources, Joined(sources=sources)):
+        fresh = pickle.loads(pickle.dumps(source))
+        source.identity()
+        expected = content(source)
+        assert content(fresh) == content(pickle.loads(pickle.dumps(source))) == expected

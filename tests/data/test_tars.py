@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import subprocess
 import tarfile
 from pathlib import Path
@@ -134,6 +135,34 @@ def test_an_image_without_a_class_and_minus_one(tmp_path: Path) -> None:
     assert len(unlabelled.train) == 3 and unlabelled.class_names is None
 
 
+def test_numbers_and_names_together_are_names(tmp_path: Path) -> None:
+    members = {"a.png": png(), "a.cls": b"0", "b.png": png(1), "b.cls": b"cat"}
+    store = opened(tar(tarred(tmp_path / "a.tar", members)), tmp_path / "cache")
+    assert labels_of(store) == ["0", "cat"] and store.class_names == ("0", "cat")
+
+
+@pytest.mark.parametrize("value", ["0.5", "NaN", "null", "[1]", '{"a": 1}'])
+def test_json_values_that_are_no_classes(value: str, tmp_path: Path) -> None:
+    members = {"a.png": png(), "a.json": f'{{"label": {value}}}'.encode()}
+    store = opened(tar(tarred(tmp_path / "a.tar", members)), tmp_path / "cache")
+    assert store.class_names is None and store.found.not_read == {".json": 1}
+
+
+def test_a_link_to_nothing_in_a_shard_is_corrupt(tmp_path: Path) -> None:
+    for shard in range(2):
+        webdataset(tmp_path / "set" / f"{shard}.tar", range(5 * shard, 5 * shard + 5))
+    with tarfile.open(tmp_path / "set" / "1.tar", "a") as archive:
+        link = tarfile.TarInfo("gone.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "nowhere.png"
+        archive.addfile(link)
+    with pytest.raises(
+        DataError, match=r"/set/1\.tar/gone\.png cannot be decoded: it is a link to"
+    ):
+        opened(tar(tmp_path / "set"), tmp_path / "cache")
+    store = opened(tar(tmp_path / "set"), tmp_path / "cache", on_corrupt="skip")
+    assert (store.skipped, len(store.train)) == (1, 10)
+
+
 def test_a_json_file_that_is_no_label_is_told(tmp_path: Path) -> None:
     members = {"0.png": png(), "0.json": b'{"caption": "x"}', "other.cls": b"3", "1.json": b"{"}
     store = opened(tar(tarred(tmp_path / "a.tar", members)), tmp_path / "cache")
@@ -179,6 +208,18 @@ def test_shards_of_a_folder_and_of_a_pattern(tmp_path: Path) -> None:
         opened(tar(tmp_path / "set" / "shard-{000..019}.tar"), tmp_path / "cache")
     with pytest.raises(DataError, match=r"no file .* matches .*none-\*\.tar"):
         opened(tar(tmp_path / "set" / "none-*.tar"), tmp_path / "cache")
+
+
+def test_more_shards_than_a_process_may_open(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for shard in range(300):
+        tarred(tmp_path / "set" / f"{shard}.tar", {f"{shard}.png": png(shard)})
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 250), hard))
+    try:
+        store = opened(tar(tmp_path / "set"), tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(store.train) == 300
 
 
 def test_a_further_shard_moves_no_image_between_splits(tmp_path: Path) -> None:

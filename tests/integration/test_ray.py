@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 
@@ -15,8 +14,10 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from ray_gen.launch.processes import Process, start_of, with_descendants
 from tests.helpers import PATIENCE_SECONDS, started, wait_until
 from tests.integration.conftest import CORES
+from tests.integration.test_signals import RAY_GEN, hiding
 
 pytestmark = pytest.mark.ray
 
@@ -208,11 +209,12 @@ def test_killed_processes_change_nothing(
     assert images == sorted(set(images)), "reports beyond the checkpoint were not cut"
 
 
-def test_the_first_ctrl_c_saves_and_a_second_command_goes_on(
-    undisturbed: Path, storage: Path, digits: list[str], apart: dict[str, str]
+def test_a_signal_to_all_processes_saves_and_a_second_command_goes_on(
+    undisturbed: Path, storage: Path, digits: list[str], apart: dict[str, str], tmp_path: Path
 ) -> None:
     """With a Ray of its own, then on a cluster; with both ways to evaluate, which change nothing;
-    with other numbers of images and of checkpoints to keep."""
+    with other numbers of images and of checkpoints to keep. In a working directory whose files have
+    the names of modules."""
     from ray_gen.cli import main
 
     def command(*more: str) -> list[str]:
@@ -220,11 +222,15 @@ def test_the_first_ctrl_c_saves_and_a_second_command_goes_on(
         return [*given, "--storage", str(storage), "--name", "interrupted"]
 
     first = command("training.images=90000", *evaluating("inline"))
-    process = started([sys.executable, "-m", "ray_gen", *first], env=apart, start_new_session=True)
+    here = hiding(tmp_path / "here")
+    process = started([str(RAY_GEN), *first], env=apart, cwd=here, start_new_session=True)
     wait_for_images(storage / "interrupted", 20_000)
-    process.send_signal(signal.SIGINT)
+    processes = with_descendants([Process(process.pid, start_of(process.pid) or "")])
+    for one in processes:
+        os.kill(one.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130, err
+    assert len(processes) > 10 and not any(one.lives for one in processes)
     assert "saving and stopping" in err
     assert "asked to stop" in out
     stopped = 128 * final(storage / "interrupted")["step"]

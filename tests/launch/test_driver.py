@@ -28,7 +28,7 @@ from ray_gen.runs.checkpoints import DUE, checkpoint_name, checkpoints
 from ray_gen.runs.manifest import CheckpointError
 from ray_gen.storage import Folder
 from ray_gen.training.build import build_objective
-from ray_gen.training.sources import class_names, open_data
+from ray_gen.training.sources import cache_folder, class_names, open_data
 from ray_gen.training.state import State
 from tests.data.pictures import noise, write, write_classes
 from tests.helpers import gan, vae
@@ -382,6 +382,22 @@ def test_a_home_that_cannot_be_written_is_told_with_all_that_lies_there(
         monkeypatch.delenv(name)
     assert driver.folder_of(given(images), None, "a").location == str(tmp_path / "ray_gen_runs/a")
     assert not {".ray", ".cache"} & {path.name for path in tmp_path.iterdir()}
+    assert str(cache_folder()) == str(tmp_path / ".cache/ray_gen")
+
+
+def test_a_user_without_a_home_is_told_the_same(images: Path, tmp_path: Path, monkeypatch) -> None:
+    """As in a container that runs under a user id of its own."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("RAY_GEN_STORAGE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a secret")
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(Refused, match=r"^HOME: .*no home folder.*\$RAY_GEN_STORAGE"):
+        driver.folder_of(given(images), None, "a")
+    assert driver.folder_of(given(images), str(tmp_path), "a").location == str(tmp_path / "a")
 
 
 @pytest.mark.parametrize("where", ["disk", "s3"])

@@ -69,6 +69,19 @@ def test_the_first_failure_counts_where_a_library_raises_another(
     assert f"found {tmp_path / 'fractions.py'} instead" in sentence
 
 
+def test_a_module_in_c_that_finds_another_file_is_an_import_too(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fractions.py").touch()
+    frame = '  File "pyarrow/lib.pyx", line 41, in init pyarrow.lib\n'
+    sentence = import_failure(
+        f"{USER}{frame}AttributeError: module 'fractions' has no attribute 'a'"
+    )
+    assert sentence is not None
+    assert f"found {tmp_path / 'fractions.py'} instead of the module fractions" in sentence
+
+
 def test_an_import_that_was_tried_in_vain_is_not_blamed() -> None:
     tried = f"{USER}ModuleNotFoundError: No module named 'faster'\n"
     text = f'{tried}\n  File "/app/user.py", line 7, in forward\nValueError: no number\n'

@@ -153,3 +153,16 @@ def test_workers_that_begin_again_and_what_they_passed_over_are_told_once(
     told = capsys.readouterr().err
     assert told.count("the workers were started again, at 200 images") == 1
     assert told.count("checkpoint_400: is damaged") == 1
+
+
+def test_a_failure_that_the_objective_sees_is_a_warning_told_once(
+    writer: RunWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    why = "D has won since 10 images"
+    with ProgressLine(1000, show=True) as line:
+        for step, failure in enumerate((None, why, why), start=1):
+            writer.report(Report(step, 24 * step, {"loss/kl": 2.0}, save=False, failure=failure))
+            found = read_progress(Folder(str(tmp_path)), PROGRESS)
+            assert found is not None and found.get("failure") == failure
+            line.trained(found)
+    assert capsys.readouterr().err.splitlines().count(f"warning: {why}") == 1

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from ray_gen.errors import Interrupted
-from ray_gen.launch import signals
+from ray_gen.launch import cluster, signals
 from ray_gen.launch.processes import (
     Process,
     children_of,
@@ -169,6 +169,23 @@ def test_shielded_processes_and_what_they_start_do_not_hear_signals(number: int)
     assert not any(one.lives for one in both)
     for ended in (process, other):
         ended.communicate()
+
+
+@pytest.mark.parametrize("in_a_shield", [True, False])
+def test_saving_is_promised_only_if_ray_outlives_the_signal(
+    in_a_shield: bool, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(cluster, "NEEDED_TO_DISCONNECT", ("sleep",))  # of these processes
+    process, both = family(in_a_shield=in_a_shield)
+    try:
+        assert cluster.outlives_signals() == in_a_shield
+        sure = cluster.outlives_signals()
+        with Interruption(print, lambda: "") as one, one.saving(lambda: None, sure=sure):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert capsys.readouterr().out.startswith("saving and stopping") == in_a_shield
+    finally:
+        end(both)
+        process.communicate()
 
 
 def test_this_process_hears_a_signal_in_a_shield() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
@@ -101,6 +102,8 @@ class Findings:
     """Column: the class, -1 without one."""
     held_out: bytearray = field(default_factory=bytearray)
     """Column: 1 for an image of the held-out split."""
+    least_place: float = math.inf
+    """Of the images that no split of the source names: the least hash of a key."""
     digests: bytearray = field(default_factory=bytearray)
     """Column: digest of the decoded pixels, 16 bytes."""
     prints: bytearray = field(default_factory=bytearray)
@@ -157,6 +160,7 @@ class Findings:
         self.heights += later.heights
         self.labels += later.labels
         self.held_out += later.held_out
+        self.least_place = min(self.least_place, later.least_place)
         self.digests += later.digests
         self.prints += later.prints
         self._merge_seen(later.seen)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ray_gen.data.build import _place_of as place_of  # pyright: ignore[reportPrivateUsage]
 from ray_gen.data.build import split_of
 from ray_gen.data.check.damage import place_of_damage
 from ray_gen.data.check.findings import THUMB, Fault, Findings, Named, Shown, Sum
@@ -75,6 +76,8 @@ class Looking:
         found.heights.append(height)
         found.labels.append(-1 if result.label is None else result.label)
         split = item.split or split_of(item.key, self.held_out_fraction)
+        if item.split is None:
+            found.least_place = min(found.least_place, place_of(item.key))
         found.held_out.append(split == "held_out")
         found.seen.add(look)
         found.looks.setdefault(look._replace(range=None), Named()).add(item.name)

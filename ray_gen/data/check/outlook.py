@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ray_gen.data.build import _above as above  # pyright: ignore[reportPrivateUsage]
 from ray_gen.data.build import (
     _nothing_to_train_on as nothing_to_train_on,  # pyright: ignore[reportPrivateUsage]
 )
@@ -105,6 +106,8 @@ def outlook_of(
     if asked.stream is not None and complete and not refusals:
         try:
             store = asked.stream()
+            assert store.stream is not None
+            refusals += _of_kinds(found, store.stream.wanted)
         except DataError as error:
             refusals.append(str(error))
     elif asked.stream is None and asked.cache_folder is not None and listing is not None:
@@ -153,14 +156,20 @@ def _of_sizes(found: Findings, wanted: Wanted, name_of: Callable[[int], str]) ->
 
 
 def _of_kinds(found: Findings, wanted: Wanted) -> Iterator[str]:
-    """What is wrong with the channels of images: a sentence for each kind of image."""
+    """What is wrong with the channels of images, or with their values: a sentence for each kind of
+    image. A stream looked at a sample, so `wanted` may not suit all."""
+    seen = found.seen
     asked = replace(wanted, center_crop=None, size_from=None)
     faults: dict[str, tuple[str, int]] = {}
     for look, named in found.looks.items():
         bands = look.channels + look.alpha
         values: NDArray[Any] = np.zeros((1, 3, bands), np.uint8)
+        whole = look
+        if look.type != "uint8":
+            values = np.full((1, 3, bands), seen.low)
+            whole = look._replace(range=(seen.low, seen.high))
         try:
-            pixels(Bands(values, look.alpha), look, asked, named.names[0])
+            pixels(Bands(values, look.alpha), whole, asked, named.names[0])
         except DataError as error:
             field = str(error).partition(":")[0] + look.mode
             told, number = faults.get(field, (str(error), 0))
@@ -220,6 +229,7 @@ def _store(
             value_range=wanted.value_range if seen.types else None,
             class_counts=counts if labelled else None,
             unlabelled=int((labels < 0).sum()),
+            least_fraction=above(found.least_place / 2.0**64),
             not_read=dict(listing.not_read) if listing is not None else {},
             notes=listing.notes if listing is not None else (),
             no_classes=listing.no_classes if listing is not None else "",

@@ -494,7 +494,7 @@ path.red, path.green, path.blue { opacity: .5 }
 .sheet { display: flex; flex-wrap: wrap; gap: 4px }
 .sheet img { height: 64px; max-width: 100%; border-radius: 3px; background: var(--lines) }
 .groups { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(280px, 100%), 1fr));
-  gap: 12px }
+  gap: 12px; align-items: start }
 .card { border: 1px solid var(--lines); border-radius: 8px; padding: 10px }
 .card > div { display: grid; grid-template-columns: 1fr 1fr; gap: 10px }
 .card img { height: 96px; max-width: 100%; object-fit: contain; border-radius: 3px;

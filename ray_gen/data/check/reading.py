@@ -20,6 +20,7 @@ from ray_gen.data.errors import DataError, Refuse
 from ray_gen.data.formats import format_named, remedy
 from ray_gen.data.sources.base import Item, Listing, Source
 from ray_gen.data.sources.images import Images
+from ray_gen.data.sources.joined import Joined
 from ray_gen.data.sources.parquet import Columns, Parquet, RowGroup
 
 _Given = TypeVar("_Given")
@@ -52,7 +53,7 @@ class Contents:
         """A name without the place of the data set, which is the same for all."""
         source = self.source
         root = source.files.root if isinstance(source, Images) else getattr(source, "path", "")
-        return name.removeprefix(f"{root}/")
+        return name.removeprefix(f"{root}/") if root else name
 
     @property
     def count(self) -> int:
@@ -112,8 +113,9 @@ def contents_of(source: Source) -> Contents:
         contents.refused.append(str(error))
 
     try:
-        if isinstance(source, Images):
-            _tell_apart(source, contents, refuse)
+        for one in source.sources if isinstance(source, Joined) else (source,):
+            if isinstance(one, Images):
+                _tell_apart(one, contents, refuse)
         contents.listing = _listed(source, refuse)
         _count_others(contents, contents.listing)
         if isinstance(source, Parquet):
@@ -172,12 +174,15 @@ def _row_groups(contents: Contents, looking: Looking) -> Generator[Findings]:
     """One at a time, while the next one is read."""
     source, columns = contents.source, contents.columns
     assert isinstance(source, Parquet) and columns is not None
-    with ThreadPoolExecutor(1, "row groups") as reads:
-        following = (reads.submit(source.read, group, columns) for group in contents.groups)
-        rows = next(following, None)
+    reads = ThreadPoolExecutor(1, "row groups")
+    following = (reads.submit(source.read, group, columns) for group in contents.groups)
+    rows = next(following, None)
+    try:
         while rows is not None:
             this, rows = rows.result(), next(following, None)
             yield merged(_in_threads(iter(this), looking))
+    finally:
+        reads.shutdown(wait=False, cancel_futures=True)
 
 
 def row_group(source: Parquet, group: RowGroup, columns: Columns, looking: Looking) -> Findings:

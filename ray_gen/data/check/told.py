@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Version of the JSON. It is raised when a key changes its meaning or goes."""
-_SIZES, _GROUPS, _NAMES, _CLASSES = 6, 5, 3, 12
+_SIZES, _GROUPS, _NAMES, _CLASSES, _REFUSALS = 6, 5, 3, 12, 30
 """Numbers of lines and names in the text. JSON has all."""
 
 
@@ -240,7 +240,9 @@ def _of_training(checked: Checked) -> Iterator[str]:
     outlook = checked.outlook
     if outlook.refusals:
         yield "training would be refused:"
-        yield from (f"  {printable(refusal)}" for refusal in outlook.refusals)
+        yield from (f"  {printable(refusal)}" for refusal in outlook.refusals[:_REFUSALS])
+        if len(outlook.refusals) > _REFUSALS:
+            yield f"  and {len(outlook.refusals) - _REFUSALS:,} more reasons"
         if outlook.line is not None:
             yield "once that is mended, training would read:"
     elif outlook.line is not None:

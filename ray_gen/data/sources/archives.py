@@ -41,6 +41,7 @@ _MADE_ON_WINDOWS = (0, 10, 11, 14)
 _MADE_ON_UNIX = (3, 19)
 _LINKS_FOLLOWED = 8
 _SHOWN = 3
+_ODD = re.compile(r"[\\\0]")
 
 
 class Handle:
@@ -57,7 +58,10 @@ class Handle:
         self.mtime_ns = status.st_mtime_ns
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset` on. Fewer at the end of the file."""
+        """`size` bytes from `offset` on. Fewer at the end of the file, however many are asked."""
+        size = min(size, self.size - offset)
+        if size <= 0:
+            return b""
         data = os.pread(self._descriptor, size, offset)
         if len(data) in (size, 0):
             return data
@@ -78,9 +82,17 @@ class Tree:
         self._unsafe: list[str] = []
         self._twice: list[str] = []
         self._foreign: list[str] = []
+        self._known: dict[str, str] = {}
+        """Paths of folders that hold a file, by their names in the archive."""
 
     def path_of(self, name: str, *, folder: bool = False) -> str | None:
         """The path of a member. None if it is a folder, may not be data, or leads out."""
+        above, _, last = name.rpartition("/")
+        known = self._known.get(above)
+        if known is not None and not folder and last.strip(".") and not _ODD.search(last):
+            if not is_data(last):
+                return None
+            return f"{known}/{last}" if known else last
         if name.startswith("/") or re.match(r"[A-Za-z]:[/\\]", name) or "\0" in name:
             self._unsafe.append(name)
             return None
@@ -97,6 +109,7 @@ class Tree:
                 return None
             self._filled.add(above)
             if last and not folder:
+                self._known[name.rpartition("/")[0]] = above
                 return "/".join(parts)
         self._folders.add("/".join(parts))
         return None
@@ -364,7 +377,10 @@ def _of_64_bits(extra: bytes, size: int, stored: int, header: int) -> tuple[int,
     while place + 4 <= len(extra):
         tag, length = struct.unpack_from("<HH", extra, place)
         if tag == 1:
-            numbers = iter(struct.unpack_from(f"<{length // 8}Q", extra, place + 4))
+            written = extra[place + 4 : place + 4 + length // 8 * 8]
+            numbers = (
+                number for (number,) in struct.iter_unpack("<Q", written[: len(written) & -8])
+            )
             size, stored, header = (
                 next(numbers, value) if value == 0xFFFFFFFF else value
                 for value in (size, stored, header)

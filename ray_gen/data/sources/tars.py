@@ -13,9 +13,10 @@ import json
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -34,6 +35,7 @@ _ZEROS = bytes(_BLOCK)
 _WINDOW = 64 << 10
 """Bytes that are read at once while headers stand close together."""
 _SHARDS_AT_ONCE = 16
+_OPEN_FILES = 128
 _LARGEST_SIDECAR = 1 << 20
 """Bytes. A larger .json file is not read for a label."""
 _MOST_ENDINGS = 8
@@ -62,7 +64,8 @@ class _Shard:
     name: str
     """Its path below the given folder. Empty if it was given itself."""
     path: Path
-    handle: Handle
+    size: int
+    mtime_ns: int
     members: dict[str, _Member] = field(default_factory=dict[str, _Member])
     """By path, without the shard's name."""
     links: dict[str, str] = field(default_factory=dict[str, str])
@@ -89,9 +92,11 @@ class TarFiles:
         self._path = path
         self._shards: list[_Shard] | None = None
         self._members: dict[str, _Member] = {}
+        self._handle: Callable[[Path], Handle] = Handle
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": None, "_members": {}}  # another process opens them
+        """Another process opens the files itself."""
+        return {**self.__dict__, "_shards": None, "_members": {}, "_handle": Handle}
 
     @property
     def root(self) -> str:
@@ -107,8 +112,11 @@ class TarFiles:
         return self._shards
 
     def shard_of(self, path: str) -> _Shard:
-        """The shard that holds a file."""
-        return self.shards[self._members[path].shard]
+        """The shard that holds a file, or a link to nothing."""
+        shards = self.shards
+        if path in self._members:
+            return shards[self._members[path].shard]
+        return next(shard for shard in shards if path.startswith(shard.prefix))  # a broken link
 
     def scan(self) -> Scan:
         """Reads the headers of all shards. Raises DataError."""
@@ -117,12 +125,14 @@ class TarFiles:
         def read(numbered: tuple[int, tuple[str, Path]]) -> _Shard:
             number, (name, path) = numbered
             try:
-                shard = _Shard(number, name, path, Handle(path))
-                _read_headers(shard)
+                handle = Handle(path)
+                shard = _Shard(number, name, path, handle.size, handle.mtime_ns)
+                _read_headers(shard, _Window(handle))
             except OSError as error:
                 raise cannot_open(path, error, _REMEDY) from error
             return shard
 
+        self._handle = _open_files()
         with ThreadPoolExecutor(_SHARDS_AT_ONCE, "headers") as pool:
             self._shards = shards = list(pool.map(read, enumerate(paths)))
         self._members = {}
@@ -140,7 +150,7 @@ class TarFiles:
             for path, member in shard.members.items():
                 self._members[prefix + path] = member
                 if path not in shard.said:
-                    files.append(File(prefix + path, member.size, shard.handle.mtime_ns))
+                    files.append(File(prefix + path, member.size, shard.mtime_ns))
         endless = [str(shard.path) for shard in shards if not shard.has_end]
         if endless:
             some = "has no end mark" if len(endless) == 1 else "and others have no end mark"
@@ -158,8 +168,6 @@ class TarFiles:
 
     def name(self, path: str) -> str:
         """The path of the tar file, and the path in it."""
-        if path not in self._members:
-            return f"{self.root}/{path}"
         shard = self.shard_of(path)
         return f"{shard.path}/{path.removeprefix(shard.prefix)}"
 
@@ -167,11 +175,15 @@ class TarFiles:
         shards = self.shards
         member = self._members[path]
         wanted = member.size if most is None else min(member.size, most)
-        handle = shards[member.shard].handle
-        data = handle.read(member.offset, wanted)
+        data = self._handle(shards[member.shard].path).read(member.offset, wanted)
         if len(data) < wanted:
-            raise CorruptImageError(f"the tar file was cut off while it was read, at {wanted:,}")
+            raise CorruptImageError("the tar file has become shorter while it was read")
         return data
+
+
+def _open_files() -> Callable[[Path], Handle]:
+    """Opens files, and keeps some of them open: a process may open only about 1,000."""
+    return lru_cache(_OPEN_FILES)(Handle)
 
 
 def _shards_at(root: str) -> list[tuple[str, Path]]:
@@ -272,9 +284,8 @@ class _Header(NamedTuple):
     """Offset of the data."""
 
 
-def _read_headers(shard: _Shard) -> None:
+def _read_headers(shard: _Shard, window: _Window) -> None:
     """Finds the members of a tar file. Raises DataError if it is damaged or cut off."""
-    window = _Window(shard.handle)
     hard: list[tuple[str, str]] = []
     for header in _headers(shard, window):
         kind = header.kind
@@ -304,10 +315,10 @@ def _read_headers(shard: _Shard) -> None:
 
 def _headers(shard: _Shard, window: _Window) -> Iterator[_Header]:
     """The headers of all members, with their long names."""
-    handle, place = shard.handle, 0
+    place = 0
     told: dict[str, str] = {}  # of the next member
     after_end = False
-    while place < handle.size:
+    while place < shard.size:
         block = window.at(place, _BLOCK)
         if block == _ZEROS:
             after_end = shard.has_end = True
@@ -327,13 +338,16 @@ def _headers(shard: _Shard, window: _Window) -> Iterator[_Header]:
         target = told.pop("linkpath", None) or _text(block[157:257])
         if kind not in b"xgLK":
             name = told.pop("path", name)
-            size = int(told.pop("size", size))
-        if kind in b"123456" and kind:  # they have no data, whatever their size says
+            written = told.pop("size", "")
+            size = int(written) if written.isdecimal() else size
+        if kind in b"123456":  # they have no data, whatever their size says
             size = 0
+        if kind in b"xLK" and size > _LARGEST_SIDECAR:
+            raise _damaged(shard, place)
         place = data + -(-size // _BLOCK) * _BLOCK
-        if data + size > handle.size:
+        if data + size > shard.size:
             raise DataError(
-                f"data.path: {shard.path} is cut off at byte {handle.size:,}: {name} in it ends at"
+                f"data.path: {shard.path} is cut off at byte {shard.size:,}: {name} in it ends at"
                 f" byte {data + size:,}; download or write it again"
             )
         if kind == b"x":
@@ -361,16 +375,18 @@ def _check_header(shard: _Shard, block: bytes, place: int) -> None:
     if len(block) == _BLOCK and _has_checksum(block):
         return
     if not place:
-        what = what_it_is(block, shard.handle.size).replace(
-            "an image of a known format", "a tar file"
-        )
+        what = what_it_is(block, shard.size).replace("an image of a known format", "a tar file")
         raise DataError(f"data.path: {shard.path} is not a tar file: {what}; {_REMEDY}")
     if len(block) < _BLOCK:
         raise DataError(
-            f"data.path: {shard.path} is cut off at byte {shard.handle.size:,}, inside a header;"
+            f"data.path: {shard.path} is cut off at byte {shard.size:,}, inside a header;"
             " download or write it again"
         )
-    raise DataError(
+    raise _damaged(shard, place)
+
+
+def _damaged(shard: _Shard, place: int) -> DataError:
+    return DataError(
         f"data.path: {shard.path} is damaged at byte {place:,}: no header stands there; download"
         " or write it again"
     )
@@ -443,6 +459,10 @@ def _class_in(path: str, content: bytes) -> tuple[int | str | None] | None:
         return None
     for name in ("label", "class"):
         value: Any = told.get(name) if isinstance(told, dict) else None
+        if isinstance(value, bool):
+            return (str(value).lower(),)
+        if isinstance(value, float) and not value.is_integer():  # NaN too
+            return None
         if isinstance(value, (int, float, str)):
             return (_class_of(str(value)),)
     return None
@@ -489,7 +509,9 @@ class ImageTar(Images):
         values = {label for label in of_paths.values() if label is not None}
         if any(isinstance(label, str) for label in values):
             values = {str(label) for label in values}
-            of_paths = {path: label and str(label) for path, label in of_paths.items()}
+            of_paths = {
+                path: None if label is None else str(label) for path, label in of_paths.items()
+            }
         without = sum(label is None for label in of_paths.values())
         column = of_labels.Column(where, tuple(values), None, len(of_paths), without)
         classes = of_labels.classes_of([column], "class")

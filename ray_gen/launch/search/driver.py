@@ -26,7 +26,7 @@ from ray_gen.data.told import remarks, summary
 from ray_gen.errors import Failed, Interrupted, Refused
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.launch.claim import Claim
-from ray_gen.launch.cluster import check_shared, connected, when_there
+from ray_gen.launch.cluster import check_shared, connected, outlives_signals, when_there
 from ray_gen.launch.driver import check_is_experiment, folder_of, timed
 from ray_gen.launch.search.board import Board
 from ray_gen.launch.search.checks import (
@@ -191,7 +191,7 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
             )
             folder.remove(STOP)
             try:
-                with interruption.saving(study.stop):
+                with interruption.saving(study.stop, sure=outlives_signals()):
                     run_trials(study, shared, room, board)
             except Failed:
                 with suppress(OSError, StorageError):  # it must not hide the first error
