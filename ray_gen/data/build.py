@@ -90,7 +90,7 @@ def build(
             wanted = surveyed(source.listing().items, sized, listing.count, progress)
             splits, tally = fill(source.listing().items, wanted)
         if not splits["train"].count:
-            raise _nothing_to_train_on(
+            raise nothing_to_train_on(
                 source.field, listing.count, len(tally.corrupt), held_out_fraction
             )
         resolved = replace(
@@ -161,7 +161,7 @@ def _fill(
             else:
                 name = item.split or split_of(item.key, held_out_fraction)
                 if item.split is None:
-                    tally.least_place = min(tally.least_place, _place_of(item.key))
+                    tally.least_place = min(tally.least_place, place_of(item.key))
                 splits[name].append(result.values_HWC, result.label)
                 tally.seen.add(result.look)
                 tally.unlabelled += result.label is None
@@ -203,16 +203,16 @@ def link_to(entry: Path, key: str) -> None:
 
 def split_of(key: str, held_out_fraction: float) -> SplitName:
     """The split of an image if its source has no splits: a function of its key alone."""
-    return "held_out" if _place_of(key) < held_out_fraction * 2.0**64 else "train"
+    return "held_out" if place_of(key) < held_out_fraction * 2.0**64 else "train"
 
 
-def _place_of(key: str) -> int:
+def place_of(key: str) -> int:
     """A hash of an image's key, in [0, 2**64). The images with the least are held out."""
     digest = hashlib.blake2b(os.fsencode(key), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
 
-def _above(fraction: float) -> float | None:
+def fraction_above(fraction: float) -> float | None:
     """A short number above a fraction. None if there is none below 1."""
     for digits in (1, 2, 3, 6):
         rounded = math.floor(fraction * 10**digits + 1) / 10**digits if fraction < 1 else 1.0
@@ -342,7 +342,7 @@ def _write(
             "value_range": wanted.value_range if tally.seen.types else None,
             "class_counts": classes if labelled else None,
             "unlabelled": tally.unlabelled,
-            "least_fraction": _above(tally.least_place / 2.0**64),
+            "least_fraction": fraction_above(tally.least_place / 2.0**64),
             "not_read": dict(listing.not_read),
             "notes": list(listing.notes),
             "no_classes": listing.no_classes,
@@ -390,7 +390,7 @@ def with_shape_of_first(
             return trial, chain(looked_at, items)
         if not skip_corrupt:
             raise corrupt(item.name, result, blamed)
-    raise _nothing_to_train_on(blamed, len(looked_at), len(looked_at), 0)
+    raise nothing_to_train_on(blamed, len(looked_at), len(looked_at), 0)
 
 
 def _decoded(
@@ -453,7 +453,7 @@ def corrupt(name: str, error: CorruptImageError, blamed: str) -> DataError:
     )
 
 
-def _nothing_to_train_on(
+def nothing_to_train_on(
     blamed: str, count: int, skipped: int, held_out_fraction: float
 ) -> DataError:
     if count == 0:

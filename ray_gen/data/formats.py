@@ -133,6 +133,11 @@ def is_read(known: str) -> bool:
     return known == NPY or (known in PILLOW and (known != "AVIF" or _has_avif()))
 
 
+def formats_read() -> list[str]:
+    """The formats that can be opened here and not everywhere: those of installed plug-ins."""
+    return [known for known in (*PLUG_INS, "AVIF") if is_read(known)]
+
+
 def remedy(known: str) -> str:
     """What to do about files of a format that is not read."""
     if known in PLUG_INS:

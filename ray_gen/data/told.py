@@ -23,18 +23,17 @@ def summary(store: Store) -> str:
     train = store.stream.rows if store.stream is not None else len(store.train)
     held_out = len(store.held_out)
     parts = [
-        f"{train + held_out:,} images ({train:,} train, {held_out:,} held out)"
+        f"{_count(train + held_out, 'image')} ({train:,} train, {held_out:,} held out)"
         f" of {height}×{width}, {_channels(channels, store)}"
     ]
     if store.label_count:
-        parts[0] += f", {store.label_count:,} class{'es' if store.label_count > 1 else ''}"
+        parts[0] += f", {_count(store.label_count, 'class')}"
     not_read = store.found.not_read
     if not_read:
         kinds = [f"{count:,} {kind}" for kind, count in not_read.items()]
         more = len(kinds) - _MOST_KINDS
         shown = ", ".join(kinds[:_MOST_KINDS]) + (f" and {more} more kinds" if more > 0 else "")
-        total = sum(not_read.values())
-        parts.append(f"{total:,} file{'s' if total > 1 else ''} not read: {shown}")
+        parts.append(f"{_count(sum(not_read.values()), 'file')} not read: {shown}")
     if store.skipped:
         parts.append(f"{store.skipped:,} corrupt")
     return "; ".join(parts)
@@ -51,14 +50,14 @@ def remarks(store: Store) -> Iterator[str]:
     transparent = sum(n for mode, n in found.modes.items() if mode == "RGBA" or "alpha" in mode)
     if transparent and channels in (1, 3):
         yield (
-            f"transparent pixels of {transparent:,} images are put on white;"
+            f"transparent pixels of {_count(transparent, 'image')} are put on white;"
             f" data.channels={channels + 1} keeps their opacity"
         )
     if found.values is not None and found.value_range is not None:
         yield _range(found.types, found.values, found.value_range)
     some_have = found.unlabelled < len(store.train) + len(store.held_out)
     if store.label_count is None and some_have and (found.unlabelled or found.no_classes):
-        why = found.no_classes or f"{found.unlabelled:,} images have no class"
+        why = found.no_classes or f"images without a class: {found.unlabelled:,}"
         yield f"classes are not used: {why}"
     if found.corrupt:
         name, why = found.corrupt[0]
@@ -66,7 +65,7 @@ def remarks(store: Store) -> Iterator[str]:
     train = store.stream.rows if store.stream is not None else len(store.train)
     if train < FEW_IMAGES:
         yield (
-            f"{train:,} training images are few: a model learns them by heart;"
+            f"only {_count(train, 'training image')}: a model learns them by heart;"
             " its samples will be copies or mixtures of them"
         )
     yield from _classes(store)
@@ -75,9 +74,14 @@ def remarks(store: Store) -> Iterator[str]:
         own = found.least_fraction is None  # the data set's own split
         more = "add held-out images" if own else "set a larger data.held_out_fraction"
         yield (
-            f"{held_out:,} held-out images are few: their scores are noisy, and the best checkpoint"
-            f" is chosen by them; {more}, or checkpoints.best=null"
+            f"only {_count(held_out, 'held-out image')}: scores on them are noisy, and the best"
+            f" checkpoint is chosen by them; {more}, or checkpoints.best=null"
         )
+
+
+def _count(count: int, what: str) -> str:
+    """ "1 image", "2 images", "3 classes"."""
+    return f"{count:,} {what}" + ("" if count == 1 else "es" if what.endswith("s") else "s")
 
 
 def _channels(channels: int, store: Store) -> str:
@@ -110,6 +114,6 @@ def _classes(store: Store) -> Iterator[str]:
     has = "more class has" if more == 1 else "more classes have"
     others = f", and {more:,} {has} fewer than {FEW_OF_CLASS}" if more else ""
     yield (
-        f"class {name} has {count:,} training image{'s' if count > 1 else ''}{others};"
+        f"class {name} has {_count(count, 'training image')}{others};"
         " samples of such a class will look like its images"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -469,11 +470,14 @@ def _whole_short_form(value: Any) -> Any:
                 f"data={kind}:{field.upper()}"
             )
     read = from_short_form(value)
-    if isinstance(value, str) and "path" not in read and "/" in value and ":" not in value:
-        raise ValueError(
-            f"{value} does not exist on this machine; correct the path, or name its kind for"
-            f" another machine: data=folder:{value}"
+    if isinstance(value, str) and "path" not in read and ":" not in value and value not in _KINDS:
+        near = difflib.get_close_matches(value, _KINDS, n=1)
+        remedy = (
+            f"did you mean {near[0]}?"
+            if near
+            else (f"correct the path, or name its kind for another machine: data=folder:{value}")
         )
+        raise ValueError(f"{value!r} is no kind of data and no path on this machine; {remedy}")
     return read
 
 

@@ -286,7 +286,7 @@ REFUSALS = [
     (VAE, ["networks.encoder={}"], r"networks\.encoder\.kind: is required"),
     (VAE, ["objective.kind=vea"], r"objective\.kind: 'vea' .*did you mean vae\?"),
     (VAE, ["optimizers.autoencoder.kind=adm"], r"optimizers\.autoencoder\.kind: .*mean adam\?"),
-    (VAE, ["data=mnist5"], r"data\.kind: 'mnist5' is not one of .*did you mean mnist5k\?"),
+    (VAE, ["data=mnist5"], r"data: 'mnist5' is no kind of data .*did you mean mnist5k\?"),
     (VAE, ["data=floder:x"], r"data\.kind: 'floder' is not one of .*did you mean folder\?"),
     (VAE, ["data=folder:"], r"data: folder needs its path right after .* data=folder:PATH"),
     (VAE, ["data=folder"], r"data: folder needs its path right after .* data=folder:PATH"),

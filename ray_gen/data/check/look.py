@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ray_gen.data.build import _place_of as place_of  # pyright: ignore[reportPrivateUsage]
-from ray_gen.data.build import split_of
+from ray_gen.data.build import place_of, split_of
 from ray_gen.data.check.damage import place_of_damage
 from ray_gen.data.check.findings import THUMB, Fault, Findings, Named, Shown, Sum
 from ray_gen.data.check.prints import as_bytes, digest_of, print_of, resized

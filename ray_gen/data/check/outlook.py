@@ -16,11 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ray_gen.data.build import _above as above  # pyright: ignore[reportPrivateUsage]
-from ray_gen.data.build import (
-    _nothing_to_train_on as nothing_to_train_on,  # pyright: ignore[reportPrivateUsage]
-)
-from ray_gen.data.build import cache_error, corrupt
+from ray_gen.data.build import cache_error, corrupt, fraction_above, nothing_to_train_on
 from ray_gen.data.check.findings import Findings
 from ray_gen.data.decode import fitted, pixels
 from ray_gen.data.errors import CorruptImageError, DataError
@@ -229,7 +225,7 @@ def _store(
             value_range=wanted.value_range if seen.types else None,
             class_counts=counts if labelled else None,
             unlabelled=int((labels < 0).sum()),
-            least_fraction=above(found.least_place / 2.0**64),
+            least_fraction=fraction_above(found.least_place / 2.0**64),
             not_read=dict(listing.not_read) if listing is not None else {},
             notes=listing.notes if listing is not None else (),
             no_classes=listing.no_classes if listing is not None else "",

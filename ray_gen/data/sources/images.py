@@ -17,6 +17,7 @@ from ray_gen.data.formats import (
     NPY,
     format_named,
     format_of,
+    formats_read,
     is_read,
     remedy,
     suffix_of,
@@ -108,6 +109,7 @@ class Images:
         return {
             "files": digest.hexdigest(),
             "count": len(scan.files),
+            "formats": formats_read(),
             "splits": self.splits,
             "frames": self.frames,
             "labels": [self.labels, self.label_column, stamp(self.labels)],
