@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ray_gen import temporary
 from ray_gen.data.build import corrupt, split_of
 from ray_gen.data.decode import decode, decompressed
 from ray_gen.data.errors import CorruptImageError, DataError
@@ -127,8 +127,8 @@ class Conversion:
 
     def write(self, part: int) -> dict[str, Any]:
         """Write one part: its shards, then its record. Returns the record. Raises DataError."""
-        with tempfile.TemporaryDirectory(prefix="ray_gen-convert-") as folder:
-            record = self._write(part, Path(folder))
+        with temporary.folder("convert-") as folder:
+            record = self._write(part, folder)
         (self.destination / PARTS).write_text(_record(part), json.dumps(record))
         return record
 

@@ -80,7 +80,7 @@ def test_what_tells_no_kind_is_refused(tmp_path: Path) -> None:
             data_settings(source)
 
     refused("mnits5k", r"data: 'mnits5k' is no kind of data .*did you mean mnist5k\?")
-    refused(f"{tmp_path}/gone", rf"data: {tmp_path}/gone does not exist on this machine; .*folder:")
+    refused(f"{tmp_path}/gone", rf"data: .{tmp_path}/gone. is no kind of data and no path on this machine; .*folder:")
     for kind in ("folder", "zip", "tar", "list", "parquet", "arrow"):
         refused(f"{kind}:", rf"{kind} needs its path right after a colon")
 

@@ -6,42 +6,33 @@ What all archives share is here, too: reads at given places, and members' names 
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import posixpath
 import re
 import stat
 import struct
 import weakref
+import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 from ray_gen.data.errors import CorruptImageError, DataError, reason
 from ray_gen.data.formats import HEAD_BYTES, what_it_is
 from ray_gen.data.sources.files import File, Scan, is_data
 from ray_gen.data.sources.images import Images
 
-_END = struct.Struct("<4s4H2LH")
-_END_64_PLACE = struct.Struct("<4sLQL")
-_END_64 = struct.Struct("<4sQ2H2L4Q")
-_ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL_BYTES = 30
-_LONGEST_END = _END.size + 0xFFFF
-"""An archive may end with a comment of this length."""
 _BEFORE_DATA = 512
 """Bytes that are read before a member's data for its local header, name and extra fields. A longer
 one costs a second read."""
-_STORED, _DEFLATED = 0, 8
-_METHODS = {
-    **{1: "shrink", 6: "implode", 9: "Deflate64", 12: "bzip2", 14: "LZMA"},
-    **{93: "Zstandard", 95: "xz", 98: "PPMd"},
-}
-_MADE_ON_WINDOWS = (0, 10, 11, 14)
+_METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz", 98: "PPMd"}
 _MADE_ON_UNIX = (3, 19)
 _LINKS_FOLLOWED = 8
 _SHOWN = 3
-_ODD = re.compile(r"[\\\0]")
+_Place = TypeVar("_Place")
 
 
 class Handle:
@@ -49,28 +40,14 @@ class Handle:
 
     def __init__(self, path: str | Path) -> None:
         """Raises OSError."""
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._descriptor)
-        status = os.fstat(self._descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(0, "it is a folder", str(path))
-        self.size = status.st_size
-        self.mtime_ns = status.st_mtime_ns
+        self.file = Path(path).open("rb", buffering=0)
+        weakref.finalize(self, self.file.close)
+        self.size = os.fstat(self.file.fileno()).st_size
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset` on. Fewer at the end of the file, however many are asked."""
         size = min(size, self.size - offset)
-        if size <= 0:
-            return b""
-        data = os.pread(self._descriptor, size, offset)
-        if len(data) in (size, 0):
-            return data
-        parts = [data]  # the kernel reads at most 2 GiB at once
-        done = len(data)
-        while done < size and (data := os.pread(self._descriptor, size - done, offset + done)):
-            parts.append(data)
-            done += len(data)
-        return b"".join(parts)
+        return os.pread(self.file.fileno(), size, offset) if size > 0 else b""
 
 
 class Tree:
@@ -80,94 +57,73 @@ class Tree:
         self._folders: set[str] = set()
         self._filled: set[str] = set()
         self._unsafe: list[str] = []
-        self._twice: list[str] = []
-        self._foreign: list[str] = []
-        self._known: dict[str, str] = {}
-        """Paths of folders that hold a file, by their names in the archive."""
+        self.twice: list[str] = []
+        """Paths that occur again."""
+        self.foreign: list[str] = []
+        """Paths with letters of an unknown encoding."""
 
     def path_of(self, name: str, *, folder: bool = False) -> str | None:
         """The path of a member. None if it is a folder, may not be data, or leads out."""
-        above, _, last = name.rpartition("/")
-        known = self._known.get(above)
-        if known is not None and not folder and last.strip(".") and not _ODD.search(last):
-            if not is_data(last):
-                return None
-            return f"{known}/{last}" if known else last
-        if name.startswith("/") or re.match(r"[A-Za-z]:[/\\]", name) or "\0" in name:
-            self._unsafe.append(name)
-            return None
         parts = [part for part in name.split("/") if part not in ("", ".")]
-        if ".." in parts:
+        if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:[/\\]", name):
             self._unsafe.append(name)
             return None
-        for depth, part in enumerate(parts):
-            last = depth == len(parts) - 1
-            above = "/".join(parts[:depth])
-            if above:
-                self._folders.add(above)
-            if not is_data(part):
-                return None
-            self._filled.add(above)
-            if last and not folder:
-                self._known[name.rpartition("/")[0]] = above
-                return "/".join(parts)
-        self._folders.add("/".join(parts))
-        return None
-
-    def twice(self, path: str) -> None:
-        """Tells that a path occurs again."""
-        self._twice.append(path)
-
-    def foreign(self, path: str) -> None:
-        """Tells that a name has letters of an unknown encoding."""
-        self._foreign.append(path)
+        visible = list(itertools.takewhile(is_data, parts))
+        if folder or len(visible) < len(parts):
+            self._folders.add("/".join(visible))
+            return None
+        self._filled.add("/".join(visible[:-1]))
+        return "/".join(visible)
 
     @property
     def empty(self) -> tuple[str, ...]:
         """Folders without anything that may be data."""
-        return tuple(sorted(self._folders - self._filled - {""}))
+        full = {""} | self._filled
+        for path in self._folders | self._filled:
+            while (path := posixpath.dirname(path)) not in full:
+                full.add(path)
+        return tuple(sorted(self._folders - full))
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know about the names."""
-        found: list[str] = []
-        if self._unsafe:
-            found.append(
-                f"{len(self._unsafe):,} members with names that lead out of the archive are not"
-                f" read: {_named(self._unsafe)}"
-            )
-        if self._twice:
-            found.append(
-                f"{len(self._twice):,} members have the name of an earlier one, which is not read:"
-                f" {_named(self._twice)}"
-            )
-        if self._foreign:
-            found.append(
-                f"{len(self._foreign):,} names are not UTF-8 and are read as code page 437, so"
-                f" their letters may be wrong: {_named(self._foreign)}"
-            )
-        return tuple(found)
+        found = {
+            "members with names that lead out of the archive are not read": self._unsafe,
+            "members have the name of an earlier one, which is not read": self.twice,
+            "names are not UTF-8 and are read as code page 437, so their letters may be"
+            " wrong": self.foreign,
+        }
+        return tuple(
+            f"{len(names):,} {what}: {_named(names)}" for what, names in found.items() if names
+        )
 
 
 def _named(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    shown = ", ".join(repr(name) if not name.isprintable() else name for name in names[:_SHOWN])
-    return shown + (", …" if more > 0 else "")
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:_SHOWN])
+    return shown + (", …" if names[_SHOWN:] else "")
 
 
-def target_of(link: str, target: str, files: Iterable[str], links: dict[str, str]) -> str | None:
-    """The file of the archive that a symbolic link leads to. None: there is none.
+def target_of(link: str, target: str) -> str:
+    """The path that a symbolic link leads to."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(link), target))
 
-    files: paths of the archive's files. links: paths and targets of its links.
+
+def follow(links: Mapping[str, str], members: dict[str, _Place]) -> list[str]:
+    """Makes each link the member that it leads to. Returns the links to nothing.
+
+    links: paths that links lead to, by the links' own paths.
     """
-    for _ in range(_LINKS_FOLLOWED):
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(link), target))
-        if path in files:
-            return path
-        if path not in links:
-            return None
-        link, target = path, links[path]
-    return None
+    broken: list[str] = []
+    for link in links:
+        path = link
+        for _ in range(_LINKS_FOLLOWED):
+            path = links.get(path, "")
+            if path in members:
+                members[link] = members[path]
+                break
+        else:
+            broken.append(link)
+    return broken
 
 
 def local_path(path: str, kind: str) -> Path:
@@ -223,12 +179,28 @@ class ZipFiles:
 
     def scan(self) -> Scan:
         """Reads the archive's directory. Raises DataError."""
-        path = local_path(self._path, "zip files")
+        path = Path(self.root)
         try:
             handle = Handle(path)
-            members, tree, broken = _read_directory(handle, path)
+            infos = _directory(handle, path)
         except OSError as error:
             raise cannot_open(path, error, "give a zip file") from error
+        tree = Tree()
+        members: dict[str, _Member] = {}
+        links: dict[str, str] = {}
+        for info in infos:
+            name = _name(info, tree)
+            place = tree.path_of(name, folder=name.endswith("/"))
+            if place is None:
+                continue
+            member = _member(info, place, path)
+            if info.create_system in _MADE_ON_UNIX and stat.S_ISLNK(info.external_attr >> 16):
+                links[place] = _target(handle, member, place)
+                continue
+            if place in members:
+                tree.twice.append(place)
+            members[place] = member
+        broken = follow(links, members)
         self._opened = handle, members
         files = [File(name, member.size, 0, member.crc) for name, member in members.items()]
         files.sort(key=lambda file: file.path.split("/"))
@@ -236,13 +208,11 @@ class ZipFiles:
 
     def open(self, path: str) -> IO[bytes]:
         """A member, decompressed. Raises OSError; CorruptImageError if it is damaged."""
-        handle, member = self._member(path)
-        return io.BytesIO(_content(handle, member))
+        return io.BytesIO(_content(*self._member(path)))
 
     def head(self, path: str) -> bytes:
         """The first bytes of a member. Raises OSError; CorruptImageError if it is damaged."""
-        handle, member = self._member(path)
-        return _content(handle, member, HEAD_BYTES)
+        return _content(*self._member(path), HEAD_BYTES)
 
     def name(self, path: str) -> str:
         """The path of the zip file, and the path in it."""
@@ -256,137 +226,67 @@ class ZipFiles:
         return handle, members[path]
 
 
-def _read_directory(handle: Handle, path: Path) -> tuple[dict[str, _Member], Tree, list[str]]:
-    """All members that may be data, their names as a tree, and links to nothing."""
-    members: dict[str, _Member] = {}
-    tree = Tree()
-    links: dict[str, str] = {}
-    for name, member, is_link in _entries(handle, path, tree):
-        place = tree.path_of(name, folder=name.endswith("/"))
-        if place is None:
-            continue
-        if member.stored < 0:
-            raise _unreadable_method(path, place, member)
-        if is_link:
-            links[place] = _content(handle, member).decode(errors="replace")
-            continue
-        if place in members:
-            tree.twice(place)
-        members[place] = member
-    broken: list[str] = []
-    for link, target in links.items():
-        found = target_of(link, target, members, links)
-        if found is None:
-            broken.append(link)
-        else:
-            members[link] = members[found]
-    return members, tree, broken
-
-
-def _unreadable_method(path: Path, place: str, member: _Member) -> DataError:
-    if member.stored == -1:
-        return DataError(
-            f"data.path: {place} in {path} is encrypted; write the zip file without a password"
-        )
-    method = _METHODS.get(member.size, f"method {member.size}")
-    return DataError(
-        f"data.path: {place} in {path} is compressed with {method}, and only stored and deflated"
-        " members are read; unpack it and zip it with deflate"
-    )
-
-
-def _entries(handle: Handle, path: Path, tree: Tree) -> Iterator[tuple[str, _Member, bool]]:
-    """Name and place of each entry of the directory, and whether it is a symbolic link.
-
-    An encrypted member has -1 for its stored bytes. One of another method has -2, and the method
-    for its size.
-    """
-    directory, count, shift = _directory(handle, path)
-    place = done = 0
-    while place + _ENTRY.size <= len(directory) and directory[place : place + 4] == b"PK\1\2":
-        entry = _ENTRY.unpack_from(directory, place)
-        _, made, _, flags, method, _, _, crc, stored, size, *lengths, _, _, mode, header = entry
-        place += _ENTRY.size
-        encoded = directory[place : place + lengths[0]]
-        extra = directory[place + lengths[0] : place + lengths[0] + lengths[1]]
-        place += sum(lengths)
-        done += 1
-        if 0xFFFFFFFF in (size, stored, header):
-            size, stored, header = _of_64_bits(extra, size, stored, header)
-        try:
-            name = encoded.decode()
-        except UnicodeDecodeError:
-            name = encoded.decode("cp437")
-            tree.foreign(name)
-        if made >> 8 in _MADE_ON_WINDOWS:
-            name = name.replace("\\", "/")
-        if flags & 0x41 or method == 99:
-            stored = -1
-        elif method not in (_STORED, _DEFLATED):
-            stored, size = -2, method
-        is_link = made >> 8 in _MADE_ON_UNIX and stat.S_ISLNK(mode >> 16)
-        yield name, _Member(header + shift, stored, size, crc, method == _DEFLATED), is_link
-    if done != count:
-        raise _not_whole(path, f"its directory holds {done:,} of {count:,} members")
-
-
-def _directory(handle: Handle, path: Path) -> tuple[bytes, int, int]:
-    """The bytes of the directory, the number of its entries, and the number of bytes before the
-    archive (of a program that unpacks it)."""
-    first = max(0, handle.size - _LONGEST_END)
-    tail = handle.read(first, _LONGEST_END)
-    at = tail.rfind(b"PK\5\6")
-    while at >= 0 and (
-        at + _END.size > len(tail) or at + _END.size + _END.unpack_from(tail, at)[7] > len(tail)
-    ):
-        at = tail.rfind(b"PK\5\6", 0, at)
-    if at < 0:
+def _directory(handle: Handle, path: Path) -> list[zipfile.ZipInfo]:
+    """All entries of the archive's directory."""
+    try:
+        with zipfile.ZipFile(handle.file) as archive:
+            infos = archive.infolist()
+    except OSError:
+        raise
+    except Exception as error:  # damage gives BadZipFile, UnicodeDecodeError, NotImplementedError
         head = handle.read(0, HEAD_BYTES)
-        cut = head.startswith(b"PK")
-        raise _not_whole(
-            path,
-            f"it ends at byte {handle.size:,} without a directory, as an interrupted download"
-            if cut
-            else what_it_is(head, handle.size).replace("an image of a known format", "a zip file"),
-        )
-    _, disk, _, _, count, size, offset, _ = _END.unpack_from(tail, at)
-    end = first + at
-    before = handle.read(max(0, end - _END_64_PLACE.size), _END_64_PLACE.size)
-    if before.startswith(b"PK\6\7") and len(before) == _END_64_PLACE.size:
-        _, _, place, _ = _END_64_PLACE.unpack(before)
-        for at_64 in (place, end - _END_64_PLACE.size - _END_64.size):
-            written = handle.read(at_64, _END_64.size) if 0 <= at_64 < handle.size else b""
-            if written.startswith(b"PK\6\6") and len(written) == _END_64.size:
-                _, _, _, _, disk, _, _, count, size, offset = _END_64.unpack(written)
-                end = at_64
-                break
-    if disk not in (0, 0xFFFF):
+        if not head.startswith(b"PK"):
+            why = what_it_is(head, handle.size)
+            why = why.replace("an image of a known format", "a zip file")
+        elif str(error) == "File is not a zip file":
+            why = f"it ends at byte {handle.size:,} without a directory, as an interrupted download"
+        else:
+            why = f"its directory is damaged ({reason(error)})"
+        raise _not_whole(path, why) from error
+    parts = 1 + max((info.volume for info in infos), default=0)
+    if parts > 1:
         raise DataError(
-            f"data.path: {path} is the last of {disk + 1} parts of a zip file; join them with"
+            f"data.path: {path} is the last of {parts} parts of a zip file; join them with"
             f" `zip -s 0 {path.name} --out whole.zip`"
         )
-    shift = end - size - offset
-    if shift < 0 or size > end:
-        raise _not_whole(path, "its directory lies outside of it: its beginning is missing")
-    return handle.read(offset + shift, size), count, shift
+    if any(info.header_offset < 0 for info in infos):
+        raise _not_whole(path, "its beginning is missing")
+    return infos
 
 
-def _of_64_bits(extra: bytes, size: int, stored: int, header: int) -> tuple[int, int, int]:
-    """The numbers of an entry that need 64 bits, from its extra field."""
-    place = 0
-    while place + 4 <= len(extra):
-        tag, length = struct.unpack_from("<HH", extra, place)
-        if tag == 1:
-            written = extra[place + 4 : place + 4 + length // 8 * 8]
-            numbers = (
-                number for (number,) in struct.iter_unpack("<Q", written[: len(written) & -8])
-            )
-            size, stored, header = (
-                next(numbers, value) if value == 0xFFFFFFFF else value
-                for value in (size, stored, header)
-            )
-        place += 4 + length
-    return size, stored, header
+def _name(info: zipfile.ZipInfo, tree: Tree) -> str:
+    """The name of a member. Many programs write UTF-8 without the flag that says so."""
+    name = info.filename
+    if not info.flag_bits & 0x800 and not name.isascii():
+        try:
+            name = name.encode("cp437").decode()
+        except UnicodeDecodeError:
+            tree.foreign.append(name)
+    return name if info.create_system in _MADE_ON_UNIX else name.replace("\\", "/")
+
+
+def _member(info: zipfile.ZipInfo, place: str, path: Path) -> _Member:
+    """Where a member lies. Raises DataError if members of its kind are not read."""
+    if info.flag_bits & 1:
+        raise DataError(
+            f"data.path: {place} in {path} is encrypted; write the zip file without a password"
+        )
+    method = info.compress_type
+    if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(
+            f"data.path: {place} in {path} is compressed with"
+            f" {_METHODS.get(method, f'method {method}')}, and only stored and deflated members are"
+            " read; unpack it and zip it with deflate"
+        )
+    deflated = method == zipfile.ZIP_DEFLATED
+    return _Member(info.header_offset, info.compress_size, info.file_size, info.CRC, deflated)
+
+
+def _target(handle: Handle, member: _Member, link: str) -> str:
+    try:
+        return target_of(link, _content(handle, member).decode(errors="replace"))
+    except CorruptImageError:
+        return ""  # to nothing
 
 
 def _not_whole(path: Path, why: str) -> DataError:
@@ -402,30 +302,28 @@ def _content(handle: Handle, member: _Member, most: int | None = None) -> bytes:
     if not data.startswith(b"PK\3\4") or len(data) < _LOCAL_BYTES:
         raise CorruptImageError("the zip file is damaged: it has no header at its place")
     begin = _LOCAL_BYTES + sum(struct.unpack_from("<HH", data, 26))
-    missing = begin + wanted - len(data)
-    if missing > 0:
-        data += handle.read(member.header + len(data), missing)
-    found = memoryview(data)[begin : begin + wanted]
-    if len(found) < wanted:
+    if begin > _BEFORE_DATA:
+        data = handle.read(member.header, begin + wanted)
+    content = memoryview(data)[begin : begin + wanted]
+    if len(content) < wanted:
         raise CorruptImageError(f"the zip file ends inside it, at byte {handle.size:,}")
-    if not member.deflated:
-        content = bytes(found if most is None else found[:most])
-    else:
+    if member.deflated:
         try:
             # A damaged or hostile member must not become larger than the directory says.
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(
-                found, member.size + 1 if most is None else most
+                content, most or member.size + 1
             )
-        except zlib.error as error:
+        except (zlib.error, OverflowError) as error:
             raise CorruptImageError("its compressed bytes are damaged") from error
-    if most is None:
-        if len(content) != member.size:
-            raise CorruptImageError(
-                f"it has {len(content):,} bytes, and the zip file says {member.size:,}"
-            )
-        if zlib.crc32(content) != member.crc:
-            raise CorruptImageError("its checksum is wrong: the zip file is damaged")
-    return content
+    if most is not None:
+        return bytes(content[:most])
+    if len(content) != member.size:
+        raise CorruptImageError(
+            f"it has {len(content):,} bytes, and the zip file says {member.size:,}"
+        )
+    if zlib.crc32(content) != member.crc:
+        raise CorruptImageError("its checksum is wrong: the zip file is damaged")
+    return bytes(content)
 
 
 class ImageZip(Images):

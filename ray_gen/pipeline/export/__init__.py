@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ray_gen import temporary
 from ray_gen.errors import Refused
 from ray_gen.experiment import absolute_path
 from ray_gen.pipeline.export import programs
@@ -163,8 +164,8 @@ def push_to_hub(
     the address of the commit. Raises Refused.
     """
     hub = _hub(repository)
-    with tempfile.TemporaryDirectory(prefix="ray_gen-") as work:
-        made = export(run, Path(work) / "model", weights=weights, formats=formats)
+    with temporary.folder("export-") as work:
+        made = export(run, work / "model", weights=weights, formats=formats)
         try:
             api = hub.HfApi(token=token, library_name="ray_gen")
             api.create_repo(repository, private=private, exist_ok=True)
