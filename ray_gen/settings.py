@@ -166,7 +166,7 @@ def _sentence(entry: Any, root: type[Settings], given: Any) -> str:
         return f"{path}.kind: is required and was not given"
     if kind == "value_error":
         message = str(context.get("error", entry["msg"]))
-        inner = message.partition(":")[0].isidentifier()  # a field inside the validated value
+        inner = message.partition(": ")[0].isidentifier()  # a field inside the validated value
         return f"{path}{'.' if inner else ': '}{message}" if path else message
     if isinstance(entry["input"], dict) and entry["input"].get("kind") in SCHEDULES:
         return f"{path}: takes no schedule"
@@ -188,6 +188,9 @@ def _dotted(location: tuple[Any, ...], given: Any) -> str:
             here, tagged = here.get(part), False
         elif isinstance(here, (list, tuple)) and isinstance(part, int):
             here = here[part] if part < len(here) else None
+        elif isinstance(here, str) and here.startswith(f"{part}:"):  # a short form, KIND:VALUE
+            here, tagged = {}, True
+            continue
         elif here is not None and not isinstance(part, int):
             # The rest names alternatives of a plain union ("int", "literal[...]"), not fields.
             break

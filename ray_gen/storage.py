@@ -88,8 +88,8 @@ def without_credentials(location: str) -> str:
     bare = f"{parts.scheme}://{host}{parts.path}"
     if parts.scheme in _WEB:
         raise StorageError(
-            f"{bare}: ray_gen reads nothing from the web; download the data and give the path of "
-            "the file or folder, or a storage (s3://, gs://, hdfs://)"
+            f"{bare}: ray_gen reads and writes nothing on the web; give a path of this machine "
+            "(download data first) or a storage (s3://, gs://, hdfs://)"
         )
     fields = parse_qsl(parts.query, keep_blank_values=True)
     held = bool(at) and (":" in user or parts.scheme == "s3")

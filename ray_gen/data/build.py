@@ -98,6 +98,7 @@ def build(
             size_from=None,
             guessed_channels=False,
             guessed_range=False,
+            of_floats=None,
             keep_alpha=False,
             full_range=asked.full_range and wanted.value_range is None,
         )
@@ -338,6 +339,7 @@ def _write(
         "found": {
             "modes": dict(tally.seen.modes.most_common()),
             "types": sorted(tally.seen.types),
+            "transparent": tally.seen.transparent,
             "values": [tally.seen.low, tally.seen.high] if tally.seen.types else None,
             "value_range": wanted.value_range if tally.seen.types else None,
             "class_counts": classes if labelled else None,

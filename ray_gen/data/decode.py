@@ -9,7 +9,8 @@ import numpy as np
 
 from ray_gen.data import rules_1
 from ray_gen.data.errors import CorruptImageError, DataError, reason
-from ray_gen.data.pictures import Bands, upright
+from ray_gen.data.formats import pixel_limit
+from ray_gen.data.pictures import LARGEST_CHANNELS, Bands, upright
 from ray_gen.data.wanted import ELEMENTS, Look, Pixels, Unforeseen, Wanted
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def decode(item: Item, wanted: Wanted, blamed: str) -> Pixels | CorruptImageErro
     """
 
     def work() -> Pixels:
+        pixel_limit.set(wanted.max_pixels)
         picture, label = item.load()
         if wanted.rules == 1:
             assert not isinstance(picture, Bands)
@@ -51,6 +53,7 @@ def decompressed(item: Item, blamed: str) -> tuple[Picture, int | None] | Corrup
     """The image of one item as it is, and its class. Errors are those of `decode`."""
 
     def work() -> tuple[Picture, int | None]:
+        pixel_limit.set(None)
         picture, label = item.load()
         if not isinstance(picture, Bands):
             picture.load()
@@ -63,8 +66,13 @@ def _unless_corrupt(work: Callable[[], _T], item: Item, blamed: str) -> _T | Cor
     """What `work` returns, or the error of a corrupt image."""
     try:
         return work()
-    except (DataError, MemoryError):
+    except DataError:
         raise
+    except MemoryError as error:
+        raise DataError(
+            f"{blamed}: {item.name} needs more memory than this machine has free; remove it, or set"
+            " data.max_pixels so that such images count as corrupt"
+        ) from error
     except CorruptImageError as error:
         return error
     except OSError as error:
@@ -82,6 +90,7 @@ def glance(item: Item, wanted: Wanted) -> Look | None:
     """What an image is, without decompressing it (deep ones are). None: it is corrupt, or is not of
     the kind that `decode` reads."""
     try:
+        pixel_limit.set(wanted.max_pixels)
         picture, _ = item.load()
         if not isinstance(picture, Bands) and _is_deep(picture):
             picture = _opened(picture, wanted)
@@ -122,20 +131,27 @@ def _scale_down(image: Image, size_HW: tuple[int, int], center_crop: int | None)
 def look_at(picture: Image | Bands) -> Look:
     """What an image is. Finds the range of deep images, which needs all of their values."""
     if isinstance(picture, Bands):
-        values = picture.values_HWC
-        channels = values.shape[2] - picture.alpha
+        values, alpha = picture.values_HWC, picture.alpha
+        channels = values.shape[2] - alpha
+        if values.shape[2] > LARGEST_CHANNELS:
+            raise CorruptImageError(
+                f"it has {values.shape[2]} channels, and {LARGEST_CHANNELS} at most are read"
+            )
         deep = None
         if values.dtype != np.uint8 and not picture.scaled:
             colours = values[..., :channels]
             deep = (float(colours.min()), float(colours.max()))
             if not np.isfinite(deep).all():
                 raise CorruptImageError("some of its values are not finite")
-        return Look(
-            _mode(channels, picture.alpha), channels, picture.alpha, deep, str(values.dtype)
-        )
+        transparent = alpha and bool((values[..., -1] < values[..., -1].max()).any())
+        mode = _mode(channels, alpha)
+        return Look(mode, channels, alpha, transparent, deep, values.dtype.name)
     grey = picture.mode in _GREY_MODES
     alpha = picture.mode in _TRANSPARENT_MODES or "transparency" in picture.info
-    return Look(_mode(1 if grey else 3, alpha), 1 if grey else 3, alpha)
+    transparent = alpha
+    if picture.mode in ("LA", "RGBA"):
+        transparent = picture.getchannel("A").getextrema()[0] < 255  # pyright: ignore
+    return Look(_mode(1 if grey else 3, alpha), 1 if grey else 3, alpha, transparent)
 
 
 def _mode(channels: int, alpha: bool) -> str:
@@ -183,8 +199,9 @@ def _check_channels(look: Look, channels: int, wanted: Wanted, name: str) -> Non
         return
     if channels not in (look.channels, look.channels + look.alpha):
         raise DataError(
-            f"data.channels: {name} has {look.channels + look.alpha} channels and {channels} are"
-            " wanted; keep images of one kind in the data set, or set data.channels to theirs"
+            f"data.channels: {name} is {look.mode}, and {channels} channels are wanted, by the"
+            " setting or as others have; keep images of one kind in the data set, or set"
+            " data.channels to theirs"
         )
 
 
@@ -255,16 +272,28 @@ def _unit_values(picture: Image | Bands, look: Look, wanted: Wanted, name: str) 
     if wanted.value_range is None:
         raise Unforeseen(f"data.value_range: {name} has {look.type} values; set it, e.g. to full")
     low, high = wanted.value_range
-    if wanted.guessed_range and (look.range[0] < low or look.range[1] > high):
+    floats = values.dtype.kind == "f"
+    beyond = look.range[0] < low or (look.range[1] > high)
+    if wanted.guessed_range and (beyond or wanted.of_floats not in (None, floats)):
         raise Unforeseen(
-            f"data.value_range: {name} has values from {look.range[0]:g} to {look.range[1]:g},"
-            f" beyond {low:g} to {high:g} of others; set data.value_range='[LOW, HIGH]'"
+            f"data.value_range: {name} has {look.type} values from {look.range[0]:g} to"
+            f" {look.range[1]:g}, beyond {low:g} to {high:g} of others;"
+            " set data.value_range='[LOW, HIGH]'"
         )
     unit = ((values.astype(np.float64) - low) / (high - low)).clip(0, 1)
     if picture.alpha:
-        most = np.iinfo(values.dtype).max if np.issubdtype(values.dtype, np.integer) else 1.0
-        unit[..., -1] = values[..., -1] / most
+        unit[..., -1] = values[..., -1] / _opaque(values, high)
     return np.asarray(unit, np.float32)
+
+
+def _opaque(values_HWC: NDArray[Any], high: float) -> float:
+    """The value of full opacity: that of white, if no opacity is beyond it, else the type's."""
+    most = float(values_HWC[..., -1].max())
+    if most <= high:
+        return high
+    if values_HWC.dtype.kind == "f":
+        return 255.0 if most <= 255 else most
+    return float(np.iinfo(values_HWC.dtype).max)
 
 
 def _with_alpha(image: Image, mode: str) -> Image:
@@ -317,9 +346,9 @@ def fitted(
     out_height, out_width = wanted.size_HW or (height, width)
     if wanted.size_from is not None and (height, width) != wanted.size_HW:
         raise DataError(
-            f"data.image_size: images differ in size: {wanted.size_from} is"
-            f" {out_width}×{out_height} pixels and {name}"
-            f" {width}×{height}; set data.image_size to resize them, e.g."
+            f"data.image_size: images differ in size (height×width): {wanted.size_from} is"
+            f" {out_height}×{out_width} pixels and {name}"
+            f" {height}×{width}; set data.image_size to resize them, e.g."
             f" {min(out_width, out_height, width, height)}"
         )
     out = (out_width, out_height)

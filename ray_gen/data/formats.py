@@ -6,7 +6,11 @@ Only listed formats are opened. Some of Pillow's others start programs (EPS star
 from __future__ import annotations
 
 import importlib.util
+import logging
+import re
+import threading
 import warnings
+from contextvars import ContextVar
 from functools import cache
 from typing import IO, TYPE_CHECKING
 
@@ -198,24 +202,42 @@ def open_image(file: IO[bytes], known: str | None = None) -> Image:
     if known in PLUG_INS:
         _register(known)
     _silence()
-    try:
-        return Image.open(file, formats=(PILLOW[known],))
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise CorruptImageError(
-            f"it has more than {limit:,} pixels; set data.max_pixels to read such images"
-        ) from None
+    limit = pixel_limit.get()
+    if limit is None:
+        try:
+            return Image.open(file, formats=(PILLOW[known],))
+        except Image.DecompressionBombError as error:
+            number = re.search(r"\d+", str(error))
+            raise _too_many(int(number[0]) if number else 0, PILLOW_LIMIT) from None
+    with _opening:  # Pillow has one limit for the whole process
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(file, formats=(PILLOW[known],))
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+    check_pixels(*image.size)
+    return image
 
 
-def allow_pixels(most: int | None) -> None:
-    """Lets this process open images of up to `most` pixels. None: Pillow's limit, 178,956,970.
+pixel_limit: ContextVar[int | None] = ContextVar("pixel_limit", default=None)
+"""Largest number of pixels of an image that this thread opens. None: PILLOW_LIMIT. A small file may
+claim to hold more pixels than the memory."""
+PILLOW_LIMIT = 178_956_970
+"""Pillow refuses larger images."""
+_opening = threading.Lock()
 
-    Pillow refuses larger ones, as a small file may claim to hold more pixels than the memory.
-    """
-    if most is not None:
-        from PIL import Image
 
-        Image.MAX_IMAGE_PIXELS = -(-most // 2)  # Pillow warns from here on, and refuses from twice
+def check_pixels(width: int, height: int) -> None:
+    """Raises CorruptImageError for an image beyond the limit of pixels."""
+    limit = pixel_limit.get() or PILLOW_LIMIT
+    if width * height > limit:
+        raise _too_many(width * height, limit)
+
+
+def _too_many(pixels: int, limit: int) -> CorruptImageError:
+    return CorruptImageError(
+        f"it has {pixels:,} pixels, more than {limit:,}; set data.max_pixels={pixels} to read it"
+    )
 
 
 @cache
@@ -223,3 +245,4 @@ def _silence() -> None:
     """Keeps Pillow from printing warnings about damaged EXIF data and large images. Pixels that
     cannot be read are errors."""
     warnings.filterwarnings("ignore", module=r"PIL\..*")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)

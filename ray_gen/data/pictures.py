@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ray_gen.data.errors import CorruptImageError
-from ray_gen.data.formats import HEAD_BYTES, NPY, format_of, open_image
+from ray_gen.data.formats import HEAD_BYTES, NPY, check_pixels, format_of, open_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,14 +56,14 @@ def read_picture(
     if frame:
         image.seek(frame)
     if known == "PNG" and image.mode in ("RGB", "RGBA", "LA") and _has_16_bits(image):
-        return _deep_png(data, alpha=image.mode != "RGB")
+        return _deep_png(data, image)
     return image
 
 
 def frames_of(file: IO[bytes], known: str | None) -> int:
     """Number of images in a file."""
     if known == NPY:
-        shape = _npy_header(file)
+        shape, _ = _npy_header(file)
         return shape[0] if _channel_axis(shape) is None else 1
     return int(getattr(open_image(file, known), "n_frames", 1))
 
@@ -74,33 +74,62 @@ def _has_16_bits(image: Any) -> bool:
 
 
 def _is_beyond_pillow(image: Any) -> bool:
-    """Whether Pillow would drop channels or bits of a TIFF file that it has opened."""
-    bits = image.tag_v2.get(258, (1,))
-    samples = image.tag_v2.get(277, 1)
-    unnamed = 0 in image.tag_v2.get(338, ())  # further channels that are no opacity
-    return samples > 4 or unnamed or (samples > 1 and max(bits) > 8)
+    """Whether Pillow would drop channels or bits of a TIFF file that it has opened, or misread
+    them."""
+    tags = image.tag_v2
+    bits, samples = tags.get(258, (1,)), tags.get(277, 1)
+    unnamed = 0 in tags.get(338, ())  # further channels that are no opacity
+    signed = tags.get(339, (1,))[0] == 2
+    whole = tags.get(339, (1,))[0] in (1, 2)
+    inverted = tags.get(262) == 0 and max(bits) > 8
+    deep = (samples > 1 and max(bits) > 8) or (whole and max(bits) >= 32)
+    return samples > 4 or unnamed or signed or inverted or deep
 
 
-def _deep_png(data: bytes, *, alpha: bool) -> Bands:
+def _deep_png(data: bytes, image: Image) -> Bands:
     from ray_gen.data.deep import decode_png
 
-    return Bands(decode_png(data), alpha)
+    values = decode_png(data)
+    image.load()  # the EXIF data may come after the pixels
+    return Bands(_turned(values, image.getexif().get(274, 1)), alpha=image.mode != "RGB")
+
+
+def _turned(values_HWC: NDArray[Any], orientation: object) -> NDArray[Any]:
+    """An image upright, from the orientation that its file tells (1 to 8, TIFF 6.0, section 8)."""
+    if orientation in (5, 6, 7, 8):
+        values_HWC = values_HWC.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        values_HWC = values_HWC[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        values_HWC = values_HWC[::-1]
+    return values_HWC
 
 
 def _tiff(data: bytes, frame: int, pages: bool) -> Bands:
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        if pages:
-            found = [_tiff_page(page)[0] for page in file.pages]
-            if len({page.shape[:2] for page in found}) > 1:
-                raise CorruptImageError("its pages differ in size, so they are no channels")
-            return Bands(np.concatenate(found, axis=2))
-        return Bands(*_tiff_page(file.pages[frame]))
+        if not pages:
+            return _tiff_page(file.pages[frame])
+        found = [_tiff_page(page).values_HWC for page in file.pages]
+        if len({(page.shape[:2], page.dtype) for page in found}) > 1:
+            raise CorruptImageError("its pages differ in size or type, so they are no channels")
+        return Bands(np.concatenate(found, axis=2))
 
 
-def _tiff_page(page: Any) -> tuple[NDArray[Any], bool]:
-    """(H, W, C), and whether the last channel is opacity."""
+_MIN_IS_WHITE, _PALETTE, _CMYK = 0, 3, 5
+_PREMULTIPLIED, _OPACITY = 1, 2
+
+
+def _tiff_page(page: Any) -> Bands:
+    """One image of a TIFF file, upright, black at the least value."""
+    check_pixels(page.imagewidth, page.imagelength)
+    photometric = int(page.photometric)
+    if photometric in (_PALETTE, _CMYK):
+        kind = "a palette" if photometric == _PALETTE else "CMYK"
+        raise CorruptImageError(
+            f"it is {kind} with more than 8 bits or with pages as channels; convert it to RGB"
+        )
     values = page.asarray()
     if values.ndim == 3 and page.planarconfig == 2:
         values = values.transpose(1, 2, 0)
@@ -108,40 +137,75 @@ def _tiff_page(page: Any) -> tuple[NDArray[Any], bool]:
         values = values[..., None]
     if values.ndim != 3:
         raise CorruptImageError(f"it is an array of shape {values.shape}, not of (H, W, C)")
-    extra = tuple(page.extrasamples or ())
-    return values, bool(extra) and int(extra[-1]) in (1, 2)
+    if page.bitspersample == 1:
+        values = values.astype(np.uint8) * 255
+    if photometric == _MIN_IS_WHITE and values.dtype.kind == "u":
+        values = np.iinfo(values.dtype).max - values
+    extra = [int(kind) for kind in page.extrasamples or ()]
+    last = extra[-1] if extra else None
+    if last == _PREMULTIPLIED:
+        values = _unmultiplied(values)
+    orientation = page.tags.get(274)
+    values = _turned(values, 1 if orientation is None else int(orientation.value))
+    return Bands(values, alpha=last in (_PREMULTIPLIED, _OPACITY))
 
 
-def _npy_header(file: IO[bytes]) -> tuple[int, ...]:
+def _unmultiplied(values_HWC: NDArray[Any]) -> NDArray[Any]:
+    """Colours that were multiplied by their opacity, as they were before."""
+    colours, opacity = values_HWC[..., :-1], values_HWC[..., -1:]
+    whole = values_HWC.dtype.kind in "ui"
+    most = np.iinfo(values_HWC.dtype).max if whole else 1.0
+    restored = (colours * (most / np.maximum(opacity, 1e-9))).clip(0, most)
+    restored = np.where(opacity == 0, 0, np.rint(restored) if whole else restored)
+    return np.concatenate([restored.astype(values_HWC.dtype), opacity], axis=2)
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array in a file. Then the file stands at its numbers."""
     major, _ = np.lib.format.read_magic(file)
     read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-    return read[major](file)[0]
+    shape, _, kind = read[major](file)
+    return shape, kind
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int | None:
-    """The axis of the channels of one image, -1 where it has none. None: several images."""
+    """The axis of the channels of one image, -1 where it has none. None: several images.
+
+    An axis of 1 to 4 numbers is that of the channels, the last before the first. Else the one
+    beside two equal sides. Else the last or the first that is short enough.
+    """
     if len(shape) == 2:
         return -1
-    if len(shape) == 3 and shape[2] <= LARGEST_CHANNELS:
-        return 2
-    if len(shape) == 3 and shape[0] <= LARGEST_CHANNELS:
-        return 0
-    return None
+    if len(shape) != 3:
+        return None
+    few = [axis for axis in (2, 0) if shape[axis] <= 4]
+    beside_a_square = [axis for axis, a, b in ((2, 0, 1), (0, 1, 2)) if shape[a] == shape[b]]
+    short = [axis for axis in (2, 0) if shape[axis] <= LARGEST_CHANNELS]
+    square = [axis for axis in beside_a_square if axis in short]
+    return next(iter((*few, *square, *short)), None)
 
 
 def _npy(data: bytes, frame: int) -> NDArray[Any]:
+    file = io.BytesIO(data)
+    shape, kind = _npy_header(file)
+    if kind.hasobject or not np.issubdtype(kind, np.number) or kind.kind == "c":
+        raise CorruptImageError(f"its values are of the type {kind}, not numbers")
+    told, held = math.prod(shape) * kind.itemsize, len(data) - file.tell()
+    if told > held:
+        raise CorruptImageError(f"it is truncated: it has {held:,} of {told:,} bytes of numbers")
     values = np.load(io.BytesIO(data), allow_pickle=False)
-    axis = _channel_axis(values.shape)
-    if axis is None and values.ndim in (3, 4):
+    axis = _channel_axis(shape)
+    if axis is None and len(shape) in (3, 4):
         values = values[frame]
         axis = _channel_axis(values.shape)
     if axis is None or not math.prod(values.shape):
-        raise CorruptImageError(f"it is an array of shape {values.shape}, not an image (H, W, C)")
-    if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
-        raise CorruptImageError(f"its values are {values.dtype}, not numbers")
+        raise CorruptImageError(f"it is an array of shape {shape}, not an image (H, W, C)")
     if axis == -1:
-        return values[..., None]
-    return values if axis == 2 else values.transpose(1, 2, 0)
+        values = values[..., None]
+    elif axis == 0:
+        values = values.transpose(1, 2, 0)
+    check_pixels(values.shape[1], values.shape[0])
+    return values
 
 
 def upright(image: Image) -> Image:

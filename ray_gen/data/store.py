@@ -18,7 +18,6 @@ import torch
 from ray_gen.data import arrow
 from ray_gen.data.build import FORMAT, MANIFEST, PARTIAL, build, cache_error, file_stamp
 from ray_gen.data.errors import DataError
-from ray_gen.data.formats import allow_pixels
 from ray_gen.data.pictures import LARGEST_CHANNELS
 from ray_gen.data.sampled import Sampled
 from ray_gen.data.sources.base import Source
@@ -53,6 +52,8 @@ class Found:
     """Number of images by what they are: "grey", "RGB", "5 channels"."""
     types: tuple[str, ...] = ()
     """Types of deep images: "uint16", "float32"."""
+    transparent: int = 0
+    """Number of images with pixels that are not opaque."""
     values: tuple[float, float] | None = None
     """Least and greatest value of the deep images."""
     value_range: tuple[float, float] | None = None
@@ -318,8 +319,7 @@ def wanted_of(
     jpeg_scaling: bool = False,
     max_pixels: int | None = None,
 ) -> Wanted:
-    """The wanted pixels. Allows this process to open images of `max_pixels`. Raises DataError for
-    values that none can have."""
+    """The wanted pixels. Raises DataError for values that none can have."""
     if isinstance(channels, int) and not 1 <= channels <= LARGEST_CHANNELS:
         raise DataError(
             f"data.channels: {channels} is not in 1 to {LARGEST_CHANNELS}; set e.g. 1 (grey) or 3"
@@ -332,7 +332,6 @@ def wanted_of(
             raise DataError(f"data.image_size: {image_size} is not positive; set e.g. 64")
     if center_crop is not None and center_crop < 1:
         raise DataError(f"data.center_crop: {center_crop} is not positive; set e.g. 64, or null")
-    allow_pixels(max_pixels)
     return Wanted(
         size_HW,
         center_crop,

@@ -47,7 +47,7 @@ def remarks(store: Store) -> Iterator[str]:
     if len(found.modes) > 1:
         counts = ", ".join(f"{count:,} {mode}" for mode, count in found.modes.items())
         yield f"{counts}: all become {_channels(channels, store)}"
-    transparent = sum(n for mode, n in found.modes.items() if mode == "RGBA" or "alpha" in mode)
+    transparent = found.transparent
     if transparent and channels in (1, 3):
         yield (
             f"transparent pixels of {_count(transparent, 'image')} are put on white;"
@@ -86,6 +86,8 @@ def _count(count: int, what: str) -> str:
 
 def _channels(channels: int, store: Store) -> str:
     name = {1: "grey", 2: "grey with opacity", 3: "RGB", 4: "RGB with opacity"}.get(channels)
+    if set(store.found.modes) == {f"{channels} channels"}:  # bands of which none is opacity
+        name = None
     bits = " of 16 bits" if store.train.images_NHWC.dtype == torch.uint16 else ""
     return (name or f"{channels} channels") + bits
 

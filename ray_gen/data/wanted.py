@@ -35,6 +35,9 @@ class Look(NamedTuple):
     channels: int
     """Without opacity."""
     alpha: bool
+    """Whether it has opacity."""
+    transparent: bool = False
+    """Whether some of its pixels are not opaque."""
     range: tuple[float, float] | None = None
     """Smallest and largest value. None: 8 bits."""
     type: str = "uint8"
@@ -59,6 +62,8 @@ class Wanted:
     value_range: tuple[float, float] | None = None
     """Values of deep images that become the least and the greatest of the store. None: not known
     yet."""
+    of_floats: bool | None = None
+    """Whether the value range is that of floats. None: it was given, or is not known yet."""
     guessed_channels: bool = False
     """Whether the channels come from some of the images. Then one that needs more is
     `Unforeseen`."""
@@ -86,6 +91,8 @@ class Seen:
     channels: set[int] = field(default_factory=set[int])
     alpha: int = 0
     """Number of images with opacity."""
+    transparent: int = 0
+    """Number of images with pixels that are not opaque."""
     low: float = math.inf
     high: float = -math.inf
     """Least and greatest value of the deep images."""
@@ -97,6 +104,7 @@ class Seen:
         self.modes[look.mode] += 1
         self.channels.add(look.channels)
         self.alpha += look.alpha
+        self.transparent += look.transparent
         if look.range is not None:
             self.low, self.high = min(self.low, look.range[0]), max(self.high, look.range[1])
             self.types.add(look.type)
@@ -109,38 +117,54 @@ class Seen:
             colours = max(self.channels)
             alpha = wanted.keep_alpha and self.alpha == self.modes.total()
             channels = colours + alpha if colours in (1, 3) else colours
+        of_floats = None
         if value_range is None and self.types and wanted.element != "float16":
             value_range = self._full() if wanted.full_range else self._observed()
+            of_floats = self._of_floats()
         return replace(
             wanted,
             channels=channels,
             value_range=value_range,
+            of_floats=of_floats,
             guessed_channels=guessed and wanted.channels is None,
             guessed_range=guessed and wanted.value_range is None,
         )
 
+    def _of_floats(self) -> bool:
+        """Whether the deep images hold floats. Raises DataError if some do and some do not: no
+        range suits both."""
+        kinds = {np.dtype(kind).kind == "f" for kind in self.types}
+        if len(kinds) > 1:
+            raise DataError(
+                f"data.value_range: images hold {' and '.join(sorted(self.types))}, and no range"
+                " suits whole numbers and floats; convert them to one type, or set"
+                " data.value_range='[LOW, HIGH]' for all"
+            )
+        return kinds.pop()
+
     def _full(self) -> tuple[float, float]:
         """The range of the deep images' type."""
-        kinds = [np.dtype(kind) for kind in self.types]
-        if any(not np.issubdtype(kind, np.integer) for kind in kinds):
+        if self._of_floats():
             raise DataError(
                 "data.value_range: full is the range of a type of whole numbers, and some images"
                 f" hold {' and '.join(sorted(self.types))}; set data.value_range='[LOW, HIGH]'"
             )
-        limits = [np.iinfo(kind) for kind in kinds]  # pyright: ignore
+        limits = [np.iinfo(kind) for kind in self.types]
         return float(min(limit.min for limit in limits)), float(max(limit.max for limit in limits))
 
     def _observed(self) -> tuple[float, float]:
-        """A range that holds all values that were seen. From 0, if none is negative: to the end of
-        the 8, 10, 12, 14 or 16 bits that hold them; of floats to 1 or 255, if they suggest it."""
+        """The range of values that were seen, from 0 if none is negative. Of whole numbers: to the
+        end of the 8, 10, 12, 14 or 16 bits that hold them. Of floats: to 1 or 255 if their largest
+        value is near it, which resampling overshoots, else to the largest."""
         low, high = self.low, self.high
-        whole = all(np.issubdtype(np.dtype(kind), np.integer) for kind in self.types)
-        if low >= 0:
-            ends = (
-                [2.0**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 32)] if whole else [1.0, 255.0]
-            )
+        if low < 0:
+            return low, high if high > low else low + 1
+        if not self._of_floats():
+            ends = (2.0**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 32))
             return 0.0, next((end for end in ends if high <= end), high)
-        return low, high if high > low else low + 1
+        if high <= 1.1:
+            return 0.0, 1.0
+        return 0.0, 255.0 if 128 <= high <= 280 else high
 
 
 class Pixels(NamedTuple):

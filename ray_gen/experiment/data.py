@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -470,7 +471,16 @@ def _whole_short_form(value: Any) -> Any:
                 f"data={kind}:{field.upper()}"
             )
     read = from_short_form(value)
+    if isinstance(value, str) and read["kind"] == "joined":
+        raise ValueError(
+            "joined needs its sources, e.g. data='{kind: joined, sources: [folder:PATH, zip:PATH]}'"
+        )
     if isinstance(value, str) and "path" not in read and ":" not in value and value not in _KINDS:
+        if os.path.isfile(os.path.expanduser(value)):  # noqa: PTH111, PTH113 -- raises nothing
+            raise ValueError(
+                f"{value!r} is a file whose name tells no kind of data; give a folder, or a .zip,"
+                f" .tar or .parquet file, or for a list of paths data=list:{value}"
+            )
         near = difflib.get_close_matches(value, _KINDS, n=1)
         remedy = (
             f"did you mean {near[0]}?"
@@ -568,6 +578,7 @@ _KIND_OF_SUFFIX = {
     ".zip": "zip",
     **dict.fromkeys((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"), "tar"),
     ".parquet": "parquet",
+    **dict.fromkeys((".txt", ".lst", ".csv", ".tsv"), "list"),
 }
 
 

@@ -53,12 +53,12 @@ class _DataAlone(Settings):
 
 
 def data_settings(source: str, assignments: Sequence[str] = ()) -> DataSettings:
-    """The `data` settings, from a short form, a path or a URI, and from `data.path=value`
-    assignments, with absolute paths.
+    """The `data` settings, from a short form, a path, a URI or a mapping in YAML ({kind: …}), and
+    from `data.path=value` assignments, with absolute paths.
 
     Raises ExperimentError.
     """
-    given: dict[str, Any] = {"data": source}
+    given: dict[str, Any] = {"data": parse_yaml(source) if source.startswith("{") else source}
     for assignment in assignments:
         apply_override(given, assignment, _DataAlone)
     try:

@@ -131,6 +131,6 @@ def test_every_file_is_read_or_counted_or_named(
         counted = read + store.skipped + sum(store.found.not_read.values()) + unused
         event("read")
         assert counted == visible_files(root)
-        assert summary(store).startswith(f"{read} images (")
+        assert summary(store).startswith(f"{read} image")
         assert all(isinstance(remark, str) for remark in remarks(store))
         assert store.train.images_NHWC.shape[1:3] == ((8, 8) if size == 8 else size)

@@ -191,6 +191,39 @@ def test_symbolic_links_in_a_zip_are_followed_inside_of_it(tmp_path: Path) -> No
     assert files.open("cat/link.png").read() == (root / "dog" / "001.png").read_bytes()
 
 
+def test_a_link_with_a_damaged_target_leads_to_nothing(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        link = zipfile.ZipInfo("link.png")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "target.png")
+        archive.writestr("target.png", png())
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[data.find(b"target.png")] ^= 1
+    (tmp_path / "a.zip").write_bytes(data)
+    scan = ZipFiles(str(tmp_path / "a.zip")).scan()
+    assert scan.broken == ("link.png",) and len(scan.files) == 1
+
+
+def test_a_damaged_metadata_file_in_a_zip_is_refused(tmp_path: Path) -> None:
+    members = {"0.png": png(), "metadata.csv": b"file_name,label\n0.png,cat\n"}
+    archive = with_members(tmp_path / "a.zip", members)
+    archive.write_bytes(archive.read_bytes().replace(b"0.png,cat", b"0.png,dog"))
+    with pytest.raises(DataError, match=r"metadata\.csv cannot be read: its checksum is wrong"):
+        opened(ImageZip(path=str(archive)), tmp_path / "cache")
+
+
+def test_a_zip_in_parts_is_refused_with_a_remedy_that_works(tmp_path: Path) -> None:
+    for seed in range(2):
+        write(tmp_path / "set" / f"{seed}.bmp", noise(200, 200, 3, seed))
+    split = ["zip", "-qr0", "-s", "100k", "../a.zip", "."]
+    subprocess.run(split, cwd=tmp_path / "set", check=True)
+    with pytest.raises(DataError, match="is the last part of a zip file; join all") as refused:
+        opened(ImageZip(path=str(tmp_path / "a.zip")), tmp_path / "cache")
+    subprocess.run(str(refused.value).split("`")[1].split(), cwd=tmp_path, check=True)
+    whole = opened(ImageZip(path=str(tmp_path / "whole.zip")), tmp_path / "cache")
+    assert len(whole.train) == 2
+
+
 def damaged(change: Callable[[bytearray], Any]) -> Callable[[Path], None]:
     def apply(path: Path) -> None:
         data = bytearray(path.read_bytes())
@@ -348,11 +381,9 @@ def test_a_hostile_size_in_a_tar_header(size: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(
         info.tobuf() + record.ljust(512, b"\0") + image.tobuf() + png().ljust(512, b"\0")
     )
-    if size.isdigit():
-        with pytest.raises(DataError, match="is cut off at byte"):
-            ImageTar(path=str(tmp_path / "a.tar")).listing()
-    else:
-        assert ImageTar(path=str(tmp_path / "a.tar")).listing().count == 1
+    message = "is cut off at byte" if size.isdigit() else "is damaged at byte"
+    with pytest.raises(DataError, match=message):
+        ImageTar(path=str(tmp_path / "a.tar")).listing()
 
 
 def test_a_hostile_place_in_a_zip_directory(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,37 @@ def test_candidates_are_named_where_none_was_chosen(tmp_path: Path) -> None:
     assert store.class_names == ("x", "y")
 
 
+@pytest.mark.parametrize(
+    ("values", "fact"),
+    [
+        ([0.5, 1.5], r"row 0 of \S*a\.parquet has 0\.5 in 'label'"),
+        ([[0], [1, 2]], r"'label' of \S*a\.parquet is list<.*int64>"),
+        (pa.array([1, 2], pa.decimal128(3, 0)), r"'label' of \S*a\.parquet is decimal128\(3, 0\)"),
+        (pa.array([1, 2], pa.timestamp("ms")), r"'label' of \S*a\.parquet is timestamp\[ms\]"),
+    ],
+)
+def test_a_column_of_labels_that_holds_none_is_told(values: Any, fact: str, tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.parquet", image=hf(range(2)), label=values)
+    data = {"kind": "parquet", "path": str(path)}
+    told = [remark for remark in remarks(read_by_a_run(data, False)) if "'label'" in remark]
+    assert len(told) == 1
+    why = rf"{fact}, and a class is a whole number or a name"
+    assert re.search(rf"^labels are not used: {why}$", told[0])
+    with pytest.raises(ExperimentError, match=why):
+        read_by_a_run(data, conditional=True)
+
+
+def test_a_column_that_cannot_hold_labels_is_never_proposed(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    for i in range(2):
+        write(tmp_path / "d" / f"{i}.png", noise(6, 6, 3, i))
+    (tmp_path / "d" / "metadata.csv").write_text("file_name,label,kind\n0.png,0.5,a\n1.png,1.5,b")
+    data = {"kind": "folder", "path": str(tmp_path / "d")}
+    told = [remark for remark in remarks(read_by_a_run(data, False)) if "'label'" in remark]
+    assert [remark.partition("; ")[2] for remark in told] == ["data.label_column can name kind"]
+    assert read_by_a_run({**data, "label_column": "kind"}, True).class_names == ("a", "b")
+
+
 def test_a_split_without_labels_may_lack_their_column(tmp_path: Path) -> None:
     root = tmp_path / "d"
     write_table(root / "test.parquet", image=hf(range(3)))
@@ -545,6 +577,14 @@ def test_metadata_gives_labels_to_the_images_beside_it(kind: str, tmp_path: Path
     store = opened(folder(root), tmp_path / "cache")
     assert store.class_names == ("7", "30") and labels(store) == [0, 1, 0]
     assert not store.found.not_read
+
+
+def test_a_line_of_json_ends_only_at_a_line_feed(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set", "0.png", "1.png")
+    rows = [{"file_name": f"{i}.png", "label": i, "text": "a\u2028b\x85c"} for i in range(2)]
+    lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (root / "metadata.jsonl").write_bytes(lines.encode())
+    assert named(opened(folder(root), tmp_path / "cache")) == ["0", "1"]
 
 
 def test_where_metadata_gives_labels_folders_are_no_classes_but_may_be_splits(

@@ -104,19 +104,128 @@ def test_a_named_split_that_is_not_there_is_refused_with_what_is_there() -> None
         layout_of(tree("a", "test"), {"train": "a", "held_out": "tset"}, "data")
 
 
-@pytest.mark.parametrize("barren", ["c", "a"])
-def test_an_empty_class_folder_is_refused(barren: str) -> None:
-    paths = tree("a", "b")
-    if barren == "a":  # a folder with images may have empty folders below
-        assert layout_of(paths, "auto", "data", ["a/deep"]).class_names == ("a", "b")
-        return
-    with pytest.raises(DataError, match="data/c is empty or a link to nothing"):
-        layout_of(paths, "auto", "data", [barren])
+HOLLOW = {
+    ("c/",): "c is empty or a link to nothing",
+    ("c/deep/er/",): "c is empty or a link to nothing",
+    ("c/readme.txt",): r"c has no images, but 1 \.txt",
+    ("c/x.ico", "c/y/z.ico", "c/notes"): r"c has no images, but 2 \.ico, 1 without suffix",
+    ("c/x.mp4", "c/empty/"): r"c has no images, but 1 \.mp4",
+}
+
+
+@pytest.mark.parametrize("barren", HOLLOW)
+def test_a_class_folder_without_an_image_is_refused(barren: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match=rf"^data\.path: data/{HOLLOW[barren]}"):
+        layout_of(tree("a", "b"), "auto", "data", barren)
+    in_splits = tree("train/a", "train/b", "test/a", "test/b")
+    inside = [f"test/{path}" for path in barren]
+    with pytest.raises(DataError, match=rf"^data\.path: data/test/{HOLLOW[barren]}"):
+        layout_of(in_splits, "auto", "data", inside)
+
+
+def test_a_folder_with_images_may_hold_anything_else() -> None:
+    beside = ["a/deep/", "a/notes.txt", "b/x/y.ico", "README.md", "LICENSE"]
+    assert layout_of(tree("a", "b"), "auto", "data", beside).class_names == ("a", "b")
+    paths = tree("set/train/a", "set/test/a")
+    beside = ["set/train/readme.txt", "set/train/a/labels/x.txt", "set/docs/x.md", "docs/x.md"]
+    assert layout_of(paths, "auto", "data", beside).class_names == ("a",)
 
 
 def test_flat_images_have_no_classes_and_ignore_empty_folders() -> None:
-    layout = layout_of(["a.png", "b.png"], "auto", "data", ["empty"])
+    layout = layout_of(["a.png", "b.png"], "auto", "data", ["empty/"])
     assert layout.class_names is None
+
+
+@pytest.mark.parametrize("train", ["train", "train/a", "set/train/a"])
+@pytest.mark.parametrize("hollow", ["val/", "test/a/", "Test/readme.txt"])
+def test_an_empty_held_out_split_beside_train_is_refused(train: str, hollow: str) -> None:
+    top = "set/" if train.startswith("set") else ""
+    name = hollow.partition("/")[0]
+    for classes in (True, False):
+        with pytest.raises(DataError, match=rf"data/{top}{name} .*split.*; put images into it"):
+            layout_of(tree(train), "auto", "data", [top + hollow], classes=classes)
+    assert layout_of(tree(train), "auto", "data", [f"{top}docs/x.md"]).places
+    with pytest.raises(DataError, match=f"data/{name} "):
+        layout_of(tree("train/a", "dev/a"), "auto", "data", [hollow])
+
+
+TWO_READINGS = (
+    ("seg_train", "seg_test", "seg_pred"),
+    ("trainA", "trainB", "testA", "testB"),
+    ("trainval", "test"),
+    ("train", "val", "trainval"),
+    ("train_val", "test"),
+    ("pretrain", "test"),
+    ("train", "holdout"),
+    ("train", "held_out"),
+    ("trn", "tst"),
+    ("TrainSet", "TestSet", "extra"),
+    ("trainset", "testset"),
+    ("training_part", "devel", "valset"),
+)
+
+
+@pytest.mark.parametrize("folders", TWO_READINGS)
+def test_names_that_hold_the_names_of_splits_are_refused(folders: tuple[str, ...]) -> None:
+    paths = tree(*folders)
+    with pytest.raises(DataError, match=r"^data\.splits: .*may be splits or classes") as refused:
+        layout_of(paths, "auto", "data")
+    told = str(refused.value).partition("{train: ")[2].partition("}")[0].split(", held_out: ")
+    named = layout_of(paths, {"train": told[0], "held_out": told[1]}, "data")
+    assert {place.split for place in named.places.values()} == {"train", "held_out"}
+    assert "tr" in told[0].lower() and told[1].lower() not in ("trainval", "extra", "seg_pred")
+    assert layout_of(paths, "none", "data").class_names == tuple(sorted(folders))
+
+
+CLASSES = (
+    ("trainers", "sandals"),
+    ("trainval", "cat"),
+    ("bullet_train", "valley", "devil", "contest"),
+    ("strain", "test"),
+    ("trainA", "cat"),
+    ("testing", "cat", "dog"),
+    ("valve", "device", "trained"),
+)
+
+
+@pytest.mark.parametrize("folders", CLASSES)
+def test_ordinary_classes_stay_classes(folders: tuple[str, ...]) -> None:
+    assert layout_of(tree(*folders), "auto", "data").class_names == tuple(sorted(folders))
+
+
+INNER = (
+    ("x/train", "x/test", "y/train", "y/test"),
+    ("fold1/train/x", "fold1/test/x", "fold2/train/x", "fold2/test/x"),
+    ("images/train", "images/val", "labels/train"),
+    ("x/trainA", "x/testA", "y"),
+)
+
+
+@pytest.mark.parametrize("folders", INNER)
+@pytest.mark.parametrize("classes", [True, False])
+def test_splits_inside_of_classes_are_refused(folders: tuple[str, ...], classes: bool) -> None:
+    paths = tree(*folders)
+    with pytest.raises(DataError, match=r"^data\.splits: .*hold folders named like splits") as told:
+        layout_of(paths, "auto", "data", classes=classes)
+    top = folders[0].partition("/")[0]
+    assert f"give data/{top} alone" in str(told.value)
+    inside = [path.removeprefix(f"{top}/") for path in paths if path.startswith(f"{top}/")]
+    if "trainA" not in folders[0]:
+        alone = layout_of(inside, "auto", f"data/{top}")
+        assert {place.split for place in alone.places.values()} == {"train", "held_out"}
+    assert layout_of(paths, "none", "data").class_names == tuple(
+        sorted({folder.partition("/")[0] for folder in folders})
+    )
+
+
+def test_without_a_training_split_the_test_split_stays_held_out() -> None:
+    with pytest.raises(DataError, match=r"\{train: dev, held_out: test\}"):
+        layout_of(tree("dev", "test"), "auto", "data")
+
+
+def test_one_folder_for_both_splits_is_refused() -> None:
+    with pytest.raises(DataError, match=r"data\.splits: train and held_out are both 'train'"):
+        layout_of(tree("train", "x"), {"train": "train", "held_out": "train"}, "data")
 
 
 SHARDS = {
@@ -137,3 +246,25 @@ def test_shards_tell_their_split(names: tuple[str, ...]) -> None:
 def test_a_shard_without_a_split_beside_shards_with_one_is_refused() -> None:
     with pytest.raises(DataError, match=r"the name extra\.parquet tells no split"):
         splits_of_shards(["train-0.parquet", "test-0.parquet", "extra.parquet"], "data")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("test.parquet", "validation.parquet"),
+        ("trainval-0.parquet", "test-0.parquet"),
+        ("0.parquet", "1.parquet", "eval.parquet"),
+        ("train.parquet", "holdout.parquet"),
+        ("train-0.parquet", "tst-0.parquet"),
+    ],
+)
+def test_a_held_out_shard_is_never_trained_on_without_a_word(names: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match=r"^data\.path: .*rename"):
+        splits_of_shards(names, "data")
+
+
+def test_shards_of_one_split_alone_are_the_data_set() -> None:
+    for name in ("test", "val", "train"):
+        assert set(splits_of_shards([f"{name}-0.parquet", f"{name}-1.parquet"], "d").values()) == {
+            None
+        }

@@ -91,7 +91,7 @@ def test_repeated_lines(tmp_path: Path) -> None:
     images(tmp_path)
     store = listed(tmp_path, "pictures/0.png,cat\npictures/0.png,cat\npictures/1.png,dog")
     assert len(store.train) == 2
-    assert any("1 lines of" in remark for remark in remarks(store))
+    assert any("that repeat a file: 1;" in remark for remark in remarks(store))
     with pytest.raises(
         DataError, match=r"gives pictures/0\.png two classes, cat and dog in line 2"
     ):
@@ -117,4 +117,56 @@ def test_what_is_no_list_has_its_sentence(tmp_path: Path) -> None:
     refused(tmp_path, "is a folder; set data=folder:")
     refused(images(tmp_path)[0], "is no list: it is not a text file of paths")
     (tmp_path / "empty.txt").write_text("\n\n")
-    refused(tmp_path / "empty.txt", "is empty")
+    refused(tmp_path / "empty.txt", "is empty; write the path of an image in each line")
+    (tmp_path / "header.txt").write_text("path,label\n")
+    refused(tmp_path / "header.txt", "is empty; write")
+
+
+def test_paths_in_quotes(tmp_path: Path) -> None:
+    for i in range(2):
+        write(tmp_path / "a b, c" / f"{i}.png", noise(6, 6, 3, i))
+    store = listed(tmp_path, '"a b, c/0.png"\n"a b, c/1.png"\n')
+    assert len(store.train) == 2 and store.class_names is None
+    for mark in ("\t", ","):
+        lines = [f'"a b, c/{i}.png"{mark}"{("x", "y")[i]}"' for i in range(2)]
+        assert listed(tmp_path, "\n".join(lines)).class_names == ("x", "y")
+
+
+@pytest.mark.parametrize("bare", [0, 3, 5])
+def test_one_line_without_a_class_is_told_as_that(bare: int, tmp_path: Path) -> None:
+    images(tmp_path)
+    lines = [f"pictures/{i}.png" + ",cat" * (i != bare) for i in range(6)]
+    store = listed(tmp_path, "\n".join(lines))
+    assert len(store.train) == 6 and store.train.labels is None
+    told = [remark for remark in remarks(store) if "no class" in remark]
+    assert len(told) == 1 and f"the first is pictures/{bare}.png" in told[0]
+
+
+@pytest.mark.parametrize("mark", ["\t", ","])
+def test_a_third_column_is_refused(mark: str, tmp_path: Path) -> None:
+    images(tmp_path)
+    lines = [mark.join((f"pictures/{i}.png", "cat", "3" * (i == 4))) for i in range(6)]
+    with pytest.raises(DataError, match=r"line 5 of \S*list\.txt has 3 columns; .*classes"):
+        listed(tmp_path, "\n".join(lines))
+    assert listed(tmp_path, "\n".join(lines[:4])).class_names == ("cat",)
+
+
+def test_one_file_by_two_paths_is_read_once(tmp_path: Path) -> None:
+    first, *_ = images(tmp_path)
+    (tmp_path / "again").symlink_to(tmp_path / "pictures")
+    others = f"{first},cat\n./pictures/../pictures/0.png,cat\nagain/0.png,"
+    store = listed(tmp_path, f"pictures/0.png,cat\n{others}\npictures/1.png,dog")
+    assert len(store.train) == 2 and store.class_names == ("cat", "dog")
+    assert any("that repeat a file: 3;" in remark for remark in remarks(store))
+    with pytest.raises(
+        DataError, match=r"gives pictures/0\.png two classes, cat and dog in line 2"
+    ):
+        listed(tmp_path, "pictures/0.png,cat\nagain/0.png,dog")
+
+
+@pytest.mark.parametrize("line", ["~nobody-of-this-name/a.png", "a" * 5000, "a\rb", '"a', "a,b,c"])
+def test_odd_lines_have_a_sentence(line: str, tmp_path: Path) -> None:
+    images(tmp_path)
+    for text in (line, f"pictures/0.png\n{line}", f"pictures/0.png,cat\n{line}"):
+        with pytest.raises(DataError, match=r"^data\.path: "):
+            listed(tmp_path, text)

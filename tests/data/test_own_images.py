@@ -362,7 +362,9 @@ def test_an_image_beyond_the_limit_of_pixels_names_the_setting_which_works(
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     write(tmp_path / "set" / "0.png", noise(20, 20, 3))
-    with pytest.raises(DataError, match=r"more than 200 pixels; set data\.max_pixels"):
+    with pytest.raises(
+        DataError, match=r"it has 400 pixels, more than .*; set data\.max_pixels=400"
+    ):
         opened(folder(tmp_path / "set"), tmp_path / "cache")
     store = opened(folder(tmp_path / "set"), tmp_path / "cache", max_pixels=400)
     assert len(store.train) == 1
@@ -396,3 +398,121 @@ def test_the_fraction_that_is_advised_holds_an_image_out(count: int, tmp_path: P
     assert none.found.least_fraction is not None and fraction >= none.found.least_fraction
     store = opened(folder(tmp_path / "set"), tmp_path / "cache", held_out_fraction=fraction)
     assert len(store.held_out) >= 1 and len(store.train) >= 1
+
+
+def tiff(path: Path, values: np.ndarray, **options: Any) -> None:
+    import tifffile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, values, **options)
+
+
+@pytest.mark.parametrize(
+    ("most", "white"), [(0.5, 1), (1.02, 1), (2.0, 2), (10.0, 10), (200.0, 255), (3000.0, 3000)]
+)
+def test_floats_are_read_to_1_or_255_only_if_their_largest_value_is_near(
+    most: float, white: float, tmp_path: Path
+) -> None:
+    values = np.linspace(0, most, 64, dtype=np.float32).reshape(8, 8)
+    deep(tmp_path / "set" / "0.tif", values / 4)
+    deep(tmp_path / "set" / "1.tif", values)
+    store = opened(folder(tmp_path / "set"), tmp_path / "cache")
+    right = np.rint((values / white).clip(0, 1) * 255)
+    assert np.abs(store.train.images_NHWC[1, ..., 0].numpy() - right).max() <= 1
+
+
+def test_whole_numbers_and_floats_together_are_refused_unless_a_range_is_given(
+    tmp_path: Path,
+) -> None:
+    deep(tmp_path / "set" / "0.npy", np.full((8, 8), 3000, np.uint16))
+    deep(tmp_path / "set" / "1.npy", np.full((8, 8), 0.5, np.float32))
+    with pytest.raises(DataError, match=r"data\.value_range: images hold float32 and uint16"):
+        opened(folder(tmp_path / "set"), tmp_path / "cache")
+    store = opened(folder(tmp_path / "set"), tmp_path / "cache", value_range=(0.0, 4000.0))
+    assert store.train.images_NHWC[0].unique().tolist() == [191]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_deep_images_are_upright_as_pillow_turns_others(orientation: int, tmp_path: Path) -> None:
+    pixels = noise(6, 9, 3)
+    image = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[274] = orientation
+    write(tmp_path / "eight" / "0.png", image, exif=exif)
+    right = opened(folder(tmp_path / "eight"), tmp_path / "cache")
+    tag = (274, "H", 1, orientation, True)
+    wide = pixels.astype(np.uint16) * 257
+    tiff(tmp_path / "deep" / "0.tif", wide, photometric="rgb", extratags=[tag])
+    store = opened(folder(tmp_path / "deep"), tmp_path / "cache")
+    assert torch.equal(store.train.images_NHWC, right.train.images_NHWC)
+
+
+def test_tiff_files_that_pillow_misreads_are_read(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 1, 64).reshape(8, 8)
+    wide = (ramp * (2**32 - 1)).astype(np.uint32)
+    tiff(tmp_path / "u32" / "0.tif", wide)
+    store = opened(folder(tmp_path / "u32"), tmp_path / "cache")
+    assert np.array_equal(store.train.images_NHWC[0, ..., 0].numpy(), np.rint(ramp * 255))
+    tiff(tmp_path / "i8" / "0.tif", (ramp * 200 - 100).astype(np.int8))
+    store = opened(folder(tmp_path / "i8"), tmp_path / "cache")
+    assert store.found.value_range == (-100.0, 100.0)
+    grey = (ramp * 65535).astype(np.uint16)
+    tiff(tmp_path / "white" / "0.tif", grey, photometric="miniswhite")
+    store = opened(folder(tmp_path / "white"), tmp_path / "cache")
+    assert np.abs(store.train.images_NHWC[0, ..., 0].numpy() - (1 - ramp) * 255).max() <= 0.51
+    tiff(tmp_path / "cmyk" / "0.tif", np.zeros((8, 8, 4), np.uint16), photometric="separated")
+    with pytest.raises(DataError, match="CMYK"):
+        opened(folder(tmp_path / "cmyk"), tmp_path / "cache")
+
+
+def test_opacity_of_deep_images(tmp_path: Path) -> None:
+    values = np.full((8, 8, 4), 2000, np.uint16)
+    values[..., 3] = 4095  # 12 bits, opaque
+    values[:, :4, 3] = 0
+    tiff(tmp_path / "a" / "0.tif", values, photometric="rgb", extrasamples=["unassalpha"])
+    store = opened(folder(tmp_path / "a"), tmp_path / "cache")
+    assert store.train.images_NHWC[0, 0, ::7, 0].tolist() == [255, round(2000 / 4095 * 255)]
+    half = np.full((8, 8, 4), 10_000, np.uint16)
+    half[..., 3] = 32768  # colours were multiplied by one half
+    tiff(tmp_path / "b" / "0.tif", half, photometric="rgb", extrasamples=["assocalpha"])
+    store = opened(folder(tmp_path / "b"), tmp_path / "cache", channels=4, value_range="full")
+    assert store.train.images_NHWC[0, 0, 0].tolist() == [78, 78, 78, 128]
+
+
+def test_opaque_images_with_an_opacity_channel_are_not_told_as_transparent(tmp_path: Path) -> None:
+    pixels = noise(8, 8, 4)
+    pixels[..., 3] = 255
+    write(tmp_path / "set" / "0.png", pixels)
+    store = opened(folder(tmp_path / "set"), tmp_path / "cache")
+    assert not any("transparent" in remark for remark in remarks(store))
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [((3, 16, 16), 3), ((16, 16, 3), 3), ((5, 9, 9), 5), ((9, 9, 5), 5), ((1, 7, 8), 1)],
+)
+def test_the_axis_of_channels_of_an_array(
+    shape: tuple[int, ...], channels: int, tmp_path: Path
+) -> None:
+    deep(tmp_path / "set" / "0.npy", np.zeros(shape, np.uint8))
+    assert opened(folder(tmp_path / "set"), tmp_path / "cache").image_shape[0] == channels
+
+
+def test_arrays_that_lie_about_their_size_are_corrupt(tmp_path: Path) -> None:
+    deep(tmp_path / "set" / "0.npy", np.zeros((8, 8), np.uint8))
+    file = io.BytesIO()
+    header = {"descr": "<f8", "fortran_order": False, "shape": (4_000_000, 4_000_000)}
+    np.lib.format.write_array_header_1_0(file, header)
+    (tmp_path / "set" / "1.npy").write_bytes(file.getvalue() + bytes(100))
+    np.save(tmp_path / "set" / "2.npy", np.array([[{}]], dtype=object))
+    with pytest.raises(DataError, match=r"1\.npy cannot be decoded: it is truncated"):
+        opened(folder(tmp_path / "set"), tmp_path / "cache")
+    (tmp_path / "set" / "1.npy").unlink()
+    with pytest.raises(DataError, match=r"2\.npy cannot be decoded: its values are of the type"):
+        opened(folder(tmp_path / "set"), tmp_path / "cache")
+
+
+def test_plain_bands_are_not_told_as_opacity(tmp_path: Path) -> None:
+    deep(tmp_path / "set" / "0.npy", np.zeros((8, 8, 4), np.uint8))
+    store = opened(folder(tmp_path / "set"), tmp_path / "cache")
+    assert ", 4 channels" in summary(store)

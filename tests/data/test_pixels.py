@@ -133,7 +133,7 @@ def test_resizing_is_antialiased(tmp_path: Path) -> None:
 def test_images_that_differ_in_size_need_an_image_size(tmp_path: Path) -> None:
     write(tmp_path / "images" / "a.png", noise(8, 8, 3))
     write(tmp_path / "images" / "b.png", noise(8, 10, 3))
-    with pytest.raises(DataError, match=r"data\.image_size: .*a\.png is 8×8 .*b\.png 10×8; set"):
+    with pytest.raises(DataError, match=r"data\.image_size: .*a\.png is 8×8 .*b\.png 8×10; set"):
         opened(ImageFolder(path=str(tmp_path / "images")), tmp_path / "cache")
     store = opened(ImageFolder(path=str(tmp_path / "images")), tmp_path / "cache", image_size=8)
     assert store.train.images_NHWC.shape == (2, 8, 8, 3)

@@ -70,7 +70,7 @@ def test_a_changed_file_of_a_row_is_decoded_again(tmp_path: Path) -> None:
 
 def test_web_addresses_are_not_read(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", image=paths("https://example.org/0.png"))
-    with pytest.raises(DataError, match="ray_gen reads nothing from the web"):
+    with pytest.raises(DataError, match="nothing on the web; .*download"):
         opened(Parquet(path=str(tmp_path / "a.parquet")), tmp_path / "cache")
 
 

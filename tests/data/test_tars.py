@@ -276,6 +276,17 @@ def test_a_tar_that_is_cut_off_is_told_with_the_byte(tmp_path: Path) -> None:
     assert any("has no end mark; it may be cut off" in remark for remark in remarks(store))
 
 
+def test_a_tar_that_is_cut_off_in_a_header_of_several_blocks(tmp_path: Path) -> None:
+    """A long name stands before its header, in blocks of its own."""
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        path = tarred(tmp_path / "a.tar", {"0.png": png(), "n" * 200: png(1)}, format=form)
+        whole = path.read_bytes()
+        for size in range(1024 + 100, 1024 + 3 * 512, 200):
+            path.write_bytes(whole[:size])
+            with pytest.raises(DataError, match=f"is cut off at byte {size:,}, inside a header"):
+                opened(tar(path), tmp_path / "cache")
+
+
 def test_a_damaged_header_is_told_with_the_byte(tmp_path: Path) -> None:
     path = tarred(tmp_path / "a.tar", {"0.png": png(), "1.png": png(1)})
     data = bytearray(path.read_bytes())

@@ -23,6 +23,8 @@ KINDS = {
     "a.tar": "tar",
     "a.tar.gz": "tar",
     "a.parquet": "parquet",
+    "paths.txt": "list",
+    "paths.CSV": "list",
     "s3://bucket/a": "parquet",
     "hf://datasets/somebody/digits@main/data": "parquet",
     "mnist5k": "mnist5k",
@@ -80,9 +82,37 @@ def test_what_tells_no_kind_is_refused(tmp_path: Path) -> None:
             data_settings(source)
 
     refused("mnits5k", r"data: 'mnits5k' is no kind of data .*did you mean mnist5k\?")
-    refused(f"{tmp_path}/gone", rf"data: .{tmp_path}/gone. is no kind of data and no path on this machine; .*folder:")
+    refused(
+        f"{tmp_path}/gone",
+        rf"data: .{tmp_path}/gone. is no kind of data and no path on this machine; .*folder:",
+    )
     for kind in ("folder", "zip", "tar", "list", "parquet", "arrow"):
         refused(f"{kind}:", rf"{kind} needs its path right after a colon")
+    (tmp_path / "a.7z").touch()
+    refused(f"{tmp_path}/a.7z", rf"data: \S*a\.7z. is a file .*\.zip.*data=list:{tmp_path}/a\.7z$")
+    for short in ("joined", "joined:a+b"):
+        refused(short, r"^data: joined needs its sources, e\.g\. data='\{kind: joined")
+
+
+def test_a_bad_path_is_named_by_its_field() -> None:
+    web = r"http://x/y: .*nothing on the web; .*download"
+    for source, field in (("parquet:http://x/y", "data.path"), ("http://x/y", "data")):
+        with pytest.raises(ExperimentError, match=rf"^{field}: {web}"):
+            data_settings(source)
+        with pytest.raises(ExperimentError, match=rf"^{field}: {web}"):
+            Experiment.from_yaml(BARE, [f"data={source}"])
+    with pytest.raises(ExperimentError, match=rf"^data\.path: {web}"):
+        data_settings("{kind: parquet, path: http://x/y}")
+
+
+def test_a_mapping_in_yaml(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    text = (
+        f"{{kind: joined, sources: [folder:{tmp_path}/a, zip:{tmp_path}/b.zip], weights: [1, 2]}}"
+    )
+    data = data_settings(text, ["data.weights=[2, 1]"])
+    assert isinstance(data, JoinedData) and data.weights == (2, 1)
+    assert [source.kind for source in data.sources] == ["folder", "zip"]
 
 
 JOINED = """

@@ -17,7 +17,7 @@ from ray_gen.data.check.findings import THUMB, Fault, Findings, Named, Shown, Su
 from ray_gen.data.check.prints import as_bytes, digest_of, print_of, resized
 from ray_gen.data.decode import decode, fitted
 from ray_gen.data.errors import CorruptImageError, DataError
-from ray_gen.data.formats import HEAD_BYTES, PILLOW, allow_pixels, format_named, format_of
+from ray_gen.data.formats import HEAD_BYTES, PILLOW, format_named, format_of
 from ray_gen.data.pictures import Bands, upright
 from ray_gen.data.sources.base import Item
 from ray_gen.data.wanted import Look, Pixels, Wanted
@@ -44,10 +44,13 @@ class Looking:
     blamed: str
     """The experiment's field for the error about an unreadable file."""
 
+    @property
+    def _native(self) -> Wanted:
+        return replace(_NATIVE, max_pixels=self.wanted.max_pixels)
+
     def at(self, items: Iterable[Item]) -> Findings:
         """What was found in some images."""
         found = Findings()
-        allow_pixels(self.wanted.max_pixels)
         for item in items:
             self._look(item, found)
             found.looked_at += 1
@@ -57,7 +60,7 @@ class Looking:
         once = _Once(item.load)
         loaded = replace(item, load=once)
         try:
-            result = decode(loaded, _NATIVE, self.blamed)
+            result = decode(loaded, self._native, self.blamed)
         except DataError as error:
             found.refused.append(Fault(item.name, str(error)))
             return
@@ -79,7 +82,7 @@ class Looking:
             found.least_place = min(found.least_place, place_of(item.key))
         found.held_out.append(split == "held_out")
         found.seen.add(look)
-        found.looks.setdefault(look._replace(range=None), Named()).add(item.name)
+        found.looks.setdefault(look._replace(range=None, transparent=False), Named()).add(item.name)
         found.first = found.first or (item.name, height, width)
         found.digests += digest_of(self._whole(loaded, result, values))
         levels = as_bytes(values, *_limits(look)) if deep else values
@@ -96,7 +99,7 @@ class Looking:
         keeps = self.wanted.keep_alpha or self.wanted.channels in (2, 4)
         if not (look.alpha and keeps and look.range is None):
             return values
-        wanted = replace(_NATIVE, channels=look.channels + 1)
+        wanted = replace(self._native, channels=look.channels + 1)
         whole = decode(item, wanted, self.blamed)
         return values if isinstance(whole, CorruptImageError) else whole.values_HWC
 

@@ -221,6 +221,7 @@ def _store(
         found=Found(
             modes=dict(seen.modes.most_common()),
             types=tuple(sorted(seen.types)),
+            transparent=seen.transparent,
             values=(seen.low, seen.high) if seen.types else None,
             value_range=wanted.value_range if seen.types else None,
             class_counts=counts if labelled else None,

@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple
 
 from ray_gen.data.errors import CorruptImageError, DataError, reason
 from ray_gen.data.formats import HEAD_BYTES, what_it_is
@@ -32,7 +32,6 @@ _METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz", 
 _MADE_ON_UNIX = (3, 19)
 _LINKS_FOLLOWED = 8
 _SHOWN = 3
-_Place = TypeVar("_Place")
 
 
 class Handle:
@@ -40,7 +39,7 @@ class Handle:
 
     def __init__(self, path: str | Path) -> None:
         """Raises OSError."""
-        self.file = Path(path).open("rb", buffering=0)
+        self.file = Path(path).open("rb", buffering=0)  # noqa: SIM115
         weakref.finalize(self, self.file.close)
         self.size = os.fstat(self.file.fileno()).st_size
 
@@ -69,7 +68,7 @@ class Tree:
             self._unsafe.append(name)
             return None
         visible = list(itertools.takewhile(is_data, parts))
-        if folder or len(visible) < len(parts):
+        if folder or name.endswith("/") or not parts or visible != parts:
             self._folders.add("/".join(visible))
             return None
         self._filled.add("/".join(visible[:-1]))
@@ -108,10 +107,10 @@ def target_of(link: str, target: str) -> str:
     return posixpath.normpath(posixpath.join(posixpath.dirname(link), target))
 
 
-def follow(links: Mapping[str, str], members: dict[str, _Place]) -> list[str]:
+def follow(links: Mapping[str, str], members: dict[str, Any]) -> list[str]:
     """Makes each link the member that it leads to. Returns the links to nothing.
 
-    links: paths that links lead to, by the links' own paths.
+    links: paths that links lead to, by the links' own paths. members: by their paths.
     """
     broken: list[str] = []
     for link in links:
@@ -190,7 +189,7 @@ class ZipFiles:
         links: dict[str, str] = {}
         for info in infos:
             name = _name(info, tree)
-            place = tree.path_of(name, folder=name.endswith("/"))
+            place = tree.path_of(name)
             if place is None:
                 continue
             member = _member(info, place, path)
@@ -243,10 +242,9 @@ def _directory(handle: Handle, path: Path) -> list[zipfile.ZipInfo]:
         else:
             why = f"its directory is damaged ({reason(error)})"
         raise _not_whole(path, why) from error
-    parts = 1 + max((info.volume for info in infos), default=0)
-    if parts > 1:
+    if any(info.volume not in (0, 0xFFFF) for info in infos):  # 0xFFFF: see the extra fields
         raise DataError(
-            f"data.path: {path} is the last of {parts} parts of a zip file; join them with"
+            f"data.path: {path} is the last part of a zip file; join all parts with"
             f" `zip -s 0 {path.name} --out whole.zip`"
         )
     if any(info.header_offset < 0 for info in infos):

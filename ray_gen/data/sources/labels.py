@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,7 +31,11 @@ _MOST_NAMED = 8
 
 
 class NoLabelsError(DataError):
-    """A column whose values are no labels, for example numbers that are not whole."""
+    """A column whose values are no labels, for example numbers that are not whole. Its argument is
+    the fact, without field and remedy."""
+
+    def __str__(self) -> str:
+        return f"{FIELD}: {self.args[0]}; give another column, or set data.labels=none"
 
 
 @dataclass(frozen=True)
@@ -256,9 +260,8 @@ def _plain(values: Any, first_row: int, column: str, where: str) -> Any:
         if not pc.all(whole, min_count=0).as_py():
             row = pc.index(whole, False).as_py()
             raise NoLabelsError(
-                f"{FIELD}: row {first_row + row} of {where} has {values[row].as_py():g} in"
-                f" {column!r}, and a class is a whole number or a name; give another column, or set"
-                " data.labels=none"
+                f"row {first_row + row} of {where} has {values[row].as_py():g} in {column!r}, and a"
+                " class is a whole number or a name"
             )
         values = values.cast(pa.int64())
     if types.is_integer(values.type):
@@ -401,29 +404,47 @@ def choice(
     """
     first = next(iter(schemas))
     names = candidates(schemas[first], asked, first)
+    unusable: dict[str, str] = {}
     if asked is None:  # a split without labels may lack the column, and may come first
         found = {
             name for where, schema in schemas.items() for name in candidates(schema, None, where)
         }
         names = sorted(found - set(besides), key=DEFAULTS.index)
+        unusable = _of_other_types(schemas, {*besides, *names})
     column, classes, rows = None, None, 0
     for name in names:
         try:
             parts = read(name)
-        except NoLabelsError:
+        except NoLabelsError as error:
             if asked is not None:
                 raise
+            unusable[name] = error.args[0]
             continue
         column, rows = name, sum(part.rows for part in parts)
         classes = classes_of(parts, name)
         break
-    more = others(schemas[first], (*besides, *columns_of(column)))
+    more = others(schemas[first], (*besides, *columns_of(column), *unusable))
+    if column is None and unusable:
+        why = next(iter(unusable.values()))
+        hint = f"; data.label_column can name {listed(more)}" if more else ""
+        return Choice(notes=(f"labels are not used: {why}{hint}",), no_classes=f"{why}{hint}")
     return Choice(
         column,
         classes,
         tuple(notes_of(classes, column, more)),
         why_none(classes, column, rows, more) or "",
     )
+
+
+def _of_other_types(schemas: Mapping[str, pa.Schema], without: Collection[str]) -> dict[str, str]:
+    """Columns that have a name of labels, but whose type holds none: what is said of each."""
+    return {
+        name: f"{name!r} of {where} is {schema.field(name).type}, and a class is a whole number or"
+        " a name"
+        for name in DEFAULTS
+        for where, schema in schemas.items()
+        if name in schema.names and name not in without
+    }
 
 
 def of_file(

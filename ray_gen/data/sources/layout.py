@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ray_gen.data.errors import DataError, Refuse, raised
+from ray_gen.data.formats import suffix_of
 from ray_gen.data.sources.base import SplitName
 
 KEYWORDS: Mapping[str, tuple[str, ...]] = {
@@ -23,6 +25,14 @@ Splits = Literal["auto", "none"] | Mapping[str, str]
 {train: NAME, held_out: NAME}."""
 
 _OF_KEYWORD = {word: split for split, words in KEYWORDS.items() for word in words}
+_TRAIN = "training|train|trn"
+_HELD_OUT = "validation|valid|val|vld|testing|test|tst|evaluation|eval|dev|heldout|holdout|held"
+_REST = f"({_TRAIN}|{_HELD_OUT}|sets?|data|images?|imgs?|[a-ds])?"
+_LIKE: Mapping[SplitName, re.Pattern[str]] = {
+    "train": re.compile(f"(pre|sub|mini)?({_TRAIN}){_REST}"),
+    "held_out": re.compile(f"({_HELD_OUT}){_REST}"),
+}
+"""Words that may mean a split: trainval, pretrain, testset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,16 @@ def split_named(name: str) -> tuple[str | None, bool]:
     return found.pop(), len(words) == 1
 
 
+def _like(name: str) -> SplitName | None:
+    """The split that a name may mean: "train" for trainA, train_val and pretrain."""
+    words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
+    words.append("".join(words))  # held_out
+    for split, pattern in _LIKE.items():
+        if any(pattern.fullmatch(word) for word in words):
+            return split
+    return None
+
+
 def layout_of(
     paths: Sequence[str],
     splits: Splits,
@@ -69,15 +89,23 @@ def layout_of(
     """The places of the image files of a tree.
 
     paths: of all image files, whether they can be read or not. root: the tree, for messages.
-    barren: folders and links that hold nothing. Raises DataError if the names allow two readings.
+    barren: files that are no images, and empty folders and links to nothing, with a slash behind.
+    Raises DataError if the names allow two readings, and for a split or a class without an image.
     refuse: if it goes on, folders that may be splits or classes are read as classes. classes:
     whether folders are classes; if not, they are only splits.
     """
-    barren = list(barren)
     wrapper = _wrapper(paths, splits)
     below = {path: path.removeprefix(wrapper) for path in paths}
     tops = _tops(below.values())
-    where = root if not wrapper else f"{root}/{wrapper.rstrip('/')}"
+    where = f"{root}/{wrapper}".rstrip("/")
+    hollow = _hollow_splits(paths, barren, wrapper) if splits == "auto" else {}
+    for folder, kinds in hollow.items():
+        refuse(
+            DataError(
+                f"data.path: {root}/{folder} {_content(kinds)}, and has the name of a split; put"
+                " images into it, or move it away"
+            )
+        )
     try:
         roles = _roles(tops, list(below.values()), splits, where)
     except DataError as error:
@@ -100,7 +128,16 @@ def layout_of(
     _check(places, where, refuse)
     names = sorted({place.class_name for place in places.values() if place.class_name is not None})
     if names:
-        _check_barren(barren, wrapper, roles, set(names), root, refuse)
+        for folder, kinds in _hollow(paths, barren, wrapper, depth=1 if roles else 0).items():
+            top = folder.removeprefix(wrapper).partition("/")[0]
+            if folder in hollow or (roles and top not in roles):
+                continue
+            refuse(
+                DataError(
+                    f"data.path: {root}/{folder} {_content(kinds)}, beside folders that are"
+                    " classes; put images into it, or move it away"
+                )
+            )
     return Layout(places, tuple(names) or None, unused)
 
 
@@ -135,9 +172,14 @@ def _roles(
     tops: list[str], keys: list[str], splits: Splits, where: str
 ) -> dict[str, SplitName] | None:
     """The split of each folder that is one. None: the folders are classes."""
-    if splits == "none" or (splits == "auto" and len(tops) < 2):
+    if splits == "none":
         return None
     if isinstance(splits, Mapping):
+        if splits["train"] == splits["held_out"]:
+            raise DataError(
+                f"data.splits: train and held_out are both {splits['train']!r}; name two folders,"
+                " or give the folder itself and set data.held_out_fraction"
+            )
         roles: dict[str, SplitName] = {}
         for split, name in splits.items():
             if name not in tops:
@@ -155,11 +197,22 @@ def _roles(
     if not others and of["train"] and held_out and not loose:
         roles = dict.fromkeys(of["train"], "train")
         return {**roles, **dict.fromkeys(held_out, "held_out")}
+    _check_inner(keys, where)
+    if len(tops) < 2:
+        return None
     certain = {kind: [top for top in found if named[top][1]] for kind, found in of.items()}
-    sure_held_out = certain["validation"] or certain["test"]
+    train_like = [*certain["train"], *(top for top in tops if _like(top) == "train")]
+    held_out_like = [
+        *(certain["validation"] or certain["test"]),
+        *(top for top in tops if _like(top) == "held_out"),
+    ]
+    if train_like and held_out_like:
+        raise DataError(_two_readings(tops, train_like[0], held_out_like[0], where))
+    if not others and not of["train"] and held_out:
+        second = (of["test"] or held_out[1:])[0]
+        first = next(top for top in tops if top != second)
+        raise DataError(_two_readings(tops, first, second, where))
     nested = certain["train"] and _all_nested(certain["train"], keys)
-    if (certain["train"] and sure_held_out) or (not others and not of["train"] and held_out):
-        raise DataError(_two_readings(tops, certain["train"], sure_held_out or held_out, where))
     if nested:
         raise DataError(
             f"data.splits: {where} has {certain['train'][0]}, which holds folders as a split does,"
@@ -175,15 +228,29 @@ def _all_nested(tops: Sequence[str], keys: Iterable[str]) -> bool:
     return all(key.count("/") > 1 for key in inner)
 
 
-def _two_readings(
-    tops: Sequence[str], train: Sequence[str], held_out: Sequence[str], where: str
-) -> str:
+def _check_inner(keys: Iterable[str], where: str) -> None:
+    """Raises DataError if a folder holds folders that may be splits, as CLASS/train, CLASS/test."""
+    inner: dict[str, dict[str, None]] = {}
+    for key in keys:
+        top, _, rest = key.partition("/")
+        name, slash, _ = rest.partition("/")
+        if slash:
+            inner.setdefault(top, {})[name] = None
+    for top, names in inner.items():
+        of = {_like(name): name for name in names}
+        if "train" in of and "held_out" in of:
+            raise DataError(
+                f"data.splits: folders of {where} hold folders named like splits"
+                f" ({top}/{of['train']}, {top}/{of['held_out']}); give {where}/{top} alone, or lay"
+                f" all out as train/{top} and test/{top}, or set data.splits=none to train on all"
+            )
+
+
+def _two_readings(tops: Sequence[str], train: str, held_out: str, where: str) -> str:
     """The sentence about folders that could be classes or splits."""
-    first = train[0] if train else next(top for top in tops if top not in held_out[:1])
-    second = held_out[0] if held_out else next(top for top in tops if top != first)
     return (
         f"data.splits: the folders of {where} ({_listed(tops)}) may be splits or classes; for"
-        f" splits set data.splits='{{train: {first}, held_out: {second}}}' (other folders are not"
+        f" splits set data.splits='{{train: {train}, held_out: {held_out}}}' (other folders are not"
         " read), for classes set data.splits=none"
     )
 
@@ -216,49 +283,75 @@ def _check(places: Mapping[str, Place], where: str, refuse: Refuse) -> None:
         )
 
 
-def _check_barren(
-    barren: Iterable[str],
-    wrapper: str,
-    roles: Mapping[str, SplitName] | None,
-    names: set[str],
-    root: str,
-    refuse: Refuse,
-) -> None:
-    """Refuses if a class folder holds nothing, or is a link to nothing."""
+def _hollow(
+    paths: Iterable[str], barren: Iterable[str], below: str, depth: int = 0
+) -> dict[str, Counter[str]]:
+    """Folders at a depth below a folder that hold no image, and how many files of what kind."""
+
+    def folder_of(path: str) -> str | None:
+        parts = path.removeprefix(below).split("/", depth + 1)
+        held = path.startswith(below) and len(parts) > depth + 1
+        return below + "/".join(parts[:-1]) if held else None
+
+    found: dict[str, Counter[str]] = {}
     for path in barren:
-        if not path.startswith(wrapper):
-            continue
-        parts = path.removeprefix(wrapper).split("/")
-        if roles is not None:
-            if parts[0] not in roles:
-                continue
-            parts = parts[1:]
-        if len(parts) == 1 and (roles is not None or parts[0] not in names):
-            refuse(
-                DataError(
-                    f"data.path: {root}/{path} is empty or a link to nothing, beside folders that"
-                    " are classes; put images into it, mend the link, or remove it"
-                )
-            )
+        if (folder := folder_of(path)) is not None:
+            kinds = found.setdefault(folder, Counter())
+            if not path.endswith("/"):
+                kinds[suffix_of(path) or "without suffix"] += 1
+    if found:
+        for path in paths:
+            found.pop(folder_of(path) or "", None)
+    return found
+
+
+def _hollow_splits(
+    paths: Sequence[str], barren: Sequence[str], wrapper: str
+) -> dict[str, Counter[str]]:
+    """As `_hollow`: folders with the name of a split, beside folders with images."""
+    names = wrapper.split("/")[:-1]
+    levels = ["".join(f"{name}/" for name in names[:i]) for i in range(len(names) + 1)]
+    beside = [level for level, name in zip(levels, names, strict=False) if split_named(name)[1]]
+    if any("/" in path.removeprefix(wrapper) for path in paths):
+        beside.append(wrapper)
+    found = {k: v for level in beside for k, v in _hollow(paths, barren, level).items()}
+    return {path: kinds for path, kinds in found.items() if split_named(path.split("/")[-1])[1]}
+
+
+def _content(kinds: Counter[str]) -> str:
+    """What a folder without images holds."""
+    if not kinds:
+        return "is empty or a link to nothing"
+    counts = (f"{count:,} {kind}" for kind, count in kinds.most_common(6))
+    return f"has no images, but {', '.join(counts)}"
 
 
 def splits_of_shards(paths: Sequence[str], where: str) -> dict[str, SplitName | None]:
     """The split of each shard to read, from the name of its file or of its folder. None for all, if
     the data set has no splits of its own."""
     named: dict[str, str | None] = {}
+    may_be: set[SplitName | None] = set()
     for path in paths:
         parts = path.split("/")[-2:]
-        stem = parts[-1].rpartition(".")[0]
-        named[path] = split_named(stem)[0] or (split_named(parts[0])[0] if parts[1:] else None)
+        parts[-1] = parts[-1].rpartition(".")[0]
+        told = [split for part in reversed(parts) if (split := split_named(part)[0])]
+        like = [split for part in reversed(parts) if (split := _like(part))]
+        named[path] = told[0] if told else None
+        may_be.add(like[0] if like else None)
     kinds = set(named.values())
-    held_out = next((kind for kind in ("validation", "test") if kind in kinds), None)
-    if held_out is None or "train" not in kinds:
+    if "held_out" not in may_be or (len(kinds) == 1 and len(may_be) == 1):
         return dict.fromkeys(paths)
     nameless = next((path for path, kind in named.items() if kind is None), None)
     if nameless is not None:
         raise DataError(
-            f"data.path: {where} has shards of the splits train and {held_out}, but the name"
-            f" {nameless} tells no split, or several; move this file away or rename it to train-..."
+            f"data.path: {where} has shards of several splits, but the name {nameless} tells no"
+            " split, or several; move this file away or rename it to train-..."
+        )
+    held_out = "validation" if "validation" in kinds else "test"
+    if "train" not in kinds:
+        raise DataError(
+            f"data.path: {where} has shards of the splits validation and test and none of train;"
+            " rename those to train on to train-..., or give one file or folder of them"
         )
     names: dict[str | None, SplitName] = {"train": "train", held_out: "held_out"}
     return {path: names[kind] for path, kind in named.items() if kind in names}

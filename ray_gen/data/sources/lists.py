@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from ray_gen.data.errors import DataError, Refuse, reason
-from ray_gen.data.formats import HEAD_BYTES, format_named, what_it_is
+from ray_gen.data.formats import HEAD_BYTES, what_it_is
 from ray_gen.data.sources import labels as of_labels
 from ray_gen.data.sources.archives import cannot_open, local_path
 from ray_gen.data.sources.files import File, Scan
@@ -22,8 +24,19 @@ from ray_gen.data.sources.metadata import Labels
 _STATS_AT_ONCE = 16
 _STATS_EACH = 256
 _MOST_NAMED = 3
-_HEADERS = ("path", "file", "file_name", "filename", "image", "images", "image_path", "name")
-"""What the first column of a list with a header is called."""
+_HEADERS = ("path", "file", "filename", "filepath", "image", "images", "imagepath", "name")
+"""What the first column of a list with a header is called, in small letters, without spaces."""
+_SPACES = re.compile(r"[\s_-]")
+_ENDS = re.compile(r"\r\n|\n|\r")
+
+
+class _Row(NamedTuple):
+    """A line of a list."""
+
+    number: int
+    path: str
+    class_name: str
+    """Empty: none."""
 
 
 class ListedFiles:
@@ -52,32 +65,38 @@ class ListedFiles:
             content = path.read_bytes()
         except OSError as error:
             raise cannot_open(path, error, "give a text file of paths") from error
-        if b"\0" in content[:HEAD_BYTES]:
+        if b"\0" in content:
             what = what_it_is(content[:HEAD_BYTES], len(content))
             what = what.replace("an image of a known format", "a text file of paths")
             raise DataError(f"data.path: {path} is no list: {what}; give a text file of paths")
         self.digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-        rows = _rows(os.fsdecode(content.removeprefix(b"\xef\xbb\xbf")), self._place)
+        text = os.fsdecode(content.removeprefix(b"\xef\xbb\xbf"))
+        rows = _rows(text, str(path), self._place)
         self.classes = {}
         lines: dict[str, int] = {}
-        twice = 0
-        for number, (name, class_name) in rows:
-            twice += name in lines
-            lines.setdefault(name, number)
-            if class_name is None:
+        names: dict[
+            tuple[str, str], str
+        ] = {}  # a file may have several paths; the first is its name
+        folder_of = cache(os.path.realpath)
+        for row in rows:
+            folder, base = os.path.split(self._place(row.path))
+            name = names.setdefault((folder_of(folder), base), row.path)
+            lines.setdefault(name, row.number)
+            if not row.class_name:
                 continue
-            if self.classes.setdefault(name, class_name) != class_name:
+            if self.classes.setdefault(name, row.class_name) != row.class_name:
                 raise DataError(
                     f"data.path: {path} gives {name} two classes, {self.classes[name]} and"
-                    f" {class_name} in line {number}; correct it"
+                    f" {row.class_name} in line {row.number}; correct it"
                 )
         files = self._found(lines)
-        notes = (f"{twice:,} lines of {path} repeat a path; each file is read once",)
+        twice = len(rows) - len(lines)
+        notes = (f"lines of {path} that repeat a file: {twice:,}; each file is read once",)
         files.sort(key=lambda file: file.path.split("/"))
         return Scan(files, notes=notes if twice else ())
 
     def _place(self, name: str) -> Path:
-        return Path(self.root).parent / Path(name).expanduser()
+        return Path(self.root).parent / os.path.expanduser(name)  # noqa: PTH111 -- raises nothing
 
     def _found(self, lines: dict[str, int]) -> list[File]:
         """The listed files. Raises DataError that names those that do not exist."""
@@ -99,7 +118,8 @@ class ListedFiles:
             assert isinstance(error, OSError)
             raise DataError(
                 f"data.path: {self.root} names {len(missing):,} of {len(names):,} files that cannot"
-                f" be read ({reason(error)}): {shown}{more}; correct these lines or remove them"
+                f" be read ({reason(error)}): {shown}{more}; correct these lines (PATH, or"
+                " PATH,CLASS) or remove them"
             )
         return [
             File(name, one.st_size, one.st_mtime_ns)
@@ -130,34 +150,34 @@ class ListedFiles:
         return str(self._place(path))
 
 
-def _rows(text: str, place: Any) -> list[tuple[int, tuple[str, str | None]]]:
-    """Line, path and class of each line that is not empty. place: the file of a path.
+def _rows(text: str, where: str, place: Callable[[str], Path]) -> list[_Row]:
+    """The lines that are not empty, without a header. Raises DataError. place: the file of a path.
 
-    Columns are divided by tabs if there is any; else by commas if every line has exactly one that
-    is not in quotes, and the first line as a whole is no file.
+    Columns are divided by tabs if there is any; else by commas, unless the first line with a comma
+    is as a whole the path of a file. Cells may be in quotes.
     """
-    lines = [(n, line.strip(" \r")) for n, line in enumerate(text.split("\n"), 1)]
+    lines = [(number, line.strip(" ")) for number, line in enumerate(_ENDS.split(text), 1)]
     lines = [(number, line) for number, line in lines if line.strip()]
-    if not lines:
-        return []
-    rows: list[tuple[int, tuple[str, str | None]]]
-    if any("\t" in line for _, line in lines):
-        rows = [(n, _two(line.partition("\t"))) for n, line in lines]
-    else:
-        cells = [next(csv.reader([line])) for _, line in lines]
-        whole = any(len(found) != 2 for found in cells) or place(lines[0][1]).exists()
-        rows = [
-            (number, (line, None) if whole else (found[0].strip(), found[1].strip() or None))
-            for (number, line), found in zip(lines, cells, strict=True)
-        ]
-    first = rows[0][1][0]
-    if first.lower() in _HEADERS and format_named(first) is None and not place(first).exists():
-        rows = rows[1:]
+    mark = "\t" if any("\t" in line for _, line in lines) else ","
+    first = next((line for _, line in lines if "," in line), None)
+    whole = mark == "," and first is not None and os.path.exists(place(first))  # noqa: PTH110
+    rows: list[_Row] = []
+    for number, line in lines:
+        path, *more = next(csv.reader([line], delimiter=mark, skipinitialspace=True))
+        if whole and more:
+            path, more = line, []
+        cells = [cell.strip() for cell in more]
+        if any(cells[1:]):
+            raise DataError(
+                f"data.path: line {number} of {where} has {1 + len(cells)} columns; a list has only"
+                " paths and, in a second column, classes (put a path with commas in quotes)"
+            )
+        rows.append(_Row(number, path.strip(), cells[0] if cells else ""))
+    if rows and _SPACES.sub("", rows[0].path.lower()) in _HEADERS:
+        rows = rows[not os.path.exists(place(rows[0].path)) :]  # noqa: PTH110
+    if not rows:
+        raise DataError(f"data.path: {where} is empty; write the path of an image in each line")
     return rows
-
-
-def _two(cells: tuple[str, str, str]) -> tuple[str, str | None]:
-    return cells[0].strip(), cells[2].strip() or None
 
 
 class ImageList(Images):

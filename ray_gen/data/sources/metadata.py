@@ -10,16 +10,16 @@ import csv
 import io
 import json
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ray_gen.data.errors import DataError, reason
+from ray_gen.data.errors import CorruptImageError, DataError, reason
 from ray_gen.data.sources import labels as of_labels
 from ray_gen.data.sources.files import Files
-from ray_gen.data.sources.labels import Classes, LabelColumn, NoLabelsError, listed, shown
+from ray_gen.data.sources.labels import Classes, LabelColumn, listed, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,13 +30,18 @@ KEYWORDS = ("auto", "folders", "none")
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "dataset.json")
 """Names of files that give labels to the images in and below their folder."""
 _KINDS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
+_TYPED = (".jsonl", ".json", ".parquet")
+"""The others hold only text."""
 _FILE_COLUMNS = ("file_name", "filename", "file", "image", "path", "name", "id")
 """Names of the column of file names, best first. Metadata files have the first."""
 _FILE, _LABEL = _FILE_COLUMNS[0], of_labels.DEFAULTS[0]
 _TRIED = 20
 """Number of rows that must show which column holds the file names."""
-_WHOLE = r"^-?(0|[1-9]\d*)$"
-_NUMBER = r"^(-?(0|[1-9]\d*)(\.\d*)?|nan|NaN)$"
+_NUMBERS = {
+    "int64": r"^-?(0|[1-9]\d{0,17})$",
+    "float64": r"^(-?(0|[1-9]\d{0,14})(\.\d*)?|nan|NaN)$",
+}
+"""Text that is a number, by its type. 001 is a name. So are numbers too long for the type."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Labels:
     """The class of each path that has one."""
     class_names: tuple[str, ...] | None = None
     files: tuple[str, ...] = ()
-    """Paths in the tree of the files that say it."""
+    """Paths of the files that say it."""
     where: str = ""
     """The first of them, as messages name it."""
     notes: tuple[str, ...] = ()
@@ -58,8 +63,7 @@ class Labels:
     """See `Listing`."""
 
 
-@dataclass(frozen=True)
-class _Table:
+class _File(NamedTuple):
     """A file of names and labels."""
 
     path: str
@@ -68,24 +72,42 @@ class _Table:
     """Its name in messages."""
     given: bool
     """Whether `data.labels` names it."""
-    rows: pa.Table | None = None
-    """None if it says only that there are no labels."""
-    file_column: str = _FILE
-    text: bool = False
-    """Whether all values are text, as in CSV."""
-    paths: Sequence[str | None] = ()
-    """The image of each row. None: there is no such image."""
 
-    @cached_property
+    @property
+    def suffix(self) -> str:
+        """Its form, in small letters."""
+        return PurePosixPath(self.path).suffix.lower()
+
+    @property
     def outside(self) -> bool:
         """Whether it lies outside of the tree."""
-        return _is_absolute(self.path)
+        return posixpath.isabs(self.path)
 
-    @cached_property
+    @property
     def folder(self) -> str:
         """The folder of the tree that it describes, with a slash; "" for the root."""
         folder = "" if self.outside else posixpath.dirname(self.path)
         return f"{folder}/" if folder else ""
+
+
+@dataclass
+class _Table:
+    """What a file holds."""
+
+    file: _File
+    rows: pa.Table
+    """All columns but that of the names. null in the rows without an image."""
+    paths: Sequence[str | None]
+    """The image of each row. None: there is none."""
+    strays: Sequence[str] = ()
+    """Names of which there is no image."""
+
+
+class _NoClassesError(Exception):
+    """A file that says that the images have no classes."""
+
+    def __init__(self, file: _File) -> None:
+        self.file = file
 
 
 class _Tree:
@@ -96,50 +118,48 @@ class _Tree:
         self._paths = frozenset(paths)
 
     @cached_property
-    def _common(self) -> str:
-        """The folder that holds all images, with a slash."""
-        folders = {posixpath.dirname(path) for path in self._paths}
-        common = posixpath.commonpath(folders) if folders and "" not in folders else ""
-        return f"{common}/" if common else ""
-
-    @cached_property
     def _by_end(self) -> dict[str, tuple[str, ...]]:
-        """At most two paths by their name, by their name without suffix, and by their path without
-        suffix."""
+        """At most two paths by each of their ends, with and without suffix."""
         found: dict[str, tuple[str, ...]] = {}
         for path in sorted(self._paths):
-            whole = PurePosixPath(path)
-            for end in {whole.name, whole.stem, str(whole.with_suffix(""))}:
-                found[end] = (*found.get(end, ()), path)[:2]
+            parts = path.split("/")
+            for depth in range(len(parts)):
+                end = "/".join(parts[depth:])
+                for name in {end, posixpath.splitext(end)[0]}:
+                    found[name] = (*found.get(name, ()), path)[:2]
         return found
 
-    def path_of(self, name: str, table: _Table) -> str | None:
-        """The path of a named image, relative to the table's folder, to the root, or to the folder
-        that holds all images. If the table was given: also by its bare name, with or without
-        suffix. None: there is no such image. Raises DataError if there are several."""
-        if (direct := table.folder + name) in self._paths:
-            return direct
+    def matches(self, name: str, file: _File) -> tuple[str, ...]:
+        """The image that a name in a file means: relative to the file's folder, or to the root. If
+        the file was given: also by the end of its path, with or without suffix; then there may be
+        two."""
+        if (direct := file.folder + name) in self._paths:
+            return (direct,)
         name = posixpath.normpath(name.replace("\\", "/"))
-        candidates = [table.folder + name, name, self._common + name]
-        if table.outside:
-            whole = posixpath.normpath(posixpath.join(posixpath.dirname(table.path), name))
+        candidates = [file.folder + name, name]
+        if file.outside:
+            whole = posixpath.normpath(posixpath.join(posixpath.dirname(file.path), name))
             candidates.append(whole.removeprefix(f"{self.files.root}/"))
         found = next((path for path in candidates if path in self._paths), None)
-        if found is not None or not table.given:
-            return found
-        ends = self._by_end.get(name, ())
-        if len(ends) > 1:
+        if found is not None:
+            return (found,)
+        return self._by_end.get(name, ()) if file.given else ()
+
+    def path_of(self, name: str | None, file: _File) -> str | None:
+        """The image that a name means. Raises DataError if there are several."""
+        found = self.matches(name, file) if name else ()
+        if len(found) > 1:
             raise DataError(
-                f"{FIELD}: {table.where} names {name!r}, which may be {ends[0]} or {ends[1]}; give"
+                f"{FIELD}: {file.where} names {name!r}, which may be {found[0]} or {found[1]}; give"
                 f" paths relative to {self.files.root}"
             )
-        return ends[0] if ends else None
+        return found[0] if found else None
 
 
 def stamp(setting: str) -> list[int] | None:
     """Size and time (ns) of a file that `data.labels` names outside of the tree. None for the
     others."""
-    if setting in KEYWORDS or not _is_absolute(setting):
+    if setting in KEYWORDS or not posixpath.isabs(setting):
         return None
     try:
         status = Path(setting).stat()
@@ -165,33 +185,47 @@ def labels_of(
     if setting == "none":
         return Labels(True, no_classes="data.labels is none; set it to auto")
     tree = _Tree(files, images)
-    tables = list(_beside(files, others)) if setting == "auto" else [_given(setting, tree, others)]
+    try:
+        tables = _beside(tree, others) if setting == "auto" else [_given(setting, tree, others)]
+    except _NoClassesError as error:
+        says = f"{error.file.where} says that the images have no classes"
+        return Labels(
+            True,
+            files=(error.file.path,),
+            notes=(f"{says}; data.labels=folders makes classes of folders",),
+            no_classes=f"{says}; set data.labels=folders if folders are classes",
+        )
     if not tables and column is not None:
         raise DataError(
             f"{of_labels.FIELD}: {files.root} has no {', '.join(NAMES[:-1])} with a column"
             f" {shown(column)}; set data.labels to a file of names and classes"
         )
-    silent = [table for table in tables if table.rows is None]
-    if silent:
-        says = f"{silent[0].where} says that the images have no classes"
-        return Labels(
-            True,
-            files=_inside(silent),
-            notes=(f"{says}; data.labels=folders makes classes of folders",),
-            no_classes=f"{says}; set data.labels=folders if folders are classes",
-        )
-    tables = [_matched(table, tree) for table in tables]
     useful = [table for table in tables if any(path is not None for path in table.paths)]
     if tables and not useful:
         table = tables[0]
-        says = (
-            f"{table.where} names no image of {files.root}; the first name is"
-            f" {next(iter(_names(table)), None)!r}"
-        )
-        if table.given or column is not None:
+        first = next(iter(table.strays), None)
+        says = f"{table.file.where} names no image of {files.root}; the first name is {first!r}"
+        if table.file.given or column is not None:
             raise DataError(f"{FIELD}: {says}; give paths relative to that folder")
         return Labels(False, notes=(f"{says}, so it is not used",))
-    return _read(useful, column) if useful else None
+    if not useful:
+        return None
+    names = useful[0].rows.column_names
+    if useful[0].file.given and len(names) == 1:
+        column = column or names[0]
+    return _read(useful, column)
+
+
+def labels_of_texts(texts: Mapping[str, str], where: str) -> Labels:
+    """The classes that texts give to images: numbers, if all of them are. "" and -1 are no class.
+
+    texts: at least one, by path in the tree. where: what gives them, as messages name it.
+    """
+    import pyarrow as pa
+
+    rows = pa.table({"class": list(texts.values())})
+    labels = _read([_Table(_File("", where, given=True), rows, list(texts))], "class")
+    return replace(labels, files=(), notes=() if labels.class_names else labels.notes)
 
 
 def missing(labels: Labels, images: Sequence[str]) -> Labels:
@@ -204,186 +238,94 @@ def missing(labels: Labels, images: Sequence[str]) -> Labels:
     return replace(labels, no_classes=f"{why}; add rows, or move the images away")
 
 
-def _matched(table: _Table, tree: _Tree) -> _Table:
-    """The table with the image of each row. Values of rows without an image become null: they are
-    no classes of the data set."""
-    import pyarrow as pa
-
-    paths = [tree.path_of(name, table) if name else None for name in _names(table)]
-    if None not in paths:
-        return replace(table, paths=paths)
-    chosen = pa.array([None if path is None else row for row, path in enumerate(paths)], pa.int64())
-    rows = _rows(table)
-    columns = [
-        column if name == table.file_column else column.take(chosen)
-        for name, column in zip(rows.column_names, rows.columns, strict=True)
-    ]
-    return replace(table, rows=pa.table(columns, schema=rows.schema), paths=paths)
-
-
-def _names(table: _Table) -> list[str | None]:
-    """The names of files in all rows."""
-    return _rows(table).column(table.file_column).to_pylist()
-
-
-def _read(tables: Sequence[_Table], column: LabelColumn | None) -> Labels | None:
+def _read(tables: Sequence[_Table], column: LabelColumn | None) -> Labels:
     """The classes in files of names and labels."""
-    chosen = _classes(tables, column)
-    used = of_labels.columns_of(chosen[0]) if chosen else ()
-    more = of_labels.others(_schema(tables[0]), (tables[0].file_column, *used))
-    where = tables[0].where
-    if chosen is None:
-        if tables[0].given:
-            raise DataError(
-                f"{of_labels.FIELD}: {where} has several columns; set data.label_column to one of"
-                f" {listed(more) or 'them'}"
-            )
-        if not more:
-            return None
-        return Labels(
-            False,
-            notes=(
-                f"no column of {where} is used as labels; data.label_column can name one of"
-                f" {listed(more)}",
-            ),
-            no_classes=f"no column of {where} is chosen; set data.label_column to one of"
-            f" {listed(more)}",
-        )
-    name, classes, tables = chosen
-    found = _joined(tables, name, classes)
-    strays = [
-        file
-        for table in tables
-        for file, path in zip(_names(table), table.paths, strict=True)
-        if path is None
-    ]
-    notes = [*of_labels.notes_of(classes, name, more)]
-    labels = Labels(True, files=_inside(tables), where=where)
-    if not classes.names:
-        rows = sum(len(_rows(table)) for table in tables)
-        why = of_labels.why_none(classes, name, rows, more) or ""
-        return replace(labels, notes=tuple(notes), no_classes=f"in {where}, {why}")
-    kind = "column" if isinstance(name, str) else "columns"
-    more_files = _and_more(len(tables) - 1, "file")
-    notes.append(f"classes are the {kind} {shown(name)} of {where}{more_files}")
+    _make_numbers(tables)
+    where = tables[0].file.where
+
+    def columns(name: LabelColumn) -> list[of_labels.Column]:
+        return [
+            of_labels.of_file([t.rows], len(t.rows), t.rows.schema, name, t.file.where)
+            for t in tables
+        ]
+
+    schemas = {table.file.where: table.rows.schema for table in tables}
+    choice = of_labels.choice(schemas, column, (), columns)
+    if choice.column is None or choice.classes is None:
+        if tables[0].file.given:
+            raise DataError(f"{of_labels.FIELD}: in {where}, {choice.no_classes}")
+        return Labels(False, notes=choice.notes, no_classes=f"in {where}, {choice.no_classes}")
+    files = tuple(table.file.path for table in tables)
+    labels = Labels(True, files=files, where=where, notes=choice.notes)
+    if not choice.classes.names:
+        return replace(labels, no_classes=f"in {where}, {choice.no_classes}")
+    kind = "column" if isinstance(choice.column, str) else "columns"
+    more = f" and {len(tables) - 1:,} more" if tables[1:] else ""
+    notes = [*choice.notes, f"classes are the {kind} {shown(choice.column)} of {where}{more}"]
+    strays = [name for table in tables for name in table.strays]
     if strays:
-        notes.append(
-            f"{len(strays):,} row{_s(strays)} of {where} name{'' if len(strays) > 1 else 's'} no"
-            f" image; the first is {strays[0]}"
-        )
-    return replace(labels, of=found, class_names=classes.names, notes=tuple(notes))
+        notes.append(f"{len(strays):,} rows of {where} name no image; the first is {strays[0]}")
+    return replace(
+        labels,
+        of=_joined(tables, choice.column, choice.classes),
+        class_names=choice.classes.names,
+        notes=tuple(notes),
+    )
 
 
-def _classes(
-    tables: Sequence[_Table], asked: LabelColumn | None
-) -> tuple[LabelColumn, Classes, Sequence[_Table]] | None:
-    """The label column, its classes, and the tables with typed values. None: no column is
-    chosen."""
-    if asked is not None:
-        for table in tables:
-            of_labels.candidates(_schema(table), asked, table.where)
-        names = [asked]
-    else:
-        likely = dict.fromkeys(name for table in tables for name in _likely(table))
-        usual = of_labels.DEFAULTS
-        names = sorted(likely, key=lambda name: usual.index(name) if name in usual else 0)
-    for name in names:
-        typed = tables
-        for one in of_labels.columns_of(name):
-            typed = _typed(typed, one)
-        try:
-            columns = [_observed(table, name) for table in typed]
-        except NoLabelsError:
-            if asked is not None or (len(names) == 1 and tables[0].given):
-                raise
-            continue
-        return name, of_labels.classes_of(columns, name), typed
-    return None
-
-
-def _likely(table: _Table) -> list[LabelColumn]:
-    """The columns that may be meant as labels, best first."""
-    names = [name for name in _rows(table).column_names if name != table.file_column]
-    if table.given and len(names) == 1:
-        return of_labels.candidates(_schema(table), names[0], table.where)
-    return [n for n in of_labels.candidates(_schema(table), None, table.where) if n in names]
-
-
-def _observed(table: _Table, name: LabelColumn) -> of_labels.Column:
-    rows = _rows(table)
-    return of_labels.of_file([rows], len(rows), rows.schema, name, table.where)
-
-
-def _typed(tables: Sequence[_Table], name: str) -> list[_Table]:
-    """The tables, with numbers in a column of text if all of them have numbers there."""
+def _make_numbers(tables: Sequence[_Table]) -> None:
+    """Makes numbers of a column of text, if all files have numbers there. CSV knows only text."""
     import pyarrow as pa
 
     pc = of_labels.functions()
-    texts = {
-        table.where: _rows(table).column(name)
-        for table in tables
-        if table.text and name in _rows(table).column_names
-    }
-
-    def all_match(pattern: str) -> bool:
-        matches = (pc.match_substring_regex(text, pattern) for text in texts.values())
-        return all(pc.all(match, min_count=0).as_py() for match in matches)
-
-    kind = pa.int64() if all_match(_WHOLE) else pa.float64() if all_match(_NUMBER) else None
-    if kind is None:
-        return list(tables)
-    try:
-        typed = {where: text.cast(kind) for where, text in texts.items()}
-    except pa.ArrowInvalid:  # numbers beyond 64 bits
-        return list(tables)
-
-    def with_numbers(table: _Table) -> _Table:
-        rows = _rows(table)
-        place = rows.column_names.index(name)
-        return replace(table, rows=rows.set_column(place, name, typed[table.where]))
-
-    return [with_numbers(table) if table.where in typed else table for table in tables]
+    texts = [table for table in tables if table.file.suffix not in _TYPED]
+    for name in {name for table in texts for name in table.rows.column_names}:
+        having = [table for table in texts if name in table.rows.column_names]
+        values = pa.concat_tables([table.rows.select([name]) for table in having]).column(name)
+        for kind, pattern in _NUMBERS.items():
+            if pc.all(pc.match_substring_regex(values, pattern), min_count=0).as_py():
+                for table in having:
+                    place = table.rows.column_names.index(name)
+                    numbers = table.rows.column(name).cast(kind)
+                    table.rows = table.rows.set_column(place, name, numbers)
+                break
 
 
 def _joined(tables: Sequence[_Table], name: LabelColumn, classes: Classes) -> dict[str, int]:
     """The class of each image. A table in a folder comes before one above it. Raises DataError if a
     table gives an image two classes."""
     found: dict[str, int] = {}
-    for table in sorted(tables, key=lambda table: table.folder.count("/")):
-        values = of_labels.given(_rows(table), name)
-        if values is None:
-            continue
+    for table in sorted(tables, key=lambda table: table.file.folder.count("/")):
         own: dict[str, int] = {}
-        for path, value in zip(table.paths, values, strict=True):
-            label = None if path is None else classes.of(table.where, value)
+        values = of_labels.given(table.rows, name) or ()
+        for path, value in zip(table.paths, values, strict=False):
+            label = None if path is None else classes.of(table.file.where, value)
             if path is None or label is None:
                 continue
             if own.setdefault(path, label) != label:
                 raise DataError(
-                    f"{FIELD}: {table.where} gives {path!r} two classes,"
+                    f"{FIELD}: {table.file.where} gives {path!r} two classes,"
                     f" {classes.names[own[path]]} and {classes.names[label]}; keep one row"
                 )
         found |= own
     return found
 
 
-def _beside(files: Files, others: Iterable[str]) -> Iterator[_Table]:
+def _beside(tree: _Tree, others: Iterable[str]) -> list[_Table]:
     """The metadata files of a tree. Raises DataError if two describe one folder."""
-    found: dict[str, str] = {}
+    found: dict[str, _Table] = {}
     for path in sorted(path for path in others if posixpath.basename(path) in NAMES):
-        where = files.name(path)
-        table = _table(_Table(path, where, given=False), _bytes_of(files, path, where), None)
-        if table is None:
-            continue
-        if table.rows is not None and _FILE not in table.rows.column_names:
+        file = _File(path, tree.files.name(path), given=False)
+        rows = _rows(file, tree)
+        if rows is None or _FILE not in rows.column_names:
             continue  # some other table
-        if table.folder in found:
+        if file.folder in found:
             raise DataError(
-                f"{FIELD}: {files.name(found[table.folder])} and {where} describe the same images;"
-                f" set data.labels={path}, or remove one of them"
+                f"{FIELD}: {found[file.folder].file.where} and {file.where} describe the same"
+                f" images; set data.labels={path}, or remove one of them"
             )
-        found[table.folder] = path
-        yield table
+        found[file.folder] = _table(file, rows, _FILE, tree)
+    return list(found.values())
 
 
 def _given(setting: str, tree: _Tree, others: Sequence[str]) -> _Table:
@@ -393,85 +335,80 @@ def _given(setting: str, tree: _Tree, others: Sequence[str]) -> _Table:
             f"{FIELD}: {setting!r} is neither {', '.join(KEYWORDS)} nor a file in"
             f" {', '.join(_KINDS)}; give a file of names and classes"
         )
-    if _is_absolute(setting):
-        where = setting
-        try:
-            data = Path(setting).read_bytes()
-        except OSError as error:
-            raise _unreadable(setting, error) from error
-    elif setting in others:
-        where = tree.files.name(setting)
-        data = _bytes_of(tree.files, setting, where)
-    else:
+    if not posixpath.isabs(setting) and setting not in others:
         raise DataError(
             f"{FIELD}: {setting} is neither a file here nor one in {tree.files.root}; give a file"
             " of names and classes"
         )
-    table = _table(_Table(setting, where, given=True), data, tree)
-    if table is None:
+    where = setting if posixpath.isabs(setting) else tree.files.name(setting)
+    file = _File(setting, where, given=True)
+    rows = _rows(file, tree)
+    if rows is None:
         raise DataError(
             f'{FIELD}: {where} is not {{"labels": [["NAME", CLASS], …]}}, as StyleGAN writes it;'
             " write it so, or give a CSV file"
         )
-    if table.rows is None:
-        return table
-    names = table.rows.column_names
-    if len(names) < 2:
+    if rows.num_columns < 2:
         raise DataError(
-            f"{FIELD}: {where} has only the column {''.join(names)!r}; give a column of file names"
-            " and one of classes"
+            f"{FIELD}: {where} has only the column {''.join(rows.column_names)!r}; give a column of"
+            " file names and one of classes"
         )
-    return _with_names(table, _file_column(table, tree))
+    return _table(file, rows, _file_column(file, rows, tree), tree)
 
 
-def _file_column(table: _Table, tree: _Tree) -> str:
+def _file_column(file: _File, rows: pa.Table, tree: _Tree) -> str:
     """The column of file names: the first whose first values name images. Usual names are tried
     first."""
-    rows = _rows(table)
     usual = [name for name in _FILE_COLUMNS if name in rows.column_names]
-    names = list(dict.fromkeys((*usual, *rows.column_names)))
+    names = [*usual, *rows.column_names]
     for name in names:
         values = rows.column(name)[:_TRIED].to_pylist()
-        if any(value is not None and _is_file(str(value), table, tree) for value in values):
+        if any(tree.matches(str(value), file) for value in values if value is not None):
             return name
     return names[0]
 
 
-def _table(table: _Table, data: bytes, tree: _Tree | None) -> _Table | None:
-    """`table` with its rows. None: it is not of the form that its name says. tree: to tell a first
-    row from a header; None: there is a header."""
+def _table(file: _File, rows: pa.Table, column: str, tree: _Tree) -> _Table:
+    """The images of all rows, and their values. column: the file names."""
     import pyarrow as pa
 
-    suffix = PurePosixPath(table.path).suffix.lower()
+    names = rows.column(column).cast(pa.string()).to_pylist()  # 17 may be stored as a number
+    paths = [tree.path_of(name, file) for name in names]
+    rows = rows.drop_columns([column])
+    if None in paths:  # values of no image are no classes of the data set
+        kept = [None if path is None else row for row, path in enumerate(paths)]
+        rows = rows.take(pa.array(kept, pa.int64()))
+    strays = [name for name, path in zip(names, paths, strict=True) if name and path is None]
+    return _Table(file, rows, paths, strays)
+
+
+def _rows(file: _File, tree: _Tree) -> pa.Table | None:
+    """The columns of a file. None: it is not of the form that its name says."""
+    import pyarrow as pa
+
     try:
-        if suffix == ".parquet":
-            return _with_names(replace(table, rows=_from_parquet(data)), _FILE)
+        if file.outside:
+            data = Path(file.path).read_bytes()
+        else:
+            with tree.files.open(file.path) as opened:
+                data = opened.read()
+    except (OSError, CorruptImageError) as error:
+        raise _unreadable(file.where, error) from error
+    try:
+        if file.suffix == ".parquet":
+            return _from_parquet(data)
         text = data.decode("utf-8-sig")
-        if suffix == ".json":
-            return _from_dataset_json(table, text)
-        if suffix == ".jsonl":
-            rows = _from_json_lines(text, table.where)
-            return _with_names(replace(table, rows=rows), _FILE)
-        return replace(table, rows=_from_csv(table, text, suffix == ".tsv", tree), text=True)
+        if file.suffix == ".json":
+            return _from_dataset_json(file, text)
+        if file.suffix == ".jsonl":
+            return _from_json_lines(text, file.where)
+        return _from_csv(file, text, tree)
     except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
         what = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else reason(error)
         raise DataError(
-            f"{FIELD}: {table.where} cannot be read: {what}; write it again, or set"
+            f"{FIELD}: {file.where} cannot be read: {what}; write it again, or set"
             " data.labels=folders to do without it"
         ) from error
-
-
-def _with_names(table: _Table, column: str) -> _Table:
-    """The table, with a column of file names as text: a name such as 17 may be stored as a
-    number."""
-    import pyarrow as pa
-
-    rows = _rows(table)
-    if column not in rows.column_names:
-        return table
-    names = rows.column(column).cast(pa.string())
-    rows = rows.set_column(rows.column_names.index(column), column, names)
-    return replace(table, rows=rows, file_column=column)
 
 
 def _from_parquet(data: bytes) -> pa.Table:
@@ -487,9 +424,8 @@ def _from_json_lines(text: str, where: str) -> pa.Table:
     """The keys of all lines whose values are no lists and no mappings."""
     import pyarrow as pa
 
-    columns: dict[str, list[Any]] = {}
-    count = 0
-    for number, line in enumerate(text.splitlines(), 1):
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -501,17 +437,14 @@ def _from_json_lines(text: str, where: str) -> pa.Table:
                 f"{FIELD}: line {number} of {where} is not a JSON object; correct it, or set"
                 " data.labels=folders to do without the file"
             )
-        for key in row:
-            columns.setdefault(key, [None] * count)
-        for key, values in columns.items():
-            values.append(row.get(key))
-        count += 1
-    flat = {
-        key: values
-        for key, values in columns.items()
-        if not any(isinstance(value, (list, dict)) for value in values)
-    }
-    return pa.table({key: _array(values) for key, values in flat.items()})
+        rows.append(row)
+    keys = dict.fromkeys(key for row in rows for key in row)
+    columns = {key: [row.get(key) for row in rows] for key in keys}
+    return pa.table({key: _array(x) for key, x in columns.items() if not _any_nested(x)})
+
+
+def _any_nested(values: Iterable[Any]) -> bool:
+    return any(isinstance(value, (list, dict)) for value in values)
 
 
 def _array(values: list[Any]) -> pa.Array:
@@ -524,47 +457,46 @@ def _array(values: list[Any]) -> pa.Array:
         return pa.array([None if value is None else str(value) for value in values])
 
 
-def _from_dataset_json(table: _Table, text: str) -> _Table | None:
+def _from_dataset_json(file: _File, text: str) -> pa.Table | None:
+    """StyleGAN's form. Raises _NoClassesError if it has no labels, or vectors."""
     import pyarrow as pa
 
     try:
-        given = json.loads(text)
-        labels = given["labels"]
+        pairs = json.loads(text)["labels"]
     except (ValueError, KeyError, TypeError):
         return None
-    if labels is None:
-        return table  # it says that there are none
-    pairs = [pair for pair in labels if isinstance(pair, list) and len(pair) == 2]
-    if not isinstance(labels, list) or len(pairs) != len(labels):
+    if pairs is None:
+        raise _NoClassesError(file)
+    if not isinstance(pairs, list) or any(
+        not isinstance(pair, list) or len(pair) != 2 for pair in pairs
+    ):
         return None
-    if any(isinstance(label, (list, dict)) for _, label in pairs):
-        return table  # vectors
-    names = [str(name) for name, _ in pairs]
-    return replace(table, rows=pa.table({_FILE: names, _LABEL: _array([y for _, y in pairs])}))
+    labels = [label for _, label in pairs]
+    if _any_nested(labels):
+        raise _NoClassesError(file)
+    return pa.table({_FILE: [str(name) for name, _ in pairs], _LABEL: _array(labels)})
 
 
-def _from_csv(table: _Table, text: str, tabs: bool, tree: _Tree | None) -> pa.Table:
+def _from_csv(file: _File, text: str, tree: _Tree) -> pa.Table:
     """All columns, as strings without white space around them; null where they are empty."""
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
-    pc = of_labels.functions()
-    separator = "\t" if tabs else _separator(text)
-    cells = next(csv.reader(io.StringIO(text), delimiter=separator), [])
-    cells = [cell.strip() for cell in cells]
-    files = [tree is not None and _is_file(cell, table, tree) for cell in cells]
+    first = text.lstrip().partition("\n")[0]
+    marks = "\t" if file.suffix == ".tsv" else ",\t;"
+    separator = next((mark for mark in marks if mark in first), " ")
+    names = [cell.strip() for cell in next(csv.reader(io.StringIO(text), delimiter=separator), [])]
+    files = [file.given and bool(tree.matches(cell, file)) for cell in names]
     header = not any(files)
-    if header:
-        names = cells
-    else:
-        number = files.index(True)
-        names = [f"column {i + 1}" for i in range(len(cells))]
-        names[number] = _FILE
+    if not header:
+        place = files.index(True)
+        names = [f"column {i + 1}" for i in range(len(names))]
         if len(names) == 2:
-            names[1 - number] = _LABEL
+            names[1 - place] = _LABEL
+        names[place] = _FILE
     if len(set(names)) < len(names):
         raise DataError(
-            f"{FIELD}: {table.where} has two columns of one name ({listed(names)}); rename one"
+            f"{FIELD}: {file.where} has two columns of one name ({listed(names)}); rename one"
         )
     rows = arrow_csv.read_csv(
         io.BytesIO(text.encode()),
@@ -577,58 +509,8 @@ def _from_csv(table: _Table, text: str, tabs: bool, tree: _Tree | None) -> pa.Ta
             null_values=[""],
         ),
     )
-    trimmed = [pc.utf8_trim_whitespace(column) for column in rows.columns]
+    trimmed = [of_labels.functions().utf8_trim_whitespace(column) for column in rows.columns]
     return pa.table(trimmed, names=names)
-
-
-def _separator(text: str) -> str:
-    """What stands between the cells of the first row."""
-    counts = {
-        separator: len(next(csv.reader(io.StringIO(text), delimiter=separator), []))
-        for separator in (",", "\t", ";", " ")
-    }
-    best = max((",", "\t", ";"), key=lambda separator: counts[separator])
-    return best if counts[best] > 1 or counts[" "] != 2 else " "
-
-
-def _is_file(cell: str, table: _Table, tree: _Tree) -> bool:
-    try:
-        return tree.path_of(cell, table) is not None
-    except DataError:
-        return True
-
-
-def _is_absolute(path: str) -> bool:
-    return PurePosixPath(path).is_absolute()
-
-
-def _rows(table: _Table) -> pa.Table:
-    assert table.rows is not None
-    return table.rows
-
-
-def _schema(table: _Table) -> pa.Schema:
-    return _rows(table).schema
-
-
-def _inside(tables: Iterable[_Table]) -> tuple[str, ...]:
-    return tuple(table.path for table in tables if not table.outside)
-
-
-def _s(many: Sequence[Any]) -> str:
-    return "s" if len(many) > 1 else ""
-
-
-def _and_more(count: int, what: str) -> str:
-    return f" and of {count} more {what}{'s' if count > 1 else ''}" if count else ""
-
-
-def _bytes_of(files: Files, path: str, where: str) -> bytes:
-    try:
-        with files.open(path) as file:
-            return file.read()
-    except (OSError, KeyError) as error:
-        raise _unreadable(where, error) from error
 
 
 def _unreadable(where: str, error: Exception) -> DataError:
