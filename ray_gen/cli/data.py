@@ -130,9 +130,11 @@ def _write(checked: Checked, source: str, report: Path | None, json_file: Path |
 
     if json_file is not None and str(json_file) != "-":
         with writing(json_file, "--json"):
+            json_file.parent.mkdir(parents=True, exist_ok=True)
             json_file.write_text(json.dumps(as_json(checked, source), indent=1), encoding="utf-8")
     if report is not None:
         with writing(report, "--report"):
+            report.parent.mkdir(parents=True, exist_ok=True)
             report.write_text(page(checked, source), encoding="utf-8")
         if str(json_file) != "-":
             click.echo(f"report: {report}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import sys
 from collections.abc import Callable, Generator
@@ -70,14 +72,22 @@ def output_to(default: str, text: str, *, zoom: bool = True) -> Callable[[Comman
 
 
 def check_output(output: Path, *kinds: str, folder: bool = True, option: str = "--output") -> None:
-    """Refuse a file of another kind before anything is loaded. `kinds` are suffixes."""
-    if output.suffix.lower() in ({*kinds, ""} if folder else {*kinds}):
-        return
-    listed = [f"a {kind}" for kind in kinds]
-    listed += ["a folder (a name without suffix)"] if folder else []
-    words = ", ".join(listed[:-1]) + " nor " if len(listed) > 1 else ""
-    begin = "neither " if words else "not "
-    raise Refused(f"{option}: {output} is {begin}{words}{listed[-1]}")
+    """Refuse, before anything is loaded, a file of another kind and a place that cannot be written.
+    `kinds` are suffixes. Folders that do not exist are fine: writers make them."""
+    if output.suffix.lower() not in ({*kinds, ""} if folder else {*kinds}):
+        listed = [f"a {kind}" for kind in kinds]
+        listed += ["a folder (a name without suffix)"] if folder else []
+        words = ", ".join(listed[:-1]) + " nor " if len(listed) > 1 else ""
+        begin = "neither " if words else "not "
+        raise Refused(f"{option}: {output} is {begin}{words}{listed[-1]}")
+    with writing(output, option):
+        if output.suffix and output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        there = next(place for place in output.absolute().parents if place.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 @contextmanager
@@ -86,7 +96,8 @@ def writing(output: Path, option: str = "--output") -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise Refused(f"{option}: {output} cannot be written: {error.strerror or error}") from error
+        why = error.strerror or error
+        raise Refused(f"{option}: {output} cannot be written: {why}; give another file") from error
 
 
 def import_from_here(*runs: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -125,7 +123,7 @@ def discriminate(
     real. A run keeps no average (EMA) of a discriminator, so its last weights are used.
     """
     if output is not None:
-        _check_file(output, ".csv")
+        options.check_output(output, ".csv", folder=False)
     if not images:
         raise Refused("IMAGES: name image files or folders of them")
     pipeline = options.opened(run, "ema")
@@ -173,7 +171,7 @@ def mixture(
     A variational autoencoder often gives better samples with it than with N(0, I). A plain
     autoencoder needs it for samples. Needs scikit-learn.
     """
-    _check_file(output, ".safetensors")
+    options.check_output(output, ".safetensors", folder=False)
     pipeline = options.opened(run, weights)
     pipeline.check_mixture()  # refuses before it reads any image
     parts = _parts(pipeline, images, "train" if data else None, labels, None)
@@ -186,19 +184,6 @@ def mixture(
     click.echo(f"{output}: {fitted}")
     same = " --weights raw" if weights == "raw" else ""
     click.echo(f"  sample: ray-gen sample {run} --mixture {output}{same}")
-
-
-def _check_file(output: Path, kind: str) -> None:
-    """Refuse an output path that cannot be written, before the work begins."""
-    options.check_output(output, kind, folder=False)
-    with options.writing(output):
-        if output.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        there = next(folder for folder in output.absolute().parents if folder.exists())
-        if not there.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _write_csv(rows: Sequence[Sequence[str | float]], output: Path) -> None:

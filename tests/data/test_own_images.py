@@ -286,7 +286,7 @@ def test_all_frames_of_an_animation_can_be_read(tmp_path: Path) -> None:
     assert len(opened(folder(tmp_path / "set"), tmp_path / "cache").train) == 1
     store = opened(folder(tmp_path / "set", frames="all"), tmp_path / "cache")
     assert len(store.train) == 3
-    assert store.found.notes == ("1 files hold 3 images",)
+    assert store.found.notes == ("1 file holds 3 images",)
 
 
 def test_maps_of_floats_keep_their_values_and_their_statistics(tmp_path: Path) -> None:

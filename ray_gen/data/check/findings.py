@@ -188,6 +188,7 @@ class Findings:
         seen.modes.update(later.modes)
         seen.channels |= later.channels
         seen.alpha += later.alpha
+        seen.transparent += later.transparent
         seen.low, seen.high = min(seen.low, later.low), max(seen.high, later.high)
         seen.types |= later.types
 

@@ -27,7 +27,8 @@ class Item:
     """One image of a source, not yet read."""
 
     key: str
-    """Relative path or row. It decides the split, so it must not depend on the other items."""
+    """Relative path or row. It decides the split, so it must not depend on the other items. All
+    images of one file have its path."""
     name: str
     """The image's name in errors: its path, or its file and row."""
     split: SplitName | None
@@ -39,6 +40,8 @@ class Item:
     """Reads the bytes of the image's file. None if the image is not stored as a file."""
     source: int = 0
     """Number of its source, where several are joined. Items come source by source."""
+    class_name: str | None = None
+    """Name of its class, if that is known before the image is read."""
 
 
 @dataclass(frozen=True)

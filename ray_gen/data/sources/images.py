@@ -44,6 +44,15 @@ _MOVING = ("GIF", "WEBP", "PNG", "TIFF", "AVIF", NPY)
 """Formats of which a file can hold several images."""
 
 
+def may_hold_several(known: str, head: bytes) -> bool:
+    """Whether a file may hold several images. A still PNG, WebP or AVIF tells it in its first
+    bytes; an animated PNG that other chunks hide is missed."""
+    if known == "WEBP":
+        return head[12:16] == b"VP8X" and bool(head[20] & 2)
+    mark = {"PNG": b"acTL", "AVIF": b"avis"}.get(known)
+    return mark in head if mark else known in ("GIF", "TIFF", NPY)
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFile:
     """A file that holds an image, or should."""
@@ -53,6 +62,8 @@ class ImageFile:
     """Its format."""
     damage: str | None = None
     """Why it cannot be read, if its first bytes tell."""
+    several: bool = False
+    """Whether it may hold several images, as far as its first bytes tell."""
 
 
 @dataclass
@@ -126,7 +137,8 @@ class Images:
         scan = self._scanned or self.files.scan()
         found = self._found or self._told_apart(scan, refuse)
         images = [*found.images, *found.unread]
-        barren = [*scan.empty, *(path for path in scan.broken if format_named(path) is None)]
+        broken = [path for path in scan.broken if format_named(path) is None]
+        barren = [*found.others, *(f"{path}/" for path in (*scan.empty, *broken))]
         if not found.images:
             refuse(DataError(self._no_images(found)))
         paths = [image.path for image in images]
@@ -137,8 +149,9 @@ class Images:
         kept.sort(key=lambda image: image.path.split("/"))
         labels = missing(labels, [image.path for image in kept])
         class_names = labels.class_names if labels.decides else layout.class_names
+        names = class_names or ()
         index = {name: i for i, name in enumerate(layout.class_names or ())}
-        frames, notes = self._frames(kept)
+        frames, notes = self._frames(kept, refuse)
 
         def label_of(path: str) -> int | None:
             if labels.decides:
@@ -146,8 +159,9 @@ class Images:
             return index.get(layout.places[path].class_name or "")
 
         items = (
-            self._item(image, layout.places[image.path], label_of(image.path), frame)
+            self._item(image, layout.places[image.path], label, names, frame)
             for image in kept
+            for label in (label_of(image.path),)
             for frame in frames.get(image.path, (None,))
         )
         count = len(kept) + sum(len(numbers) - 1 for numbers in frames.values())
@@ -215,7 +229,8 @@ class Images:
                 known = format_of(head, file.path)
                 if known is not None:
                     kind = found.images if is_read(known) else found.unread
-                    kind.append(ImageFile(file.path, known))
+                    several = may_hold_several(known, head)
+                    kind.append(ImageFile(file.path, known, several=several))
                 elif format_named(file.path) is not None:
                     found.images.append(ImageFile(file.path, None, what_it_is(head, file.size)))
                 else:
@@ -227,12 +242,19 @@ class Images:
                 found.broken += 1
         return found
 
-    def _frames(self, images: Sequence[ImageFile]) -> tuple[dict[str, range], list[str]]:
-        """The numbers of the images in files that hold several, and what to tell of them."""
-        several: dict[str, range] = {}
-        moving = [image for image in images if image.known in _MOVING and image.damage is None]
-        if self.frames != "all" or not moving:
-            return several, []
+    def _frames(
+        self, images: Sequence[ImageFile], refuse: Refuse
+    ) -> tuple[dict[str, range], list[str]]:
+        """The numbers of the images to read in files that hold several, and what to tell of them.
+
+        If only the first images are read, a file is opened only if its first bytes suggest several.
+        """
+        moving = [
+            image
+            for image in images
+            if image.damage is None
+            and (image.several or (self.frames != "first" and image.known in _MOVING))
+        ]
 
         def count(image: ImageFile) -> int:
             try:
@@ -242,22 +264,43 @@ class Images:
                 return 1
 
         with ThreadPoolExecutor(_HEADS_AT_ONCE, "frames") as pool:
-            for image, number in zip(moving, pool.map(count, moving), strict=True):
-                if number > 1:
-                    several[image.path] = range(number)
+            counts = pool.map(count, moving) if moving else ()
+            several = [(i, number) for i, number in zip(moving, counts, strict=True) if number > 1]
+        if self.frames == "channels":
+            for image, number in several:
+                if image.known != "TIFF":
+                    refuse(
+                        DataError(
+                            f"data.frames: {self.files.name(image.path)} holds {number:,} images in"
+                            f" {image.known}, and only pages of TIFF files become channels; convert"
+                            " it to TIFF, or set data.frames=all or first"
+                        )
+                    )
+            return {}, []
         if not several:
-            return several, []
-        total = sum(map(len, several.values()))
-        return several, [f"{len(several):,} files hold {total:,} images"]
+            return {}, []
+        total = sum(number for _, number in several)
+        hold = "1 file holds" if len(several) == 1 else f"{len(several):,} files hold"
+        if self.frames == "all":
+            return {i.path: range(n) for i, n in several}, [f"{hold} {total:,} images"]
+        return {}, [f"{hold} {total:,} images: the first is read; data.frames=all reads all"]
 
-    def _item(self, image: ImageFile, place: Place, label: int | None, frame: int | None) -> Item:
+    def _item(
+        self,
+        image: ImageFile,
+        place: Place,
+        label: int | None,
+        names: Sequence[str],
+        frame: int | None,
+    ) -> Item:
         suffix = "" if frame is None else f"#{frame}"
         return Item(
-            key=place.key + suffix,
+            key=place.key,
             name=self.files.name(image.path) + suffix,
             split=place.split,
             load=partial(_load, self.files, image, label, frame or 0, self.frames == "channels"),
             encoded=partial(_bytes_of, self.files, image.path) if frame is None else None,
+            class_name=names[label] if label is not None and names else None,
         )
 
     def _check_classes(self, layout: Layout, found: Found, refuse: Refuse) -> None:

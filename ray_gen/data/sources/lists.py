@@ -74,9 +74,7 @@ class ListedFiles:
         rows = _rows(text, str(path), self._place)
         self.classes = {}
         lines: dict[str, int] = {}
-        names: dict[
-            tuple[str, str], str
-        ] = {}  # a file may have several paths; the first is its name
+        names: dict[tuple[str, str], str] = {}  # of each file: the first of its paths
         folder_of = cache(os.path.realpath)
         for row in rows:
             folder, base = os.path.split(self._place(row.path))
