@@ -36,6 +36,10 @@ LONGEST_PAUSE_SECONDS = 10.0
 INTACT = "what was saved before is intact: start again, with the same --name"
 """Message for a run that ended because its storage failed."""
 
+NEW_PATIENCE_SECONDS = 5.0
+"""The same, if the name of a storage is not found that has never answered this process: there is no
+network, or the name is wrong."""
+
 _FINAL = re.compile(
     r"AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|NO_SUCH_BUCKET"
     r"|UNRECOGNIZED_CLIENT|INVALID_CLIENT_TOKEN_ID|MISSING_AUTHENTICATION_TOKEN)"
@@ -56,6 +60,12 @@ _SECRET = {
 _WEB = {"http", "https", "ftp"}
 _T = TypeVar("_T")
 
+_NAME_NOT_FOUND = re.compile(r"resolve host|curlCode: 6\b|CURL error \[6\]", re.IGNORECASE)
+_OF_GOOGLE = re.compile(r"^(?P<code>\w+): Retry policy exhausted.*?(?P<detail>CURL error [^;(\n]*)")
+_LONGEST_REASON = 200
+"""Characters."""
+_answered: set[str] = set()
+"""Storages that have answered this process."""
 _outages: dict[str, bool] = {}
 """Storages that do not answer this process. True: this process has given up and no longer waits."""
 
@@ -117,17 +127,23 @@ def tried(attempt: Callable[[], _T], location: str, patience_seconds: float | No
     """
     storage = location.partition("://")[2].partition("/")[0]
     patience = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
-    end, pause = time.monotonic() + patience, FIRST_PAUSE_SECONDS
+    began, pause = time.monotonic(), FIRST_PAUSE_SECONDS
+    end = began + patience
     while True:
         try:
             done = attempt()
         except (FileNotFoundError, NotImplementedError, Refused):
             _outages.pop(storage, None)
+            _answered.add(storage)
             raise
         except ValueError as error:  # pyarrow's ArrowInvalid
             raise StorageError(f"{location}: cannot be reached: {error}") from error
         except OSError as error:
             told = f"{location}: {reason_of(error)}"
+            if storage not in _answered and _NAME_NOT_FOUND.search(str(error)):
+                patience = min(patience, NEW_PATIENCE_SECONDS)
+                end = min(end, began + patience)
+                told += "; check the name, and this machine's network"
             if _FINAL.search(str(error)) or isinstance(error, PermissionError):
                 raise DeniedError(f"{told}{_remedy(error)}") from error
             if time.monotonic() + pause > end or _outages.get(storage, False):
@@ -140,6 +156,7 @@ def tried(attempt: Callable[[], _T], location: str, patience_seconds: float | No
                 logging.getLogger(__name__).warning("%s; trying again for %.0f s", told, patience)
         else:
             _outages.pop(storage, None)
+            _answered.add(storage)
             return done
         time.sleep(pause * random.uniform(0.5, 1.0))  # workers must not retry all at once
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
@@ -455,7 +472,10 @@ def reason_of(error: OSError) -> str:
     found = _OF_AWS.search(str(error))
     if found is None:
         text = (error.strerror or str(error)).partition("\n")[0].partition(" error_info=")[0]
-        return text.replace("AWS Error ", "").replace("google::cloud::Status(", "")
+        text = text.replace("AWS Error ", "").replace("google::cloud::Status(", "")
+        if (google := _OF_GOOGLE.search(text)) is not None:
+            text = f"{google['code']}: {google['detail']}"
+        return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
     status = f" (HTTP {found['status']})" if found["status"] else ""
     return f"{found['code']}{status}: {found['detail'].strip(' .')}"
 

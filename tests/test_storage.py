@@ -322,6 +322,28 @@ def test_permanent_errors_are_not_retried(remote: Folder, error: OSError) -> Non
 
 
 @pytest.mark.parametrize(
+    "error",
+    [
+        "AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 6, Couldn't resolve"
+        " host name; Details: x",
+        "google::cloud::Status(UNAVAILABLE: CURL error [6]=Could not resolve hostname)",
+    ],
+)
+def test_nobody_waits_long_for_a_storage_whose_name_was_never_found(
+    error: str, remote: Folder, monkeypatch
+) -> None:
+    monkeypatch.setattr(storage, "NEW_PATIENCE_SECONDS", 0.0)
+    storage._answered.discard(remote.location.split("/")[2])
+    system = failing(remote, 1, OSError(error))
+    with pytest.raises(StorageError, match=r"resolve.*; check the name, and this machine's netw"):
+        remote.names()
+    storage._outages.clear()
+    assert remote.names() == []
+    system.left = 1
+    assert remote.names() == []  # it has answered: it comes back
+
+
+@pytest.mark.parametrize(
     ("error", "told"),
     [
         (
@@ -337,7 +359,15 @@ def test_permanent_errors_are_not_retried(remote: Folder, error: OSError) -> Non
             "google::cloud::Status(UNAVAILABLE: CURL error [7]=Could not connect error_info={x})",
             "UNAVAILABLE: CURL error [7]=Could not connect",
         ),
+        (
+            "google::cloud::Status(UNAVAILABLE: Retry policy exhausted, with a last message of"
+            " Could not create a OAuth2 access token. Learn more at https://cloud.google.com. The"
+            " underlying error message was: PerformWork() - CURL error [7]=Could not connect"
+            " error_info={x})",
+            "UNAVAILABLE: CURL error [7]=Could not connect",
+        ),
         ("HDFS is in safe mode\n  at org.apache.hadoop", "HDFS is in safe mode"),
+        ("long " * 200, "long " * 40 + "..."),
     ],
 )
 def test_a_reason_is_short(remote: Folder, monkeypatch, error: str, told: str) -> None:

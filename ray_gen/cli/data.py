@@ -141,7 +141,8 @@ def _write(checked: Checked, source: str, report: Path | None, json_file: Path |
 
 
 def _leave(code: int) -> None:
-    """Ends the process at once: a thread may be in the middle of a large image."""
+    """Ends the process at once: a thread may be in the middle of a large image, and Ray takes
+    2 s."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -201,7 +202,8 @@ def convert(
             )
     except KeyboardInterrupt:
         click.echo("interrupted; run the same command again to write the missing parts", err=True)
-        sys.exit(130)
+        _leave(130)
+        return
     counts = ", ".join(f"{count:,} {split}" for split, count in sorted(manifest["images"].items()))
     skipped = f", {manifest['skipped']:,} corrupt images skipped" if manifest["skipped"] else ""
     click.echo(f"{destination}: {counts} in {len(manifest['shards'])} files{skipped}")

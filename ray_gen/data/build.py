@@ -11,7 +11,7 @@ import shutil
 import threading
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -93,6 +93,16 @@ def build(
             raise nothing_to_train_on(
                 source.field, listing.count, len(tally.corrupt), held_out_fraction
             )
+        labels = chain(*(split.labels for split in splits.values()))
+        for lost in classes_lost(tally.lost, labels, listing.class_names, source.field):
+            raise lost
+        note = none_held_out(
+            held_out_fraction,
+            splits["train"].count,
+            splits["held_out"].count,
+            fraction_above(tally.least_place / 2.0**64),
+        )
+        listing = replace(listing, notes=(*listing.notes, *note))
         resolved = replace(
             wanted,
             size_from=None,
@@ -123,6 +133,8 @@ class _Tally:
     seen: Seen = field(default_factory=Seen)
     corrupt: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     """Name and reason of each image that was skipped."""
+    lost: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
+    """The first of `corrupt` by class."""
     unlabelled: int = 0
     """Number of images without a class."""
     least_place: float = math.inf
@@ -159,6 +171,8 @@ def _fill(
                 if not skip_corrupt:
                     raise corrupt(item.name, result, blamed)
                 tally.corrupt.append((item.name, str(result)))
+                if item.class_name is not None:
+                    tally.lost.setdefault(item.class_name, tally.corrupt[-1])
             else:
                 name = item.split or split_of(item.key, held_out_fraction)
                 if item.split is None:
@@ -220,6 +234,38 @@ def fraction_above(fraction: float) -> float | None:
         if rounded < min(1.0, 2 * fraction + 0.1):
             return rounded
     return None
+
+
+def classes_lost(
+    lost: Mapping[str, tuple[str, str]],
+    labels: Iterable[int],
+    names: Sequence[str] | None,
+    blamed: str,
+) -> list[DataError]:
+    """The errors for classes of which no image can be decoded. lost: name and reason of a corrupt
+    image of each class that has one. labels: of the decoded images, -1 without one."""
+    if not lost or names is None:
+        return []
+    met = {names[label] for label in set(labels) if 0 <= label < len(names)}
+    return [
+        DataError(
+            f"{blamed}: no image of class {name} can be decoded, not even {image}: {why};"
+            " restore its images, or move all of them away"
+        )
+        for name, (image, why) in lost.items()
+        if name not in met
+    ]
+
+
+def none_held_out(fraction: float, train: int, held_out: int, least: float | None) -> list[str]:
+    """What to tell if a fraction holds no image out. least: one that does, or None if there is
+    none, or if the data set has splits of its own."""
+    if held_out or not fraction or least is None:
+        return []
+    return [
+        f"data.held_out_fraction {fraction} holds out none of {train:,} images, so there are no"
+        f" held-out scores; set it to {least}"
+    ]
 
 
 def file_stamp(path: Path) -> tuple[int, int]:

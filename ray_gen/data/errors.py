@@ -8,7 +8,11 @@ from ray_gen.errors import Refused
 
 
 class DataError(Refused):
-    """Data that cannot be used. The message names the dotted field, the value and the remedy."""
+    """Data that cannot be used. The message names the dotted field, the value and the remedy. It is
+    one line: a name of a file may hold anything."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 Refuse = Callable[[DataError], None]
@@ -35,3 +39,16 @@ def reason(error: BaseException) -> str:
         return "it is not an image of a known format"
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Text without characters that steer a terminal: a stranger named the files."""
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    if 0xDC80 <= ord(letter) <= 0xDCFF:  # a byte of a name that is not UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape", "backslashreplace").decode()

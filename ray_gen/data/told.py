@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 
@@ -104,18 +104,32 @@ def _range(
 
 
 def _classes(store: Store) -> Iterator[str]:
-    """A sentence about small classes."""
-    counts: Mapping[str, int] = (store.found.class_counts or {}).get("train", {})
-    names = store.class_names
-    few = [(count, label) for label, count in counts.items() if count < FEW_OF_CLASS]
+    """Sentences about classes without training images, and about small ones."""
+    if store.found.class_counts is None or store.stream is not None:  # of a stream: a sample's
+        return
+    names = store.class_names or ()
+    counts = dict.fromkeys(map(str, range(len(names))), 0)
+    counts.update(store.found.class_counts.get("train", {}))
+
+    def name(label: str) -> str:
+        return names[int(label)] if int(label) < len(names) else label
+
+    without = [name(label) for label, count in counts.items() if not count]
+    if without:
+        more = len(without) - 1
+        others = f" and {_count(more, 'more class')}" if more else ""
+        yield (
+            f"no training image is of class {without[0]}{others}; a model cannot learn what it"
+            " looks like"
+        )
+    few = [(count, label) for label, count in counts.items() if 0 < count < FEW_OF_CLASS]
     if not few:
         return
     count, label = min(few)
-    name = names[int(label)] if names and int(label) < len(names) else label
     more = len(few) - 1
     has = "more class has" if more == 1 else "more classes have"
     others = f", and {more:,} {has} fewer than {FEW_OF_CLASS}" if more else ""
     yield (
-        f"class {name} has {_count(count, 'training image')}{others};"
+        f"class {name(label)} has {_count(count, 'training image')}{others};"
         " samples of such a class will look like its images"
     )

@@ -103,6 +103,19 @@ _SHARED = (
 )
 
 
+_NOT_IN_RULES_1 = (
+    "bits",
+    "value_range",
+    "fit",
+    "pad",
+    "jpeg_scaling",
+    "splits",
+    "frames",
+    "labels",
+)
+"""Fields that the first rules of reading do not know."""
+
+
 def _both(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     """(height, width) of a size."""
     return (size, size) if isinstance(size, int) else size
@@ -185,6 +198,27 @@ class DataSettings(Component):
         if isinstance(given, dict) and given.get("digest") and "rules" not in given:
             return {**given, "rules": 1}
         return given
+
+    @model_validator(mode="after")
+    def _first_rules_know_few_settings(self) -> Self:
+        if self.rules == 2:
+            return self
+        remedy = "set data.rules=2, which new runs have"
+        if not isinstance(self, (FolderData, ParquetData, TorchvisionData, Mnist5kData)):
+            raise ValueError(f"rules: 1 reads no {getattr(self, 'kind')} data; {remedy}")  # noqa: B009
+        if self.channels not in (None, 1, 3):
+            raise ValueError(
+                f"channels: {self.channels!r} is not 1, 3 or null, with rules=1; {remedy}"
+            )
+        more = ("label_column",) if isinstance(self, FolderData) else ()
+        for name in (*_NOT_IN_RULES_1, *more):
+            info = type(self).model_fields.get(name)
+            if info is not None and getattr(self, name) != info.default:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)!r} is unknown to the rules of reading"
+                    f" rules=1; leave it out, or {remedy}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _only_parquet_streams(self) -> Self:
@@ -323,8 +357,9 @@ class ImageFilesData(DataSettings):
     """Which folders are splits. auto: those named train, training, validation, val, dev, test, eval
     and the like. none: all folders are classes. Or their names: {train: NAME, held_out: NAME}."""
     frames: Literal["first", "all", "channels"] = "first"
-    """What is read of animations and of TIFF files with several pages: the first image; all, each
-    as an image; or all as the channels of one image."""
+    """What is read of animations, TIFF files with several pages, and arrays of shape (N, H, W) or
+    (N, H, W, C): the first image; all, each as an image; or all pages of a TIFF file as the
+    channels of one image. An array that can be one image of several channels is one."""
     labels: Location = free("auto")
     """Where classes come from. auto: metadata.csv, .jsonl or .parquet with a column file_name, or
     StyleGAN's dataset.json, beside the images; else their folders. folders. none. Or a file of

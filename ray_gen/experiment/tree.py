@@ -196,9 +196,9 @@ class Tree(Settings):
         if self.data.classes is not None and list(self.data.classes) != names:
             raise ExperimentError(
                 [
-                    f"data.classes: the data has {len(names)} classes and the experiment names "
-                    f"{len(self.data.classes)}, or their order differs; leave the field out to use "
-                    "the data's classes"
+                    f"data.classes: the data has other classes ({len(names)}) than the experiment "
+                    f"({len(self.data.classes)}), or another order; leave the field out to use the "
+                    "data's classes"
                 ]
             )
         return self.with_fields(

@@ -134,17 +134,20 @@ def _run(conversion: Conversion, missing: list[int], progress: ConvertProgress) 
     done = total - len(missing) * total // conversion.parts
     running = [write.remote(shared, part) for part in islice(waiting, _cores())]
     progress(done, total, "images")
-    while running:
-        finished, running = ray.wait(running)
-        for task in finished:
-            try:
+    try:
+        while running:
+            finished, running = ray.wait(running)
+            for task in finished:
                 done = min(total, done + ray.get(task))
-            except RayTaskError as error:
-                for other in running:
-                    ray.cancel(other, force=True)
-                raise _in_words(error, conversion.destination) from None
-            progress(done, total, "images")
-            running += [write.remote(shared, part) for part in islice(waiting, 1)]
+                progress(done, total, "images")
+                running += [write.remote(shared, part) for part in islice(waiting, 1)]
+    except RayTaskError as error:
+        for other in running:
+            ray.cancel(other, force=True)
+        raise _in_words(error, conversion.destination) from None
+    except KeyboardInterrupt:
+        progress(done, total, "stopping")  # Ray takes some seconds
+        raise
 
 
 def _in_words(error: RayTaskError, destination: Folder) -> Exception:

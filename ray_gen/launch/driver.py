@@ -24,6 +24,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from ray_gen.data.errors import printable
 from ray_gen.data.told import remarks, summary
 from ray_gen.errors import Failed, Interrupted, Refused
 from ray_gen.evaluation.metrics import OF_SAMPLES
@@ -204,9 +205,9 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
     ):
         line.stage("reading data")
         store = open_data(experiment, line.decoded)
-        line.say(summary(store))
+        line.say(printable(summary(store)))
         for remark in remarks(store):
-            line.say(f"  {remark}")
+            line.say(f"  {printable(remark)}")
         experiment = experiment.resolved(
             store.image_shape,
             class_names(store),

@@ -541,6 +541,28 @@ def test_exit_codes_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize("option", ["--report", "--json"])
+def test_a_place_for_the_answer_is_looked_at_before_the_data(option: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    suffix = {"--report": "html", "--json": "json"}[option]
+    refused = run(str(tmp_path / "file"), option, str(tmp_path / "file" / f"x.{suffix}"))
+    assert refused.exit_code == 2 and not refused.stdout
+    assert f"error: {option}: {tmp_path}/file/x.{suffix} cannot be written: " in refused.stderr
+    assert refused.stderr.rstrip().endswith("; give another file")
+    write(tmp_path / "set" / "0.png", noise(6, 6, 3))
+    inner = tmp_path / "new" / "folder" / f"x.{suffix}"
+    assert run(f"folder:{tmp_path / 'set'}", option, str(inner)).exit_code == 0
+    assert inner.stat().st_size > 0
+
+
+def test_joined_sources(tmp_path: Path) -> None:
+    for name in "ab":
+        write(tmp_path / name / "0.png", noise(6, 6, 3, ord(name)))
+    sources = f"[folder:{tmp_path}/a, folder:{tmp_path}/b]"
+    done = run(f"{{kind: joined, sources: {sources}}}", "data.weights=[1, 2]")
+    assert done.exit_code == 0 and "2 images (2 train" in done.stdout
+
+
 def test_a_stream_is_told_as_training_tells_it(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

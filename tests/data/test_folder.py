@@ -18,8 +18,8 @@ from tests.data.pictures import damage, noise, opened, write, write_classes
 def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> None:
     root = write_classes(tmp_path / "images", {"dog": 2, "cat": 3, "ant": 1})
     write(root / "cat" / "more" / "deep.png", noise(8, 8, 3))
-    (root / "notes").mkdir()
-    (root / "notes" / "readme.txt").write_text("no image")
+    (root / "cat" / "notes").mkdir()
+    (root / "cat" / "notes" / "readme.txt").write_text("no image")
     (root / ".hidden").mkdir()
     write(root / ".hidden" / "a.png", noise(8, 8, 3))
     write(root / "dog" / ".thumbnail.png", noise(8, 8, 3))

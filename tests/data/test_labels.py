@@ -666,6 +666,22 @@ def test_a_file_of_names_and_classes(text: str, outside: bool, tmp_path: Path) -
     assert named(store) == ["cat", "dog"]
 
 
+def test_a_file_of_tabs_may_hold_commas(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set", "0,5.png", "1,5.png")
+    (root / "labels.tsv").write_text(
+        "file_name\tlabel\tfrom, to\n0,5.png\tcat\tx\n1,5.png\tdog\ty\n"
+    )
+    store = opened(folder(root, labels="labels.tsv"), tmp_path / "cache")
+    assert named(store) == ["cat", "dog"]
+
+
+def test_the_end_of_a_path_names_an_image_where_it_is_the_only_one(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set", "x/a/0.png", "x/b/0.png")
+    (tmp_path / "labels.csv").write_text("a/0,cat\nb/0.png,dog\n")
+    labels = str(tmp_path / "labels.csv")
+    assert named(opened(folder(root, labels=labels), tmp_path / "cache")) == ["cat", "dog"]
+
+
 def test_names_relative_to_the_file_of_classes(tmp_path: Path) -> None:
     root = tree(tmp_path / "set" / "images", "a/0.png", "b/0.png")
     file = tmp_path / "set" / "labels.csv"

@@ -57,6 +57,14 @@ def test_a_missing_file_of_a_row_is_named(tmp_path: Path) -> None:
     assert opened(source, tmp_path / "cache", on_corrupt="skip").skipped == 2
 
 
+@pytest.mark.parametrize("text", ["iVBORw0KGgoA" * 90, "a/" * 3000, "/" + "a" * 300, "a\0b"])
+def test_a_text_that_is_no_path_has_a_short_sentence(text: str, tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.parquet", image=pa.array([text]))
+    with pytest.raises(DataError, match="row 0 cannot be decoded: its row holds no bytes") as told:
+        opened(Parquet(path=str(path), image_column="image"), tmp_path / "cache")
+    assert len(str(told.value)) < 500 + 2 * len(str(tmp_path))
+
+
 def test_a_changed_file_of_a_row_is_decoded_again(tmp_path: Path) -> None:
     image = write(tmp_path / "set" / "0.png", noise(6, 6, 3, 0))
     write_table(tmp_path / "set" / "a.parquet", image=paths("0.png"))
@@ -70,7 +78,7 @@ def test_a_changed_file_of_a_row_is_decoded_again(tmp_path: Path) -> None:
 
 def test_web_addresses_are_not_read(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", image=paths("https://example.org/0.png"))
-    with pytest.raises(DataError, match="nothing on the web; .*download"):
+    with pytest.raises(DataError, match=r"nothing on the web; .*download"):
         opened(Parquet(path=str(tmp_path / "a.parquet")), tmp_path / "cache")
 
 

@@ -184,6 +184,21 @@ def test_several_images_of_one_key_need_the_setting(tmp_path: Path) -> None:
         opened(tar(path, image_ending="jpg"), tmp_path / "cache")
 
 
+def test_kinds_that_only_some_keys_have(tmp_path: Path) -> None:
+    kinds = {"seg.png": lambda key: png(key + 100)}
+    webdataset(tmp_path / "set" / "0.tar", range(3), **kinds)
+    kinds["depth.png"] = lambda key: png(key + 200)
+    webdataset(tmp_path / "set" / "1.tar", range(3, 6), **kinds)
+    with pytest.raises(DataError, match=r"several images of one key \(png, seg\.png, depth\.png\)"):
+        opened(tar(tmp_path / "set"), tmp_path / "cache")
+
+
+def test_classes_of_files_that_are_no_images_leave_folders_as_classes(tmp_path: Path) -> None:
+    members = {"cat/0.png": png(), "dog/1.png": png(1), "cat/a.txt": b"x", "cat/a.cls": b"3"}
+    store = opened(tar(tarred(tmp_path / "a.tar", members)), tmp_path / "cache")
+    assert store.class_names == ("cat", "dog")
+
+
 def test_names_with_dots_in_class_folders_are_no_keys(tmp_path: Path) -> None:
     members = {f"{c}/v1.{i}.png": png(i) for c in ("cat", "dog") for i in range(5)}
     store = opened(tar(tarred(tmp_path / "a.tar", members)), tmp_path / "cache")

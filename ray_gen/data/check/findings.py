@@ -32,6 +32,8 @@ class Fault(NamedTuple):
     reason: str
     said: str = ""
     """The reason in training's words, if they are others."""
+    class_name: str | None = None
+    """Of an image whose class is known without reading it."""
 
     @property
     def in_training(self) -> str:

@@ -65,7 +65,8 @@ class Looking:
             found.refused.append(Fault(item.name, str(error)))
             return
         if isinstance(result, CorruptImageError):
-            found.corrupt.append(Fault(item.name, _reason(result, item), str(result)))
+            fault = Fault(item.name, _reason(result, item), str(result), item.class_name)
+            found.corrupt.append(fault)
             return
         picture = once.picture
         assert picture is not None

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ray_gen.data.build import cache_error, corrupt, fraction_above, nothing_to_train_on
+from ray_gen.data.build import (
+    cache_error,
+    classes_lost,
+    corrupt,
+    fraction_above,
+    none_held_out,
+    nothing_to_train_on,
+)
 from ray_gen.data.check.findings import Findings
 from ray_gen.data.decode import fitted, pixels
 from ray_gen.data.errors import CorruptImageError, DataError
@@ -89,6 +96,13 @@ def outlook_of(
             asked.field, listing.count, len(found.corrupt), asked.held_out_fraction
         )
         refusals.append(str(nothing))
+    elif complete and listing is not None and asked.skip_corrupt:
+        lost: dict[str, tuple[str, str]] = {}
+        for fault in found.corrupt:
+            if fault.class_name is not None:
+                lost.setdefault(fault.class_name, (fault.name, fault.in_training))
+        names = listing.class_names
+        refusals += map(str, classes_lost(lost, found.labels, names, asked.field))
     if not found.count:
         return Outlook(tuple(refusals), None, (), asked.wanted)
     wanted, problems = _settled(found, asked.wanted)
@@ -211,6 +225,9 @@ def _store(
         for name, part in parts.items()
     }
     seen = found.seen
+    least = fraction_above(found.least_place / 2.0**64)
+    train, held = (len(splits[name]) for name in parts)
+    notes = none_held_out(asked.held_out_fraction, train, held, least)
     store = Store(
         train=splits["train"],
         held_out=splits["held_out"],
@@ -226,9 +243,9 @@ def _store(
             value_range=wanted.value_range if seen.types else None,
             class_counts=counts if labelled else None,
             unlabelled=int((labels < 0).sum()),
-            least_fraction=fraction_above(found.least_place / 2.0**64),
+            least_fraction=least,
             not_read=dict(listing.not_read) if listing is not None else {},
-            notes=listing.notes if listing is not None else (),
+            notes=(*(listing.notes if listing is not None else ()), *notes),
             no_classes=listing.no_classes if listing is not None else "",
             corrupt=tuple((fault.name, fault.in_training) for fault in found.corrupt[:1]),
         ),

@@ -18,10 +18,10 @@ from ray_gen.data.check.told import (
     class_counts,
     kinds_of,
     levels_of,
-    printable,
     ratios_of,
     sizes_of,
 )
+from ray_gen.data.errors import printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,6 +11,7 @@ import numpy as np
 
 from ray_gen.data.check.checking import Checked, Copies
 from ray_gen.data.check.findings import Fault, Findings, Named
+from ray_gen.data.errors import printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -344,16 +345,3 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def _number(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def printable(text: str) -> str:
-    """Text without characters that steer a terminal: a stranger named the files."""
-    return text if text.isprintable() else "".join(map(_printable, text))
-
-
-def _printable(letter: str) -> str:
-    if letter.isprintable():
-        return letter
-    if 0xDC80 <= ord(letter) <= 0xDCFF:  # a byte of a name that is not UTF-8
-        return f"\\x{ord(letter) - 0xDC00:02x}"
-    return letter.encode("unicode_escape", "backslashreplace").decode()

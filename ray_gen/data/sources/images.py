@@ -48,7 +48,7 @@ def may_hold_several(known: str, head: bytes) -> bool:
     """Whether a file may hold several images. A still PNG, WebP or AVIF tells it in its first
     bytes; an animated PNG that other chunks hide is missed."""
     if known == "WEBP":
-        return head[12:16] == b"VP8X" and bool(head[20] & 2)
+        return head[12:16] == b"VP8X" and len(head) > 20 and bool(head[20] & 2)
     mark = {"PNG": b"acTL", "AVIF": b"avis"}.get(known)
     return mark in head if mark else known in ("GIF", "TIFF", NPY)
 

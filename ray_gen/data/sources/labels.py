@@ -365,8 +365,8 @@ def _by_name(columns: Sequence[Column], names: tuple[str, ...], column: str) -> 
             if other is not None:
                 raise DataError(
                     f"{FIELD}: {part.where} has the label {other!r} in {column!r}, which is none of"
-                    f" the {len(names)} classes that other files name ({listed(names)}); correct"
-                    " the label, or set data.labels=none"
+                    f" the classes that other files name ({listed(names)}); correct the label, or"
+                    " set data.labels=none"
                 )
         elif part.names is not None:
             order = part.names

@@ -343,9 +343,10 @@ def splits_of_shards(paths: Sequence[str], where: str) -> dict[str, SplitName | 
         return dict.fromkeys(paths)
     nameless = next((path for path, kind in named.items() if kind is None), None)
     if nameless is not None:
+        clear = " and ".join(kind for kind in KEYWORDS if kind in kinds) or "several splits"
         raise DataError(
-            f"data.path: {where} has shards of several splits, but the name {nameless} tells no"
-            " split, or several; move this file away or rename it to train-..."
+            f"data.path: {where} has shards of {clear}, but the name {nameless} tells no split, or"
+            " several; move this file away or rename it to train-..."
         )
     held_out = "validation" if "validation" in kinds else "test"
     if "train" not in kinds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from ray_gen.storage import tried, without_credentials
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_LONGEST_SHOWN = 200
+"""Characters of a path in a message. A longer one is not a path, for example an image as base64."""
 Stored = bytes | str | dict[str, Any] | None
 """The image of a row: its bytes, its path, or {"bytes": …, "path": …} with one of the two."""
 
@@ -105,15 +108,19 @@ class Beside:
         else:
             folders = dict.fromkeys((folder, self.root))
             candidates = [(self.file_system, f"{place}/{path}") for place in folders]
-        for system, here in candidates:
+        for system, here in candidates if "\0" not in path else ():
             try:
                 return self._read(system, here)
             except (FileNotFoundError, NotADirectoryError):
                 continue
+            except OSError as error:  # a text that is no path
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
         where = " or ".join(dict.fromkeys((folder, self.root)))
         place = "" if path.startswith("/") or "://" in path else f" in {where}"
+        shown = path if len(path) <= _LONGEST_SHOWN else f"{path[: _LONGEST_SHOWN // 2]}..."
         raise CorruptImageError(
-            f"its row holds no bytes, but the path {path}, and there is no such file{place}"
+            f"its row holds no bytes, but the path {shown}, and there is no such file{place}"
         )
 
     def _read(self, system: Any, path: str) -> bytes:

@@ -22,6 +22,7 @@ import ray.tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.stopper import FunctionStopper
 
+from ray_gen.data.errors import printable
 from ray_gen.data.told import remarks, summary
 from ray_gen.errors import Failed, Interrupted, Refused
 from ray_gen.experiment import Experiment, ExperimentError
@@ -158,9 +159,9 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
     ):
         board.say("reading data")
         store = open_data(experiment)
-        board.say(summary(store))
+        board.say(printable(summary(store)))
         for remark in remarks(store):
-            board.say(f"  {remark}")
+            board.say(f"  {printable(remark)}")
         experiment = resolved_search(experiment, store)
         trials = trials_before(folder, experiment)
         check_search(experiment, store)
