@@ -21,6 +21,7 @@ from tests.data.pictures import noise, opened
 FOLDERS = (
     *("", "cat", "dog", "train", "Test", "val", "training", "eval", "a b", "ж", "@eaDir"),
     *(".hidden", "train/cat", "train/dog", "test/cat", "set/train", "set/test", "x/y/z"),
+    *("trainA", "testA", "seg_train", "holdout", "dog/test"),
 )
 SUFFIXES = (
     *(".png", ".PNG", ".jpg", ".jpeg", ".jfif", ".gif", ".webp", ".tif", ".npy", ".heic"),

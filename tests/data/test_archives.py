@@ -168,6 +168,20 @@ def test_names_that_lead_out_occur_twice_or_are_not_utf_8_are_told(tmp_path: Pat
     assert set(scan.notes) <= set(remarks(store))
 
 
+def test_an_archive_of_names_that_all_lead_out_is_not_called_empty(tmp_path: Path) -> None:
+    members = {"../a/0.png": png(), "/b/1.png": png(1)}
+    message = r"all names in \S*a\.(zip|tar) lead out of it \(\.\./a/0\.png, /b/1\.png\), .*pack it"
+    with pytest.raises(DataError, match=message):
+        opened(ImageZip(path=str(with_members(tmp_path / "a.zip", members))), tmp_path / "cache")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    with pytest.raises(DataError, match=message):
+        opened(ImageTar(path=str(tmp_path / "a.tar")), tmp_path / "cache")
+
+
 def test_names_of_windows(tmp_path: Path) -> None:
     """Old .NET writes backslashes."""
     archive = tmp_path / "a.zip"

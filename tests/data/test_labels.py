@@ -322,6 +322,38 @@ def test_a_column_that_cannot_hold_labels_is_never_proposed(tmp_path: Path) -> N
     assert read_by_a_run({**data, "label_column": "kind"}, True).class_names == ("a", "b")
 
 
+@pytest.mark.parametrize("column", ["File_Name", "image", "picture of"])
+def test_metadata_without_a_column_file_name_is_told_with_a_remedy_that_works(
+    column: str, tmp_path: Path
+) -> None:
+    for i in range(2):
+        write(tmp_path / "d" / f"{i}.png", noise(6, 6, 3, i))
+    (tmp_path / "d" / "metadata.csv").write_text(f"{column},label\n0.png,a\n1.png,b\n")
+    data = {"kind": "folder", "path": str(tmp_path / "d")}
+    (told,) = [remark for remark in remarks(read_by_a_run(data, False)) if "metadata" in remark]
+    assert f"d/metadata.csv is not used: it has no column file_name, but {column}, label;" in told
+    given = told.rpartition("set data.labels=")[2]
+    assert read_by_a_run({**data, "labels": given}, True).class_names == ("a", "b")
+
+
+def test_vectors_are_not_called_no_classes(tmp_path: Path) -> None:
+    write(tmp_path / "d" / "0.png", noise(6, 6, 3))
+    (tmp_path / "d" / "dataset.json").write_text('{"labels": [["0.png", [0.1, 0.2]]]}')
+    data = {"kind": "folder", "path": str(tmp_path / "d")}
+    (told,) = [remark for remark in remarks(read_by_a_run(data, False)) if "dataset" in remark]
+    assert "d/dataset.json has vectors as labels, which are not read;" in told
+    with pytest.raises(ExperimentError, match="has vectors as labels"):
+        read_by_a_run(data, conditional=True)
+
+
+def test_metadata_without_any_name_is_told_as_that(tmp_path: Path) -> None:
+    write(tmp_path / "d" / "0.png", noise(6, 6, 3))
+    (tmp_path / "d" / "metadata.csv").write_text("file_name,label\n,a\n,b\n")
+    told = list(remarks(read_by_a_run({"kind": "folder", "path": str(tmp_path / "d")}, False)))
+    end = f"names no image of {tmp_path}/d, so it is not used"
+    assert any(remark.endswith(end) for remark in told)
+
+
 def test_a_split_without_labels_may_lack_their_column(tmp_path: Path) -> None:
     root = tmp_path / "d"
     write_table(root / "test.parquet", image=hf(range(3)))

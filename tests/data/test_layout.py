@@ -104,7 +104,7 @@ def test_a_named_split_that_is_not_there_is_refused_with_what_is_there() -> None
         layout_of(tree("a", "test"), {"train": "a", "held_out": "tset"}, "data")
 
 
-HOLLOW = {
+HOLLOW: dict[tuple[str, ...], str] = {
     ("c/",): "c is empty or a link to nothing",
     ("c/deep/er/",): "c is empty or a link to nothing",
     ("c/readme.txt",): r"c has no images, but 1 \.txt",
@@ -228,7 +228,7 @@ def test_one_folder_for_both_splits_is_refused() -> None:
         layout_of(tree("train", "x"), {"train": "train", "held_out": "train"}, "data")
 
 
-SHARDS = {
+SHARDS: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("train-00000.parquet", "validation-00000.parquet"): ("train", "held_out"),
     ("Train-0.parquet", "testing-0.parquet"): ("train", "held_out"),
     ("data/digits-training.parquet", "data/digits-eval.parquet"): ("train", "held_out"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ray_gen.data import DataError, ImageList
+from ray_gen.data import DataError, ImageFolder, ImageList
 from ray_gen.data.build import split_of
 from ray_gen.data.told import remarks
 from tests.data.pictures import noise, opened, write
@@ -106,6 +107,18 @@ def test_a_changed_class_or_image_is_decoded_again(tmp_path: Path) -> None:
     assert listed(tmp_path, "pictures/0.png,dog\npictures/1.png,dog").path == after.path
     os.utime(first, (0, 0))
     assert listed(tmp_path, "pictures/0.png,dog\npictures/1.png,dog").path != after.path
+
+
+def test_an_error_is_one_line_without_steering_characters(tmp_path: Path) -> None:
+    name = "a\x1b[31m\u202eb\nc\udcff.png"
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / name).write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"a\\x1b\[31m\\u202eb\\nc\\xff\.png cannot be decod"
+    ) as told:
+        opened(ImageFolder(path=str(tmp_path / "d")), tmp_path / "cache")
+    assert str(told.value).isprintable()
+    assert str(pickle.loads(pickle.dumps(told.value))) == str(told.value)
 
 
 def test_what_is_no_list_has_its_sentence(tmp_path: Path) -> None:

@@ -154,3 +154,14 @@ def test_parquet_of_held_out_splits_only_is_refused(tmp_path: Path) -> None:
         opened(Parquet(path=str(tmp_path)), tmp_path / "cache")
     one = Parquet(path=str(tmp_path / "test.parquet"))
     assert len(opened(one, tmp_path / "cache").train) == 4
+
+
+@pytest.mark.parametrize("second", ["1.png,-1\n", ""])
+def test_remarks_do_not_contradict_each_other(second: str, tmp_path: Path) -> None:
+    for index in range(3):
+        write(tmp_path / "set" / f"{index}.png", noise(8, 8, 3, index))
+    (tmp_path / "set" / "metadata.csv").write_text(f"file_name,label\n0.png,7\n{second}2.png,8\n")
+    told = list(remarks(opened(folder(tmp_path / "set"), tmp_path / "cache")))
+    assert any(remark.startswith("classes are not used: 1 image has no class") for remark in told)
+    assert not any(remark.startswith("classes are the") for remark in told)
+    assert any(remark.startswith("labels are the column 'label' of ") for remark in told)

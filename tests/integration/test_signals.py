@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ray_gen.launch.processes import Process, children_of, start_of, with_descendants
+from tests.data.pictures import noise, write
 from tests.helpers import PATIENCE_SECONDS, started, wait_until
 
 pytestmark = pytest.mark.ray
@@ -172,3 +173,34 @@ def test_no_process_outlives_a_command_that_is_killed(command: Command) -> None:
     assert command.ends() == -signal.SIGKILL
     wait_until(lambda: not any(one.lives for one in processes), "the end of all")
     assert time.monotonic() - began < 30.0, "Ray's agents wait a minute"
+
+
+def test_an_interrupted_conversion_says_so_at_once(tmp_path: Path, apart: dict[str, str]) -> None:
+    folder = tmp_path / "set"
+    first = write(folder / "0.png", noise(1200, 1200, 3))
+    for number in range(1, 400):
+        (folder / f"{number}.png").hardlink_to(first)
+    process = started(
+        [
+            *(str(RAY_GEN), "data", "convert", str(folder), str(tmp_path / "to")),
+            *("data.image_size=64", "--shard-images", "100"),
+        ],
+        env=apart,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        assert process.stdout is not None
+        while (line := process.stdout.readline().strip()) != "images":
+            assert process.poll() is None, line
+        processes = with_descendants([Process(process.pid, start_of(process.pid) or "")])
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        asked = time.monotonic()
+        assert process.stdout.readline().strip() == "stopping"
+        assert time.monotonic() - asked < 2
+        assert process.wait(PATIENCE_SECONDS) == 130
+        assert "run the same command again" in process.stdout.read()
+        wait_until(lambda: not any(one.lives for one in processes), "all processes to end")
+        assert not (tmp_path / "to" / "writer.json").exists()
+    finally:
+        process.kill()

@@ -55,7 +55,8 @@ class Tree:
     def __init__(self) -> None:
         self._folders: set[str] = set()
         self._filled: set[str] = set()
-        self._unsafe: list[str] = []
+        self.unsafe: list[str] = []
+        """Names that lead out of the archive."""
         self.twice: list[str] = []
         """Paths that occur again."""
         self.foreign: list[str] = []
@@ -65,7 +66,7 @@ class Tree:
         """The path of a member. None if it is a folder, may not be data, or leads out."""
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:[/\\]", name):
-            self._unsafe.append(name)
+            self.unsafe.append(name)
             return None
         visible = list(itertools.takewhile(is_data, parts))
         if folder or name.endswith("/") or not parts or visible != parts:
@@ -87,13 +88,24 @@ class Tree:
     def notes(self) -> tuple[str, ...]:
         """What a user should know about the names."""
         found = {
-            "members with names that lead out of the archive are not read": self._unsafe,
+            "members with names that lead out of the archive are not read": self.unsafe,
             "members have the name of an earlier one, which is not read": self.twice,
             "names are not UTF-8 and are read as code page 437, so their letters may be"
             " wrong": self.foreign,
         }
         return tuple(
             f"{len(names):,} {what}: {_named(names)}" for what, names in found.items() if names
+        )
+
+
+def check_inside(root: str, *trees: Tree) -> None:
+    """Raises DataError if an archive without files has members whose names lead out of it. root:
+    its path."""
+    unsafe = [name for tree in trees for name in tree.unsafe]
+    if unsafe:
+        raise DataError(
+            f"data.path: all names in {root} lead out of it ({_named(unsafe)}), so nothing is read;"
+            " pack it again with relative names, from inside the folder"
         )
 
 
@@ -203,6 +215,8 @@ class ZipFiles:
         self._opened = handle, members
         files = [File(name, member.size, 0, member.crc) for name, member in members.items()]
         files.sort(key=lambda file: file.path.split("/"))
+        if not files:
+            check_inside(self.root, tree)
         return Scan(files, tree.empty, tuple(sorted(broken)), tree.notes)
 
     def open(self, path: str) -> IO[bytes]:

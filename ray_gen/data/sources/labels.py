@@ -418,7 +418,7 @@ def choice(
         except NoLabelsError as error:
             if asked is not None:
                 raise
-            unusable[name] = error.args[0]
+            unusable[str(name)] = error.args[0]
             continue
         column, rows = name, sum(part.rows for part in parts)
         classes = classes_of(parts, name)
@@ -436,7 +436,9 @@ def choice(
     )
 
 
-def _of_other_types(schemas: Mapping[str, pa.Schema], without: Collection[str]) -> dict[str, str]:
+def _of_other_types(
+    schemas: Mapping[str, pa.Schema], without: Collection[LabelColumn]
+) -> dict[str, str]:
     """Columns that have a name of labels, but whose type holds none: what is said of each."""
     return {
         name: f"{name!r} of {where} is {schema.field(name).type}, and a class is a whole number or"

@@ -81,7 +81,7 @@ def layout_of(
     paths: Sequence[str],
     splits: Splits,
     root: str,
-    barren: Iterable[str] = (),
+    barren: Sequence[str] = (),
     refuse: Refuse = raised,
     *,
     classes: bool = True,
@@ -330,12 +330,12 @@ def splits_of_shards(paths: Sequence[str], where: str) -> dict[str, SplitName | 
     """The split of each shard to read, from the name of its file or of its folder. None for all, if
     the data set has no splits of its own."""
     named: dict[str, str | None] = {}
-    may_be: set[SplitName | None] = set()
+    may_be: set[str | None] = set()
     for path in paths:
         parts = path.split("/")[-2:]
         parts[-1] = parts[-1].rpartition(".")[0]
         told = [split for part in reversed(parts) if (split := split_named(part)[0])]
-        like = [split for part in reversed(parts) if (split := _like(part))]
+        like = [meant for part in reversed(parts) if (meant := _like(part))]
         named[path] = told[0] if told else None
         may_be.add(like[0] if like else None)
     kinds = set(named.values())

@@ -104,10 +104,12 @@ class _Table:
 
 
 class _NoClassesError(Exception):
-    """A file that says that the images have no classes."""
+    """A file from which the images get no classes."""
 
-    def __init__(self, file: _File) -> None:
+    def __init__(self, file: _File, says: str) -> None:
+        """says: what the file says."""
         self.file = file
+        self.says = says
 
 
 class _Tree:
@@ -185,10 +187,14 @@ def labels_of(
     if setting == "none":
         return Labels(True, no_classes="data.labels is none; set it to auto")
     tree = _Tree(files, images)
+    unnamed: list[str] = []
     try:
-        tables = _beside(tree, others) if setting == "auto" else [_given(setting, tree, others)]
+        if setting == "auto":
+            tables, unnamed = _beside(tree, others)
+        else:
+            tables = [_given(setting, tree, others)]
     except _NoClassesError as error:
-        says = f"{error.file.where} says that the images have no classes"
+        says = f"{error.file.where} {error.says}"
         return Labels(
             True,
             files=(error.file.path,),
@@ -203,17 +209,19 @@ def labels_of(
     useful = [table for table in tables if any(path is not None for path in table.paths)]
     if tables and not useful:
         table = tables[0]
-        first = next(iter(table.strays), None)
-        says = f"{table.file.where} names no image of {files.root}; the first name is {first!r}"
+        says = f"{table.file.where} names no image of {files.root}"
+        if table.strays:
+            says += f"; the first name is {table.strays[0]!r}"
         if table.file.given or column is not None:
             raise DataError(f"{FIELD}: {says}; give paths relative to that folder")
         return Labels(False, notes=(f"{says}, so it is not used",))
     if not useful:
-        return None
+        return Labels(False, notes=tuple(unnamed)) if unnamed else None
     names = useful[0].rows.column_names
     if useful[0].file.given and len(names) == 1:
         column = column or names[0]
-    return _read(useful, column)
+    labels = _read(useful, column)
+    return replace(labels, notes=(*labels.notes, *unnamed))
 
 
 def labels_of_texts(texts: Mapping[str, str], where: str) -> Labels:
@@ -261,7 +269,7 @@ def _read(tables: Sequence[_Table], column: LabelColumn | None) -> Labels:
         return replace(labels, no_classes=f"in {where}, {choice.no_classes}")
     kind = "column" if isinstance(choice.column, str) else "columns"
     more = f" and {len(tables) - 1:,} more" if tables[1:] else ""
-    notes = [*choice.notes, f"classes are the {kind} {shown(choice.column)} of {where}{more}"]
+    notes = [*choice.notes, f"labels are the {kind} {shown(choice.column)} of {where}{more}"]
     strays = [name for table in tables for name in table.strays]
     if strays:
         notes.append(f"{len(strays):,} rows of {where} name no image; the first is {strays[0]}")
@@ -311,21 +319,30 @@ def _joined(tables: Sequence[_Table], name: LabelColumn, classes: Classes) -> di
     return found
 
 
-def _beside(tree: _Tree, others: Iterable[str]) -> list[_Table]:
-    """The metadata files of a tree. Raises DataError if two describe one folder."""
+def _beside(tree: _Tree, others: Iterable[str]) -> tuple[list[_Table], list[str]]:
+    """The metadata files of a tree, and what to tell of those without a column of names. Raises
+    DataError if two describe one folder."""
+    unnamed: list[str] = []
     found: dict[str, _Table] = {}
     for path in sorted(path for path in others if posixpath.basename(path) in NAMES):
         file = _File(path, tree.files.name(path), given=False)
         rows = _rows(file, tree)
-        if rows is None or _FILE not in rows.column_names:
-            continue  # some other table
+        if rows is None:
+            continue  # some other JSON
+        if _FILE not in rows.column_names:
+            unnamed.append(
+                f"{file.where} is not used: it has no column {_FILE}, but"
+                f" {listed(rows.column_names) or 'none'}; rename the column of the files' names, or"
+                f" set data.labels={path}"
+            )
+            continue
         if file.folder in found:
             raise DataError(
                 f"{FIELD}: {found[file.folder].file.where} and {file.where} describe the same"
                 f" images; set data.labels={path}, or remove one of them"
             )
         found[file.folder] = _table(file, rows, _FILE, tree)
-    return list(found.values())
+    return list(found.values()), unnamed
 
 
 def _given(setting: str, tree: _Tree, others: Sequence[str]) -> _Table:
@@ -466,14 +483,14 @@ def _from_dataset_json(file: _File, text: str) -> pa.Table | None:
     except (ValueError, KeyError, TypeError):
         return None
     if pairs is None:
-        raise _NoClassesError(file)
+        raise _NoClassesError(file, "says that the images have no classes")
     if not isinstance(pairs, list) or any(
         not isinstance(pair, list) or len(pair) != 2 for pair in pairs
     ):
         return None
     labels = [label for _, label in pairs]
     if _any_nested(labels):
-        raise _NoClassesError(file)
+        raise _NoClassesError(file, "has vectors as labels, which are not read")
     return pa.table({_FILE: [str(name) for name, _ in pairs], _LABEL: _array(labels)})
 
 

@@ -29,6 +29,7 @@ from ray_gen.data.sources.archives import (
     Handle,
     Tree,
     cannot_open,
+    check_inside,
     follow,
     local_path,
     target_of,
@@ -158,6 +159,8 @@ class TarFiles:
             some = "has no end mark" if len(endless) == 1 else "and others have no end mark"
             notes.append(f"{endless[0]} {some}; it may be cut off between two files")
         files.sort(key=lambda file: file.path.split("/"))
+        if not files:
+            check_inside(self.root, *(shard.tree for shard in shards))
         return Scan(files, tuple(empty), tuple(sorted(broken)), tuple(notes))
 
     def open(self, path: str) -> IO[bytes]:
