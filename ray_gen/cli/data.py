@@ -48,11 +48,12 @@ def check(
     """Say what is in SOURCE, what is wrong with it, and what training would do with it.
 
     SOURCE and PATH=VALUE are those of `ray-gen train`: a folder, KIND:PATH, or '{kind: joined,
-    sources: [A, B]}', and e.g. data.image_size=64. All images are read once. The answer names every image that cannot be read
-    with the reason, files that are not read with the remedy, exact and near duplicates (first those
-    of both splits), classes, formats, sizes, values; and the line and the remarks that training
-    would print, or all reasons for which it would refuse the data. Exit code 0: training would
-    start. 1: it would be refused. 130: interrupted; what was found so far is printed.
+    sources: [A, B]}', and e.g. data.image_size=64. All images are read once. The answer names every
+    image that cannot be read with the reason, files that are not read with the remedy, exact and
+    near duplicates (first those of both splits), classes, formats, sizes, values; and the line and
+    the remarks that training would print, or all reasons for which it would refuse the data. Exit
+    code 0: training would start. 1: it would be refused. 130: interrupted; what was found so far is
+    printed.
 
     \b
     Keys of the JSON; later versions add keys and keep these:
