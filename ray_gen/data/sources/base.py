@@ -39,6 +39,8 @@ class Item:
     """Reads the bytes of the image's file. None if the image is not stored as a file."""
     source: int = 0
     """Number of its source, where several are joined. Items come source by source."""
+    conditions: tuple[float, ...] | None = None
+    """The numbers of `Listing.condition_names`, in the data's own units. None if there are none."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Listing:
     there are classes, or there is nothing to say."""
     sources: int = 1
     """Number of joined sources."""
+    condition_names: tuple[str, ...] = ()
+    """Names of the numbers that each image has to condition on."""
 
 
 class Source(Protocol):

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
@@ -28,7 +28,7 @@ from ray_gen.data.sources.base import Item, Listing
 from ray_gen.data.sources.files import File, Files, FolderFiles, Scan
 from ray_gen.data.sources.labels import LabelColumn
 from ray_gen.data.sources.layout import Layout, Place, Splits, layout_of
-from ray_gen.data.sources.metadata import Labels, labels_of, missing, stamp
+from ray_gen.data.sources.metadata import Labels, Numbers, labels_of, missing, numbers_of, stamp
 
 if TYPE_CHECKING:
     from ray_gen.data.sources.base import Picture
@@ -75,7 +75,7 @@ class Images:
     sorted names, or the splits: see `layout.py`. Images beside each other, without folders, have no
     labels. Files beside the images may give labels, too; then folders are no classes: see
     `metadata.py`. `labels` is "auto", "folders", "none", or such a file: an absolute path, or one
-    in the tree. `label_column` is its column of labels.
+    in the tree. `label_column` is its column of labels, `conditions` are its columns of numbers.
     """
 
     field = "data.path"
@@ -88,10 +88,12 @@ class Images:
         frames: Frames = "first",
         labels: str = "auto",
         label_column: LabelColumn | None = None,
+        conditions: Sequence[str] = (),
     ) -> None:
         self.files = files
         self.labels = labels
         self.label_column = label_column
+        self.conditions = tuple(conditions)
         self.kind = files.kind
         self.splits: Splits = splits
         self.frames: Frames = frames
@@ -113,6 +115,7 @@ class Images:
             "splits": self.splits,
             "frames": self.frames,
             "labels": [self.labels, self.label_column, stamp(self.labels)],
+            **({"conditions": self.conditions} if self.conditions else {}),
         }
 
     def found(self, refuse: Refuse = raised) -> Found:
@@ -138,6 +141,7 @@ class Images:
         labels = missing(labels, [image.path for image in kept])
         class_names = labels.class_names if labels.decides else layout.class_names
         index = {name: i for i, name in enumerate(layout.class_names or ())}
+        numbers = self._numbers(paths, found, [image.path for image in kept], refuse)
         frames, notes = self._frames(kept)
 
         def label_of(path: str) -> int | None:
@@ -146,7 +150,10 @@ class Images:
             return index.get(layout.places[path].class_name or "")
 
         items = (
-            self._item(image, layout.places[image.path], label_of(image.path), frame)
+            replace(
+                self._item(image, layout.places[image.path], label_of(image.path), frame),
+                conditions=numbers.of.get(image.path),
+            )
             for image in kept
             for frame in frames.get(image.path, (None,))
         )
@@ -155,7 +162,7 @@ class Images:
             count,
             items,
             class_names,
-            not_read=_counted(found, labels.files),
+            not_read=_counted(found, (*labels.files, *numbers.files)),
             notes=(
                 *scan.notes,
                 *notes,
@@ -163,12 +170,27 @@ class Images:
                 *labels.notes,
             ),
             no_classes="" if class_names and not labels.decides else labels.no_classes,
+            condition_names=numbers.names,
         )
+
+    def _numbers(
+        self, paths: Sequence[str], found: Found, kept: Sequence[str], refuse: Refuse
+    ) -> Numbers:
+        """The numbers to condition on that files beside the images give. kept: the images that are
+        read."""
+        try:
+            return numbers_of(self.conditions, self.labels, self.files, paths, found.others, kept)
+        except DataError as error:
+            refuse(error)
+            return Numbers()
 
     def _labels(self, paths: Sequence[str], found: Found, refuse: Refuse) -> Labels:
         """What files beside the images say of them."""
         try:
-            said = labels_of(self.labels, self.label_column, self.files, paths, found.others)
+            said = labels_of(
+                *(self.labels, self.label_column, self.files, paths, found.others),
+                besides=self.conditions,
+            )
         except DataError as error:
             refuse(error)
             said = None
@@ -309,6 +331,7 @@ class ImageFolder(Images):
         frames: Frames = "first",
         labels: str = "auto",
         label_column: LabelColumn | None = None,
+        conditions: Sequence[str] = (),
     ) -> None:
         super().__init__(
             FolderFiles(path),
@@ -316,6 +339,7 @@ class ImageFolder(Images):
             frames=frames,
             labels=labels,
             label_column=label_column,
+            conditions=conditions,
         )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ray_gen.data.errors import DataError, reason
+from ray_gen.data.sources import conditions as of_conditions
 from ray_gen.data.sources import labels as of_labels
 from ray_gen.data.sources.files import Files
 from ray_gen.data.sources.labels import Classes, LabelColumn, NoLabelsError, listed, shown
@@ -36,6 +37,7 @@ _FILE, _LABEL = _FILE_COLUMNS[0], of_labels.DEFAULTS[0]
 _TRIED = 20
 """Number of rows that must show which column holds the file names."""
 _WHOLE = r"^-?(0|[1-9]\d*)$"
+_REAL = r"^([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|NaN)$"
 _NUMBER = r"^(-?(0|[1-9]\d*)(\.\d*)?|nan|NaN)$"
 
 
@@ -148,17 +150,76 @@ def stamp(setting: str) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers to condition on that files give to images."""
+
+    names: tuple[str, ...] = ()
+    of: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
+    """The numbers of each path."""
+    files: tuple[str, ...] = ()
+    """Paths in the tree of the files that say it."""
+
+
+def numbers_of(
+    columns: Sequence[str],
+    setting: str,
+    files: Files,
+    images: Sequence[str],
+    others: Sequence[str],
+    needed: Sequence[str],
+) -> Numbers:
+    """The numbers in columns of the files that give labels. Raises DataError, also if an image has
+    none.
+
+    columns: `data.conditions`. needed: paths of the images that are read. The others: see
+    `labels_of`.
+    """
+    if not columns:
+        return Numbers()
+    tree = _Tree(files, images)
+    given = setting not in KEYWORDS
+    tables = [_given(setting, tree, others)] if given else list(_beside(files, others))
+    tables = [_matched(table, tree) for table in tables if table.rows is not None]
+    if not tables:
+        raise DataError(
+            f"{of_conditions.FIELD}: {files.root} has no {', '.join(NAMES[:-1])} with a column"
+            " file_name; write one, or set data.labels to a file of names and numbers"
+        )
+    for column in columns:
+        tables = [_as_numbers(table, column) for table in tables]
+    chosen = of_conditions.conditions_of(columns, ((t.where, _schema(t)) for t in tables))
+    found: dict[str, tuple[float, ...]] = {}
+    for table in sorted(tables, key=lambda table: table.folder.count("/")):
+        kept = [row for row, path in enumerate(table.paths) if path is not None]
+        rows, where = _rows(table), table.where
+        if len(kept) < len(rows):
+            rows, where = rows.take(kept), f"the rows of {where} that name an image"
+        for row, own in zip(kept, chosen.of(rows, where) or (), strict=True):
+            found[str(table.paths[row])] = own
+    without = [path for path in needed if path not in found]
+    if without:
+        have = "image has" if len(without) == 1 else "images have"
+        raise DataError(
+            f"{of_conditions.FIELD}: {len(without):,} {have} no row in {tables[0].where}; the first"
+            f" is {without[0]}; add rows, or move the images away"
+        )
+    return Numbers(chosen.names, found, _inside(tables))
+
+
 def labels_of(
     setting: str,
     column: LabelColumn | None,
     files: Files,
     images: Sequence[str],
     others: Sequence[str],
+    besides: Sequence[str] = (),
 ) -> Labels | None:
     """The classes that files give to images. None: they say nothing. See `missing`, too.
 
     setting: `data.labels`. column: `data.label_column`. images: paths in the tree. others: paths of
-    the files that are no images. Raises DataError.
+    the files that are no images. besides: columns that are no labels, unless `column` names them.
+    Raises DataError.
     """
     if setting == "folders":
         return None
@@ -191,7 +252,7 @@ def labels_of(
         if table.given or column is not None:
             raise DataError(f"{FIELD}: {says}; give paths relative to that folder")
         return Labels(False, notes=(f"{says}, so it is not used",))
-    return _read(useful, column) if useful else None
+    return _read(useful, column, besides) if useful else None
 
 
 def missing(labels: Labels, images: Sequence[str]) -> Labels:
@@ -226,14 +287,16 @@ def _names(table: _Table) -> list[str | None]:
     return _rows(table).column(table.file_column).to_pylist()
 
 
-def _read(tables: Sequence[_Table], column: LabelColumn | None) -> Labels | None:
+def _read(
+    tables: Sequence[_Table], column: LabelColumn | None, besides: Sequence[str]
+) -> Labels | None:
     """The classes in files of names and labels."""
-    chosen = _classes(tables, column)
+    chosen = _classes(tables, column, besides)
     used = of_labels.columns_of(chosen[0]) if chosen else ()
-    more = of_labels.others(_schema(tables[0]), (tables[0].file_column, *used))
+    more = of_labels.others(_schema(tables[0]), (tables[0].file_column, *used, *besides))
     where = tables[0].where
     if chosen is None:
-        if tables[0].given:
+        if tables[0].given and not besides:
             raise DataError(
                 f"{of_labels.FIELD}: {where} has several columns; set data.label_column to one of"
                 f" {listed(more) or 'them'}"
@@ -275,7 +338,7 @@ def _read(tables: Sequence[_Table], column: LabelColumn | None) -> Labels | None
 
 
 def _classes(
-    tables: Sequence[_Table], asked: LabelColumn | None
+    tables: Sequence[_Table], asked: LabelColumn | None, besides: Sequence[str]
 ) -> tuple[LabelColumn, Classes, Sequence[_Table]] | None:
     """The label column, its classes, and the tables with typed values. None: no column is
     chosen."""
@@ -284,7 +347,7 @@ def _classes(
             of_labels.candidates(_schema(table), asked, table.where)
         names = [asked]
     else:
-        likely = dict.fromkeys(name for table in tables for name in _likely(table))
+        likely = dict.fromkeys(name for table in tables for name in _likely(table, besides))
         usual = of_labels.DEFAULTS
         names = sorted(likely, key=lambda name: usual.index(name) if name in usual else 0)
     for name in names:
@@ -301,9 +364,10 @@ def _classes(
     return None
 
 
-def _likely(table: _Table) -> list[LabelColumn]:
+def _likely(table: _Table, besides: Sequence[str]) -> list[LabelColumn]:
     """The columns that may be meant as labels, best first."""
-    names = [name for name in _rows(table).column_names if name != table.file_column]
+    no_labels = (table.file_column, *besides)
+    names = [name for name in _rows(table).column_names if name not in no_labels]
     if table.given and len(names) == 1:
         return of_labels.candidates(_schema(table), names[0], table.where)
     return [n for n in of_labels.candidates(_schema(table), None, table.where) if n in names]
@@ -343,6 +407,26 @@ def _typed(tables: Sequence[_Table], name: str) -> list[_Table]:
         return replace(table, rows=rows.set_column(place, name, typed[table.where]))
 
     return [with_numbers(table) if table.where in typed else table for table in tables]
+
+
+def _as_numbers(table: _Table, name: str) -> _Table:
+    """The table, with float64 in a column of text. Raises DataError for text that is no number."""
+    import pyarrow as pa
+
+    pc = of_labels.functions()
+    rows = _rows(table)
+    if not table.text or name not in rows.column_names:
+        return table
+    texts = rows.column(name)
+    wrong = pc.invert(pc.match_substring_regex(texts, _REAL))
+    row = pc.index(wrong, True).as_py()
+    if row >= 0:
+        raise DataError(
+            f"{of_conditions.FIELD}: row {row} of {table.where} has {texts[row].as_py()!r} in"
+            f" {name!r}, which is no number; correct it, or leave the column out"
+        )
+    place = rows.column_names.index(name)
+    return replace(table, rows=rows.set_column(place, name, texts.cast(pa.float64())))
 
 
 def _joined(tables: Sequence[_Table], name: LabelColumn, classes: Classes) -> dict[str, int]:
@@ -475,16 +559,19 @@ def _with_names(table: _Table, column: str) -> _Table:
 
 
 def _from_parquet(data: bytes) -> pa.Table:
-    """The columns that can hold names or labels."""
+    """The columns that can hold names, labels or conditions."""
     import pyarrow.parquet as pq
+    from pyarrow import types
 
     file = pq.ParquetFile(io.BytesIO(data))
     schema = file.schema_arrow
-    return file.read(columns=[field.name for field in schema if of_labels.holds(field.type)])
+    kept = [c for c in schema if of_labels.holds(c.type) or types.is_fixed_size_list(c.type)]
+    return file.read(columns=[column.name for column in kept])
 
 
 def _from_json_lines(text: str, where: str) -> pa.Table:
-    """The keys of all lines whose values are no lists and no mappings."""
+    """The keys of all lines whose values are no lists and no mappings, or are lists of equally many
+    numbers."""
     import pyarrow as pa
 
     columns: dict[str, list[Any]] = {}
@@ -511,7 +598,21 @@ def _from_json_lines(text: str, where: str) -> pa.Table:
         for key, values in columns.items()
         if not any(isinstance(value, (list, dict)) for value in values)
     }
-    return pa.table({key: _array(values) for key, values in flat.items()})
+    lists = {key: made for key, values in columns.items() if (made := _lists(values)) is not None}
+    return pa.table({**{key: _array(values) for key, values in flat.items()}, **lists})
+
+
+def _lists(values: Sequence[Any]) -> pa.Array | None:
+    """A column of lists of equally many numbers. None if the values are something else."""
+    import pyarrow as pa
+
+    sizes = {len(value) for value in values if isinstance(value, list)}
+    if len(sizes) != 1 or not all(isinstance(value, (list, type(None))) for value in values):
+        return None
+    try:
+        return pa.array(values, pa.list_(pa.float64(), sizes.pop()))
+    except (pa.ArrowException, TypeError):
+        return None
 
 
 def _array(values: list[Any]) -> pa.Array:
