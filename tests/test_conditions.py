@@ -21,6 +21,8 @@ from torch import Tensor
 from ray_gen.cli import main
 from ray_gen.core import Signature, parts_of_labels
 from ray_gen.data import DataError, Store
+from ray_gen.data.convert import Conversion, Layout
+from ray_gen.data.wanted import Wanted
 from ray_gen.errors import Refused
 from ray_gen.evaluation.evaluator import Evaluator, SplitImages, subject_of
 from ray_gen.experiment import Experiment, ExperimentError
@@ -30,9 +32,10 @@ from ray_gen.networks.dcgan import DcganDiscriminator, DcganGenerator
 from ray_gen.networks.mlp import Mlp
 from ray_gen.pipeline import Pipeline, load
 from ray_gen.pipeline.export import export, programs
+from ray_gen.storage import Folder
 from ray_gen.training.build import build_objective
 from ray_gen.training.labels import labels_in_turn, labels_of
-from ray_gen.training.sources import class_names, open_data, with_labels_of
+from ray_gen.training.sources import class_names, open_data, source_of, with_labels_of
 from tests.helpers import (
     ADAM,
     TRAINING,
@@ -261,6 +264,21 @@ def test_streamed_numbers_belong_to_their_images(tmp_path: Path) -> None:
         assert float((ages - seen).abs().max()) < 2
         places = ((ages - 20) / 60 * (len(AGES) - 1)).round()
         assert labels[:, 0].tolist() == (places % 3).tolist()
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_converted_set_has_the_same_numbers(tmp_path: Path, raw: bool) -> None:
+    for number, data in enumerate((parquet(tmp_path / "set"), tree(tmp_path / "tree"))):
+        this = vae(data, BOTH if number == 0 else AGE)
+        wanted = Wanted((SIDE, SIDE), None, 1) if raw else None
+        layout = Layout(wanted, 0.1, False, shard_images=64, group_images=16, seed=0)
+        (tmp_path / f"out{number}").mkdir()
+        made = Conversion(source_of(this.data), layout, Folder(str(tmp_path / f"out{number}")))
+        for part in made.missing():
+            made.write(part)
+        made.finish()
+        again = vae(f"parquet:{tmp_path / f'out{number}'}", BOTH if number == 0 else AGE)
+        assert of_keys(opened(again)[1]) == of_keys(opened(this)[1])
 
 
 # What is refused

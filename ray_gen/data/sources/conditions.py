@@ -61,6 +61,21 @@ def conditions_of(columns: Sequence[str], schemas: Iterable[tuple[str, pa.Schema
     return found or Conditions()
 
 
+def columns_named(names: Sequence[str]) -> list[tuple[str, int]]:
+    """The columns that numbers of these names come from, each with the length of its lists; 0 for a
+    column of numbers."""
+    found: list[tuple[str, int]] = []
+    for name in names:
+        column, bracket, place = name.removesuffix("]").rpartition("[")
+        if not bracket or not place.isdecimal():
+            found.append((name, 0))
+        elif found and found[-1] == (column, int(place)):
+            found[-1] = (column, int(place) + 1)
+        else:
+            found.append((column, 1))
+    return found
+
+
 def _names(schema: pa.Schema, column: str, where: str) -> Iterator[str]:
     """The names of the numbers of a column."""
     from pyarrow import types
