@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tarfile
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -196,23 +198,43 @@ def arrow(folder: Path) -> str:
 
 
 def test_sources_of_the_same_images_give_the_same_numbers(tmp_path: Path) -> None:
-    import zipfile
-
     found = {}
     folder = tree(tmp_path / "tree").removeprefix("folder:")
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as file:
         for path in Path(folder).iterdir():
             file.write(path, path.name)
+    with tarfile.open(tmp_path / "all.tar", "w") as file:
+        for path in sorted(Path(folder).iterdir()):
+            file.add(path, path.name)
     for data in (
         parquet(tmp_path / "set"),
         arrow(tmp_path / "arrow"),
         f"folder:{folder}",
         f"zip:{tmp_path / 'all.zip'}",
+        f"tar:{tmp_path / 'all.tar'}",
     ):
         _, store = opened(vae(data, AGE))
         found[data.partition(":")[0]] = of_keys(store)
     assert found["parquet"] == sorted((float(np.float32(age)),) for age in AGES)
     assert all(numbers == found["parquet"] for numbers in found.values())
+
+
+def test_joined_sources_have_the_same_numbers(tmp_path: Path) -> None:
+    sources = [parquet(tmp_path / "set"), tree(tmp_path / "tree")]
+
+    def joined(*conditions: list[str]) -> Experiment:
+        each = [
+            {"kind": source.split(":")[0], "path": source.split(":")[1], "conditions": names}
+            for source, names in zip(sources, conditions, strict=True)
+        ]
+        text = json.dumps({"kind": "joined", "sources": each})
+        return vae("mnist5k", f"data={text}")
+
+    this, store = opened(joined(["age"], ["age"]))
+    assert of_keys(store) == sorted((float(np.float32(age)),) for age in AGES for _ in range(2))
+    refused(joined(["age", "pose"], ["age"]), "data.sources.1.conditions: has the numbers age, and")
+    with pytest.raises(ExperimentError, match=r"conditions: name them in each of data.sources"):
+        this.with_fields(data__conditions=["age"])
 
 
 def test_lists_in_metadata_are_several_numbers(tmp_path: Path) -> None:
@@ -426,6 +448,20 @@ def test_every_network_trains(tmp_path: Path, network: str, classes: bool) -> No
         given = {"age": 40, "pose[0]": [0.0, 1.0], "pose[1]": torch.tensor([1.0, 0.0])}
         assert pipeline.sample(2, seed=0, conditions=given).shape == (2, 1, SIDE, SIDE)
         assert pipeline.sample(70, seed=0).shape == (70, 1, SIDE, SIDE)
+
+
+def test_a_users_objective_hands_numbers_on(tmp_path: Path) -> None:
+    """Flow matching knows nothing of them, and its velocity learns to follow the age."""
+    from tests.proofs.flow import experiment
+
+    data = f"{{kind: parquet, path: {parquet(tmp_path / 'set').removeprefix('parquet:')}}}"
+    fast = ("training.images=24000", "optimizers.velocity.learning_rate=3e-3")
+    this = experiment(f"data={data}", AGE, NO_CLASSES, "objective.conditional=true", *fast)
+    this, store = opened(this.with_fields(data__classes=None))
+    ages = np.linspace(25, 75, 40)
+    pipeline = pipeline_of(this, store, tmp_path / "run")
+    bright = pipeline.sample(40, seed=1, conditions={"age": ages}).mean((1, 2, 3)).numpy()
+    assert np.corrcoef(ages, bright)[0, 1] > 0.9
 
 
 EXPERIMENTS = {

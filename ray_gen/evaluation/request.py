@@ -240,6 +240,8 @@ def _moved(experiment: Experiment, named: str) -> Data:
     for field in ("path", "dataset"):
         if hasattr(found, field):
             own[field] = getattr(found, field)
+    if "conditions" in kind.model_fields:
+        own["conditions"] = getattr(experiment.data, "conditions", ())
     return kind.model_validate({**own, **shared})  # pyright: ignore[reportReturnType]
 
 
