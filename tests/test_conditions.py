@@ -323,6 +323,28 @@ def test_columns_that_cannot_condition_are_refused(tmp_path: Path) -> None:
     refused(vae(data, "data.conditions=[hole]"), "row 34 of", "1.parquet", "no number in 'hole'")
     refused(vae(data, "data.conditions=[nan]"), "row 5 of", "0.parquet", "no number in 'nan'")
     refused(vae(data, "data.conditions=[same]"), "same is 0.1 for all training images")
+    with pytest.raises(ExperimentError, match=r"data.*conditions: age is named twice"):
+        vae(data, "data.conditions=[age,age]")
+    assert getattr(vae(data, "data.conditions=age").data, "conditions", None) == ("age",)
+    twice = parquet(tmp_path / "twice", **{"pose[0]": AGES})
+    refused(vae(twice, "data.conditions=[pose,'pose[0]']"), "two numbers have the name pose[0]")
+
+
+def test_lists_of_another_length_are_refused(tmp_path: Path) -> None:
+    data = parquet(tmp_path / "set", pose=POSES.tolist())
+    refused(vae(data, "data.conditions=[pose]"), "'pose' of", "lists of numbers with one fixed")
+    data = parquet(tmp_path / "two")
+    table = pa.table({**rows(), "pose": pa.FixedSizeListArray.from_arrays(AGES, 1)})
+    pq.write_table(table, tmp_path / "two" / "2.parquet")
+    refused(vae(data, "data.conditions=[pose]"), "2.parquet has the numbers pose[0] and", "length")
+
+
+def test_a_corrupt_image_takes_its_numbers_with_it(tmp_path: Path) -> None:
+    pictures = [picture(age, number) for number, age in enumerate(AGES)]
+    pictures[50] = b"no image"
+    data = parquet(tmp_path / "set", image=pictures)
+    _, store = opened(vae(data, AGE, "data.on_corrupt=skip"))
+    assert of_keys(store) == sorted((float(np.float32(x)),) for x in np.delete(AGES, 50))
 
 
 def test_metadata_that_cannot_condition_is_refused(tmp_path: Path) -> None:

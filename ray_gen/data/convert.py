@@ -309,7 +309,7 @@ class _Shard:
             self._digest.update(repr(self._labels).encode())
         if self._conditions[0]:
             numbers = np.asarray(self._conditions, np.float32)
-            self._digest.update(numbers)
+            self._digest.update(numbers.tobytes())
             for field in list(self._schema)[len(columns) :]:
                 size = getattr(field.type, "list_size", 1)
                 own, numbers = np.ascontiguousarray(numbers[:, :size]), numbers[:, size:]

@@ -118,7 +118,17 @@ class Condition(Settings):
     """The greatest."""
 
 
-Conditions = tuple[str, ...]
+def _columns(value: Any) -> Any:
+    """One column as a list of it. Raises ValueError for a column that is named twice."""
+    columns = [value] if isinstance(value, str) else value
+    if isinstance(columns, (list, tuple)):
+        twice = [name for number, name in enumerate(columns) if name in columns[:number]]
+        if twice:
+            raise ValueError(f"{twice[0]} is named twice; name each column once")
+    return columns
+
+
+Conditions = Annotated[tuple[str, ...], BeforeValidator(_columns)]
 
 
 def _both(size: int | tuple[int, int] | None) -> tuple[int, int] | None:

@@ -58,7 +58,11 @@ def conditions_of(columns: Sequence[str], schemas: Iterable[tuple[str, pa.Schema
                 f"{FIELD}: {where} has the numbers {', '.join(names)} and {first}"
                 f" {', '.join(found.names)}; write lists of one length in all files"
             )
-    return found or Conditions()
+    found = found or Conditions()
+    twice = [name for number, name in enumerate(found.names) if name in found.names[:number]]
+    if twice:
+        raise DataError(f"{FIELD}: two numbers have the name {twice[0]}; leave one column out")
+    return found
 
 
 def columns_named(names: Sequence[str]) -> list[tuple[str, int]]:
