@@ -186,6 +186,13 @@ def numbers_of(
             f"{of_conditions.FIELD}: {files.root} has no {', '.join(NAMES[:-1])} with a column"
             " file_name; write one, or set data.labels to a file of names and numbers"
         )
+    useful = [table for table in tables if any(path is not None for path in table.paths)]
+    if not useful:
+        raise DataError(
+            f"{of_conditions.FIELD}: {tables[0].where} names no image of {files.root}; the first"
+            f" name is {next(iter(_names(tables[0])), None)!r}; give paths relative to that folder"
+        )
+    tables = useful
     for column in columns:
         tables = [_as_numbers(table, column) for table in tables]
     chosen = of_conditions.conditions_of(columns, ((t.where, _schema(t)) for t in tables))
@@ -195,8 +202,15 @@ def numbers_of(
         rows, where = _rows(table), table.where
         if len(kept) < len(rows):
             rows, where = rows.take(kept), f"the rows of {where} that name an image"
-        for row, own in zip(kept, chosen.of(rows, where) or (), strict=True):
-            found[str(table.paths[row])] = own
+        own: dict[str, tuple[float, ...]] = {}
+        for row, numbers in zip(kept, chosen.of(rows, where) or (), strict=True):
+            path = str(table.paths[row])
+            if own.setdefault(path, numbers) != numbers:
+                raise DataError(
+                    f"{of_conditions.FIELD}: {table.where} gives {path!r} two rows with different"
+                    " numbers; keep one row"
+                )
+        found |= own
     without = [path for path in needed if path not in found]
     if without:
         have = "image has" if len(without) == 1 else "images have"
