@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
@@ -150,9 +150,12 @@ class Images:
             return index.get(layout.places[path].class_name or "")
 
         items = (
-            replace(
-                self._item(image, layout.places[image.path], label_of(image.path), frame),
-                conditions=numbers.of.get(image.path),
+            self._item(
+                image,
+                layout.places[image.path],
+                label_of(image.path),
+                frame,
+                numbers.of.get(image.path),
             )
             for image in kept
             for frame in frames.get(image.path, (None,))
@@ -272,7 +275,14 @@ class Images:
         total = sum(map(len, several.values()))
         return several, [f"{len(several):,} files hold {total:,} images"]
 
-    def _item(self, image: ImageFile, place: Place, label: int | None, frame: int | None) -> Item:
+    def _item(
+        self,
+        image: ImageFile,
+        place: Place,
+        label: int | None,
+        frame: int | None,
+        conditions: tuple[float, ...] | None,
+    ) -> Item:
         suffix = "" if frame is None else f"#{frame}"
         return Item(
             key=place.key + suffix,
@@ -280,6 +290,7 @@ class Images:
             split=place.split,
             load=partial(_load, self.files, image, label, frame or 0, self.frames == "channels"),
             encoded=partial(_bytes_of, self.files, image.path) if frame is None else None,
+            conditions=conditions,
         )
 
     def _check_classes(self, layout: Layout, found: Found, refuse: Refuse) -> None:
