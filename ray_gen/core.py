@@ -32,9 +32,9 @@ _NOTHING: Mapping[str, Any] = {}  # torch.compile cannot trace `dict[str, Tensor
 class Signature:
     """The inputs and outputs of a network. Shapes are of one item of a batch.
 
-    The call passes `labels`, int64 (N,), if `label_count` is set. `conditions` are further inputs,
-    (N, *shape) each, by keyword: a time, for example. A network with several outputs returns a
-    mapping by name.
+    The call passes `labels` if `label_count` is set: int64 (N,); with `label_numbers`, see there.
+    `conditions` are further inputs, (N, *shape) each, by keyword: a time, for example. A network
+    with several outputs returns a mapping by name.
     """
 
     input: Shape
@@ -45,6 +45,11 @@ class Signature:
     """Last function of the network: "tanh" gives values in (-1, 1), "identity" any value (logits,
     means)."""
     conditions: Mapping[str, Shape] = field(default_factory=lambda: _NOTHING)
+    label_numbers: int = 0
+    """How many numbers the labels of an image have besides its class. The experiment knows it
+    (`data.conditions`) and sets it; an objective does not. If there are any, `labels` is float32
+    (N, 1 + label_numbers): the class, then standardised numbers. Without classes (`label_count` is
+    0) it is float32 (N, label_numbers). `parts_of_labels` takes both apart."""
 
     @property
     def form(self) -> str:
@@ -59,6 +64,18 @@ class Signature:
             names = " and ".join(self.outputs)
             raise ValueError(f"has one output, but the signature asks for {names}")
         return self.outputs
+
+
+def parts_of_labels(
+    labels: Tensor | None, signature: Signature
+) -> tuple[Tensor | None, Tensor | None]:
+    """The classes, int64 (N,), and the standardised numbers, float32 (N, label_numbers), of the
+    labels that a network of this signature gets. None for what its labels do not have."""
+    if labels is None or not signature.label_numbers:
+        return labels, None
+    if not signature.label_count:
+        return None, labels
+    return labels[:, 0].long(), labels[:, 1:]
 
 
 def _word(shape: Shape) -> str:
@@ -198,7 +215,8 @@ class Batch:
     images: Tensor
     """(N, C, H, W), in the objective's `image_range`."""
     labels: Tensor | None
-    """int64 (N,)"""
+    """int64 (N,). With numbers to condition on: float32, see `Signature.label_numbers`. An
+    objective only hands them on to its networks."""
     noise: Mapping[str, Tensor]
     """(N, *shape) each, by the names that the phase declares."""
     images_seen: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def interpolate(
     zoom: int,
     seed: int,
     labels: str | None,
+    conditions: tuple[str, ...],
     truncation: float | None,
     first: str | None,
     last: str | None,
@@ -49,7 +51,7 @@ def interpolate(
 
     A sample number is the place in the grid of `ray-gen sample` with the same --seed, --labels and
     --truncation, in reading order from 0. If the model has an encoder, you can also give image
-    files. In a conditional model a row has the class of its first sample.
+    files. In a conditional model a row has the class and the numbers of its first sample.
     """
     options.check_output(output, ".png", ".gif", ".npz")
     if (first is None) != (last is None):
@@ -69,9 +71,9 @@ def interpolate(
             "rows; give the same number of both"
         )
     pipeline = options.opened(run, weights)
-    samples = options.samples(pipeline, seed, labels, truncation)
+    samples = options.samples(pipeline, seed, labels, truncation, conditions)
     a, b = samples.chosen(starts), samples.chosen(ends)
-    images = pipeline.interpolate(a.z, b.z, steps, a.labels, spherical=not straight)
+    images = pipeline.interpolate(a.z, b.z, steps, a.labels, not straight, a.conditions)
     from ray_gen.runs import pictures
 
     with options.writing(output):
@@ -98,6 +100,7 @@ def arithmetic(
     zoom: int,
     seed: int,
     labels: str | None,
+    conditions: tuple[str, ...],
     truncation: float | None,
     plus: tuple[str, ...],
     minus: tuple[str, ...],
@@ -128,9 +131,10 @@ def arithmetic(
         for sign, text in written
     ]
     pipeline = options.opened(run, weights)
-    samples = options.samples(pipeline, seed, labels, truncation)
+    samples = options.samples(pipeline, seed, labels, truncation, conditions)
     groups = [(sign, samples.chosen(names)) for sign, names in named]
     label = _shared_class([label for _, group in groups for label in group.labels or ()])
+    numbers = _shared_numbers([group.conditions for _, group in groups])
     from ray_gen.pipeline import latent
     from ray_gen.runs import pictures
 
@@ -141,9 +145,9 @@ def arithmetic(
         result[name] = latent.neighbourhood(latent.combined(added, taken), seed)
         for mean, (_, group) in zip(means, groups, strict=True):
             mean[name] = latent.combined([group.z[name]], [])
-    nine = pipeline.decode(result, label)
+    nine = pipeline.decode(result, label, conditions=numbers)
     shown = [
-        (sign, group.images, pipeline.decode(mean, label))
+        (sign, group.images, pipeline.decode(mean, label, conditions=numbers))
         for (sign, group), mean in zip(groups, means, strict=True)
     ]
     with options.writing(output):
@@ -160,6 +164,20 @@ def _shared_class(labels: list[int]) -> int | None:
             "all in one class, e.g. --labels 3, or pick samples that share one"
         )
     return labels[0] if labels else None
+
+
+def _shared_numbers(groups: Sequence[dict[str, list[float]] | None]) -> dict[str, float] | None:
+    """The numbers to condition on of the means and the result."""
+    found: dict[str, float] = {}
+    for group in groups:
+        for name, numbers in (group or {}).items():
+            found.setdefault(name, numbers[0])
+            if {*numbers} != {found[name]}:
+                raise Refused(
+                    f"--condition: the samples have different numbers of {name} and the result"
+                    f" needs one; give all the same, e.g. --condition {name}={found[name]:g}"
+                )
+    return found or None
 
 
 @click.command()
@@ -187,6 +205,7 @@ def traverse(
     zoom: int,
     seed: int,
     labels: str | None,
+    conditions: tuple[str, ...],
     truncation: float | None,
     dimensions: str | None,
     latent_name: str | None,
@@ -197,8 +216,8 @@ def traverse(
 ) -> None:
     """Move one number of z at a time: one row for each.
 
-    The base is in the middle. In a conditional model the rows have the class of the base; without
-    --base, the first class.
+    The base is in the middle. In a conditional model the rows have the class and the numbers of the
+    base; without --base, those of sample 0.
     """
     options.check_output(output, ".png", ".gif", ".npz")
     rows = None if dimensions is None else options.whole_numbers(dimensions, "--dimensions")
@@ -206,7 +225,7 @@ def traverse(
     if base is not None and len(names) != 1:
         raise Refused(f"--base: {base} names {len(names)} images; name one")
     pipeline = options.opened(run, weights)
-    samples = options.samples(pipeline, seed, labels, truncation)
+    samples = options.samples(pipeline, seed, labels, truncation, conditions)
     if rows is None:
         size = math.prod(pipeline.latent_shapes[pipeline.moved(latent_name)])
         rows = list(range(min(10, size)))
@@ -215,7 +234,8 @@ def traverse(
         start, label = chosen.z, chosen.labels[0] if chosen.labels else None
     else:
         start, label = None, samples.label(0)
-    images = pipeline.traverse(rows, start, extent, steps, label, latent_name)
+    numbers = samples.numbers(names[0] if names else 0)
+    images = pipeline.traverse(rows, start, extent, steps, label, latent_name, numbers)
     from ray_gen.runs import pictures
 
     with options.writing(output):

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., object])
 
 
+CONDITION = click.option(
+    "--condition",
+    "conditions",
+    multiple=True,
+    help="A number of a model that is conditioned on numbers, NAME=NUMBER; repeat it for each.",
+)
+
+
 def of_a_run(command: Command) -> Command:
     """RUN and --weights."""
     weights = click.option(
@@ -35,8 +43,9 @@ def of_a_run(command: Command) -> Command:
 
 
 def of_samples(command: Command) -> Command:
-    """--seed, --labels and --truncation: they define sample number i."""
+    """--seed, --labels, --condition and --truncation: they define sample number i."""
     for decorate in (
+        CONDITION,
         click.option(
             "--truncation",
             type=float,
@@ -133,6 +142,21 @@ def in_turn(labels: str | None, count: int) -> list[int | str] | None:
     return None if names is None else [names[index % len(names)] for index in range(count)]
 
 
+def condition_numbers(conditions: Sequence[str]) -> dict[str, float] | None:
+    """The entries of --condition. None if there are none."""
+    found: dict[str, float] = {}
+    for entry in conditions:
+        name, _, number = entry.rpartition("=")
+        try:
+            found[name.strip()] = float(number)
+        except ValueError:
+            found.pop(name.strip(), None)
+            name = ""
+        if not name.strip():
+            raise Refused(f"--condition: {entry!r} is not NAME=NUMBER; write e.g. age=40")
+    return found or None
+
+
 def whole_numbers(text: str, option: str) -> list[int]:
     """3,5-7 as [3, 5, 6, 7]."""
     found: list[int] = []
@@ -166,8 +190,15 @@ def names_of(text: str, option: str) -> list[int | Path]:
     return found
 
 
-def samples(pipeline: Pipeline, seed: int, labels: str | None, truncation: float | None) -> Samples:
+def samples(
+    pipeline: Pipeline,
+    seed: int,
+    labels: str | None,
+    truncation: float | None,
+    conditions: Sequence[str],
+) -> Samples:
     """The samples that `ray-gen sample` draws with the same options."""
     from ray_gen.pipeline.selection import Samples
 
-    return Samples(pipeline, seed, class_list(labels), truncation)
+    numbers = condition_numbers(conditions)
+    return Samples(pipeline, seed, class_list(labels), truncation, numbers)

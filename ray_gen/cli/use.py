@@ -40,6 +40,7 @@ def sample(
     zoom: int,
     seed: int,
     labels: str | None,
+    conditions: tuple[str, ...],
     truncation: float | None,
     count: int,
     mixture: str | None,
@@ -52,7 +53,9 @@ def sample(
     from ray_gen.runs import pictures
 
     prior = None if mixture is None else Mixture.load(mixture)
-    batches = pipeline.batches(count, options.in_turn(labels, count), seed, truncation, prior)
+    numbers = options.condition_numbers(conditions)
+    classes = options.in_turn(labels, count)
+    batches = pipeline.batches(count, classes, seed, truncation, prior, numbers)
     with options.writing(output):
         click.echo(pictures.save_samples(batches, count, output, zoom, pipeline.depth))
 
@@ -65,6 +68,7 @@ def sample(
     "--count", default=32, show_default=True, type=click.IntRange(min=1), help="Most images to use."
 )
 @_LABELS
+@options.CONDITION
 @click.option("--seed", type=int, help="Draw z from q(z|x) with this seed [the mean of q(z|x)].")
 @options.output_to(
     "reconstructions.png",
@@ -79,6 +83,7 @@ def reconstruct(
     data: bool,
     count: int,
     labels: str | None,
+    conditions: tuple[str, ...],
     seed: int | None,
     output: Path,
 ) -> None:
@@ -88,17 +93,19 @@ def reconstruct(
     """
     options.check_output(output, ".png", ".npz")
     pipeline = options.opened(run, weights)
-    parts = _parts(pipeline, images, "held_out" if data else None, labels, count)
+    parts = _parts(pipeline, images, "held_out" if data else None, labels, conditions, count)
     from ray_gen.runs import pictures
 
     pairs = (
         (
             some,
-            pipeline.reconstruct(some, classes)
+            pipeline.reconstruct(some, classes, numbers)
             if seed is None
-            else pipeline.decode(pipeline.encode(some, classes, seed), classes),
+            else pipeline.decode(
+                pipeline.encode(some, classes, seed, numbers), classes, conditions=numbers
+            ),
         )
-        for some, classes in parts
+        for some, classes, numbers in parts
     )
     with options.writing(output):
         click.echo(pictures.save_pairs(pairs, output, zoom, pipeline.depth))
@@ -108,13 +115,18 @@ def reconstruct(
 @click.argument("run")
 @_IMAGES
 @_LABELS
+@options.CONDITION
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     help="Also write the values and logits to this .csv.",
 )
 def discriminate(
-    run: str, images: tuple[Path, ...], labels: str | None, output: Path | None
+    run: str,
+    images: tuple[Path, ...],
+    labels: str | None,
+    conditions: tuple[str, ...],
+    output: Path | None,
 ) -> None:
     """Print D(x) of images: the discriminator's probability that they are real.
 
@@ -134,8 +146,10 @@ def discriminate(
     what, form = ("D(x)", ".4f") if pipeline.discriminates_by_probability else ("logit", "+.4f")
     width = max(len(str(file)) for file in files)
     rows: list[tuple[str, float, float]] = []
-    for some, classes in from_files(pipeline.experiment, files, options.class_list(labels)):
-        logits = pipeline.discriminate(some, classes)
+    given = options.condition_numbers(conditions)
+    parts = from_files(pipeline.experiment, files, options.class_list(labels), None, given)
+    for some, classes, numbers in parts:
+        logits = pipeline.discriminate(some, classes, numbers)
         scores = logits.sigmoid() if what == "D(x)" else logits
         for score, logit in zip(scores.tolist(), logits.tolist(), strict=True):
             rows.append((str(files[len(rows)]), score, logit))
@@ -154,6 +168,7 @@ def discriminate(
 @click.option("--data", is_flag=True, help="Use the run's own training images instead of files.")
 @click.option("--components", default=10, show_default=True, type=click.IntRange(min=1))
 @_LABELS
+@options.CONDITION
 @click.option("--seed", default=0, show_default=True, help="Seed of the start of the fit.")
 @options.output_to("mixture.safetensors", "A .safetensors file.", zoom=False)
 def mixture(
@@ -163,6 +178,7 @@ def mixture(
     data: bool,
     components: int,
     labels: str | None,
+    conditions: tuple[str, ...],
     seed: int,
     output: Path,
 ) -> None:
@@ -174,10 +190,10 @@ def mixture(
     options.check_output(output, ".safetensors", folder=False)
     pipeline = options.opened(run, weights)
     pipeline.check_mixture()  # refuses before it reads any image
-    parts = _parts(pipeline, images, "train" if data else None, labels, None)
+    parts = _parts(pipeline, images, "train" if data else None, labels, conditions, None)
     from ray_gen.pipeline.mixture import Mixture
 
-    z = (pipeline.posterior(some, classes).mean for some, classes in parts)
+    z = (pipeline.posterior(*part).mean for part in parts)
     fitted = Mixture.fit(z, components, seed, pipeline.origin)
     with options.writing(output):
         fitted.save(output)
@@ -201,15 +217,21 @@ def _parts(
     paths: tuple[Path, ...],
     split: Literal["train", "held_out"] | None,
     labels: str | None,
+    conditions: Sequence[str],
     count: int | None,
 ) -> Iterator[Part]:
-    """Images and labels, in parts: from files, or from a split of the run's own data."""
+    """Images with labels and conditions, in parts: from files, or from a split of the run's own
+    data."""
     from ray_gen.pipeline.files import from_data, from_files
 
     if split is None and not paths:
         raise Refused("IMAGES: name image files or folders of them, or give --data")
     if split is None:
-        return from_files(pipeline.experiment, paths, options.class_list(labels), count)
-    if paths or labels is not None:
-        raise Refused("--data: has its own images and labels; leave out IMAGES and --labels")
+        given = options.condition_numbers(conditions)
+        return from_files(pipeline.experiment, paths, options.class_list(labels), count, given)
+    if paths or labels is not None or conditions:
+        raise Refused(
+            "--data: has its own images, labels and conditions; leave out IMAGES, --labels and"
+            " --condition"
+        )
     return from_data(pipeline.experiment, split, count)

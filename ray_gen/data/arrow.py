@@ -16,9 +16,16 @@ if TYPE_CHECKING:
 _ALIGNMENT = 64
 
 
-def write(raw: Path, target: Path, image_bytes: int, labels: array[int] | None, count: int) -> None:
+def write(
+    raw: Path,
+    target: Path,
+    image_bytes: int,
+    labels: array[int] | None,
+    count: int,
+    conditions: array[float] | None = None,
+) -> None:
     """Writes the Arrow file `target` from `count` images of `image_bytes` each, one after another
-    in `raw`.
+    in `raw`. conditions: float32, equally many for each image.
 
     Maps the raw file and does not read it, so memory stays small for any size.
     """
@@ -29,6 +36,10 @@ def write(raw: Path, target: Path, image_bytes: int, labels: array[int] | None, 
     columns = {"image": pa.Array.from_buffers(image_type, count, [None, pixels])}
     if labels is not None:
         columns["label"] = pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(labels)])
+    if conditions is not None:
+        size = len(conditions) // max(count, 1) * conditions.itemsize
+        numbers = pa.py_buffer(conditions)
+        columns["conditions"] = pa.Array.from_buffers(pa.binary(size), count, [None, numbers])
     batch = _aligned(pa.record_batch(columns))
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -37,9 +48,14 @@ def write(raw: Path, target: Path, image_bytes: int, labels: array[int] | None, 
 
 
 def read(
-    path: Path, shape_HWC: tuple[int, int, int], count: int, element: torch.dtype = torch.uint8
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """images_NHWC of type `element` and labels int64 (N,) or None, both views of the mapped file.
+    path: Path,
+    shape_HWC: tuple[int, int, int],
+    count: int,
+    element: torch.dtype = torch.uint8,
+    conditions: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """images_NHWC of type `element`, labels int64 (N,) or None, and conditions float32
+    (N, `conditions`) or None if there are 0. All are views of the mapped file.
 
     Writing to these tensors ends the process: the mapping is read-only, but DLPack does not
     tell torch. A read-only NumPy array would not help: torch warns, and then ignores the flag.
@@ -50,12 +66,19 @@ def read(
     labelled = "label" in batch.schema.names
     if count == 0:
         images_NHWC = torch.empty((0, *shape_HWC), dtype=element)
-        return images_NHWC, torch.empty(0, dtype=torch.int64) if labelled else None
-    buffer = batch.column("image").buffers()[1]
-    length = count * math.prod(shape_HWC) * element.itemsize
-    flat = pa.Array.from_buffers(pa.uint8(), length, [None, buffer])
-    images_NHWC = torch.from_dlpack(flat).view(element).view(count, *shape_HWC)
-    return images_NHWC, torch.from_dlpack(batch.column("label")) if labelled else None
+        labels = torch.empty(0, dtype=torch.int64) if labelled else None
+        return images_NHWC, labels, torch.empty(0, conditions) if conditions else None
+
+    def view(column: str, *shape: int, kind: torch.dtype) -> torch.Tensor:
+        length = count * math.prod(shape) * kind.itemsize
+        flat = pa.Array.from_buffers(pa.uint8(), length, [None, batch.column(column).buffers()[1]])
+        return torch.from_dlpack(flat).view(kind).view(count, *shape)
+
+    return (
+        view("image", *shape_HWC, kind=element),
+        torch.from_dlpack(batch.column("label")) if labelled else None,
+        view("conditions", conditions, kind=torch.float32) if conditions else None,
+    )
 
 
 def _aligned(batch: pa.RecordBatch) -> pa.RecordBatch:

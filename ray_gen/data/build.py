@@ -177,7 +177,7 @@ def _fill(
                 name = item.split or split_of(item.key, held_out_fraction)
                 if item.split is None:
                     tally.least_place = min(tally.least_place, place_of(item.key))
-                splits[name].append(result.values_HWC, result.label)
+                splits[name].append(result.values_HWC, result.label, item.conditions)
                 tally.seen.add(result.look)
                 tally.unlabelled += result.label is None
                 tally.sources[item.source] += name == "train"
@@ -298,25 +298,49 @@ class _Decoded:
         self.count = 0
         self.labels = array("q")
         self.labelled = True
+        self.conditions = array("f")
         self.moments = _Moments() if wanted.element == "float16" else None
 
-    def append(self, values_HWC: NDArray[Any], label: int | None) -> None:
+    def append(
+        self,
+        values_HWC: NDArray[Any],
+        label: int | None,
+        conditions: tuple[float, ...] | None,
+    ) -> None:
         """Adds one image."""
         content = np.ascontiguousarray(values_HWC).data.cast("B")
         self.file.write(content)
         self.pixels.update(content)
         self.labels.append(-1 if label is None else label)
         self.labelled &= label is not None
+        self.conditions.extend(conditions or ())
         self.count += 1
         if self.moments is not None:
             self.moments.add(values_HWC)
 
     def digest(self, labels: array[int] | None) -> bytes:
-        """Digest of the pixels in their order, then of the labels if there are any."""
+        """Digest of the pixels in their order, then of the labels and of the conditions if there
+        are any."""
         content = self.pixels.copy()
         if labels is not None:
             content.update(labels)
+        content.update(self.conditions)
         return content.digest()
+
+    def statistics(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Mean, standard deviation, least and greatest value of each condition. The sums are exact
+        before they are rounded to float64, so they are equal on every machine."""
+        found: list[dict[str, Any]] = []
+        values = np.asarray(self.conditions, np.float64).reshape(self.count, len(names))
+        for name, column in zip(names, values.T, strict=True):
+            mean = math.fsum(column) / self.count
+            deviation = math.sqrt(math.fsum((column - mean) ** 2) / self.count)
+            low, high = float(column.min()), float(column.max())
+            # `mean` of equal numbers may be rounded, so that they seem to differ from it.
+            deviation = deviation if low < high else 0.0
+            told = {"name": name, "mean": mean, "deviation": deviation, "low": low, "high": high}
+            found.append(told)
+        return found
 
 
 class _Moments:
@@ -360,11 +384,15 @@ def _write(
         digest.update(split.digest(labels))
         itemsize = _bytes_of(wanted)
         target = folder / f"{name}.arrow"
-        arrow.write(split.raw, target, math.prod(shape) * itemsize, labels, split.count)
+        conditions = split.conditions if listing.condition_names else None
+        size = math.prod(shape) * itemsize
+        arrow.write(split.raw, target, size, labels, split.count, conditions)
         split.raw.unlink()
     sources = [tally.sources[number] for number in range(listing.sources)]
     if len(sources) > 1:
         digest.update(repr(sources).encode())
+    if listing.condition_names:
+        digest.update(repr(listing.condition_names).encode())
     named = len(listing.class_names or ())
     seen = max(max(split.labels, default=-1) + 1 for split in splits.values())
     moments = splits["train"].moments
@@ -380,6 +408,7 @@ def _write(
         "class_names": listing.class_names if labelled else None,
         "label_count": max(named, seen) if labelled else None,
         "sources": sources,
+        "conditions": splits["train"].statistics(listing.condition_names),
         "skipped": len(tally.corrupt),
         "watched": listing.watched,
         "found": {

@@ -25,6 +25,7 @@ from ray_gen.data.decode import decode, decompressed
 from ray_gen.data.errors import CorruptImageError, DataError
 from ray_gen.data.pictures import Bands
 from ray_gen.data.sources.base import Item, Source, SplitName
+from ray_gen.data.sources.conditions import columns_named
 from ray_gen.data.sources.joined import Joined
 from ray_gen.data.sources.parquet import MANIFEST, Columns, Parquet, RowGroup, raw_metadata
 from ray_gen.data.wanted import ELEMENTS, Wanted
@@ -68,10 +69,11 @@ class Conversion:
         return _received, (self.plan, self.source, self.layout, self.destination)
 
     @cached_property
-    def _listed(self) -> tuple[Sequence[RowGroup | Item], Columns | None, Any]:
+    def _listed(self) -> tuple[Sequence[RowGroup | Item], Columns | None, Any, tuple[str, ...]]:
+        """Images or row groups, the columns of these, class names, and names of conditions."""
         if isinstance(self.source, Parquet):
             groups, columns = self.source.row_groups()
-            return groups, columns, columns.class_names
+            return groups, columns, columns.class_names, columns.conditions.names
         joined = self.source.sources if isinstance(self.source, Joined) else ()
         if any(type(source) is Parquet for source in joined):
             raise DataError(
@@ -79,18 +81,18 @@ class Conversion:
                 " would be in memory; convert each source to a folder of its own, and join these"
             )
         listing = self.source.listing()
-        return list(listing.items), None, listing.class_names
+        return list(listing.items), None, listing.class_names, listing.condition_names
 
     @cached_property
     def count(self) -> int:
         """Number of all images."""
-        pieces, _, _ = self._listed
+        pieces, *_ = self._listed
         return sum(piece.rows if isinstance(piece, RowGroup) else 1 for piece in pieces)
 
     @property
     def parts(self) -> int:
         """Number of parts."""
-        pieces, _, _ = self._listed
+        pieces, *_ = self._listed
         return max(1, min(len(pieces), math.ceil(self.count / self.layout.shard_images)))
 
     @cached_property
@@ -146,10 +148,10 @@ class Conversion:
             split = item.split or split_of(item.key, self.layout.held_out_fraction)
             if split not in shards:
                 name = f"{_NAMES[split]}-{part:05}-of-{self.parts:05}.parquet"
-                _, _, names = self._listed
+                _, _, names, _ = self._listed
                 labelled = names is not None or label is not None
                 shards[split] = _Shard(self, folder / name, labelled=labelled)
-            shards[split].add(stored, label)
+            shards[split].add(stored, label, item.conditions or ())
         told: dict[str, dict[str, Any]] = {}
         for split, shard in sorted(shards.items()):
             told[_NAMES[split]] = shard.close()
@@ -183,7 +185,7 @@ class Conversion:
                 digest.update(shard["digest"].encode())
                 images[split] = images.get(split, 0) + shard["images"]
                 shards[shard.pop("name")] = shard
-        _, _, names = self._listed
+        _, _, names, _ = self._listed
         manifest = {
             "images": images,
             "skipped": skipped,
@@ -198,7 +200,7 @@ class Conversion:
         """The schema of every shard. If images are stored as files, it is Hugging Face's layout."""
         import pyarrow as pa
 
-        wanted, (_, _, names) = self.layout.wanted, self._listed
+        wanted, (_, _, names, conditions) = self.layout.wanted, self._listed
         metadata: dict[bytes, bytes] = {}
         label: dict[str, Any] = {"_type": "ClassLabel", "names": names} if names else {}
         features = {"label": label or {"_type": "Value", "dtype": "int64"}} if labelled else {}
@@ -212,10 +214,17 @@ class Conversion:
             features["image"] = {"_type": "Image"}
         metadata[b"huggingface"] = json.dumps({"info": {"features": features}}).encode()
         columns = [("image", kind), *([("label", pa.int64())] if labelled else [])]
+        for name, size in columns_named(conditions):
+            if name in ("image", "label"):
+                raise DataError(
+                    f"data.conditions: a column {name!r} of numbers cannot stand beside that of the"
+                    f" {name}s; rename it in the table"
+                )
+            columns.append((name, pa.list_(pa.float32(), size) if size else pa.float32()))
         return pa.schema(columns, metadata)
 
     def _items(self, part: int) -> Iterator[Item]:
-        pieces, columns, _ = self._listed
+        pieces, columns, *_ = self._listed
         order = permutation(self.layout.seed, "convert", 0, len(pieces)).tolist()
         chosen: Sequence[Any] = [pieces[index] for index in order[part :: self.parts]]
         if columns is None:
@@ -269,11 +278,12 @@ class _Shard:
         self._schema = conversion.schema(labelled)
         self._stored: list[bytes] = []
         self._labels: list[int | None] = []
+        self._conditions: list[tuple[float, ...]] = []
         self._bytes = self._images = 0
         self._digest = hashlib.blake2b(digest_size=16)
         self._writer = _writer(path, self._schema)
 
-    def add(self, stored: bytes, label: int | None) -> None:
+    def add(self, stored: bytes, label: int | None, conditions: tuple[float, ...] = ()) -> None:
         """Add one image."""
         if label is not None and not self._labelled:
             raise DataError(
@@ -281,6 +291,7 @@ class _Shard:
             )
         self._stored.append(stored)
         self._labels.append(label)
+        self._conditions.append(conditions)
         self._digest.update(stored)
         self._bytes += len(stored)
         if len(self._stored) >= self._group_images or self._bytes >= GROUP_BYTES:
@@ -296,9 +307,18 @@ class _Shard:
         if self._labelled:
             columns.append(pa.array(self._labels, pa.int64()))
             self._digest.update(repr(self._labels).encode())
+        if self._conditions[0]:
+            numbers = np.asarray(self._conditions, np.float32)
+            self._digest.update(numbers.tobytes())
+            for field in list(self._schema)[len(columns) :]:
+                size = getattr(field.type, "list_size", 1)
+                own, numbers = np.ascontiguousarray(numbers[:, :size]), numbers[:, size:]
+                flat = pa.array(own.reshape(-1))
+                lists = pa.types.is_fixed_size_list(field.type)
+                columns.append(pa.FixedSizeListArray.from_arrays(flat, size) if lists else flat)
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self._images += len(stored)
-        self._stored, self._labels, self._bytes = [], [], 0
+        self._stored, self._labels, self._conditions, self._bytes = [], [], [], 0
 
     def close(self) -> dict[str, Any]:
         """Close the file. Returns its name, image count and digest."""

@@ -39,7 +39,7 @@ class Sampled:
         }
         count = sum(group.rows for groups in chosen.values() for group in groups)
         items = (
-            Item(item.key, item.name, split, item.load)
+            Item(item.key, item.name, split, item.load, conditions=item.conditions)
             for split, groups in chosen.items()
             for item in self._source.items(sorted(groups, key=_place), columns)
         )
@@ -49,6 +49,7 @@ class Sampled:
             columns.class_names,
             notes=columns.notes,
             no_classes=columns.no_classes,
+            condition_names=columns.conditions.names,
         )
 
     def split(self, groups: Sequence[RowGroup]) -> tuple[list[RowGroup], list[RowGroup]]:

@@ -39,9 +39,24 @@ class Split:
     aligned."""
     labels: torch.Tensor | None
     """int64 (N,), from 0; None if the source has none."""
+    conditions: torch.Tensor | None = None
+    """float32 (N, K): numbers to condition on, in the data's own units; None if there are none."""
 
     def __len__(self) -> int:
         return self.images_NHWC.shape[0]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A number that each image has. Its statistics are those of the training split; of a stream,
+    those of the sample."""
+
+    name: str
+    mean: float
+    deviation: float
+    """Standard deviation."""
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,8 @@ class Store:
     """What was read, and what was not."""
     sources: tuple[int, ...] = ()
     """Number of training images of each joined source. They stand in `train` source by source."""
+    conditions: tuple[Condition, ...] = ()
+    """The numbers to condition on, in the order of `Split.conditions`."""
     statistics: Mapping[str, list[float]] | None = None
     """Of float16 maps: mean and standard deviation of each channel of the training split."""
 
@@ -365,8 +382,12 @@ def _opened(entry: Path, key: str) -> Store | None:
         if sizes != manifest["bytes"] or watched != manifest["watched"]:
             return None
         element = getattr(torch, manifest["element"])
+        conditions = [Condition(**told) for told in manifest.get("conditions", ())]
+        shape = manifest["shape_HWC"]
         splits = {
-            name: Split(*arrow.read(entry / f"{name}.arrow", manifest["shape_HWC"], count, element))
+            name: Split(
+                *arrow.read(entry / f"{name}.arrow", shape, count, element, len(conditions))
+            )
             for name, count in manifest["counts"].items()
         }
     except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError):
@@ -384,6 +405,7 @@ def _opened(entry: Path, key: str) -> Store | None:
         path=entry,
         label_count=manifest["label_count"],
         digest=manifest["digest"],
+        conditions=tuple(conditions),
         statistics=manifest["statistics"],
         found=Found(
             **{name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}  # pyright: ignore

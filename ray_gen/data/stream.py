@@ -13,7 +13,7 @@ import bisect
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,6 +34,8 @@ from ray_gen.noise import permutation
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_Decoded = tuple[Tensor, Tensor, Tensor]
+"""Images, classes (-1: none) and conditions (N, K) of a group."""
 _AHEAD = 4
 """Number of steps whose images are decoded in advance."""
 _READS_AT_ONCE = 16
@@ -136,28 +138,30 @@ class Streamed:
         streams: int,
         group_size: int,
         part: range,
-        labelled: bool,
+        labels: Callable[[Tensor | None, Tensor | None], Tensor | None],
         pinned: bool,
     ) -> None:
         """streams: number of groups of the global batch. part: the images of the global batch to
-        read, in whole groups. pinned: return pinned memory, for copies to a GPU."""
+        read, in whole groups. labels: makes the labels that networks get of classes, int64 (N,) or
+        None, and conditions, float32 (N, K) or None. pinned: return pinned memory, for copies to a
+        GPU."""
         self._shards = shards
         self._group_size = group_size
         self._streams = range(part.start // group_size, part.stop // group_size)
         rows = [group.rows for group in shards.groups]
         self._order = Streams(seed, rows, streams, shards.window)
-        self._labelled = labelled
+        self._labels = labels
         self._pinned = pinned
 
     def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """uint8 (N, H, W, C), and labels (N,) or None, of each step from `first` to `last` - 1."""
+        """uint8 (N, H, W, C), and labels or None, of each step from `first` to `last` - 1."""
         threads = torch.get_num_threads()
         with (
             ThreadPoolExecutor(_READS_AT_ONCE, "row groups") as reads,
             ThreadPoolExecutor(threads, "decode") as decodes,
         ):
             streams = [self._images(s, first * self._group_size, reads) for s in self._streams]
-            pending: deque[list[Future[tuple[Tensor, Tensor]]]] = deque()
+            pending: deque[list[Future[_Decoded]]] = deque()
             try:
                 for _ in range(first, last):
                     groups = [list(itertools.islice(s, self._group_size)) for s in streams]
@@ -192,22 +196,26 @@ class Streamed:
             for place in range(offset, len(order)):
                 yield loaded, place
 
-    def _decoded(self, group: Iterable[tuple[_Loaded, int]]) -> tuple[Tensor, Tensor]:
-        pixels, labels = zip(*(self._image(*place) for place in group), strict=True)
+    def _decoded(self, group: Iterable[tuple[_Loaded, int]]) -> _Decoded:
+        pixels, labels, conditions = zip(*(self._image(*place) for place in group), strict=True)
         given = [-1 if label is None else label for label in labels]
-        return torch.from_numpy(np.stack(pixels)), torch.tensor(given)
+        numbers = torch.tensor([row or () for row in conditions], dtype=torch.float32)
+        return torch.from_numpy(np.stack(pixels)), torch.tensor(given), numbers
 
-    def _image(self, loaded: _Loaded, place: int) -> tuple[NDArray[Any], int | None]:
-        """An image of a block. If it is corrupt and corrupt images are skipped: the next one that
-        is not corrupt."""
+    def _image(
+        self, loaded: _Loaded, place: int
+    ) -> tuple[NDArray[Any], int | None, tuple[float, ...] | None]:
+        """An image of a block, with its class and its conditions. If it is corrupt and corrupt
+        images are skipped: the next one that is not corrupt."""
         if loaded.pixels is not None:
-            return loaded.pixels[loaded.order[place]], loaded.labels[loaded.order[place]]
+            row = loaded.order[place]
+            return loaded.pixels[row], loaded.labels[row], loaded.conditions[row]
         blamed = self._shards.source.field
         for following in range(len(loaded)):
             item = loaded[place + following]
             result = decode(item, self._shards.wanted, blamed)
             if not isinstance(result, CorruptImageError):
-                return result.values_HWC, result.label
+                return result.values_HWC, result.label, item.conditions
             if not self._shards.skip_corrupt:
                 raise corrupt(item.name, result, blamed)
         raise DataError(
@@ -215,11 +223,15 @@ class Streamed:
             "set data.on_corrupt=stop to see why"
         )
 
-    def _joined(self, groups: list[Future[tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor | None]:
-        images, labels = map(torch.cat, zip(*(group.result() for group in groups), strict=True))
+    def _joined(self, groups: list[Future[_Decoded]]) -> tuple[Tensor, Tensor | None]:
+        images, classes, conditions = map(
+            torch.cat, zip(*(group.result() for group in groups), strict=True)
+        )
+        labels = self._labels(classes, conditions if conditions.shape[1] else None)
         if self._pinned:
-            images, labels = images.pin_memory(), labels.pin_memory()
-        return images, labels if self._labelled else None
+            images = images.pin_memory()
+            labels = None if labels is None else labels.pin_memory()
+        return images, labels
 
 
 class _Loaded:
@@ -244,6 +256,9 @@ class _Loaded:
         ):
             self.pixels = np.concatenate([pixels for pixels in stored if pixels is not None])
             self.labels = [label for group in groups for label in group.labels]
+            self.conditions = [
+                row for group in groups for row in group.conditions or [None] * len(group)
+            ]
             self._groups = ()  # frees the groups that were just copied
 
     def __len__(self) -> int:

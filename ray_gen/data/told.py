@@ -28,6 +28,8 @@ def summary(store: Store) -> str:
     ]
     if store.label_count:
         parts[0] += f", {_count(store.label_count, 'class')}"
+    if store.conditions:
+        parts[0] += f", numbers {', '.join(one.name for one in store.conditions)}"
     not_read = store.found.not_read
     if not_read:
         kinds = [f"{count:,} {kind}" for kind, count in not_read.items()]

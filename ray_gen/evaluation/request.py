@@ -27,7 +27,7 @@ from ray_gen.pipeline.model import Model
 from ray_gen.pipeline.pretrained import is_pretrained, read_config
 from ray_gen.settings import problems_of
 from ray_gen.storage import Folder, without_credentials
-from ray_gen.training.sources import open_source, with_classes
+from ray_gen.training.sources import open_source, with_labels_of
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def measure(request: Request, world: World, progress: Progress = silent) -> Scor
             "changed since; put the old images back, or name images to compare with by --reference"
         )
     if pipeline.experiment.needs_labels:
-        store = with_classes(store, pipeline.experiment.data.classes or (), "--reference")
+        store = with_labels_of(store, pipeline.experiment, "--reference")
     own = request.reference is None or store.digest == pipeline.experiment.data.digest
     evaluator = Evaluator(request.settings, store, data.short_form, world, progress, trained_on=own)
     described = _described(request, pipeline)
@@ -240,6 +240,8 @@ def _moved(experiment: Experiment, named: str) -> Data:
     for field in ("path", "dataset"):
         if hasattr(found, field):
             own[field] = getattr(found, field)
+    if "conditions" in kind.model_fields:
+        own["conditions"] = getattr(experiment.data, "conditions", ())
     return kind.model_validate({**own, **shared})  # pyright: ignore[reportReturnType]
 
 

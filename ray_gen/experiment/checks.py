@@ -81,7 +81,13 @@ def _data_problems(experiment: Tree) -> Iterator[str]:
             problem = network.size_problem(*size)
             if problem:
                 yield f"networks.{name}: {network.kind} {problem}"
-    if experiment.needs_labels and experiment.data.has_labels() is False:
+    numbers = experiment.data.has_conditions()
+    if numbers and not experiment.needs_labels:
+        yield (
+            "data.conditions: the objective would not use them; set objective.conditional to true,"
+            " or leave data.conditions out"
+        )
+    if experiment.needs_labels and experiment.data.has_labels() is False and not numbers:
         yield (
             "objective.conditional: the data has no labels to condition on; set it to false, or "
             f"{_remedy(experiment)}"

@@ -100,6 +100,7 @@ _SHARED = (
     "pad",
     "jpeg_scaling",
     "max_pixels",
+    "condition_statistics",
 )
 
 
@@ -114,6 +115,34 @@ _NOT_IN_RULES_1 = (
     "labels",
 )
 """Fields that the first rules of reading do not know."""
+
+
+class Condition(Settings):
+    """A number to condition on, and its statistics over the training split."""
+
+    name: str
+    """The column; `COLUMN[0]`, `COLUMN[1]`, … of a column of lists."""
+    mean: float
+    """In the data's own units, as the other three."""
+    deviation: PositiveFloat
+    """Standard deviation. Networks get (number - mean) / deviation."""
+    low: float
+    """The least."""
+    high: float
+    """The greatest."""
+
+
+def _columns(value: Any) -> Any:
+    """One column as a list of it. Raises ValueError for a column that is named twice."""
+    columns = [value] if isinstance(value, str) else value
+    if isinstance(columns, (list, tuple)):
+        twice = [name for number, name in enumerate(columns) if name in columns[:number]]
+        if twice:
+            raise ValueError(f"{twice[0]} is named twice; name each column once")
+    return columns
+
+
+Conditions = Annotated[tuple[str, ...], BeforeValidator(_columns)]
 
 
 def _both(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -184,6 +213,8 @@ class DataSettings(Component):
     most a quarter of its free memory, else host."""
     classes: tuple[str, ...] | None = None
     """Names of the classes in the order of their labels; filled in from the data at the start."""
+    condition_statistics: tuple[Condition, ...] | None = None
+    """The numbers of `conditions` with their statistics; filled in from the data at the start."""
     rules: Literal[1, 2] = 2
     """Version of the rules that say what is read of the same files. A run keeps its own: 1 in
     ray_gen 0.1."""
@@ -197,6 +228,21 @@ class DataSettings(Component):
         """A run of before has read its data, but names no rules: it keeps the first."""
         if isinstance(given, dict) and given.get("digest") and "rules" not in given:
             return {**given, "rules": 1}
+        return given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_tables_have_numbers(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("conditions"):
+            if "conditions" not in cls.model_fields:
+                if "sources" in cls.model_fields:
+                    raise ValueError("conditions: name them in each of data.sources")
+                raise ValueError(
+                    "conditions: this kind of data has no table of numbers; use Parquet or Arrow"
+                    " files, or images with a metadata.csv beside them"
+                )
+            if given.get("rules", 2) == 1:
+                raise ValueError("conditions: the first rules of reading know none; set rules to 2")
         return given
 
     @model_validator(mode="after")
@@ -270,6 +316,10 @@ class DataSettings(Component):
     def height_and_width(self) -> tuple[int, int] | None:
         """The image size if the settings give it, else None."""
         return _both(self.image_size)
+
+    def has_conditions(self) -> bool:
+        """Whether images have numbers to condition on."""
+        return bool(getattr(self, "conditions", ()))
 
     def has_labels(self) -> bool | None:
         """Whether images have labels. None if the settings do not tell."""
@@ -369,6 +419,9 @@ class ImageFilesData(DataSettings):
     """Column of the labels in such a file; several, [a, b], make a class of each combination that
     occurs. None: the first of label, labels, fine_label, class and target that holds labels; or the
     only one beside the names in a file that `labels` gives."""
+    conditions: Conditions = ()
+    """Columns of numbers in such a file, for a conditional objective: its networks get them beside
+    the class, if there is one. A column of lists of one fixed length gives several numbers."""
 
     def with_places(self, change: Callable[[str], str]) -> Self:
         """See `DataSettings.with_places`. A relative path of labels that is no file from here is
@@ -457,6 +510,9 @@ class ParquetData(DataSettings):
     combination that occurs."""
     labels: Literal["auto", "none"] = "auto"
     """none: labels are left out."""
+    conditions: Conditions = ()
+    """Columns of numbers, for a conditional objective: its networks get them beside the class, if
+    there is one. A column of lists of one fixed length gives several numbers."""
     window_images: PositiveInt = 1024
     """Only for placement stream: number of images that one stream shuffles together. Each group of
     a global batch has its own stream. About twice this number is in memory, in stored form."""
@@ -483,6 +539,8 @@ class ArrowData(DataSettings):
     """See `ParquetData.label_column`."""
     labels: Literal["auto", "none"] = "auto"
     """none: labels are left out."""
+    conditions: Conditions = ()
+    """See `ParquetData.conditions`."""
 
     def has_labels(self) -> bool | None:
         """See `DataSettings.has_labels`."""
@@ -601,6 +659,10 @@ class JoinedData(DataSettings):
     def shares(self) -> tuple[float, ...] | None:
         """See `DataSettings.shares`."""
         return self.weights
+
+    def has_conditions(self) -> bool:
+        """See `DataSettings.has_conditions`."""
+        return any(source.has_conditions() for source in self.sources)
 
     @property
     def short_form(self) -> str:

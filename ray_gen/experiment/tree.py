@@ -181,11 +181,13 @@ class Tree(Settings):
         digest: str | None = None,
         group_size: int | Literal["auto"] | None = None,
         value_range: tuple[float, float] | None = None,
+        conditions: Sequence[Mapping[str, Any]] = (),
     ) -> Self:
         """A copy with the fields that only the data can give. Checks the class names against the
         data.
 
         value_range: of deep images; None if there are none.
+        conditions: the fields of `data.condition_statistics`.
         group_size: None replaces "auto" by a number; a search keeps "auto" for its trials.
 
         An old digest belongs to the run that this experiment was copied from, so it is not checked
@@ -206,6 +208,7 @@ class Tree(Settings):
             data__channels=channels,
             data__classes=names,
             data__digest=digest,
+            data__condition_statistics=list(conditions) or None,
             data__value_range=value_range or self.data.value_range,
             training__group_size=group_size or self.group_size,
         )
@@ -224,6 +227,11 @@ class Tree(Settings):
         """Number of classes that the networks of a resolved experiment get. None if the objective
         is not conditional."""
         return len(self.data.classes or ()) if self.needs_labels else None
+
+    @property
+    def label_numbers(self) -> int:
+        """How many numbers the labels of a resolved experiment have besides the class."""
+        return len(self.data.condition_statistics or ()) if self.needs_labels else 0
 
     def better(self, score: str) -> Literal["min", "max"] | None:
         """Whether a lower ("min") or a higher ("max") value of a held-out score or metric is

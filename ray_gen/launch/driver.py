@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -213,6 +213,7 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
             class_names(store),
             store.digest,
             value_range=store.found.value_range,
+            conditions=[asdict(condition) for condition in store.conditions],
         )
         manifest = goes_on_from(run, experiment, line.say_once)
         objective = build_objective(experiment)

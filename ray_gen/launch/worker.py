@@ -43,7 +43,7 @@ from ray_gen.storage import INTACT, Folder, StorageError, encoded
 from ray_gen.training.build import build_objective
 from ray_gen.training.loop import Control, Report, failure_of, finished, train
 from ray_gen.training.meter import NonFiniteError
-from ray_gen.training.sources import open_data
+from ray_gen.training.sources import open_data, with_labels_of
 from ray_gen.training.state import State
 
 
@@ -224,7 +224,8 @@ def evaluation_of(
 ) -> Callable[[], dict[str, float]]:
     """Returns a function that evaluates the EMA on all workers together. Making the function and
     calling it are collective."""
-    evaluator = Evaluator(experiment.evaluation, store, experiment.data.short_form, world)
+    seen = with_labels_of(store, experiment, "data")
+    evaluator = Evaluator(experiment.evaluation, seen, experiment.data.short_form, world)
     # Before training, refuse what cannot be measured.
     evaluator.checked(subject_of(experiment, objective, state.ema, {"weights": "ema"}))
 

@@ -20,7 +20,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         del label_size  # here a label is an additional plane of the image
         steps, end = halvings(signature.input)
-        self.label = LabelPlane(signature.label_count, signature.input)
+        self.label = LabelPlane(signature)
         channels = [signature.input[0] + self.label.added]
         channels += [width * 2**n for n in range(steps)]
         layers: list[nn.Module] = []
@@ -30,7 +30,7 @@ class ConvEncoder(nn.Module):
         self.head = nn.Linear(channels[-1] * end * end, signature.output_shape[0])
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """images: (N, C, H, W); labels: int64 (N,) or None."""
+        """images: (N, C, H, W); labels: see `Signature`."""
         return self.head(torch.flatten(self.layers(self.label(images, labels)), 1))
 
 
@@ -40,7 +40,7 @@ class ConvDecoder(nn.Module):
     def __init__(self, signature: Signature, *, width: int, label_size: int) -> None:
         super().__init__()
         steps, start = halvings(signature.output_shape)
-        self.label = LabelVector(signature.label_count, label_size)
+        self.label = LabelVector(signature, label_size)
         channels = [width * 2**n for n in reversed(range(steps))]
         self._start = (channels[0], start, start)
         self.head = nn.Linear(signature.input[0] + self.label.added, channels[0] * start * start)
@@ -53,5 +53,5 @@ class ConvDecoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """z: (N, vector_size); labels: int64 (N,) or None."""
+        """z: (N, vector_size); labels: see `Signature`."""
         return self.layers(self.head(self.label(z, labels)).view(-1, *self._start))

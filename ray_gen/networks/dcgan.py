@@ -63,7 +63,7 @@ class DcganGenerator(nn.Module):
     ) -> None:
         super().__init__()
         steps, start = halvings(signature.output_shape)
-        self.label = LabelVector(signature.label_count, label_size)
+        self.label = LabelVector(signature, label_size)
         channels = width * 2 ** (steps - 1)
         inputs = signature.input[0] + self.label.added
         bias = not batch_norm  # the paper's networks have no bias
@@ -88,7 +88,7 @@ class DcganGenerator(nn.Module):
             with_spectral_norm(self.layers)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """z: (N, vector_size); labels: int64 (N,) or None."""
+        """z: (N, vector_size); labels: see `Signature`."""
         return self.layers(self.label(z, labels)[:, :, None, None])
 
 
@@ -110,7 +110,7 @@ class DcganDiscriminator(nn.Module):
         super().__init__()
         del label_size  # here a label is an additional plane of the image
         steps, end = halvings(signature.input)
-        self.label = LabelPlane(signature.label_count, signature.input)
+        self.label = LabelPlane(signature)
         inputs = signature.input[0] + self.label.added
         bias = not batch_norm
         layers: list[nn.Module] = [
@@ -132,5 +132,5 @@ class DcganDiscriminator(nn.Module):
             with_spectral_norm(self.layers)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """images: (N, C, H, W); labels: int64 (N,) or None."""
+        """images: (N, C, H, W); labels: see `Signature`."""
         return torch.flatten(self.layers(self.label(images, labels)), 1)

@@ -33,8 +33,7 @@ def _layers(sizes: Sequence[int], activation: str, initial_weights: str) -> nn.S
 
 
 class Mlp(nn.Module):
-    """Any inputs to any outputs. Flattens the input and appends the label's vector and the
-    conditions.
+    """Any inputs to any outputs. Flattens the input and appends the labels and the conditions.
 
     Several outputs are parts of one last layer.
     """
@@ -55,7 +54,7 @@ class Mlp(nn.Module):
         self._shapes = outputs if isinstance(outputs, Mapping) else {"": outputs}
         self._conditions = tuple(signature.conditions)
         self._tanh = signature.activation == "tanh"
-        self.label = LabelVector(signature.label_count, label_size)
+        self.label = LabelVector(signature, label_size)
         inputs = math.prod(signature.input) + self.label.added
         inputs += sum(math.prod(shape) for shape in signature.conditions.values())
         sizes = [inputs, *hidden_sizes, sum(math.prod(shape) for shape in self._shapes.values())]
@@ -66,7 +65,7 @@ class Mlp(nn.Module):
     def forward(
         self, x: Tensor, labels: Tensor | None = None, **conditions: Tensor
     ) -> Tensor | dict[str, Tensor]:
-        """x: (N, *input); labels: int64 (N,) or None; conditions: (N, *shape) each, by name."""
+        """x: (N, *input); labels: see `Signature`; conditions: (N, *shape) each, by name."""
         joined = self.label(x.flatten(1), labels)
         if self._conditions:
             more = [conditions[name].flatten(1) for name in self._conditions]

@@ -246,7 +246,7 @@ class Vae(_Decoding):
         mean, log_variance = self._posterior(networks, images, labels)
         z = mean + (0.5 * log_variance).exp() * epsilon
         output = networks["decoder"](
-            z.flatten(0, 1), None if labels is None else labels.repeat(samples)
+            z.flatten(0, 1), None if labels is None else torch.cat([labels] * samples)
         )
         nll = self._likelihood.nll(networks, output, images.repeat(samples, 1, 1, 1))
         ratio = epsilon.double().square() + log_variance.double() - z.double().square()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ray_gen.core import ImageShape, Shape
 from ray_gen.errors import Refused
+from ray_gen.experiment.data import Condition
 
 BATCH = 256
 """Images that are read or go through a network at once. It bounds the memory for any count."""
@@ -34,6 +36,10 @@ Floats = Tensor | Array
 
 Labels = int | str | Sequence[int | str] | Tensor | Array
 """Classes by number or name: one for all, or one for each."""
+
+
+Conditions = Mapping[str, SupportsFloat | Sequence[float] | Floats]
+"""Numbers to condition on, by name, in the data's own units: one for all, or one for each."""
 
 
 def whole_number(given: SupportsIndex, argument: str) -> int:
@@ -105,6 +111,32 @@ def class_numbers(labels: Labels, count: int, class_names: Sequence[str]) -> Ten
     if len(entries) != count:
         raise Refused(f"labels: {len(entries)} given for {count} images")
     return torch.tensor([class_number(label, class_names) for label in entries])
+
+
+def condition_numbers(conditions: Conditions, count: int, known: Sequence[Condition]) -> Tensor:
+    """The numbers to condition on of `count` images: float64 (count, K), in the data's own units.
+    Raises Refused. known: the numbers of the run."""
+    told = ", ".join(f"{one.name} (from {one.low:g} to {one.high:g} in the data)" for one in known)
+    if not isinstance(conditions, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise Refused(f"conditions: give a mapping by name: {told}")
+    names = [one.name for one in known]
+    missing = [name for name in names if name not in conditions]
+    strange = [str(name) for name in conditions if name not in names]
+    if missing or strange:
+        what = f"{strange[0]!r} is no number of this run" if strange else f"{missing[0]} is missing"
+        raise Refused(f"conditions: {what}; give exactly {told}")
+    columns: list[list[float]] = []
+    for name in names:
+        argument, entries = f"conditions[{name!r}]", listed(conditions[name])
+        if entries is None:
+            entries = [_plain(conditions[name])] * count
+        if len(entries) != count:
+            raise Refused(f"{argument}: {len(entries)} given for {count} images")
+        numbers = [real_number(one, argument) for one in entries]
+        if not all(map(math.isfinite, numbers)):
+            raise Refused(f"{argument}: has a number that is not finite; give finite numbers")
+        columns.append(numbers)
+    return torch.tensor(columns, dtype=torch.float64).T
 
 
 def class_number(label: SupportsIndex | str, class_names: Sequence[str]) -> int:

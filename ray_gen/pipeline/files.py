@@ -15,7 +15,7 @@ from torch import Tensor
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
 from ray_gen.experiment.data import DataSettings
-from ray_gen.pipeline.arguments import BATCH
+from ray_gen.pipeline.arguments import BATCH, Conditions
 from ray_gen.pixels import unit
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ray_gen.data.sources.base import Item
     from ray_gen.data.wanted import Wanted
 
-Part = tuple[Tensor, Sequence[int | str] | None]
-"""Images (N, C, H, W) in [0, 1], and their labels if they are known."""
+Part = tuple[Tensor, Sequence[int | str] | None, Conditions | None]
+"""Images (N, C, H, W) in [0, 1], and their labels and conditions if they are known."""
 
 
 def image_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -131,10 +131,11 @@ def from_files(
     paths: Iterable[str | os.PathLike[str]],
     labels: Sequence[int | str] | None = None,
     count: int | None = None,
+    conditions: Conditions | None = None,
 ) -> Iterator[Part]:
     """Images from files, and from all files below folders, in parts; at most `count`.
 
-    labels: one for all, or one for each.
+    labels: one for all, or one for each. conditions: one of each name, for all.
     """
     files = image_files(paths)
     if labels is not None and len(labels) not in (1, len(files)):
@@ -146,24 +147,30 @@ def from_files(
     files = files[:count]
     for start in range(0, len(files), BATCH):
         part = slice(start, start + BATCH)
-        yield read_images(files[part], experiment), None if given is None else given[part]
+        of_part = None if given is None else given[part]
+        yield read_images(files[part], experiment), of_part, conditions
 
 
 def from_data(
     experiment: Experiment, split: Literal["train", "held_out"], count: int | None = None
 ) -> Iterator[Part]:
     """The training images or the held-out images of a run, in parts; at most `count`. Needs the
-    data set. Labels come only with a conditional run."""
+    data set. Labels and conditions come only with a conditional run."""
     from ray_gen.pixels import to_range
     from ray_gen.training.sources import open_data
 
     store = open_data(experiment)
     found = store.train if split == "train" else store.held_out
-    labels = found.labels if experiment.needs_labels else None
+    labels = found.labels if experiment.label_count else None
+    numbers = found.conditions if experiment.label_numbers else None
     total = len(found) if count is None else min(count, len(found))
     if not total:
         raise Refused("data.held_out_fraction: this run has no held-out images; name image files")
     for start in range(0, total, BATCH):
         part = slice(start, min(start + BATCH, total))
         images = to_range(found.images_NHWC[part], (0.0, 1.0))
-        yield images, None if labels is None else labels[part].tolist()
+        conditions = None
+        if numbers is not None:
+            columns = numbers[part].T.tolist()
+            conditions = {one.name: c for one, c in zip(store.conditions, columns, strict=True)}
+        yield images, None if labels is None else labels[part].tolist(), conditions

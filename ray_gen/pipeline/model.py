@@ -29,6 +29,7 @@ from ray_gen.pipeline import latent
 from ray_gen.pipeline.arguments import (
     BATCH,
     Array,
+    Conditions,
     Floats,
     Labels,
     checked_count,
@@ -36,6 +37,7 @@ from ray_gen.pipeline.arguments import (
     checked_levels,
     checked_numbers,
     class_numbers,
+    condition_numbers,
     levels_in_words,
     real_number,
     whole_number,
@@ -46,6 +48,7 @@ from ray_gen.pixels import Depth, stretched
 from ray_gen.runs.manifest import NETWORKS, OF_A_MODEL, Manifest
 from ray_gen.sampling import latents_of, noise_for
 from ray_gen.training.build import build_networks
+from ray_gen.training.labels import labels_in_turn, labels_of
 from ray_gen.training.state import load_tensors
 
 Latents = Floats | Mapping[str, Floats]
@@ -62,9 +65,10 @@ class Model:
 
     Images are floats (N, C, H, W) in [0, 1], latents are floats (N, *shape). Results are float32 on
     the CPU; the networks may be on any device. Input without N is a batch of one. NumPy arrays are
-    accepted too. `labels` are classes of a conditional model by number or name, one for all or one
-    for each. Methods that make images use all classes in turn if no labels are given. Impossible
-    requests raise Refused.
+    accepted too. `labels` are classes of a conditional model by number or name. `conditions` are
+    its numbers by name, in the data's own units. Both are one for all or one for each. Methods that
+    make images use all classes in turn if no labels are given, and numbers spread over the mean ± 2
+    standard deviations of the data if no conditions are given. Impossible requests raise Refused.
     """
 
     def __init__(
@@ -139,6 +143,7 @@ class Model:
         seed: SupportsIndex | None = None,
         truncation: SupportsFloat | None = None,
         prior: Mixture | None = None,
+        conditions: Conditions | None = None,
     ) -> Tensor:
         """`count` images drawn from the model: the decoded `latents`.
 
@@ -146,7 +151,7 @@ class Model:
         random seed.
         """
         seed = _seed(seed)
-        return torch.cat(list(self.batches(count, labels, seed, truncation, prior)))
+        return torch.cat(list(self.batches(count, labels, seed, truncation, prior, conditions)))
 
     def batches(
         self,
@@ -155,11 +160,12 @@ class Model:
         seed: SupportsIndex,
         truncation: SupportsFloat | None = None,
         prior: Mixture | None = None,
+        conditions: Conditions | None = None,
     ) -> Iterator[Tensor]:
         """The images of `sample`, in parts of at most 256."""
         self._check_prior(prior)
         total, number = checked_count(count), whole_number(seed, "seed")
-        chosen = self._labels(labels, total, in_turn=True)
+        chosen = self._labels(labels, total, conditions, in_turn=True)
         for part in _parts(total):
             numbers = torch.arange(total)[part]
             z = self._levels(numbers, number, truncation, prior)
@@ -191,6 +197,7 @@ class Model:
         labels: Labels | None = None,
         seed: SupportsIndex = 0,
         numbers: SupportsIndex | Sequence[int] | Array | None = None,
+        conditions: Conditions | None = None,
     ) -> Tensor:
         """Latents to images: G(z), or E[x|z].
 
@@ -202,7 +209,7 @@ class Model:
         of_noise = torch.arange(count) if numbers is None else checked_numbers(numbers)
         if len(of_noise) != count:
             raise Refused(f"numbers: {len(of_noise)} given for {count} images; give one for each")
-        of_each = self._labels(labels, count, in_turn=True)
+        of_each = self._labels(labels, count, conditions, in_turn=True)
         return self._decoded(levels, of_each, whole_number(seed, "seed"), of_noise)
 
     def _levels(
@@ -242,18 +249,29 @@ class Model:
 
     # Latents from images
 
-    def posterior(self, images: Floats, labels: Labels | None = None) -> Posterior:
+    def posterior(
+        self,
+        images: Floats,
+        labels: Labels | None = None,
+        conditions: Conditions | None = None,
+    ) -> Posterior:
         """Mean and log-variance of q(z|x), each (N, *shape). The log-variance is None if the
         encoder gives one z and no distribution. For several latents see `posteriors`."""
-        return self.posteriors(images, labels)[self._only_latent()]
+        return self.posteriors(images, labels, conditions)[self._only_latent()]
 
-    def posteriors(self, images: Floats, labels: Labels | None = None) -> dict[str, Posterior]:
+    def posteriors(
+        self,
+        images: Floats,
+        labels: Labels | None = None,
+        conditions: Conditions | None = None,
+    ) -> dict[str, Posterior]:
         """The posterior of each latent, by name."""
         encoder = self.encoder()
         parts = self._of_images(
             lambda images, labels: posteriors_of(encoder, self.networks, images, labels),
             images,
             labels,
+            conditions,
         )
         posteriors: dict[str, Posterior] = {}
         for name in parts[0]:
@@ -277,12 +295,16 @@ class Model:
         return next(iter(shapes))
 
     def encode(
-        self, images: Floats, labels: Labels | None = None, seed: SupportsIndex | None = None
+        self,
+        images: Floats,
+        labels: Labels | None = None,
+        seed: SupportsIndex | None = None,
+        conditions: Conditions | None = None,
     ) -> Drawn:
         """The posterior means of images. With a seed: one draw from each posterior."""
         number = None if seed is None else whole_number(seed, "seed")
         levels: dict[str, Tensor] = {}
-        for name, (mean, log_variance) in self.posteriors(images, labels).items():
+        for name, (mean, log_variance) in self.posteriors(images, labels, conditions).items():
             levels[name] = mean
             if number is not None and log_variance is not None:
                 spec, numbers = {name: Noise(tuple(mean.shape[1:]))}, torch.arange(len(mean))
@@ -290,11 +312,17 @@ class Model:
                 levels[name] = mean + (0.5 * log_variance).exp() * epsilon
         return plain(levels)
 
-    def reconstruct(self, images: Floats, labels: Labels | None = None) -> Tensor:
+    def reconstruct(
+        self,
+        images: Floats,
+        labels: Labels | None = None,
+        conditions: Conditions | None = None,
+    ) -> Tensor:
         """Reconstructions of images from their posterior means."""
         objective = self.objective
         if not isinstance(objective, Reconstructs):
-            return self.decode(self.encode(images, labels), labels)
+            encoded = self.encode(images, labels, conditions=conditions)
+            return self.decode(encoded, labels, conditions=conditions)
         done = 0
 
         def again(images: Tensor, labels: Tensor | None) -> Tensor:
@@ -306,11 +334,16 @@ class Model:
             )
             return objective.reconstruct(self.networks, images, labels, noise)
 
-        return _joined(self._of_images(again, images, labels))
+        return _joined(self._of_images(again, images, labels, conditions))
 
     # Scores of the discriminator
 
-    def discriminate(self, images: Floats, labels: Labels | None = None) -> Tensor:
+    def discriminate(
+        self,
+        images: Floats,
+        labels: Labels | None = None,
+        conditions: Conditions | None = None,
+    ) -> Tensor:
         """The discriminator's logits (N,). Higher means more real. Their sigmoid is D(x) if
         `discriminates_by_probability`.
 
@@ -319,7 +352,10 @@ class Model:
         objective = self.discriminator()
         networks = self.discriminators
         logits = self._of_images(
-            lambda images, labels: objective.discriminate(networks, images, labels), images, labels
+            lambda images, labels: objective.discriminate(networks, images, labels),
+            images,
+            labels,
+            conditions,
         )
         return _joined(logits)
 
@@ -328,6 +364,7 @@ class Model:
         images: Floats,
         labels: Labels | None = None,
         part: Literal["auto", "encoder", "discriminator"] = "auto",
+        conditions: Conditions | None = None,
     ) -> Tensor:
         """Vectors (N, D) of images: the means of the encoder's posteriors, or the input of the
         discriminator's last layer: the linear or convolution layer that is registered last. A map
@@ -336,7 +373,7 @@ class Model:
         part: auto takes the encoder if there is one.
         """
         if self.part_for_features(part) == "encoder":
-            found = self.posteriors(images, labels).values()
+            found = self.posteriors(images, labels, conditions).values()
             return torch.cat([posterior.mean.flatten(1) for posterior in found], dim=1)
         self.discriminator()
         layers = [
@@ -353,7 +390,7 @@ class Model:
 
         hook = layers[-1].register_forward_pre_hook(remember)
         try:
-            self.discriminate(images, labels)
+            self.discriminate(images, labels, conditions)
         finally:
             hook.remove()
         return _joined(seen)
@@ -432,27 +469,63 @@ class Model:
             )
         prior.check_origin(self.origin)
 
-    def _labels(self, labels: Labels | None, count: int, *, in_turn: bool = False) -> Tensor | None:
-        """Labels int64 (count,), on the CPU. None for a model that is not conditional."""
-        classes = self.experiment.label_count
-        if classes is None:
-            if labels is not None:
-                raise Refused("labels: this run is not conditional; leave them out")
+    def conditions_in_turn(self, number: int) -> dict[str, float] | None:
+        """The numbers of the sample with this number if no conditions are given, in the data's own
+        units. None for a model without such numbers."""
+        labels = labels_in_turn(self.experiment, torch.tensor([number]))
+        known = self.experiment.data.condition_statistics
+        if labels is None or not known:
             return None
+        standardised = labels[0, -len(known) :].tolist()
+        return {
+            one.name: one.mean + one.deviation * x
+            for one, x in zip(known, standardised, strict=True)
+        }
+
+    def _labels(
+        self,
+        labels: Labels | None,
+        count: int,
+        conditions: Conditions | None = None,
+        *,
+        in_turn: bool = False,
+    ) -> Tensor | None:
+        """Labels of `count` images as networks get them (`labels_of`), on the CPU. None for a model
+        that is not conditional."""
+        classes, known = self.experiment.label_count, self.experiment.data.condition_statistics
+        for argument, given, has in (
+            ("labels", labels, bool(classes)),
+            ("conditions", conditions, self.experiment.label_numbers > 0),
+        ):
+            if given is not None and not has:
+                what = "not conditional" if classes is None else f"conditional without {argument}"
+                raise Refused(f"{argument}: this run is {what}; leave them out")
+            if given is None and has and not in_turn:
+                what = "classes" if argument == "labels" else "numbers"
+                raise Refused(
+                    f"{argument}: this run is conditional; give the {what} of these images, one for"
+                    " all or one for each"
+                )
+        spread = labels_in_turn(self.experiment, torch.arange(count))
+        if spread is None or (labels is None and conditions is None):
+            return spread
+        chosen = torch.arange(count) % classes if classes else None
         if labels is not None:
-            return class_numbers(labels, count, self.class_names)
-        if not in_turn:
-            raise Refused(
-                "labels: this run is conditional; give the classes of these images, one for all or "
-                "one for each"
-            )
-        return torch.arange(count) % classes
+            chosen = class_numbers(labels, count, self.class_names)
+        if not known:
+            return chosen
+        if conditions is not None:
+            numbers = condition_numbers(conditions, count, known)
+            return labels_of(self.experiment, chosen, numbers)
+        assert chosen is not None
+        return torch.cat([chosen.float()[:, None], spread[:, -len(known) :]], dim=1)
 
     def _of_images(
         self,
         function: Callable[[Tensor, Tensor | None], _Found],
         images: Floats,
         labels: Labels | None,
+        conditions: Conditions | None,
     ) -> list[_Found]:
         """Call a function on parts of the images, scaled to `image_range`."""
         checked = checked_images(images, self.experiment.image_shape)
@@ -462,7 +535,8 @@ class Model:
             some = checked[part].to(self.device, self._dtype)
             return function(stretched(some, image_range), labels)
 
-        return self._in_parts(of_part, len(checked), self._labels(labels, len(checked)))
+        given = self._labels(labels, len(checked), conditions)
+        return self._in_parts(of_part, len(checked), given)
 
     @torch.no_grad()
     def _in_parts(

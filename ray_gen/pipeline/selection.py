@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,9 @@ class Chosen:
     images: Tensor
     """(N, C, H, W): the image of each sample or file."""
     labels: list[int] | None
-    """Class numbers. None for a model that is not conditional."""
+    """Class numbers. None for a model without classes."""
+    conditions: dict[str, list[float]] | None = None
+    """Numbers to condition on, by name. None for a model without such numbers."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Samples:
     labels: Sequence[int | str] | None
     """Classes, used in turn. None: all classes of a conditional model."""
     truncation: float | None
+    conditions: Mapping[str, float] | None = None
+    """Numbers to condition on, of all samples. None: spread, as in `Pipeline.sample`."""
 
     def chosen(self, names: Sequence[int | Path]) -> Chosen:
         """The samples with these numbers, and these image files, encoded."""
@@ -43,23 +47,34 @@ class Samples:
         z: list[dict[str, Tensor]] = []
         images: list[Tensor] = []
         labels = [self.label(name) for name in names]
-        for name, label in zip(names, labels, strict=True):
+        numbers = [self.numbers(name) for name in names]
+        for name, label, given in zip(names, labels, numbers, strict=True):
             if isinstance(name, int):
                 z.append(
                     self.pipeline.by_name(self.pipeline.latents([name], self.seed, self.truncation))
                 )
-                images.append(self.pipeline.decode(z[-1], label, self.seed, [name]))
+                images.append(self.pipeline.decode(z[-1], label, self.seed, [name], given))
             else:
                 images.append(self.pipeline.read(name))
-                z.append(self.pipeline.by_name(self.pipeline.encode(images[-1], label)))
+                z.append(
+                    self.pipeline.by_name(self.pipeline.encode(images[-1], label, None, given))
+                )
         known = [label for label in labels if label is not None]
         joined = {key: torch.cat([one[key] for one in z]) for key in z[0]}
-        return Chosen(joined, torch.cat(images), known or None)
+        first = numbers[0]
+        of_each = {key: [one[key] for one in numbers if one] for key in first} if first else None
+        return Chosen(joined, torch.cat(images), known or None, of_each)
+
+    def numbers(self, name: int | Path) -> dict[str, float] | None:
+        """The numbers to condition on of a sample; of an image file, if they are given."""
+        if self.conditions is not None:
+            return dict(self.conditions)
+        return self.pipeline.conditions_in_turn(name) if isinstance(name, int) else None
 
     def label(self, name: int | Path) -> int | None:
         """The class of a sample. For an image file: the class, if only one is possible."""
         classes = self.pipeline.experiment.label_count
-        if classes is None:
+        if not classes:
             if self.labels is not None:
                 raise Refused("labels: this run is not conditional; leave them out")
             return None

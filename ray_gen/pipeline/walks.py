@@ -16,6 +16,7 @@ from ray_gen.pipeline import latent
 from ray_gen.pipeline.arguments import (
     STACK,
     Array,
+    Conditions,
     Floats,
     Labels,
     all_whole,
@@ -49,12 +50,14 @@ class Walks(Model):
         labels: Labels | None = None,
         components: SupportsIndex = 10,
         seed: SupportsIndex = 0,
+        conditions: Conditions | None = None,
     ) -> Mixture:
         """A prior for this model's `sample`. scikit-learn fits it to the posterior means of the
         images. `Mixture.save` writes it to a file."""
         count, start = whole_number(components, "components"), whole_number(seed, "seed")
         self.check_mixture()
-        return Mixture.fit(self.posterior(images, labels).mean, count, start, self.origin)
+        means = self.posterior(images, labels, conditions).mean
+        return Mixture.fit(means, count, start, self.origin)
 
     def check_mixture(self) -> None:
         """Raise Refused if no mixture can be fitted to this model's latents."""
@@ -78,13 +81,14 @@ class Walks(Model):
         steps: SupportsIndex = 9,
         labels: Labels | None = None,
         spherical: bool = True,
+        conditions: Conditions | None = None,
     ) -> Tensor:
         """Images on the path from each of `first` to its partner in `last`, both included:
         (N, steps, C, H, W).
 
-        labels: one for each path. spherical: along great circles if the prior is normal. With a
-        uniform prior or none, every path is straight (`latent.interpolated`). All latents of a
-        hierarchy move together. The noise of the networks is constant along a path.
+        labels, conditions: one for each path. spherical: along great circles if the prior is
+        normal. With a uniform prior or none, every path is straight (`latent.interpolated`). All
+        latents of a hierarchy move together. The noise of the networks is constant along a path.
         """
         a, b = self._latents_of(first, "first"), self._latents_of(last, "last")
         count = count_of(a)
@@ -99,13 +103,14 @@ class Walks(Model):
             )
             for name in a
         }
-        return self._decoded_rows(ways, self._labels(labels, count, in_turn=True))
+        return self._decoded_rows(ways, self._labels(labels, count, conditions, in_turn=True))
 
     def arithmetic(
         self,
         plus: Iterable[Latents],
         minus: Iterable[Latents] = (),
         labels: Labels | None = None,
+        conditions: Conditions | None = None,
     ) -> Tensor:
         """The image (1, C, H, W) of a sum of latents. The mean of each group is added or
         subtracted (`latent.combined`).
@@ -120,6 +125,7 @@ class Walks(Model):
                 for name in self.latent_shapes
             },
             labels,
+            conditions=conditions,
         )
 
     def traverse(
@@ -130,6 +136,7 @@ class Walks(Model):
         steps: SupportsIndex = 9,
         labels: Labels | None = None,
         latent_name: str | None = None,
+        conditions: Conditions | None = None,
     ) -> Tensor:
         """Images of a latent while one of its numbers moves by -extent to extent, one row for each
         dimension: (dimensions, steps, C, H, W).
@@ -157,8 +164,8 @@ class Walks(Model):
             else z[:, None].expand(len(rows), number, *z.shape[1:])
             for key, z in start.items()
         }
-        label = self._labels(labels, 1, in_turn=True)
-        return self._decoded_rows(ways, None if label is None else label.repeat(len(rows)))
+        label = self._labels(labels, 1, conditions, in_turn=True)
+        return self._decoded_rows(ways, None if label is None else label[[0] * len(rows)])
 
     def moved(self, name: str | None) -> str:
         """The latent that moves. name None: the only one. Raises Refused."""
@@ -202,7 +209,7 @@ class Walks(Model):
         """Images (N, steps, C, H, W) of latents (N, steps, *shape), with one label for each row.
         All images of a row share the same noise."""
         rows, steps = next(iter(ways.values())).shape[:2]
-        each = None if labels is None else labels.repeat_interleave(steps)
+        each = None if labels is None else labels.repeat_interleave(steps, dim=0)
         numbers = torch.arange(rows).repeat_interleave(steps)
         flat = {name: way.flatten(0, 1) for name, way in ways.items()}
         return self._decoded(flat, each, 0, numbers).unflatten(0, (rows, steps))

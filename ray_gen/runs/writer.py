@@ -33,6 +33,7 @@ from ray_gen.runs.manifest import CheckpointError, Manifest
 from ray_gen.sampling import noise_for, sampled
 from ray_gen.storage import Folder
 from ray_gen.training.build import DTYPES
+from ray_gen.training.labels import labels_in_turn, labels_of
 from ray_gen.training.loop import Report
 from ray_gen.training.state import State
 
@@ -308,7 +309,7 @@ class RunWriter:
             return None
         device = next(iter(networks.parameters())).device
         numbers = torch.arange(PICTURED, device=device)
-        labels = None if experiment.label_count is None else numbers % experiment.label_count
+        labels = labels_in_turn(experiment, numbers)
         dtype = DTYPES[experiment.training.precision]
         return sampled(objective, networks, experiment.seed, "fixed", numbers, labels, dtype)
 
@@ -328,9 +329,8 @@ class RunWriter:
         held_out = self._store.held_out
         if isinstance(objective, Reconstructs) and len(held_out.images_NHWC):
             stored = held_out.images_NHWC[: PICTURED // 2].to(device)
-            labels = None
-            if experiment.needs_labels and held_out.labels is not None:
-                labels = held_out.labels[: PICTURED // 2].to(device)
+            labels = labels_of(experiment, held_out.labels, held_out.conditions)
+            labels = None if labels is None else labels[: PICTURED // 2].to(device)
             images = to_range(stored, objective.image_range, dtype)
             numbers = torch.arange(len(images), device=device)
             noise = noise_for(

@@ -225,11 +225,27 @@ def build_networks(
             if isinstance(signature, nn.Module):
                 network = signature
             else:
-                network = _build_network(experiment.networks[name], signature, name)
+                seen = _with_numbers(signature, experiment)
+                network = _build_network(experiment.networks[name], seen, name)
         network = with_group_batch_norm(network, experiment.group_size)
         network.to(DTYPES[experiment.training.precision])
         networks[name] = network.to(memory_format=torch.channels_last)  # pyright: ignore
     return nn.ModuleDict(networks)
+
+
+def _with_numbers(signature: Signature, experiment: Experiment) -> Signature:
+    """The signature, with the numbers that labels have besides the class."""
+    numbers = experiment.label_numbers
+    if not numbers or signature.label_count is None:
+        return signature
+    return Signature(
+        signature.input,
+        signature.outputs,
+        signature.label_count,
+        signature.activation,
+        signature.conditions,
+        numbers,
+    )
 
 
 def _build_network(settings: Network, signature: Signature, name: str) -> nn.Module:

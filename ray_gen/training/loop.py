@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 
 import torch
 
@@ -24,6 +25,7 @@ from ray_gen.experiment import Experiment
 from ray_gen.noise import Key, drawn, key_of
 from ray_gen.pixels import selected, to_range
 from ray_gen.training.build import DTYPES, build_objective
+from ray_gen.training.labels import labels_of
 from ray_gen.training.meter import Meter, NonFiniteError
 from ray_gen.training.state import State
 from ray_gen.training.step import Step, images_per_rank
@@ -186,7 +188,6 @@ def build_feed(experiment: Experiment, objective: Objective, store: Store, world
 def _reader(
     experiment: Experiment, store: Store, settings: FeedSettings, device: torch.device
 ) -> Reader:
-    labelled = experiment.needs_labels
     if store.stream is not None:
         return Streamed(
             store.stream,
@@ -194,13 +195,13 @@ def _reader(
             streams=experiment.training.global_batch_size // experiment.group_size,
             group_size=experiment.group_size,
             part=settings.part,
-            labelled=labelled,
+            labels=partial(labels_of, experiment),
             pinned=device.type == "cuda",
         )
     placement = experiment.data.placement
     images = store.train.images_NHWC if store.uncropped is None else store.uncropped
     on_device = placement == "device" or (placement == "auto" and fits_device(images, device))
-    labels = store.train.labels if labelled else None
+    labels = labels_of(experiment, store.train.labels, store.train.conditions)
     return Stored(
         images,
         labels,
@@ -251,10 +252,10 @@ def held_out_scores(
     sums: dict[str, torch.Tensor] = {}
     # A rank without a share needs the names of the scores too: it scores one image with weight 0.
     own = share or range(1)
+    labels = labels_of(experiment, split.labels, split.conditions)
     for start in range(own.start, own.stop, 512):
         part = torch.arange(start, min(start + 512, own.stop))
         noise = drawn(specs, key, part.to(device), dtype)
-        labels = split.labels if experiment.needs_labels else None
         stored = selected(split.images_NHWC, part).to(device)
         images = to_range(stored, objective.image_range, dtype)
         batch = Batch(

@@ -15,6 +15,7 @@ from ray_gen.data import DataError, Split, Store, open_store, open_stream
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.data import Data, DataSettings, JoinedData, ParquetData
 from ray_gen.training.build import import_target
+from ray_gen.training.labels import labels_of
 
 
 def cache_folder() -> Path:
@@ -65,7 +66,13 @@ def open_data(experiment: Experiment, progress: Callable[[int, int], None] | Non
     """The data of an experiment. Raises ExperimentError if the experiment needs labels and the data
     has none."""
     store = open_source(experiment.data, progress)
-    if experiment.needs_labels and not store.label_count:
+    for condition in store.conditions:
+        if not condition.deviation:
+            raise DataError(
+                f"data.conditions: {condition.name} is {condition.low:g} for all training images,"
+                " so nothing can be conditioned on it; leave it out"
+            )
+    if experiment.needs_labels and not store.label_count and not store.conditions:
         raise ExperimentError([f"objective.conditional: {_without_classes(store)}"])
     return store
 
@@ -120,6 +127,28 @@ def with_classes(store: Store, names: Sequence[str], option: str) -> Store:
         class_names=tuple(names),
         label_count=len(names),
     )
+
+
+def with_labels_of(store: Store, experiment: Experiment, option: str) -> Store:
+    """The store, with labels as the networks of a run get them (`labels_of`); None if the run is
+    not conditional. Classes are matched as in `with_classes`.
+
+    option: what named the data, for messages. Raises DataError if images lack the numbers of the
+    run.
+    """
+    wanted = [one.name for one in experiment.data.condition_statistics or ()]
+    if experiment.label_numbers and [one.name for one in store.conditions] != wanted:
+        raise DataError(
+            f"{option}: its images have not the numbers {', '.join(wanted)}, on which the run is"
+            " conditioned; compare with the run's own data, or move them and name them with --data"
+        )
+    if experiment.label_count:
+        store = with_classes(store, experiment.data.classes or (), option)
+
+    def labelled(split: Split) -> Split:
+        return replace(split, labels=labels_of(experiment, split.labels, split.conditions))
+
+    return replace(store, train=labelled(store.train), held_out=labelled(store.held_out))
 
 
 def class_names(store: Store) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ def streamed(store: Store, part: range = range(24), group: int = 6, seed: int = 
         streams=24 // group,
         group_size=group,
         part=part,
-        labelled=True,
+        labels=lambda classes, _: classes,
         pinned=False,
     )
 

@@ -15,6 +15,7 @@ from ray_gen.data.errors import CorruptImageError, DataError, reason
 from ray_gen.data.pictures import Bands, read_picture
 from ray_gen.data.sources.archives import local_path
 from ray_gen.data.sources.base import Item, Listing, SplitName
+from ray_gen.data.sources.conditions import Conditions, conditions_of
 from ray_gen.data.sources.labels import (
     Choice,
     Column,
@@ -61,11 +62,13 @@ class ArrowFolder:
         image_column: str | None = None,
         label_column: LabelColumn | None = None,
         labels: Literal["auto", "none"] = "auto",
+        conditions: Sequence[str] = (),
     ) -> None:
         self.path = path
         self.image_column = image_column
         self.label_column = label_column
         self.labels = labels
+        self.conditions = tuple(conditions)
         self._found: list[_Shard] | None = None
         self._watched: dict[str, tuple[int, int]] = {}
 
@@ -77,6 +80,7 @@ class ArrowFolder:
             "image_column": self.image_column,
             "label_column": self.label_column,
             "labels": self.labels,
+            **({"conditions": self.conditions} if self.conditions else {}),
         }
 
     def listing(self) -> Listing:
@@ -111,24 +115,42 @@ class ArrowFolder:
         if self.labels == "none":
             chosen = Choice(no_classes="data.labels is none; set it to auto")
         else:
-            chosen = choice(schemas, self.label_column, (image,), read)
+            chosen = choice(schemas, self.label_column, (image, *self.conditions), read)
         names = chosen.classes.names if chosen.classes is not None else ()
+        conditions = self._conditions(schemas)
         beside = Beside(_local(), self._root, None, self._watched)
         return Listing(
             sum(rows.values()),
-            self._items(shards, image, chosen if names else Choice(), beside),
+            self._items(shards, image, chosen if names else Choice(), beside, conditions),
             names or None,
             beside.watched,
             notes=chosen.notes,
             no_classes=chosen.no_classes,
+            condition_names=conditions.names,
         )
+
+    def _conditions(self, schemas: Mapping[str, pa.Schema]) -> Conditions:
+        """The numbers to condition on. Reads all of them, to refuse a missing one before any image
+        is decoded."""
+        found = conditions_of(self.conditions, schemas.items())
+        for location in schemas if found.columns else ():
+            row = 0
+            for batch in self._open(location)[1]:
+                found.of(batch, location, row)
+                row += len(batch)
+        return found
 
     @property
     def _root(self) -> str:
         return str(local_path(self.path, "Arrow files"))
 
     def _items(
-        self, shards: Sequence[_Shard], image: str, chosen: Choice, beside: Beside
+        self,
+        shards: Sequence[_Shard],
+        image: str,
+        chosen: Choice,
+        beside: Beside,
+        conditions: Conditions,
     ) -> Iterator[Item]:
         """The rows of all files, batch by batch: the images stay in the mapped files."""
         for shard in shards:
@@ -137,6 +159,7 @@ class ArrowFolder:
             for batch in self._open(shard.location)[1]:
                 images = batch.column(image)
                 labels = given(batch, chosen.column) or [None] * len(batch)
+                numbers = conditions.of(batch, shard.location, row)
                 for place, label in enumerate(labels):
                     number = None
                     if chosen.classes is not None and label is not None:
@@ -148,6 +171,7 @@ class ArrowFolder:
                         split=shard.split,
                         load=partial(_load, encoded, number),
                         encoded=encoded,
+                        conditions=None if numbers is None else numbers[place],
                     )
                     row += 1
 

@@ -42,6 +42,8 @@ class Item:
     """Number of its source, where several are joined. Items come source by source."""
     class_name: str | None = None
     """Name of its class, if that is known before the image is read."""
+    conditions: tuple[float, ...] | None = None
+    """The numbers of `Listing.condition_names`, in the data's own units. None if there are none."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Listing:
     there are classes, or there is nothing to say."""
     sources: int = 1
     """Number of joined sources."""
+    condition_names: tuple[str, ...] = ()
+    """Names of the numbers that each image has to condition on."""
 
 
 class Source(Protocol):

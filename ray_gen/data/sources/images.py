@@ -28,7 +28,7 @@ from ray_gen.data.sources.base import Item, Listing
 from ray_gen.data.sources.files import File, Files, FolderFiles, Scan
 from ray_gen.data.sources.labels import LabelColumn
 from ray_gen.data.sources.layout import Layout, Place, Splits, layout_of
-from ray_gen.data.sources.metadata import Labels, labels_of, missing, stamp
+from ray_gen.data.sources.metadata import Labels, Numbers, labels_of, missing, numbers_of, stamp
 
 if TYPE_CHECKING:
     from ray_gen.data.sources.base import Picture
@@ -86,7 +86,7 @@ class Images:
     sorted names, or the splits: see `layout.py`. Images beside each other, without folders, have no
     labels. Files beside the images may give labels, too; then folders are no classes: see
     `metadata.py`. `labels` is "auto", "folders", "none", or such a file: an absolute path, or one
-    in the tree. `label_column` is its column of labels.
+    in the tree. `label_column` is its column of labels, `conditions` are its columns of numbers.
     """
 
     field = "data.path"
@@ -99,10 +99,12 @@ class Images:
         frames: Frames = "first",
         labels: str = "auto",
         label_column: LabelColumn | None = None,
+        conditions: Sequence[str] = (),
     ) -> None:
         self.files = files
         self.labels = labels
         self.label_column = label_column
+        self.conditions = tuple(conditions)
         self.kind = files.kind
         self.splits: Splits = splits
         self.frames: Frames = frames
@@ -124,6 +126,7 @@ class Images:
             "splits": self.splits,
             "frames": self.frames,
             "labels": [self.labels, self.label_column, stamp(self.labels)],
+            **({"conditions": self.conditions} if self.conditions else {}),
         }
 
     def found(self, refuse: Refuse = raised) -> Found:
@@ -151,6 +154,7 @@ class Images:
         class_names = labels.class_names if labels.decides else layout.class_names
         names = class_names or ()
         index = {name: i for i, name in enumerate(layout.class_names or ())}
+        numbers = self._numbers(paths, found, [image.path for image in kept], refuse)
         frames, notes = self._frames(kept, refuse)
 
         def label_of(path: str) -> int | None:
@@ -159,17 +163,19 @@ class Images:
             return index.get(layout.places[path].class_name or "")
 
         items = (
-            self._item(image, layout.places[image.path], label, names, frame)
+            self._item(
+                image, layout.places[image.path], label, names, frame, numbers.of.get(image.path)
+            )
             for image in kept
             for label in (label_of(image.path),)
             for frame in frames.get(image.path, (None,))
         )
-        count = len(kept) + sum(len(numbers) - 1 for numbers in frames.values())
+        count = len(kept) + sum(len(of_file) - 1 for of_file in frames.values())
         return Listing(
             count,
             items,
             class_names,
-            not_read=_counted(found, labels.files),
+            not_read=_counted(found, (*labels.files, *numbers.files)),
             notes=(
                 *scan.notes,
                 *notes,
@@ -177,12 +183,27 @@ class Images:
                 *labels.notes,
             ),
             no_classes="" if class_names and not labels.decides else labels.no_classes,
+            condition_names=numbers.names,
         )
+
+    def _numbers(
+        self, paths: Sequence[str], found: Found, kept: Sequence[str], refuse: Refuse
+    ) -> Numbers:
+        """The numbers to condition on that files beside the images give. kept: the images that are
+        read."""
+        try:
+            return numbers_of(self.conditions, self.labels, self.files, paths, found.others, kept)
+        except DataError as error:
+            refuse(error)
+            return Numbers()
 
     def _labels(self, paths: Sequence[str], found: Found, refuse: Refuse) -> Labels:
         """What files beside the images say of them."""
         try:
-            said = labels_of(self.labels, self.label_column, self.files, paths, found.others)
+            said = labels_of(
+                *(self.labels, self.label_column, self.files, paths, found.others),
+                besides=self.conditions,
+            )
         except DataError as error:
             refuse(error)
             said = None
@@ -292,6 +313,7 @@ class Images:
         label: int | None,
         names: Sequence[str],
         frame: int | None,
+        conditions: tuple[float, ...] | None,
     ) -> Item:
         suffix = "" if frame is None else f"#{frame}"
         return Item(
@@ -301,6 +323,7 @@ class Images:
             load=partial(_load, self.files, image, label, frame or 0, self.frames == "channels"),
             encoded=partial(_bytes_of, self.files, image.path) if frame is None else None,
             class_name=names[label] if label is not None and names else None,
+            conditions=conditions,
         )
 
     def _check_classes(self, layout: Layout, found: Found, refuse: Refuse) -> None:
@@ -352,6 +375,7 @@ class ImageFolder(Images):
         frames: Frames = "first",
         labels: str = "auto",
         label_column: LabelColumn | None = None,
+        conditions: Sequence[str] = (),
     ) -> None:
         super().__init__(
             FolderFiles(path),
@@ -359,6 +383,7 @@ class ImageFolder(Images):
             frames=frames,
             labels=labels,
             label_column=label_column,
+            conditions=conditions,
         )
 
 

@@ -48,6 +48,14 @@ class Joined:
     def listing(self) -> Listing:
         listings = [_of(number, source.listing) for number, source in enumerate(self.sources)]
         names, notes = _joined_classes([listing.class_names for listing in listings])
+        conditions = listings[0].condition_names
+        for number, listing in enumerate(listings):
+            if listing.condition_names != conditions:
+                raise DataError(
+                    f"{_name(number)}.conditions: has the numbers"
+                    f" {', '.join(listing.condition_names) or 'of no column'}, and {_name(0)}"
+                    f" {', '.join(conditions) or 'of no column'}; name the same in all sources"
+                )
         not_read: Counter[str] = Counter()
         watched: dict[str, tuple[int, int]] = {}
         why = ""
@@ -66,6 +74,7 @@ class Joined:
             tuple(notes),
             why,
             sources=len(listings),
+            condition_names=conditions,
         )
 
     def _items(self, listings: Sequence[Listing], names: tuple[str, ...] | None) -> Iterator[Item]:

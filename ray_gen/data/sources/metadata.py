@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray_gen.data.errors import CorruptImageError, DataError, reason
+from ray_gen.data.sources import conditions as of_conditions
 from ray_gen.data.sources import labels as of_labels
 from ray_gen.data.sources.files import Files
 from ray_gen.data.sources.labels import Classes, LabelColumn, listed, shown
@@ -42,6 +43,7 @@ _NUMBERS = {
     "float64": r"^(-?(0|[1-9]\d{0,14})(\.\d*)?|nan|NaN)$",
 }
 """Text that is a number, by its type. 001 is a name. So are numbers too long for the type."""
+_REAL = r"^([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|NaN)$"
 
 
 @dataclass(frozen=True)
@@ -170,17 +172,115 @@ def stamp(setting: str) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers to condition on that files give to images."""
+
+    names: tuple[str, ...] = ()
+    of: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
+    """The numbers of each path."""
+    files: tuple[str, ...] = ()
+    """Paths in the tree of the files that say it."""
+
+
+def numbers_of(
+    columns: Sequence[str],
+    setting: str,
+    files: Files,
+    images: Sequence[str],
+    others: Sequence[str],
+    needed: Sequence[str],
+) -> Numbers:
+    """The numbers in columns of the files that give labels. Raises DataError, also if an image has
+    none.
+
+    columns: `data.conditions`. needed: paths of the images that are read. The others: see
+    `labels_of`.
+    """
+    if not columns:
+        return Numbers()
+    tree = _Tree(files, images)
+    given = setting not in KEYWORDS
+    try:
+        tables = [_given(setting, tree, others)] if given else _beside(tree, others)[0]
+    except _NoClassesError as error:
+        raise DataError(
+            f"{of_conditions.FIELD}: {error.file.where} has no columns of numbers; set data.labels"
+            " to a file of names and numbers"
+        ) from error
+    if not tables:
+        raise DataError(
+            f"{of_conditions.FIELD}: {files.root} has no {', '.join(NAMES[:-1])} with a column"
+            " file_name; write one, or set data.labels to a file of names and numbers"
+        )
+    useful = [table for table in tables if any(path is not None for path in table.paths)]
+    if not useful:
+        raise DataError(
+            f"{of_conditions.FIELD}: {tables[0].file.where} names no image of {files.root}; the"
+            f" first name is {next(iter(tables[0].strays), None)!r}; give paths relative to that"
+            " folder"
+        )
+    for table in useful:
+        for column in columns:
+            _as_numbers(table, column)
+    chosen = of_conditions.conditions_of(
+        columns, ((table.file.where, table.rows.schema) for table in useful)
+    )
+    found: dict[str, tuple[float, ...]] = {}
+    for table in sorted(useful, key=lambda table: table.file.folder.count("/")):
+        kept = [row for row, path in enumerate(table.paths) if path is not None]
+        rows, where = table.rows, table.file.where
+        if len(kept) < len(rows):
+            rows, where = rows.take(kept), f"the rows of {where} that name an image"
+        own: dict[str, tuple[float, ...]] = {}
+        for row, numbers in zip(kept, chosen.of(rows, where) or (), strict=True):
+            path = str(table.paths[row])
+            if own.setdefault(path, numbers) != numbers:
+                raise DataError(
+                    f"{of_conditions.FIELD}: {table.file.where} gives {path!r} two rows with"
+                    " different numbers; keep one row"
+                )
+        found |= own
+    without = [path for path in needed if path not in found]
+    if without:
+        have = "image has" if len(without) == 1 else "images have"
+        raise DataError(
+            f"{of_conditions.FIELD}: {len(without):,} {have} no row in {useful[0].file.where}; the"
+            f" first is {without[0]}; add rows, or move the images away"
+        )
+    inside = tuple(table.file.path for table in useful if not table.file.outside)
+    return Numbers(chosen.names, found, inside)
+
+
+def _as_numbers(table: _Table, name: str) -> None:
+    """Makes float64 of a column of text. Raises DataError for text that is no number."""
+    if table.file.suffix in _TYPED or name not in table.rows.column_names:
+        return
+    pc = of_labels.functions()
+    texts = table.rows.column(name)
+    row = pc.index(pc.invert(pc.match_substring_regex(texts, _REAL)), True).as_py()
+    if row >= 0:
+        raise DataError(
+            f"{of_conditions.FIELD}: row {row} of {table.file.where} has {texts[row].as_py()!r} in"
+            f" {name!r}, which is no number; correct it, or leave the column out"
+        )
+    place = table.rows.column_names.index(name)
+    table.rows = table.rows.set_column(place, name, texts.cast("float64"))
+
+
 def labels_of(
     setting: str,
     column: LabelColumn | None,
     files: Files,
     images: Sequence[str],
     others: Sequence[str],
+    besides: Sequence[str] = (),
 ) -> Labels | None:
     """The classes that files give to images. None: they say nothing. See `missing`, too.
 
     setting: `data.labels`. column: `data.label_column`. images: paths in the tree. others: paths of
-    the files that are no images. Raises DataError.
+    the files that are no images. besides: columns that are no labels, unless `column` names them.
+    Raises DataError.
     """
     if setting == "folders":
         return None
@@ -217,10 +317,10 @@ def labels_of(
         return Labels(False, notes=(f"{says}, so it is not used",))
     if not useful:
         return Labels(False, notes=tuple(unnamed)) if unnamed else None
-    names = useful[0].rows.column_names
+    names = [name for name in useful[0].rows.column_names if name not in besides]
     if useful[0].file.given and len(names) == 1:
         column = column or names[0]
-    labels = _read(useful, column)
+    labels = _read(useful, column, besides)
     return replace(labels, notes=(*labels.notes, *unnamed))
 
 
@@ -246,7 +346,9 @@ def missing(labels: Labels, images: Sequence[str]) -> Labels:
     return replace(labels, no_classes=f"{why}; add rows, or move the images away")
 
 
-def _read(tables: Sequence[_Table], column: LabelColumn | None) -> Labels:
+def _read(
+    tables: Sequence[_Table], column: LabelColumn | None, besides: Sequence[str] = ()
+) -> Labels:
     """The classes in files of names and labels."""
     _make_numbers(tables)
     where = tables[0].file.where
@@ -258,9 +360,9 @@ def _read(tables: Sequence[_Table], column: LabelColumn | None) -> Labels:
         ]
 
     schemas = {table.file.where: table.rows.schema for table in tables}
-    choice = of_labels.choice(schemas, column, (), columns)
+    choice = of_labels.choice(schemas, column, tuple(besides), columns)
     if choice.column is None or choice.classes is None:
-        if tables[0].file.given:
+        if tables[0].file.given and not besides:
             raise DataError(f"{of_labels.FIELD}: in {where}, {choice.no_classes}")
         return Labels(False, notes=choice.notes, no_classes=f"in {where}, {choice.no_classes}")
     files = tuple(table.file.path for table in tables)
@@ -429,16 +531,19 @@ def _rows(file: _File, tree: _Tree) -> pa.Table | None:
 
 
 def _from_parquet(data: bytes) -> pa.Table:
-    """The columns that can hold names or labels."""
+    """The columns that can hold names, labels or conditions."""
     import pyarrow.parquet as pq
+    from pyarrow import types
 
     file = pq.ParquetFile(io.BytesIO(data))
     schema = file.schema_arrow
-    return file.read(columns=[field.name for field in schema if of_labels.holds(field.type)])
+    kept = [c for c in schema if of_labels.holds(c.type) or types.is_fixed_size_list(c.type)]
+    return file.read(columns=[column.name for column in kept])
 
 
 def _from_json_lines(text: str, where: str) -> pa.Table:
-    """The keys of all lines whose values are no lists and no mappings."""
+    """The keys of all lines whose values are no lists and no mappings, or are lists of equally many
+    numbers."""
     import pyarrow as pa
 
     rows: list[dict[str, Any]] = []
@@ -457,7 +562,22 @@ def _from_json_lines(text: str, where: str) -> pa.Table:
         rows.append(row)
     keys = dict.fromkeys(key for row in rows for key in row)
     columns = {key: [row.get(key) for row in rows] for key in keys}
-    return pa.table({key: _array(x) for key, x in columns.items() if not _any_nested(x)})
+    flat = {key: _array(x) for key, x in columns.items() if not _any_nested(x)}
+    lists = {key: made for key, x in columns.items() if (made := _lists(x)) is not None}
+    return pa.table({**flat, **lists})
+
+
+def _lists(values: Sequence[Any]) -> pa.Array | None:
+    """A column of lists of equally many numbers. None if the values are something else."""
+    import pyarrow as pa
+
+    sizes = {len(value) for value in values if isinstance(value, list)}
+    if len(sizes) != 1 or not all(isinstance(value, (list, type(None))) for value in values):
+        return None
+    try:
+        return pa.array(values, pa.list_(pa.float64(), sizes.pop()))
+    except (pa.ArrowException, TypeError):
+        return None
 
 
 def _any_nested(values: Iterable[Any]) -> bool:

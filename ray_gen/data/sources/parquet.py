@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -21,6 +21,7 @@ from ray_gen.data.pictures import LARGEST_CHANNELS, Bands, read_picture
 from ray_gen.data.rules_1 import checked_labels, label_column_1
 from ray_gen.data.rules_1 import splits_of_shards as splits_of_shards_1
 from ray_gen.data.sources.base import Item, Listing, SplitName, read_image_1
+from ray_gen.data.sources.conditions import Conditions, conditions_of
 from ray_gen.data.sources.labels import (
     Classes,
     Column,
@@ -107,10 +108,13 @@ class Columns:
     beside: Beside | None = None
     """The files that rows name. None by the first rules, which read no such files."""
 
+    conditions: Conditions = field(default_factory=Conditions)
+    """The columns of numbers to condition on."""
+
     @property
     def names(self) -> list[str]:
-        """Names of the image column and the label columns."""
-        return [self.image, *columns_of(self.label)]
+        """Names of the image column, the label columns and the columns of conditions."""
+        return list(dict.fromkeys((self.image, *columns_of(self.label), *self.conditions.columns)))
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -149,6 +153,12 @@ class RowsInMemory(Sequence[Item]):
             return [None] * len(self)
         return [_class_of(label, self._shard, self._columns) for label in labels]
 
+    @cached_property
+    def conditions(self) -> list[tuple[float, ...]] | None:
+        """The numbers of each row to condition on. None if there are none."""
+        shard, columns = self._shard, self._columns
+        return columns.conditions.of(self._table, shard.location, self._first_row)
+
     @overload
     def __getitem__(self, index: int) -> Item: ...
     @overload
@@ -157,7 +167,8 @@ class RowsInMemory(Sequence[Item]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         image, row = self._images[index].as_py(), self._first_row + index
-        return _item(image, self.labels[index], self._shard, row, self._columns)
+        conditions = self.conditions[index] if self.conditions is not None else None
+        return _item(image, self.labels[index], conditions, self._shard, row, self._columns)
 
 
 class Parquet:
@@ -166,7 +177,8 @@ class Parquet:
     `image_column` names the image column. Default: the only column of encoded images (binary, or
     Hugging Face's struct<bytes, path>). `label_column` names the label column. Default: the first
     of `label`, `labels`, `fine_label`, `class` and `target` that holds labels. See `labels.py` for
-    the classes that come of labels. `labels` "none" leaves them out.
+    the classes that come of labels. `labels` "none" leaves them out. `conditions` are columns of
+    numbers.
 
     The data set has its own splits if the names of some shards (or of their folders) say train, and
     the names of others validation or test; see `layout.py`. If both exist, validation is held out,
@@ -183,10 +195,12 @@ class Parquet:
         image_column: str | None = None,
         label_column: LabelColumn | None = None,
         labels: Literal["auto", "none"] = "auto",
+        conditions: Sequence[str] = (),
         rules: Literal[1, 2] = 2,
     ) -> None:
         self.rules: Literal[1, 2] = rules
         self.labels = labels
+        self.conditions = tuple(conditions)
         self.path = path
         self.image_column = image_column
         self.label_column = label_column
@@ -199,11 +213,13 @@ class Parquet:
     def identity(self) -> object:
         """Relative path, size and time of every shard, and the columns."""
         self._found = self._list()
-        told = {
+        told: dict[str, Any] = {
             "shards": [[s.path, s.split, s.size, s.mtime_ns] for s in self._found],
             "image_column": self.image_column,
             "label_column": self.label_column,
         }
+        if self.conditions:
+            told["conditions"] = self.conditions
         return told if self.rules == 1 else {**told, "labels": self.labels}
 
     def listing(self) -> Listing:
@@ -216,6 +232,7 @@ class Parquet:
             columns.beside.watched if columns.beside is not None else {},
             notes=columns.notes,
             no_classes=columns.no_classes,
+            condition_names=columns.conditions.names,
         )
 
     def row_groups(self) -> tuple[list[RowGroup], Columns]:
@@ -259,7 +276,27 @@ class Parquet:
             label, names, count = self._labels_1(schemas)
             return groups, Columns(image, label, names, count, shape, element, rules=1)
         columns = Columns(image, None, None, None, shape, element, beside=self._beside())
+        columns = replace(columns, conditions=self._conditions(schemas))
         return groups, self._labelled(columns, schemas)
+
+    def _conditions(self, schemas: Mapping[_Shard, pa.Schema]) -> Conditions:
+        """The numbers to condition on. Reads those of all shards, to refuse a missing one before
+        any image is decoded."""
+        found = conditions_of(
+            self.conditions, ((shard.location, schema) for shard, schema in schemas.items())
+        )
+
+        def look(shard: _Shard) -> None:
+            with self._file(shard) as file:
+                row = 0
+                for part in _values(file, found.columns):
+                    found.of(part, shard.location, row)
+                    row += len(part)
+
+        if found.columns:
+            with ThreadPoolExecutor(_FOOTERS_AT_ONCE, "conditions") as pool:
+                list(pool.map(lambda s: self._asked(s.location, partial(look, s)), schemas))
+        return found
 
     def _beside(self) -> Beside:
         uri = self.path if "://" in self.path else None
@@ -296,7 +333,7 @@ class Parquet:
                 return list(pool.map(lambda s: self._asked(s.location, partial(look, s)), schemas))
 
         by_name = {shard.location: schema for shard, schema in schemas.items()}
-        found = choice(by_name, asked, (columns.image,), read)
+        found = choice(by_name, asked, (columns.image, *self.conditions), read)
         columns = replace(columns, notes=found.notes, no_classes=found.no_classes)
         if found.classes is None or not found.classes.names:
             return columns
@@ -503,13 +540,16 @@ def _items(
 ) -> Iterator[Item]:
     images: list[Any] = batch.column(columns.image).to_pylist()
     labels = given(batch, columns.label) or [None] * len(images)
-    for row, (image, label) in enumerate(zip(images, labels, strict=True), first_row):
-        yield _item(image, _class_of(label, shard, columns), shard, row, columns)
+    numbers = columns.conditions.of(batch, shard.location, first_row) or [None] * len(images)
+    of_rows = zip(images, labels, numbers, strict=True)
+    for row, (image, label, conditions) in enumerate(of_rows, first_row):
+        yield _item(image, _class_of(label, shard, columns), conditions, shard, row, columns)
 
 
 def _item(
     image: Stored,
     label: int | None,
+    conditions: tuple[float, ...] | None,
     shard: _Shard,
     row: int,
     columns: Columns,
@@ -521,6 +561,7 @@ def _item(
         split=shard.split,
         load=partial(_load, image, label, columns, folder),
         encoded=None if columns.shape_HWC else partial(bytes_of, image, columns.beside, folder),
+        conditions=conditions,
     )
 
 

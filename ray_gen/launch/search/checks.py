@@ -4,6 +4,7 @@ each value, and of the room in the cluster."""
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -25,7 +26,7 @@ from ray_gen.searches.records import (
 from ray_gen.storage import Folder
 from ray_gen.training.build import build_networks, build_objective
 from ray_gen.training.loop import train
-from ray_gen.training.sources import class_names
+from ray_gen.training.sources import class_names, with_labels_of
 from ray_gen.training.state import State
 
 
@@ -34,7 +35,12 @@ def resolved_search(experiment: Experiment, store: Store) -> Experiment:
     auto: each trial sets it by its own batch size."""
     size = experiment.training.group_size
     return experiment.resolved(
-        store.image_shape, class_names(store), store.digest, size, store.found.value_range
+        store.image_shape,
+        class_names(store),
+        store.digest,
+        size,
+        store.found.value_range,
+        [asdict(condition) for condition in store.conditions],
     )
 
 
@@ -122,7 +128,8 @@ def _check_evaluation(experiment: Experiment, metric: str, store: Store) -> None
     """Raises ExperimentError if an evaluation of this experiment does not measure the metric."""
     objective = build_objective(experiment)
     state = State.build(experiment, objective, World())
-    evaluator = Evaluator(experiment.evaluation, store, experiment.data.short_form, World())
+    seen = with_labels_of(store, experiment, "data")
+    evaluator = Evaluator(experiment.evaluation, seen, experiment.data.short_form, World())
     found = evaluator.checked(subject_of(experiment, objective, state.ema, {"weights": "ema"}))
     if metric_of(metric) not in found.names:
         without = "; ".join(found.left_out())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ray_gen.core import Objective
 from ray_gen.experiment import Experiment
+from ray_gen.experiment.data import Condition
 from ray_gen.pipeline.pretrained import Facts, custom_targets, finite_metrics, published
 from ray_gen.pixels import channels_in_words
 from ray_gen.version import __version__
@@ -61,7 +62,9 @@ def _summary(experiment: Experiment, facts: Facts) -> str:
     told = channels_in_words(channels, experiment.data.bits)
     known = "" if told in ("grey", "RGB") else f" ({told})"
     size = f"{channels} x {height} x {width}"
-    conditional = " given their class" if experiment.label_count is not None else ""
+    given = ["their class"] if experiment.label_count else []
+    given += [one.name for one in _conditions(experiment)]
+    conditional = f" given {' and '.join(given)}" if given else ""
     trained = "" if facts.images is None else f", trained on {facts.images:,} images"
     weights = {"ema": " Its weights are averages over training (EMA).", "raw": "", None: ""}
     return (
@@ -70,11 +73,17 @@ def _summary(experiment: Experiment, facts: Facts) -> str:
     )
 
 
+def _conditions(experiment: Experiment) -> Sequence[Condition]:
+    """The numbers that the networks get."""
+    return (experiment.data.condition_statistics or ()) if experiment.label_numbers else ()
+
+
 def _use(experiment: Experiment, objective: Objective, files: Sequence[ExportedFile]) -> str:
     parts = ["## Use"]
     shape = ", ".join(map(str, experiment.image_shape))
     if any(file.name.endswith(".safetensors") for file in files):
-        labels = "" if experiment.label_count is None else ", labels"
+        labels = ", labels" if experiment.label_count else ""
+        labels += ", conditions=conditions" if experiment.label_numbers else ""
         second = (
             f"again = model.reconstruct(images{labels})  # float (N, {shape}) in [0, 1], both"
             if not objective.has_prior
@@ -95,10 +104,18 @@ def _use(experiment: Experiment, objective: Objective, files: Sequence[ExportedF
         drawn = "N(0, 1)" if z.distribution == "normal" else f"U[{z.low:g}, {z.high:g})"
         parts.append(f"{name} ({', '.join(map(str, ('N', *z.shape)))}) is drawn from {drawn}.")
     names = experiment.data.classes or ()
-    if experiment.label_count is not None:
+    if experiment.label_count:
         named = [f"{number} {name}" for number, name in enumerate(names) if str(number) != name]
         listed = f" ({', '.join(named)})" if 0 < len(named) <= _NAMED_CLASSES else ""
         parts.append(f"Labels are int64 (N,) from 0 to {len(names) - 1}{listed}.")
+    if experiment.label_numbers:
+        told = [
+            f"{one.name} ({one.low:g} to {one.high:g} in the data, on average {one.mean:g})"
+            for one in _conditions(experiment)
+        ]
+        parts.append(
+            f"Conditions are float32 (N, {len(told)}), in the data's own units: {', '.join(told)}."
+        )
     if any(file.name.endswith(".pt2") for file in files):
         parts.append(
             "These `.pt2` files hold no pickle. But `torch.export.load` unpickles a file that "

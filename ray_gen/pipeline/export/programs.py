@@ -21,13 +21,16 @@ from torch.nn.utils import parametrize
 
 from ray_gen.core import Encodes, Networks, Noise, Objective, declared, posteriors_of
 from ray_gen.errors import Failed, Refused
+from ray_gen.experiment.data import Condition
 from ray_gen.noise import drawn, key_of
 from ray_gen.pipeline.model import Model
+from ray_gen.training.labels import labels_in_turn
 
 BATCH_SIZES = (1, 2, 5, 16)
 """Batch sizes of the checks. Tracing uses 2 images."""
 
 LABELS = "labels"
+CONDITIONS = "conditions"
 
 TOLERANCE = 1e-4
 """Largest allowed |difference| to the original, in units of max(1, its largest |output|). One grey
@@ -35,9 +38,31 @@ level is 40 times this. Measured: at most 2.4e-6 for three trained runs (onnxrun
 sums in another order), 2.2e-5 for networks with weights four times too large."""
 
 
+class LabelsOf(nn.Module):
+    """Classes int64 (N,) and conditions float32 (N, K), in the data's own units, to the labels that
+    networks get. Takes both out of the named inputs of a program."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, statistics: Sequence[Condition]) -> None:
+        super().__init__()
+        for name in ("mean", "deviation") if statistics else ():
+            values = [getattr(one, name) for one in statistics]
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float64), persistent=False)
+
+    def forward(self, named: dict[str, Tensor]) -> Tensor | None:
+        """None without classes and conditions."""
+        classes, conditions = named.pop(LABELS, None), named.pop(CONDITIONS, None)
+        if conditions is None:
+            return classes
+        numbers = ((conditions.double() - self.mean) / self.deviation).float()
+        return numbers if classes is None else torch.cat([classes.float()[:, None], numbers], dim=1)
+
+
 class Decode(nn.Module):
-    """Latents (N, *shape), [labels int64 (N,)] and the noise of the networks, in this order, to
-    images (N, C, H, W) in [0, 1], float32."""
+    """Latents (N, *shape), [labels int64 (N,)], [conditions float32 (N, K)] and the noise of the
+    networks, in this order, to images (N, C, H, W) in [0, 1], float32."""
 
     def __init__(
         self,
@@ -45,26 +70,29 @@ class Decode(nn.Module):
         networks: Networks,
         dtype: torch.dtype,
         inputs: Sequence[str],
+        statistics: Sequence[Condition],
     ) -> None:
         super().__init__()
         self.networks = networks
         self._sample = objective.sample
         self._dtype = dtype
         self._inputs = tuple(inputs)
+        self.labels = LabelsOf(statistics)
         self._latents = tuple(objective.latents)
 
     def forward(self, *given: Tensor) -> Tensor:
         """E[x|z] or G(z)."""
         named = dict(zip(self._inputs, given, strict=True))
-        labels = named.pop(LABELS, None)
+        labels = self.labels(named)
         floats = {name: value.to(self._dtype) for name, value in named.items()}
         latents = {name: floats.pop(name) for name in self._latents}
         return self._sample(self.networks, latents, labels, floats).float()
 
 
 class Encode(nn.Module):
-    """images (N, C, H, W) in [0, 1] [and labels int64 (N,)] to the mean and log-variance of each
-    latent's q(z|x), (N, *shape) each, float32. For a plain autoencoder only to z."""
+    """images (N, C, H, W) in [0, 1] [, labels int64 (N,)] [and conditions float32 (N, K)] to the
+    mean and log-variance of each latent's q(z|x), (N, *shape) each, float32. For a plain
+    autoencoder only to z."""
 
     def __init__(
         self,
@@ -72,21 +100,23 @@ class Encode(nn.Module):
         networks: Networks,
         dtype: torch.dtype,
         inputs: Sequence[str],
+        statistics: Sequence[Condition],
     ) -> None:
         super().__init__()
         assert isinstance(objective, Encodes)
         self.networks = networks
+        self.labels = LabelsOf(statistics)
         self._objective = objective
         self._low, self._high = objective.image_range
         self._dtype = dtype
-        self._conditional = LABELS in inputs
+        self._inputs = tuple(inputs)
 
     def forward(self, *given: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Scales the images to the objective's `image_range` first."""
         seen = given[0].to(self._dtype)
         if (self._low, self._high) != (0.0, 1.0):
             seen = seen * (self._high - self._low) + self._low
-        labels = given[1] if self._conditional else None
+        labels = self.labels(dict(zip(self._inputs[1:], given[1:], strict=True)))
         posteriors = posteriors_of(self._objective, self.networks, seen, labels).values()
         found = [part.float() for of_one in posteriors for part in of_one if part is not None]
         return found[0] if len(found) == 1 else tuple(found)
@@ -108,7 +138,7 @@ class ModelProgram:
     """The original's outputs for each probe."""
 
 
-_Maker = Callable[[Objective, Networks, torch.dtype, Sequence[str]], nn.Module]
+_Maker = Callable[[Objective, Networks, torch.dtype, Sequence[str], Sequence[Condition]], nn.Module]
 
 
 def programs_of(pipeline: Model) -> tuple[list[ModelProgram], list[str]]:
@@ -139,7 +169,7 @@ def programs_of(pipeline: Model) -> tuple[list[ModelProgram], list[str]]:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Inputs of a program without labels. The order is main, labels, noise."""
+    """Inputs of a program without labels. The order is main, labels, conditions, noise."""
 
     main: Mapping[str, Noise]
     noise: Mapping[str, Noise]
@@ -154,8 +184,11 @@ def _program(
 ) -> ModelProgram:
     experiment, objective, networks = pipeline.experiment, pipeline.objective, _used(pipeline)
     classes = experiment.label_count
-    inputs = (*of.main, *(() if classes is None else (LABELS,)), *of.noise)
-    original = make(objective, networks, next(iter(networks.parameters())).dtype, inputs)
+    statistics = (experiment.data.condition_statistics or ()) if experiment.label_numbers else ()
+    of_labels = (*((LABELS,) if classes else ()), *((CONDITIONS,) if statistics else ()))
+    inputs = (*of.main, *of_labels, *of.noise)
+    dtype = next(iter(networks.parameters())).dtype
+    original = make(objective, networks, dtype, inputs, statistics)
     probes: list[tuple[Tensor, ...]] = []
     for count in BATCH_SIZES:
         numbers = torch.arange(count)
@@ -165,14 +198,18 @@ def _program(
             numbers,
             torch.float32,
         )
-        if classes is not None:
+        if classes:
             drawn_for[LABELS] = (numbers + count) % classes
+        if statistics and (spread := labels_in_turn(experiment, numbers + count)) is not None:
+            of_each = spread[:, -len(statistics) :].double()
+            scale = torch.tensor([[one.mean, one.deviation] for one in statistics]).double()
+            drawn_for[CONDITIONS] = (scale[:, 0] + of_each * scale[:, 1]).float()
         probes.append(tuple(drawn_for[key] for key in inputs))
     expected = tuple(_run(original, probe) for probe in probes)
-    needed = _needed(make, objective, baked(networks).float(), probes[1], inputs)
+    needed = _needed(make, objective, baked(networks).float(), probes[1], inputs, statistics)
     return ModelProgram(
         name=name,
-        module=make(objective, needed, torch.float32, inputs).eval(),
+        module=make(objective, needed, torch.float32, inputs, statistics).eval(),
         inputs=tuple(key.replace(".", "_") for key in inputs),
         outputs=tuple(_encoder_outputs(pipeline) if outputs is None else outputs),
         probes=tuple(probes),
@@ -188,9 +225,7 @@ def _encoder_outputs(pipeline: Model) -> list[str]:
     image = torch.zeros(1, *pipeline.experiment.image_shape).to(
         next(pipeline.networks.parameters())
     )
-    labels = None if pipeline.experiment.label_count is None else torch.zeros(1).long()
-    if labels is not None:
-        labels = labels.to(image.device)
+    labels = labels_in_turn(pipeline.experiment, torch.zeros(1).long().to(image.device))
     found = posteriors_of(objective, pipeline.networks, image, labels)
     names: list[str] = []
     for name, (_, log_variance) in found.items():
@@ -242,14 +277,16 @@ def _needed(
     networks: Networks,
     probe: tuple[Tensor, ...],
     inputs: Sequence[str],
+    statistics: Sequence[Condition],
 ) -> Networks:
     """The networks that the outputs depend on: a decoder's file has no encoder in it."""
-    expected = _run(make(objective, networks, torch.float32, inputs), probe)
+    expected = _run(make(objective, networks, torch.float32, inputs, statistics), probe)
     kept = dict(networks.items())
     for name in list(kept):
         fewer = {other: network for other, network in kept.items() if other != name}
         try:
-            found = _run(make(objective, nn.ModuleDict(fewer), torch.float32, inputs), probe)
+            part = make(objective, nn.ModuleDict(fewer), torch.float32, inputs, statistics)
+            found = _run(part, probe)
         except (KeyError, AttributeError):
             continue
         if all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)):
