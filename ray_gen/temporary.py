@@ -64,13 +64,17 @@ def _remove_if_abandoned(path: Path) -> None:
 
 
 def _locked(path: Path) -> int | None:
-    """A descriptor that holds the lock on a folder. None if another process holds it."""
+    """A descriptor that holds the lock on a folder. None if another process holds it. Raises
+    OSError if there is no such folder, or if its file system knows no locks."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
@@ -81,13 +85,17 @@ def _folder() -> Path:
         return _own[1]
     remove_abandoned()
     made = Path(tempfile.mkdtemp(prefix=PREFIX))
-    lock = None
-    with contextlib.suppress(FileNotFoundError):
+    try:
         lock = _locked(made)
+    except FileNotFoundError:
+        lock = None
+    except OSError:
+        lock = -1  # no locks here: nobody can take the folder for abandoned
     if lock is None:
         return _folder()  # another process has just taken the new folder for abandoned
     if not made.is_dir():
-        os.close(lock)
+        if lock >= 0:
+            os.close(lock)
         return _folder()
     _own = (os.getpid(), made, lock)
     atexit.register(_remove, os.getpid(), made)

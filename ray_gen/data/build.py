@@ -107,6 +107,7 @@ def build(
             wanted,
             size_from=None,
             guessed_channels=False,
+            guessed_alpha=False,
             guessed_range=False,
             of_floats=None,
             keep_alpha=False,
@@ -459,7 +460,9 @@ def with_shape_of_first(
             seen = Seen()
             seen.add(look)
             trial = seen.settle(wanted, guessed=True)
-        result = decode(item, trial, blamed)
+        # A guess from an image holds for this image, also if it is rounded (floats beyond 1).
+        sure = replace(trial, guessed_channels=False, guessed_range=False)
+        result = decode(item, sure, blamed)
         if not isinstance(result, CorruptImageError):
             height, width, channels = result.values_HWC.shape
             size_from = item.name if wanted.size_HW is None else None

@@ -178,21 +178,14 @@ def pixels(picture: Image | Bands, look: Look, wanted: Wanted, name: str) -> NDA
 
 def _check_channels(look: Look, channels: int, wanted: Wanted, name: str) -> None:
     """Raises Unforeseen or DataError for an image that cannot become one of `channels` channels."""
-    if wanted.guessed_channels and channels == 1 and look.channels > 1:
-        raise Unforeseen(
-            f"data.channels: {name} is {look.mode} and others are grey;"
-            f" set data.channels={look.channels}, or 1 for grey"
-        )
-    if (
-        wanted.guessed_channels
-        and channels in (2, 4)
-        and not look.alpha
-        and look.channels == channels - 1
-    ):
-        raise Unforeseen(
-            f"data.channels: {name} has no opacity and others have;"
-            f" set data.channels={channels - 1} to put all on white, or {channels}"
-        )
+    if wanted.guessed_channels:
+        colours = channels - wanted.guessed_alpha
+        fits = look.channels == colours or (look.channels == 1 and colours == 3)
+        if not fits or (wanted.guessed_alpha and not look.alpha):
+            raise Unforeseen(
+                f"data.channels: {name} is {look.mode}, and others suggested {channels} channels;"
+                " set data.channels to the channels that all shall have"
+            )
     if look.channels in (1, 3) and channels <= 4:
         return
     if channels == 3 and look.channels > 3:  # the first three are red, green and blue

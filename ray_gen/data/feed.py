@@ -183,11 +183,11 @@ def windows(images_NHWC: Tensor, size_HW: tuple[int, int], places: Tensor) -> Te
     places: (N, 2) in [0, 1), uniform for windows that are all equally likely.
     """
     count, height, width, _ = images_NHWC.shape
-    room = places.new_tensor([height - size_HW[0] + 1, width - size_HW[1] + 1])
-    corners = (places * room).long()
+    tops = (places[:, :1] * (height - size_HW[0] + 1)).long()
+    lefts = (places[:, 1:] * (width - size_HW[1] + 1)).long()
     device = images_NHWC.device
-    rows = corners[:, :1] + torch.arange(size_HW[0], device=device)
-    columns = corners[:, 1:] + torch.arange(size_HW[1], device=device)
+    rows = tops + torch.arange(size_HW[0], device=device)
+    columns = lefts + torch.arange(size_HW[1], device=device)
     images = torch.arange(count, device=device)
     # As int16, because CUDA indexes no uint16.
     bits = images_NHWC.view(torch.int16) if images_NHWC.dtype == torch.uint16 else images_NHWC

@@ -178,6 +178,8 @@ def _channel_axis(shape: tuple[int, ...]) -> int | None:
         return -1
     if len(shape) != 3:
         return None
+    if shape[1] == shape[2] and shape[0] > LARGEST_CHANNELS and shape[2] > 4:
+        return None  # many small square images
     few = [axis for axis in (2, 0) if shape[axis] <= 4]
     beside_a_square = [axis for axis, a, b in ((2, 0, 1), (0, 1, 2)) if shape[a] == shape[b]]
     short = [axis for axis in (2, 0) if shape[axis] <= LARGEST_CHANNELS]

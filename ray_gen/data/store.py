@@ -295,6 +295,7 @@ def open_stream(
         value_range=asked.value_range or store.found.value_range,
         # Not all images were looked at: one that needs more than the sample is an error.
         guessed_channels=asked.rules == 2 and asked.channels is None,
+        guessed_alpha=asked.keep_alpha and channels_of_store in (2, 4),
         guessed_range=asked.rules == 2 and asked.value_range is None,
     )
     shards = Shards(

@@ -55,6 +55,11 @@ def remarks(store: Store) -> Iterator[str]:
             f"transparent pixels of {_count(transparent, 'image')} are put on white;"
             f" data.channels={channels + 1} keeps their opacity"
         )
+    if channels in (2, 4) and set(found.modes) == {f"{channels} channels"}:
+        yield (
+            f"none of the {channels} channels is opacity, but samples' files and metrics on RGB"
+            " take the last one for it"
+        )
     if found.values is not None and found.value_range is not None:
         yield _range(found.types, found.values, found.value_range)
     some_have = found.unlabelled < len(store.train) + len(store.held_out)

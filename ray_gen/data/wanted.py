@@ -65,8 +65,10 @@ class Wanted:
     of_floats: bool | None = None
     """Whether the value range is that of floats. None: it was given, or is not known yet."""
     guessed_channels: bool = False
-    """Whether the channels come from some of the images. Then one that needs more is
+    """Whether the channels come from some of the images. Then one that suggests others is
     `Unforeseen`."""
+    guessed_alpha: bool = False
+    """Whether the guessed channels include opacity."""
     guessed_range: bool = False
     """Whether the value range comes from some of the images. Then a value beyond it is
     `Unforeseen`."""
@@ -113,10 +115,17 @@ class Seen:
         """`wanted` with the channels and the value range that these images suggest. guessed: there
         are further images."""
         channels, value_range = wanted.channels, wanted.value_range
+        alpha = False
         if channels is None:
             colours = max(self.channels)
-            alpha = wanted.keep_alpha and self.alpha == self.modes.total()
-            channels = colours + alpha if colours in (1, 3) else colours
+            if len(self.channels) > 1 and not self.channels <= {1, 3}:
+                kinds = ", ".join(f"{count:,} {mode}" for mode, count in self.modes.items())
+                raise DataError(
+                    f"data.channels: images differ in their channels ({kinds}); keep images of one"
+                    " kind, or set data.channels=3 for the first three of each"
+                )
+            alpha = wanted.keep_alpha and self.alpha == self.modes.total() and colours in (1, 3)
+            channels = colours + alpha
         of_floats = None
         if value_range is None and self.types and wanted.element != "float16":
             value_range = self._full() if wanted.full_range else self._observed()
@@ -127,6 +136,7 @@ class Seen:
             value_range=value_range,
             of_floats=of_floats,
             guessed_channels=guessed and wanted.channels is None,
+            guessed_alpha=guessed and alpha,
             guessed_range=guessed and wanted.value_range is None,
         )
 

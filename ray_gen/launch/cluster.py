@@ -96,7 +96,7 @@ def connected() -> Generator[None]:
                 **options,
             )
     except BaseException as error:
-        _shut_down(children_of(os.getpid()) - before)
+        _shut_down(set() if address else children_of(os.getpid()) - before)
         if not isinstance(error, ConnectionError):
             raise
         known = "RAY_AUTH_MODE" in os.environ
@@ -104,7 +104,7 @@ def connected() -> Generator[None]:
         raise Refused(
             f"RAY_ADDRESS: the cluster {address} does not answer ({error}){hint}"
         ) from error
-    started = children_of(os.getpid()) - before
+    started = set[Process]() if address else children_of(os.getpid()) - before
     with ending_with_this_process(with_descendants(started)):
         try:
             yield

@@ -204,6 +204,7 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
         Claim(run),
     ):
         line.stage("reading data")
+        experiment = with_rules_of(run, experiment)
         store = open_data(experiment, line.decoded)
         line.say(printable(summary(store)))
         for remark in remarks(store):
@@ -268,6 +269,20 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
 def _saved(run: Folder) -> str:
     """Words for the end of a sentence: where the run's checkpoints are, or that there is none."""
     return what_was_saved(run.location, lambda: bool(checkpoints(run)))
+
+
+def with_rules_of(run: Folder, experiment: Experiment) -> Experiment:
+    """The experiment, with the rules of reading that the run began with, if there is a checkpoint:
+    a run of ray_gen 0.1 goes on by the same command."""
+    for checkpoint in checkpoints(run):
+        try:
+            before = Experiment.from_yaml(checkpoint.read_text(EXPERIMENT))
+        except (ExperimentError, FileNotFoundError, ValueError):
+            continue  # `goes_on_from` tells
+        if before.data.rules != experiment.data.rules:
+            return experiment.with_fields(data__rules=before.data.rules)
+        break
+    return experiment
 
 
 def goes_on_from(

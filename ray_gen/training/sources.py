@@ -103,7 +103,9 @@ def with_classes(store: Store, names: Sequence[str], option: str) -> Store:
     """
     theirs = class_names(store)
     numbers = tuple(map(str, range(len(names))))
-    if not theirs or theirs == tuple(names) or theirs == numbers:
+    if not theirs or theirs == tuple(names):
+        return store
+    if theirs == numbers and not set(theirs) & set(names):
         return store
     place = {name: i for i, name in enumerate(names)}
     index = torch.tensor([place.get(name, -1) for name in theirs])

@@ -62,7 +62,7 @@ def test_files_that_are_no_images_are_counted_by_kind(tmp_path: Path) -> None:
     told = summary(store)
     assert told.startswith("3 images (3 train, 0 held out) of 8×8, RGB; 6 files not read: ")
     for part in ("2 .txt", "1 without suffix", "1 .bin", "1 .heic (install pillow-heif)",
-                 "1 .jpg (install pillow-heif)"):  # fmt: skip
+                 "1 .jpg (HEIC: install pillow-heif)"):  # fmt: skip
         assert part in told
 
 
@@ -354,7 +354,7 @@ def test_programs_and_documents_are_not_opened(tmp_path: Path) -> None:
     write(tmp_path / "set" / "0.png", noise(8, 8, 3))
     (tmp_path / "set" / "1.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n" + os.urandom(64))
     store = opened(folder(tmp_path / "set"), tmp_path / "cache")
-    assert store.found.not_read == {".png (convert them to PNG)": 1}
+    assert store.found.not_read == {".png (PostScript: convert them to PNG)": 1}
 
 
 def test_an_image_beyond_the_limit_of_pixels_names_the_setting_which_works(
@@ -516,3 +516,60 @@ def test_plain_bands_are_not_told_as_opacity(tmp_path: Path) -> None:
     deep(tmp_path / "set" / "0.npy", np.zeros((8, 8, 4), np.uint8))
     store = opened(folder(tmp_path / "set"), tmp_path / "cache")
     assert ", 4 channels" in summary(store)
+    assert any("none of the 4 channels is opacity" in remark for remark in remarks(store))
+
+
+@pytest.mark.parametrize("asked", [None, "auto"])
+@pytest.mark.parametrize(
+    ("kinds", "right"),
+    [
+        (("grey", "RGB"), (3, 3)),
+        (("LA", "RGB"), (3, 3)),
+        (("LA", "RGBA"), (3, 4)),
+        (("RGBA", "grey"), (3, 3)),
+        (("LA", "grey"), (1, 1)),
+        (("RGBA", "RGBA"), (3, 4)),
+    ],
+)
+def test_channels_do_not_depend_on_the_order_of_the_files(
+    kinds: tuple[str, ...], right: tuple[int, int], asked: Any, tmp_path: Path
+) -> None:
+    for order in (kinds, kinds[::-1]):
+        root = tmp_path / "-".join(order)
+        for number, kind in enumerate(order):
+            mode = {"grey": "L"}.get(kind, kind)
+            image = Image.fromarray(noise(8, 8, 4, number)).convert(mode)
+            write(root / f"{number}.png", image)
+        store = opened(folder(root), tmp_path / "cache", channels=asked)
+        assert store.image_shape[0] == right[asked == "auto"]
+
+
+@pytest.mark.parametrize("first", ["5", "3"])
+def test_bands_beside_colours_are_refused_unless_three_are_wanted(
+    first: str, tmp_path: Path
+) -> None:
+    names = ("0", "1") if first == "5" else ("1", "0")
+    deep(tmp_path / "set" / f"{names[0]}.npy", np.zeros((9, 9, 5), np.uint8))
+    write(tmp_path / "set" / f"{names[1]}.png", noise(9, 9, 3))
+    with pytest.raises(DataError, match=r"data\.channels: images differ in their channels"):
+        opened(folder(tmp_path / "set"), tmp_path / "cache")
+    assert opened(folder(tmp_path / "set"), tmp_path / "cache", channels=3).image_shape[0] == 3
+
+
+@pytest.mark.parametrize("order", ["rising", "falling"])
+def test_floats_that_overshoot_are_read_in_any_order(order: str, tmp_path: Path) -> None:
+    mosts = (0.5, 1.02) if order == "rising" else (1.02, 0.5)
+    for number, most in enumerate(mosts):
+        values = np.linspace(0, most, 64, dtype=np.float32).reshape(8, 8)
+        deep(tmp_path / "set" / f"{number}.tif", values)
+    store = opened(folder(tmp_path / "set"), tmp_path / "cache")
+    assert store.found.value_range == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("shape", [(1797, 8, 8), (100, 16, 16)])
+def test_many_small_images_of_an_array_are_no_channels(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    deep(tmp_path / "set" / "0.npy", np.zeros(shape, np.uint8))
+    store = opened(folder(tmp_path / "set", frames="all"), tmp_path / "cache")
+    assert len(store.train) == shape[0] and store.image_shape == (1, *shape[1:])

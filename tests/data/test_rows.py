@@ -31,8 +31,9 @@ def test_paths_begin_beside_the_shard_and_then_at_the_root(
     write(root / "shards" / "images" / "0.png", noise(6, 6, 3, 0))
     write(root / "images" / "1.png", noise(6, 6, 3, 1))
     write(root / "images" / "0.png", noise(6, 6, 3, 9))  # not this one
-    elsewhere = write(tmp_path / "elsewhere" / "2.png", noise(6, 6, 3, 2))
-    names = ["images/0.png", "images/1.png", str(elsewhere), elsewhere.as_uri()]
+    more = write(root / "more" / "2.png", noise(6, 6, 3, 2))
+    whole = more.as_uri() if uri else str(more)
+    names = ["images/0.png", "images/1.png", str(more), whole]
     column = paths(*names) if form == "struct" else pa.array(names)
     write_table(root / "shards" / "a.parquet", image=column, label=[0, 1, 0, 1])
     place = root.as_uri() if uri else str(root)
@@ -76,10 +77,27 @@ def test_a_changed_file_of_a_row_is_decoded_again(tmp_path: Path) -> None:
     assert same(opened(source, tmp_path / "cache").train.images_NHWC, range(5, 6))
 
 
-def test_web_addresses_are_not_read(tmp_path: Path) -> None:
+def test_rows_name_no_web_addresses(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", image=paths("https://example.org/0.png"))
-    with pytest.raises(DataError, match=r"nothing on the web; .*download"):
+    with pytest.raises(DataError, match=r"lies outside of the data set"):
         opened(Parquet(path=str(tmp_path / "a.parquet")), tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/hostname", "../secret.png", "a/../../secret.png", "s3://b/k"]
+)
+def test_rows_name_no_file_outside_of_the_data_set(path: str, tmp_path: Path) -> None:
+    write(tmp_path / "secret.png", noise(6, 6, 3))
+    write_table(tmp_path / "set" / "a.parquet", image=paths(path))
+    with pytest.raises(DataError, match=r"lies outside of the data set"):
+        opened(Parquet(path=str(tmp_path / "set")), tmp_path / "cache")
+
+
+def test_rows_name_no_pipe(tmp_path: Path) -> None:
+    write_table(tmp_path / "set" / "a.parquet", image=paths("pipe"))
+    os.mkfifo(tmp_path / "set" / "pipe")
+    with pytest.raises(DataError, match=r"pipe, which is no file"):
+        opened(Parquet(path=str(tmp_path / "set")), tmp_path / "cache")
 
 
 def features(names: list[str] | None) -> dict[bytes, bytes]:

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import ray.train.torch
 import torch
+import yaml
 
 from ray_gen.distributed import World
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment
 from ray_gen.launch import driver, train, worker
 from ray_gen.launch.cluster import Share
-from ray_gen.launch.driver import goes_on_from
+from ray_gen.launch.driver import goes_on_from, with_rules_of
 from ray_gen.launch.worker import check_agreement, restore
 from ray_gen.objectives import equilibrium
 from ray_gen.runs.checkpoints import DUE, checkpoint_name, checkpoints
@@ -444,3 +445,15 @@ def test_an_evaluation_that_runs_out_of_memory_costs_no_training(
     # The first evaluation was due after the fifth step of 24 images.
     assert [c.name for c in checkpoints(Folder(str(tmp_path / "a")))] == [checkpoint_name(120)]
     assert not (tmp_path / "a" / DUE).exists()
+
+
+def test_a_run_of_0_1_goes_on_by_the_command_that_began_it() -> None:
+    """The command names no rules of reading, and new runs have others."""
+    old = Path(__file__).parents[1] / "old_runs" / "v0_1" / "vae"
+    given = yaml.safe_load((old / "experiment.yaml").read_text())
+    for name in ("digest", "classes"):
+        del given["data"][name]
+    command = Experiment.of(given)
+    assert command.data.rules == 2
+    assert with_rules_of(Folder(str(old)), command).data.rules == 1
+    assert with_rules_of(Folder("/there/is/no/run"), command) == command

@@ -357,6 +357,8 @@ class Images:
         message = f"{where} has no images, but has {found.others[0]}"
         if any(other.endswith(".parquet") for other in found.others):
             return f"{message}; for Parquet files set data.kind=parquet"
+        if any(other.endswith(".arrow") for other in found.others):
+            return f"{message}; for a folder of `datasets` set data=arrow:{self.files.root}"
         for suffix, kind in ((".zip", "zip"), (".tar", "tar")):
             other = next((path for path in found.others if path.endswith(suffix)), None)
             if other is not None:
@@ -400,7 +402,9 @@ def _counted(found: Found, read: Sequence[str]) -> dict[str, int]:
     that are no images, but were read."""
     kinds: Counter[str] = Counter()
     for image in found.unread:
-        kinds[f"{_suffix(image.path)} ({remedy(image.known or '')})"] += 1
+        known = image.known or ""
+        what = "" if format_named(image.path) == known else f"{known}: "
+        kinds[f"{_suffix(image.path)} ({what}{remedy(known)})"] += 1
     kinds.update(_suffix(path) for path in found.others if path not in read)
     if found.broken:
         kinds["links to nothing"] = found.broken

@@ -220,4 +220,4 @@ class ImageList(Images):
 
 
 def _is_number(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
+    return re.fullmatch(r"-?(0|[1-9]\d{0,17})", text) is not None  # 01 is a name

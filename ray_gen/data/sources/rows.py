@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+import posixpath
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_gen.data.errors import CorruptImageError, DataError
 from ray_gen.data.sources.labels import check_exists, features
-from ray_gen.storage import tried, without_credentials
+from ray_gen.storage import tried
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,32 +98,38 @@ class Beside:
         """The bytes of a file. A relative path begins in `folder`, the folder of the table, or else
         in the root. Raises CorruptImageError if there is no such file, OSError if it cannot be
         read."""
-        from pyarrow import fs
-
-        if "://" in path:
-            from ray_gen.data.sources.hub import opened
-
-            system, here = opened(without_credentials(path))
-            candidates: Sequence[tuple[Any, str]] = [(system, here)]
-        elif path.startswith("/"):
-            candidates = [(fs.LocalFileSystem(), path)]
-        else:
-            folders = dict.fromkeys((folder, self.root))
-            candidates = [(self.file_system, f"{place}/{path}") for place in folders]
-        for system, here in candidates if "\0" not in path else ():
+        folders = dict.fromkeys((folder, self.root))
+        for place in folders if "\0" not in path else ():
+            here = self._inside(path, place)
             try:
-                return self._read(system, here)
+                return self._read(self.file_system, here)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:  # a text that is no path
                 if error.errno != errno.ENAMETOOLONG:
                     raise
         where = " or ".join(dict.fromkeys((folder, self.root)))
-        place = "" if path.startswith("/") or "://" in path else f" in {where}"
-        shown = path if len(path) <= _LONGEST_SHOWN else f"{path[: _LONGEST_SHOWN // 2]}..."
+        place = "" if path.startswith("/") else f" in {where}"
         raise CorruptImageError(
-            f"its row holds no bytes, but the path {shown}, and there is no such file{place}"
+            f"its row holds no bytes, but the path {_shortened(path)}, and there is no such file"
+            f"{place}"
         )
+
+    def _inside(self, path: str, folder: str) -> str:
+        """The place of a named file, which must lie in the data set: the rows may come from a
+        stranger, and name any file of this machine or any bucket that its user may read. Raises
+        CorruptImageError."""
+        if self.uri is not None and path.startswith(f"{self.uri.rstrip('/')}/"):
+            path = path.removeprefix(f"{self.uri.rstrip('/')}/")
+        here = posixpath.normpath(posixpath.join(folder, path))
+        root = posixpath.normpath(self.root)
+        if "://" in path or (here != root and not here.startswith(root.rstrip("/") + "/")):
+            raise CorruptImageError(
+                f"its row holds no bytes, but the path {_shortened(path)}, which lies outside of"
+                f" the data set {root}; move the files into it, or name them in a list"
+                " (data=list:FILE)"
+            )
+        return here
 
     def _read(self, system: Any, path: str) -> bytes:
         from pyarrow import fs
@@ -132,9 +140,15 @@ class Beside:
 
         if isinstance(system, fs.LocalFileSystem):
             status = Path(path).stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise CorruptImageError(f"its row names {path}, which is no file")
             self.watched[path] = status.st_size, status.st_mtime_ns
             return attempt()
         return tried(attempt, self.uri or path)
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= _LONGEST_SHOWN else f"{path[: _LONGEST_SHOWN // 2]}..."
 
 
 def bytes_of(stored: Stored, beside: Beside | None, folder: str) -> bytes:

@@ -44,6 +44,17 @@ def resolved_search(experiment: Experiment, store: Store) -> Experiment:
     )
 
 
+def with_rules_of(folder: Folder, experiment: Experiment) -> Experiment:
+    """The experiment, with the rules of reading that the search in the folder began with."""
+    try:
+        before = Experiment.from_yaml(folder.read_text(SEARCH))
+    except (ExperimentError, FileNotFoundError):
+        return experiment  # `trials_before` tells
+    if before.data.rules == experiment.data.rules:
+        return experiment
+    return experiment.with_fields(data__rules=before.data.rules)
+
+
 def trials_before(folder: Folder, experiment: Experiment) -> list[Trial]:
     """The trials of an earlier search in this folder. Raises ExperimentError if it was a search of
     another experiment."""

@@ -38,6 +38,7 @@ from ray_gen.launch.search.checks import (
     room_for,
     trials_at_once,
     trials_before,
+    with_rules_of,
 )
 from ray_gen.launch.search.proposals import Proposer, config_of
 from ray_gen.launch.search.schedulers import scheduler_of
@@ -158,6 +159,7 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
         Claim(folder),
     ):
         board.say("reading data")
+        experiment = with_rules_of(folder, experiment)
         store = open_data(experiment)
         board.say(printable(summary(store)))
         for remark in remarks(store):
