@@ -26,8 +26,6 @@ from tests.s3 import S3
 
 ON_RAY = "tests/integration/"
 """All of these run in one process, since they share one Ray."""
-APART = "tests/integration/test_signals.py"
-"""Its commands start a Ray of their own."""
 
 
 @pytest.hookimpl(trylast=True)  # after pytest's own reporter
@@ -46,8 +44,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     option.loadscopereorder = False
     files = all(".py" in argument for argument in config.args)
     if option.numprocesses is None and not option.usepdb and not files:
-        # One more than two cores: what uses Ray waits for half of its time.
-        option.numprocesses = max(3, min(4, os.cpu_count() or 1))
+        option.numprocesses = max(2, min(4, os.cpu_count() or 1))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,8 +59,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            shared = nodeid.startswith(ON_RAY) and not nodeid.startswith(APART)
-            return ON_RAY if shared else nodeid.partition("::")[0]
+            return ON_RAY if nodeid.startswith(ON_RAY) else nodeid.partition("::")[0]
 
     return ByFile(config, log)
 

@@ -263,7 +263,10 @@ def _unit_values(picture: Image | Bands, look: Look, wanted: Wanted, name: str) 
         most = np.iinfo(values.dtype).max  # pyright: ignore
         return np.asarray(values / most, np.float32)
     if wanted.value_range is None:
-        raise Unforeseen(f"data.value_range: {name} has {look.type} values; set it, e.g. to full")
+        raise Unforeseen(
+            f"data.value_range: {name} has {look.type} values from {look.range[0]:g} to"
+            f" {look.range[1]:g}, and others have 8 bits; set data.value_range='[LOW, HIGH]'"
+        )
     low, high = wanted.value_range
     floats = values.dtype.kind == "f"
     beyond = look.range[0] < low or (look.range[1] > high)

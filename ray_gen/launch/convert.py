@@ -26,6 +26,9 @@ from ray_gen.launch.imports import import_failure
 from ray_gen.storage import Folder, StorageError
 from ray_gen.training.sources import source_of
 
+_OF_PIXELS = ("center_crop", "channels")
+_CHANGING = ("bits", "value_range", "fit", "pad", "jpeg_scaling", "max_pixels")
+"""Settings of pixels. Files that are stored unchanged keep none of them."""
 ConvertProgress = Callable[[int, int, str], None]
 
 
@@ -72,10 +75,16 @@ def convert(
 def _wanted(data: DataSettings, source: Source, progress: ConvertProgress) -> Wanted | None:
     """The pixels to store; None to store files. Settings that are not given follow the images."""
     if data.image_size is None:
-        if data.center_crop is not None or data.channels is not None:
+        changed = [name for name in _OF_PIXELS if getattr(data, name) is not None]
+        for name, info in type(data).model_fields.items():
+            if name in _CHANGING and getattr(data, name) != info.default:
+                changed.append(name)
+        if getattr(data, "frames", None) == "channels":
+            changed.append("frames")
+        if changed:
             raise Refused(
-                "data.image_size: is required with center_crop or channels; without it the image "
-                "files are stored unchanged"
+                f"data.image_size: is required with {' and '.join(changed)}; without it the image"
+                " files are stored unchanged"
             )
         return None
     wanted = wanted_of(**data.pixels())
@@ -83,8 +92,7 @@ def _wanted(data: DataSettings, source: Source, progress: ConvertProgress) -> Wa
     found, items = with_shape_of_first(
         wanted, listing.items, source.field, data.on_corrupt == "skip"
     )
-    deep = found.value_range is not None and wanted.value_range is None
-    if found.rules == 1 or not (found.guessed_channels or deep):
+    if found.rules == 1 or not (found.guessed_channels or found.guessed_range):
         return found
 
     def looked_at(done: int, total: int) -> None:

@@ -132,7 +132,9 @@ def _settled(found: Findings, wanted: Wanted) -> tuple[Wanted, list[str]]:
         settled = found.seen.settle(wanted, guessed=False)
     except DataError as error:
         problems.append(str(error))
-        settled = found.seen.settle(replace(wanted, value_range=(0.0, 1.0)), guessed=False)
+        colours = wanted.channels or min(3, max(found.seen.channels))
+        given = replace(wanted, channels=colours, value_range=wanted.value_range or (0.0, 1.0))
+        settled = found.seen.settle(given, guessed=False)
     if settled.size_HW is None:
         assert found.first is not None
         name, height, width = found.first
