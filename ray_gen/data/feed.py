@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +17,19 @@ from torch import Tensor
 from ray_gen.core import Noise
 from ray_gen.noise import Tape, permutation
 from ray_gen.pixels import selected, to_range
+
+
+def _taken(positions: range, length: int, part: Callable[[int], Tensor]) -> Tensor:
+    """Consecutive entries of an endless row of parts. part: the part of a number; each has `length`
+    entries."""
+    taken: list[Tensor] = []
+    start = positions.start
+    while start < positions.stop:
+        number, first = divmod(start, length)
+        last = min(length, first + positions.stop - start)
+        taken.append(part(number)[first:last])
+        start += last - first
+    return taken[0] if len(taken) == 1 else torch.cat(taken)
 
 
 class Order:
@@ -34,14 +47,7 @@ class Order:
     def __getitem__(self, positions: range) -> Tensor:
         """Indices of the images at consecutive positions since the start of the run: int64, on the
         device of the images."""
-        parts: list[Tensor] = []
-        start = positions.start
-        while start < positions.stop:
-            epoch, first = divmod(start, self._count)
-            last = min(self._count, first + positions.stop - start)
-            parts.append(self._order(epoch)[first:last])
-            start += last - first
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return _taken(positions, self._count, self._order)
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
@@ -85,14 +91,7 @@ class SharedOrder:
 
     def __getitem__(self, positions: range) -> Tensor:
         """See `Order`."""
-        parts: list[Tensor] = []
-        start = positions.start
-        while start < positions.stop:
-            number, first = divmod(start, self.block)
-            last = min(self.block, first + positions.stop - start)
-            parts.append(self._block(number)[first:last])
-            start += last - first
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return _taken(positions, self.block, self._block)
 
     def dealt(self, blocks: int) -> list[int]:
         """Number of positions of each source in the first `blocks` blocks."""
