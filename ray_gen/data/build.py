@@ -8,15 +8,13 @@ import json
 import math
 import os
 import shutil
-import threading
 from array import array
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +24,7 @@ from ray_gen.data import arrow
 from ray_gen.data.decode import decode, glance
 from ray_gen.data.errors import CorruptImageError, DataError, reason
 from ray_gen.data.sources.base import Item, Listing, Source, SplitName
+from ray_gen.data.threads import in_threads
 from ray_gen.data.wanted import ELEMENTS, Pixels, Seen, Unforeseen, Wanted
 
 if TYPE_CHECKING:
@@ -489,40 +488,14 @@ def _decoded(
 def _in_threads(
     items: Iterator[Item], work: Callable[[Item], _T], task_images: int
 ) -> Generator[tuple[Item, _T]]:
-    """The result of `work` for each item, in order, with at most two unfinished tasks per thread.
+    """The result of `work` for each item, in order. See `in_threads`."""
 
-    If it is closed, or interrupted, a thread ends after the image that it works on.
-    """
-    stopped = threading.Event()
+    def work_on_all(group: Iterable[Item]) -> list[tuple[Item, _T]]:
+        return [(item, work(item)) for item in group]
 
-    def work_on_all(group: list[Item]) -> list[tuple[Item, _T]]:
-        done: list[tuple[Item, _T]] = []
-        for item in group:
-            if stopped.is_set():
-                break
-            done.append((item, work(item)))
-        return done
-
-    threads = _threads()
-    pending: deque[Future[list[tuple[Item, _T]]]] = deque()
-    with ThreadPoolExecutor(threads, "decode") as pool:
-        try:
-            while group := list(islice(items, task_images)):
-                pending.append(pool.submit(work_on_all, group))
-                if len(pending) >= 2 * threads:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
-        finally:
-            stopped.set()
-            pool.shutdown(cancel_futures=True)
-
-
-def _threads() -> int:
-    """Number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    with closing(in_threads(items, work_on_all, task_images, name="decode")) as groups:
+        for group in groups:
+            yield from group
 
 
 def corrupt(name: str, error: CorruptImageError, blamed: str) -> DataError:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
-import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import PurePosixPath
-from typing import TypeVar
 
+from ray_gen.data.build import TASK_IMAGES
 from ray_gen.data.check.findings import Fault, Findings, Named
 from ray_gen.data.check.look import Looking
 from ray_gen.data.errors import DataError, Refuse
@@ -22,14 +18,10 @@ from ray_gen.data.sources.base import Item, Listing, Source
 from ray_gen.data.sources.images import Images
 from ray_gen.data.sources.joined import Joined
 from ray_gen.data.sources.parquet import Columns, Parquet, RowGroup
-
-_Given = TypeVar("_Given")
-_Result = TypeVar("_Result")
+from ray_gen.data.threads import in_threads, pieces
 
 Progress = Callable[[int, int, str], None]
 """Called with what is done, the total, and what it is: "listing", "images", "duplicates"."""
-TASK_IMAGES = 64
-"""Number of images in one task of a thread."""
 
 
 @dataclass
@@ -188,7 +180,7 @@ def _row_groups(contents: Contents, looking: Looking) -> Generator[Findings]:
 def row_group(source: Parquet, group: RowGroup, columns: Columns, looking: Looking) -> Findings:
     """What is found in one row group. The same as `looked_at` finds in it."""
     rows = iter(source.read(group, columns))
-    return merged(looking.at(piece) for piece in _in_pieces(rows))
+    return merged(looking.at(piece) for piece in pieces(rows, TASK_IMAGES))
 
 
 def merged(parts: Iterable[Findings]) -> Findings:
@@ -199,36 +191,6 @@ def merged(parts: Iterable[Findings]) -> Findings:
     return total
 
 
-def _in_pieces(items: Iterator[Item]) -> Iterator[list[Item]]:
-    while piece := list(itertools.islice(items, TASK_IMAGES)):
-        yield piece
-
-
 def _in_threads(items: Iterator[Item], looking: Looking) -> Generator[Findings]:
-    """What is found in each 64 images, in order. If it is closed, a thread ends after the image
-    that it looks at, and nobody waits for that."""
-    stopped = threading.Event()
-
-    def work(piece: list[Item]) -> Findings:
-        return looking.at(itertools.takewhile(lambda _: not stopped.is_set(), piece))
-
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = ThreadPoolExecutor(threads or 1, "check")
-    try:
-        yield from _ahead(_in_pieces(items), partial(pool.submit, work), 2 * (threads or 1))
-    finally:
-        stopped.set()
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _ahead(
-    given: Iterator[_Given], submit: Callable[[_Given], Future[_Result]], most: int
-) -> Iterator[_Result]:
-    """The results in order, with at most `most` of them under way."""
-    pending: deque[Future[_Result]] = deque()
-    for one in given:
-        pending.append(submit(one))
-        if len(pending) >= most:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+    """What is found in each 64 images, in order. Nobody waits for threads if it is closed."""
+    return in_threads(items, looking.at, TASK_IMAGES, name="check", waits=False)
