@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict, Unpack
 
 import torch
 
@@ -146,6 +146,32 @@ class Store:
         )
 
 
+class PixelSettings(TypedDict):
+    """What settings ask of the pixels of an image."""
+
+    image_size: int | tuple[int, int] | None
+    """The side of a square, or (height, width); None: the images' own size, which must be the same
+    for all."""
+    center_crop: int | None
+    """Side, in pixels of the original, of the square that is cut out before resizing; None: all of
+    the image."""
+    channels: int | Literal["auto"] | None
+    """1 (grey), 3 (RGB), 2 and 4 (with opacity), or those of images with others; None: 3 if any
+    image has colour, else 1; "auto": the same, with opacity if all images have it."""
+    value_range: NotRequired[Literal["auto", "full"] | tuple[float, float]]
+    """Values of deep images (more than 8 bits, or floats) that become 0 and the greatest of the
+    store: of all images ("auto", the default; see `Seen`), of their type ("full"), or the given
+    ones."""
+    rules: NotRequired[Literal[1, 2]]
+    """This and the fields below: see `Wanted`, also for their defaults. Rules 1 are for runs that
+    began with them (see `rules_1.py`)."""
+    element: NotRequired[str]
+    fit: NotRequired[Literal["crop", "pad", "stretch"]]
+    pad: NotRequired[str | tuple[int, ...]]
+    jpeg_scaling: NotRequired[bool]
+    max_pixels: NotRequired[int | None]
+
+
 def middle(images_NHWC: torch.Tensor, size_HW: tuple[int, int]) -> torch.Tensor:
     """The middle of each image, as a view: (N, H, W, C) to (N, *size_HW, C)."""
     _, height, width, _ = images_NHWC.shape
@@ -156,55 +182,25 @@ def middle(images_NHWC: torch.Tensor, size_HW: tuple[int, int]) -> torch.Tensor:
 def open_store(
     source: Source,
     *,
-    image_size: int | tuple[int, int] | None,
-    center_crop: int | None,
-    channels: int | Literal["auto"] | None,
     held_out_fraction: float,
     on_corrupt: Literal["stop", "skip"],
     cache_folder: Path,
     progress: Callable[[int, int], None] | None = None,
-    rules: Literal[1, 2] = 2,
-    value_range: Literal["auto", "full"] | tuple[float, float] = "auto",
-    element: str = "uint8",
-    fit: Literal["crop", "pad", "stretch"] = "crop",
-    pad: str | tuple[int, ...] = (255,),
-    jpeg_scaling: bool = False,
-    max_pixels: int | None = None,
+    **asked: Unpack[PixelSettings],
 ) -> Store:
     """Maps the decoded data set. Decodes it first if no process of this node has done so.
 
-    image_size: the side of a square, or (height, width); None: the images' own size, which must be
-        the same for all.
-    center_crop: side, in pixels of the original, of the square that is cut out before resizing;
-        None: all of the image.
-    channels: 1 (grey), 3 (RGB), 2 and 4 (with opacity), or those of images with others; None: 3 if
-        any image has colour, else 1; "auto": the same, with opacity if all images have it.
     held_out_fraction: in [0, 1), for a source without splits of its own. A hash of each image's
         relative path or row decides, so new images never move others between splits.
     on_corrupt: "stop" at an image that cannot be decoded, or "skip" and count it.
     progress: called with (images decoded, all images) by the process that decodes.
-    rules: version of the rules of reading; 1 for runs that began with them (see `rules_1.py`).
-    value_range: values of deep images (more than 8 bits, or floats) that become 0 and the greatest
-        of the store: of all images ("auto", see `Seen`), of their type ("full"), or the given ones.
-    element: type of the store: "uint8", "uint16", or "float16" for maps, whose values are kept.
-    fit, pad, jpeg_scaling, max_pixels: see `Wanted`.
+    asked: the pixels that come of an image.
 
     Exactly one process decodes, under a lock that the kernel frees when the process dies. The
     others wait and map the result. An entry of the cache appears whole, by one rename, or not at
     all.
     """
-    wanted = wanted_of(
-        image_size,
-        center_crop,
-        channels,
-        rules=rules,
-        value_range=value_range,
-        element=element,
-        fit=fit,
-        pad=pad,
-        jpeg_scaling=jpeg_scaling,
-        max_pixels=max_pixels,
-    )
+    wanted = wanted_of(**asked)
     if not 0 <= held_out_fraction < 1:
         raise DataError(
             f"data.held_out_fraction: {held_out_fraction} is not in [0, 1), but some images must be"
@@ -254,49 +250,42 @@ def open_store(
 def open_stream(
     source: Parquet,
     *,
-    image_size: int | tuple[int, int] | None,
-    center_crop: int | None,
-    channels: int | None,
     held_out_fraction: float,
     on_corrupt: Literal["stop", "skip"],
     cache_folder: Path,
     window: int,
     progress: Callable[[int, int], None] | None = None,
-    **reading: Any,
+    **asked: Unpack[PixelSettings],
 ) -> Store:
     """Opens a data set that is streamed from its place, not decoded as a whole; see `open_store`.
     `train` is a sample of the streamed images, `held_out` are the held-out images. Each has at most
     about 10,000 images, in whole row groups.
 
-    window: number of images of a stream that are shuffled together. reading: the other settings of
-    `open_store`.
+    window: number of images of a stream that are shuffled together.
     """
     sampled = Sampled(source, held_out_fraction)
     store = open_store(
         sampled,
-        image_size=image_size,
-        center_crop=center_crop,
-        channels=channels,
         held_out_fraction=held_out_fraction,
         on_corrupt=on_corrupt,
         cache_folder=cache_folder,
         progress=progress,
-        **reading,
+        **asked,
     )
     groups, columns = source.row_groups()
     kept, _ = sampled.split(groups)
     channels_of_store, height, width = store.image_shape
-    asked = wanted_of(image_size, center_crop, channels, **reading)
+    wanted = wanted_of(**asked)
     wanted = replace(
-        asked,
+        wanted,
         size_HW=(height, width),
         channels=channels_of_store,
-        size_from="the first" if image_size is None else None,
-        value_range=asked.value_range or store.found.value_range,
+        size_from="the first" if wanted.size_HW is None else None,
+        value_range=wanted.value_range or store.found.value_range,
         # Not all images were looked at: one that needs more than the sample is an error.
-        guessed_channels=asked.rules == 2 and asked.channels is None,
-        guessed_alpha=asked.keep_alpha and channels_of_store in (2, 4),
-        guessed_range=asked.rules == 2 and asked.value_range is None,
+        guessed_channels=wanted.rules == 2 and wanted.channels is None,
+        guessed_alpha=wanted.keep_alpha and channels_of_store in (2, 4),
+        guessed_range=wanted.rules == 2 and wanted.value_range is None,
     )
     shards = Shards(
         source,
@@ -328,16 +317,10 @@ def wanted_of(
     image_size: int | tuple[int, int] | None,
     center_crop: int | None,
     channels: int | Literal["auto"] | None,
-    *,
-    rules: Literal[1, 2] = 2,
     value_range: Literal["auto", "full"] | tuple[float, float] = "auto",
-    element: str = "uint8",
-    fit: Literal["crop", "pad", "stretch"] = "crop",
-    pad: str | tuple[int, ...] = (255,),
-    jpeg_scaling: bool = False,
-    max_pixels: int | None = None,
+    **others: Any,
 ) -> Wanted:
-    """The wanted pixels. Raises DataError for values that none can have."""
+    """The wanted pixels, of `PixelSettings`. Raises DataError for values that none can have."""
     if isinstance(channels, int) and not 1 <= channels <= LARGEST_CHANNELS:
         raise DataError(
             f"data.channels: {channels} is not in 1 to {LARGEST_CHANNELS}; set e.g. 1 (grey) or 3"
@@ -354,15 +337,10 @@ def wanted_of(
         size_HW,
         center_crop,
         None if channels == "auto" else channels,
-        rules=rules,
         keep_alpha=channels == "auto",
         full_range=value_range == "full",
         value_range=None if isinstance(value_range, str) else value_range,
-        element=element,
-        fit=fit,
-        pad=pad,
-        jpeg_scaling=jpeg_scaling,
-        max_pixels=max_pixels,
+        **others,
     )
 
 

@@ -79,31 +79,6 @@ def _pad(value: Any) -> Any:
     )
 
 
-# Fields of every source that are not the source's own arguments.
-_SHARED = (
-    "kind",
-    "image_size",
-    "center_crop",
-    "channels",
-    "flip",
-    "held_out_fraction",
-    "on_corrupt",
-    "placement",
-    "classes",
-    "digest",
-    "window_images",
-    "rules",
-    "random_crop_from",
-    "value_range",
-    "bits",
-    "fit",
-    "pad",
-    "jpeg_scaling",
-    "max_pixels",
-    "condition_statistics",
-)
-
-
 _NOT_IN_RULES_1 = (
     "bits",
     "value_range",
@@ -357,6 +332,10 @@ class DataSettings(Component):
             "held_out_fraction": self.held_out_fraction,
             "on_corrupt": self.on_corrupt,
         }
+
+
+_SHARED = (*DataSettings.model_fields, "kind", "window_images")
+"""Fields of every source that are not the source's own arguments."""
 
 
 class Mnist5kData(DataSettings):
