@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ray_gen.data.errors import printable
 from ray_gen.data.store import Store
 
 FEW_IMAGES = 1_000
@@ -15,6 +16,13 @@ FEW_HELD_OUT = 50
 """Below this number the mean of a score over the held-out images moves by more than a seventh of
 the images' own spread."""
 _MOST_KINDS = 6
+
+
+def lines(store: Store) -> Iterator[str]:
+    """The line and the remarks, to be printed before training starts."""
+    yield printable(summary(store))
+    for remark in remarks(store):
+        yield f"  {printable(remark)}"
 
 
 def summary(store: Store) -> str:

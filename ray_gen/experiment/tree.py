@@ -174,6 +174,12 @@ class Tree(Settings):
         changes["evaluation"] = self.evaluation.absolute().model_dump(mode="json")
         return self.with_fields(**changes)
 
+    def with_rules_of(self, other: Tree) -> Self:
+        """A copy that reads its data by the rules of another experiment."""
+        if self.data.rules == other.data.rules:
+            return self
+        return self.with_fields(data__rules=other.data.rules)
+
     def resolved(
         self,
         image_shape: tuple[int, int, int],

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -24,8 +24,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from ray_gen.data.errors import printable
-from ray_gen.data.told import remarks, summary
+from ray_gen.data.told import lines
 from ray_gen.errors import Failed, Interrupted, Refused
 from ray_gen.evaluation.metrics import OF_SAMPLES
 from ray_gen.experiment import Experiment, ExperimentError, absolute_path, differences
@@ -61,7 +60,7 @@ from ray_gen.runs.writer import PROGRESS, STOP
 from ray_gen.storage import DEFAULT, Folder, StorageError, default_storage, encoded
 from ray_gen.training.build import build_networks, build_objective
 from ray_gen.training.loop import ALL_SEEN, ASKED, failure_of, finished
-from ray_gen.training.sources import class_names, open_data
+from ray_gen.training.sources import open_data, resolved_by
 
 CONTROLLER_RESTARTS = 3
 """How often the driver starts Ray Train again after its controller has died."""
@@ -206,16 +205,9 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
         line.stage("reading data")
         experiment = with_rules_of(run, experiment)
         store = open_data(experiment, line.decoded)
-        line.say(printable(summary(store)))
-        for remark in remarks(store):
-            line.say(f"  {printable(remark)}")
-        experiment = experiment.resolved(
-            store.image_shape,
-            class_names(store),
-            store.digest,
-            value_range=store.found.value_range,
-            conditions=[asdict(condition) for condition in store.conditions],
-        )
+        for told in lines(store):
+            line.say(told)
+        experiment = resolved_by(experiment, store)
         manifest = goes_on_from(run, experiment, line.say_once)
         objective = build_objective(experiment)
         build_networks(experiment, objective)  # a user's class fails here, not in a worker
@@ -279,9 +271,7 @@ def with_rules_of(run: Folder, experiment: Experiment) -> Experiment:
             before = Experiment.from_yaml(checkpoint.read_text(EXPERIMENT))
         except (ExperimentError, FileNotFoundError, ValueError):
             continue  # `goes_on_from` tells
-        if before.data.rules != experiment.data.rules:
-            return experiment.with_fields(data__rules=before.data.rules)
-        break
+        return experiment.with_rules_of(before)
     return experiment
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -151,6 +151,21 @@ def with_labels_of(store: Store, experiment: Experiment, option: str) -> Store:
         return replace(split, labels=labels_of(experiment, split.labels, split.conditions))
 
     return replace(store, train=labelled(store.train), held_out=labelled(store.held_out))
+
+
+def resolved_by(
+    experiment: Experiment, store: Store, group_size: int | Literal["auto"] | None = None
+) -> Experiment:
+    """The experiment, with the fields that only its data can give. group_size: see
+    `Experiment.resolved`."""
+    return experiment.resolved(
+        store.image_shape,
+        class_names(store),
+        store.digest,
+        group_size,
+        store.found.value_range,
+        [asdict(condition) for condition in store.conditions],
+    )
 
 
 def class_names(store: Store) -> tuple[str, ...]:

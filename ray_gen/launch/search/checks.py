@@ -4,7 +4,6 @@ each value, and of the room in the cluster."""
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -26,22 +25,14 @@ from ray_gen.searches.records import (
 from ray_gen.storage import Folder
 from ray_gen.training.build import build_networks, build_objective
 from ray_gen.training.loop import train
-from ray_gen.training.sources import class_names, with_labels_of
+from ray_gen.training.sources import resolved_by, with_labels_of
 from ray_gen.training.state import State
 
 
 def resolved_search(experiment: Experiment, store: Store) -> Experiment:
     """The experiment, with the fields that depend on the data filled in. A group size of auto stays
     auto: each trial sets it by its own batch size."""
-    size = experiment.training.group_size
-    return experiment.resolved(
-        store.image_shape,
-        class_names(store),
-        store.digest,
-        size,
-        store.found.value_range,
-        [asdict(condition) for condition in store.conditions],
-    )
+    return resolved_by(experiment, store, experiment.training.group_size)
 
 
 def with_rules_of(folder: Folder, experiment: Experiment) -> Experiment:
@@ -50,9 +41,7 @@ def with_rules_of(folder: Folder, experiment: Experiment) -> Experiment:
         before = Experiment.from_yaml(folder.read_text(SEARCH))
     except (ExperimentError, FileNotFoundError):
         return experiment  # `trials_before` tells
-    if before.data.rules == experiment.data.rules:
-        return experiment
-    return experiment.with_fields(data__rules=before.data.rules)
+    return experiment.with_rules_of(before)
 
 
 def trials_before(folder: Folder, experiment: Experiment) -> list[Trial]:

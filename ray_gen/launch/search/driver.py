@@ -22,8 +22,7 @@ import ray.tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.stopper import FunctionStopper
 
-from ray_gen.data.errors import printable
-from ray_gen.data.told import remarks, summary
+from ray_gen.data.told import lines
 from ray_gen.errors import Failed, Interrupted, Refused
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.launch.claim import Claim
@@ -161,9 +160,8 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
         board.say("reading data")
         experiment = with_rules_of(folder, experiment)
         store = open_data(experiment)
-        board.say(printable(summary(store)))
-        for remark in remarks(store):
-            board.say(f"  {printable(remark)}")
+        for told in lines(store):
+            board.say(told)
         experiment = resolved_search(experiment, store)
         trials = trials_before(folder, experiment)
         check_search(experiment, store)
