@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ray_gen.data import rules_1
-from ray_gen.data.errors import CorruptImageError, DataError, reason
+from ray_gen.data.errors import CorruptImageError, DataError, reason, unreadable
 from ray_gen.data.formats import pixel_limit
 from ray_gen.data.pictures import LARGEST_CHANNELS, Bands, upright
 from ray_gen.data.wanted import ELEMENTS, Look, Pixels, Unforeseen, Wanted
@@ -78,10 +78,7 @@ def _unless_corrupt(work: Callable[[], _T], item: Item, blamed: str) -> _T | Cor
     except OSError as error:
         if error.errno is None:
             return CorruptImageError(reason(error))
-        raise DataError(
-            f"{blamed}: {item.name} cannot be read: {reason(error)};"
-            " restore it or give this user access to it"
-        ) from error
+        raise unreadable(blamed, item.name, error) from error
     except Exception as error:
         return CorruptImageError(reason(error))
 

@@ -52,3 +52,11 @@ def _printable(letter: str) -> str:
     if 0xDC80 <= ord(letter) <= 0xDCFF:  # a byte of a name that is not UTF-8
         return f"\\x{ord(letter) - 0xDC00:02x}"
     return letter.encode("unicode_escape", "backslashreplace").decode()
+
+
+def unreadable(field: str, name: object, error: OSError) -> DataError:
+    """The error for a file or folder that cannot be opened."""
+    return DataError(
+        f"{field}: {name} cannot be read: {reason(error)};"
+        " restore it or give this user access to it"
+    )

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ray_gen.data.errors import CorruptImageError, DataError, reason
+from ray_gen.data.errors import CorruptImageError, DataError, reason, unreadable
 from ray_gen.data.formats import HEAD_BYTES, what_it_is
 from ray_gen.data.sources.files import File, Scan, is_data
 from ray_gen.data.sources.images import Images
@@ -153,10 +153,7 @@ def cannot_open(path: Path, error: OSError, remedy: str) -> DataError:
         return DataError(f"data.path: {path} does not exist on the machine that reads it; {remedy}")
     if isinstance(error, IsADirectoryError):
         return DataError(f"data.path: {path} is a folder; set data=folder:{path}, or {remedy}")
-    return DataError(
-        f"data.path: {path} cannot be read: {reason(error)};"
-        " restore it or give this user access to it"
-    )
+    return unreadable("data.path", path, error)
 
 
 class _Member(NamedTuple):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from ray_gen.data.errors import DataError, reason
+from ray_gen.data.errors import DataError, unreadable
 from ray_gen.data.formats import HEAD_BYTES
 
 NEVER_DATA = frozenset(
@@ -130,10 +130,7 @@ class FolderFiles:
                     f"data.path: {root} does not exist on the machine that reads it;"
                     " give a folder of images there"
                 ) from error
-            raise DataError(
-                f"data.path: {where} cannot be read: {reason(error)};"
-                " restore it or give this user access to it"
-            ) from error
+            raise unreadable("data.path", where, error) from error
 
     def open(self, path: str) -> IO[bytes]:
         """The file, without Python's buffer: readers ask for large parts."""

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ray_gen.data.errors import CorruptImageError, DataError, Refuse, raised, reason
+from ray_gen.data.errors import CorruptImageError, DataError, Refuse, raised, unreadable
 from ray_gen.data.formats import (
     NPY,
     format_named,
@@ -138,7 +138,7 @@ class Images:
     def listing(self, refuse: Refuse = raised) -> Listing:
         """See `Source.listing`. refuse: if it goes on, all that can be read is listed."""
         scan = self._scanned or self.files.scan()
-        found = self._found or self._told_apart(scan, refuse)
+        found = self._found or self.found(refuse)
         images = [*found.images, *found.unread]
         broken = [path for path in scan.broken if format_named(path) is None]
         barren = [*found.others, *(f"{path}/" for path in (*scan.empty, *broken))]
@@ -369,32 +369,9 @@ class Images:
 class ImageFolder(Images):
     """The image files below a folder."""
 
-    def __init__(
-        self,
-        *,
-        path: str,
-        splits: Splits = "auto",
-        frames: Frames = "first",
-        labels: str = "auto",
-        label_column: LabelColumn | None = None,
-        conditions: Sequence[str] = (),
-    ) -> None:
-        super().__init__(
-            FolderFiles(path),
-            splits=splits,
-            frames=frames,
-            labels=labels,
-            label_column=label_column,
-            conditions=conditions,
-        )
-
-
-def unreadable(field: str, name: str, error: OSError) -> DataError:
-    """The error for a file that cannot be opened."""
-    return DataError(
-        f"{field}: {name} cannot be read: {reason(error)};"
-        " restore it or give this user access to it"
-    )
+    def __init__(self, *, path: str, **settings: Any) -> None:
+        """settings: see `Images`."""
+        super().__init__(FolderFiles(path), **settings)
 
 
 def _counted(found: Found, read: Sequence[str]) -> dict[str, int]:
