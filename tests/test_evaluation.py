@@ -26,7 +26,9 @@ from ray_gen.evaluation.scores import Scores
 from ray_gen.evaluation.subject import SampledImages, Subject
 from ray_gen.evaluation.table import table
 from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.experiment.data import DataSettings, PixelFields
 from ray_gen.experiment.evaluation import Evaluation
+from ray_gen.pipeline import experiment_of
 from ray_gen.training.build import build_objective
 from ray_gen.training.loop import train
 from ray_gen.training.state import State
@@ -577,6 +579,96 @@ def test_a_size_other_than_the_references_is_refused_in_the_options_words(tmp_pa
     assert (
         "12x12, the reference images 14x20 (height x width); set --image-size to 12" in ended.output
     )
+
+
+CHANGED: dict[str, Any] = {
+    "image_size": (8, 8),
+    "random_crop_from": 9,
+    "center_crop": 10,
+    "channels": 3,
+    "bits": 16,
+    "value_range": (0.0, 4095.0),
+    "fit": "pad",
+    "pad": 7,
+    "max_pixels": 1000,
+    "jpeg_scaling": True,
+    "rules": 1,
+}
+"""Another value than the default, for every field that says which pixels come of an image."""
+
+
+def _with_pixels(run: Path, folder: Path, **pixels: Any) -> Path:
+    """A copy of a run whose data have these fields."""
+    shutil.copytree(run, folder)
+    file = folder / "experiment.yaml"
+    this = Experiment.from_yaml(file.read_text())
+    changed = this.with_fields(**{f"data__{name}": value for name, value in pixels.items()})
+    file.write_text(changed.to_yaml())
+    return folder
+
+
+def test_a_reference_gets_every_field_of_pixels_of_the_run(run: Path, tmp_path: Path) -> None:
+    assert {*CHANGED} == {*PixelFields.model_fields}
+    first = {"rules": 1, "image_size": (8, 8), "channels": 1, "center_crop": 10}
+    second = {**CHANGED, "rules": 2}
+    for number, pixels in enumerate((first, second)):
+        changed = _with_pixels(run, tmp_path / str(number), **pixels)
+        (tmp_path / "real").mkdir(exist_ok=True)
+        reference = Request.of(changed, reference=str(tmp_path / "real")).reference
+        assert reference is not None
+        assert reference.pixel_fields() == experiment_of(changed).data.pixel_fields()
+        assert {name: getattr(reference, name) for name in pixels} == pixels
+
+
+def test_every_field_of_all_data_is_one_of_pixels_or_is_known_to_be_none() -> None:
+    assert {*DataSettings.model_fields} - {*PixelFields.model_fields} == {
+        *("flip", "held_out_fraction", "on_corrupt", "placement"),
+        *("classes", "condition_statistics", "digest"),
+    }
+
+
+MOVED: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
+    ("folder:A", {"splits": "none", "frames": "all"}, "zip:B.zip", {}),
+    ("folder:A", {"labels": "folders", "label_column": "kind"}, "tar:B.tar", {}),
+    ("zip:A.zip", {"splits": {"train": "a", "held_out": "b"}}, "folder:B", {}),
+    ("list:A.txt", {"frames": "all"}, "folder:B", {}),
+    ("parquet:A", {"image_column": "x", "label_column": "y", "labels": "none"}, "arrow:B", {}),
+    ("folder:A", {"labels": "none"}, "parquet:B", {}),
+    # What `data convert` writes has a column of its own for labels.
+    ("folder:A", {"labels": "folders", "label_column": "kind"}, "parquet:B",
+     {"labels": "auto", "label_column": None}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "fields", "after", "others"), MOVED)
+def test_data_that_have_moved_keep_the_fields_that_both_kinds_have(
+    run: Path, tmp_path: Path, before: str, fields: dict[str, Any], after: str, others: Any
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    kind, _, path = before.partition(":")
+    file = tmp_path / "run" / "experiment.yaml"
+    this = experiment_of(tmp_path / "run")
+    data = {"kind": kind, "path": path, **fields, "flip": True, "digest": "0" * 32, "rules": 2}
+    file.write_text(this.with_fields(data={**data, "classes": list("ab")}).to_yaml())
+    moved = Request.of(tmp_path / "run", data=after).reference
+    assert moved is not None and moved.short_form.startswith(after.partition(":")[0])
+    told = moved.model_dump(mode="json")
+    assert told.items() >= {**fields, **others, "flip": True, "digest": "0" * 32}.items()
+    assert told["path"].endswith(f"/{after.partition(':')[2]}") and moved.classes == ("a", "b")
+
+
+@pytest.mark.parametrize("option", ["--data", "--reference"])
+def test_what_a_run_of_the_first_rules_cannot_read_is_one_sentence(
+    run: Path, tmp_path: Path, option: str
+) -> None:
+    first = _with_pixels(run, tmp_path / "first", rules=1)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w"):
+        pass
+    arguments = ["evaluate", str(first), option, f"zip:{tmp_path}/a.zip"]
+    ended = CliRunner().invoke(main, arguments)
+    assert ended.exit_code == 2 and isinstance(ended.exception, SystemExit), ended.output
+    told = ended.output.strip().splitlines()[-1]
+    assert f"{option}: zip:{tmp_path}/a.zip cannot be read as the run reads its own images" in told
 
 
 @pytest.fixture

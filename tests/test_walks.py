@@ -275,6 +275,23 @@ def test_image_files_are_cropped_as_the_data_was_where_they_are_large_enough(
     assert torch.equal(cropping.read(small), whole.read(small))
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["random_crop_from=12", "random_crop_from=[9, 16]", "center_crop=6", "center_crop=16"],
+)
+def test_image_files_of_the_models_size_are_read_as_they_are(
+    setting: str, pipelines, tmp_path: Path
+) -> None:
+    whole = pipelines["vae"]
+    cropping = Pipeline(vae(SHORT, f"data.{setting}"), whole.objective, whole.networks)
+    sample, larger = pictures.to_bytes(whole.sample(2, seed=0))
+    pictures.save_png(sample, tmp_path / "own.png")
+    assert torch.equal(cropping.read(tmp_path / "own.png"), whole.read(tmp_path / "own.png"))
+    pictures.save_png(larger.repeat(3, 0).repeat(3, 1), tmp_path / "larger.png")
+    read = [pipeline.read(tmp_path / "larger.png") for pipeline in (cropping, whole)]
+    assert not torch.equal(*read)  # others are cropped
+
+
 def test_files_that_are_no_images_are_refused_by_their_path(pipelines, tmp_path: Path) -> None:
     read = pipelines["vae"].read
     with pytest.raises(Refused, match=f"^{tmp_path}/no.png: "):

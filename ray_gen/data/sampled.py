@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from ray_gen.data.errors import DataError
-from ray_gen.data.sources.base import Item, Listing, SplitName
+from ray_gen.data.sources.base import Listing, SplitName
 from ray_gen.data.sources.parquet import Parquet, RowGroup
 
 HELD_OUT_IMAGES = 10_000
@@ -39,7 +40,7 @@ class Sampled:
         }
         count = sum(group.rows for groups in chosen.values() for group in groups)
         items = (
-            Item(item.key, item.name, split, item.load, conditions=item.conditions)
+            replace(item, split=split)
             for split, groups in chosen.items()
             for item in self._source.items(sorted(groups, key=_place), columns)
         )
@@ -47,6 +48,7 @@ class Sampled:
             count,
             items,
             columns.class_names,
+            columns.watched,
             notes=columns.notes,
             no_classes=columns.no_classes,
             condition_names=columns.conditions.names,

@@ -202,22 +202,16 @@ def _settings(experiment: Experiment | None, changes: Mapping[str, Any]) -> Eval
 def _reference(
     location: str, experiment: Experiment, named: str | None, decoding: Mapping[str, Any]
 ) -> Data | None:
-    """The data to compare a run's samples with, read as the run's own: its size, channels, bits and
-    range of values. None: the run's own data."""
-    run = experiment.data
-    own = {
-        "image_size": run.image_size,
-        "channels": run.channels,
-        "bits": run.bits,
-        "value_range": run.value_range,
-    }
+    """The data to compare a run's samples with, read as the run reads its own. None: the run's own
+    data."""
+    own = experiment.data.pixel_fields()
     for name in own:
         if name in decoding:
             raise Refused(
                 f"data.{name}: a reference always gets the run's own {name}; leave it out"
             )
     if named is not None:
-        return _source(named, "--reference", {**own, **decoding})
+        return _source(named, "--reference", decoding, own)
     if decoding:
         raise Refused(
             "data.on_corrupt: the run's own data is read in the same way as for training; leave "
@@ -229,20 +223,21 @@ def _reference(
 def _moved(experiment: Experiment, named: str) -> Data:
     """The run's own data at another place, read as the run reads them. Their digest must match the
     run's."""
-    found = _source(named, "--data", {})
-    shared = {
-        name: value
-        for name, value in experiment.data.model_dump().items()
-        if name in DataSettings.model_fields
-    }
-    kind = type(found)
-    own = found.model_dump() if kind is not type(experiment.data) else experiment.data.model_dump()
-    for field in ("path", "dataset"):
-        if hasattr(found, field):
-            own[field] = getattr(found, field)
-    if "conditions" in kind.model_fields:
-        own["conditions"] = getattr(experiment.data, "conditions", ())
-    return kind.model_validate({**own, **shared})  # pyright: ignore[reportReturnType]
+    run, kind = experiment.data, type(_source(named, "--data", {}))
+    return _source(named, "--data", {}, {name: getattr(run, name) for name in _kept(run, kind)})
+
+
+def _kept(run: DataSettings, kind: type[DataSettings]) -> list[str]:
+    """The fields that data of another kind, at another place, have in common with a run's."""
+    own, theirs = type(run).model_fields, kind.model_fields
+    both = [name for name in own if name in theirs and name not in ("kind", "path", "dataset")]
+    if kind is type(run) or "labels" not in both:
+        return both
+    # Files of images have a file of labels, or folders. Tables have only a column, of another name.
+    if own["labels"].annotation == theirs["labels"].annotation:
+        return both
+    of_labels = ("label_column", *(("labels",) if getattr(run, "labels") != "none" else ()))  # noqa: B009
+    return [name for name in both if name not in of_labels]
 
 
 def _data_of_export(location: str, experiment: Experiment) -> Data | None:
@@ -261,24 +256,36 @@ def _data_of_export(location: str, experiment: Experiment) -> Data | None:
     return data
 
 
-def _source(text: str, option: str, decoding: Mapping[str, Any]) -> Data:
-    """The data settings for a path, a URI or a short form, e.g. "torchvision:CIFAR10". decoding:
-    the fields image_size, channels and on_corrupt. Raises Refused."""
+def _source(
+    text: str, option: str, decoding: Mapping[str, Any], own: Mapping[str, Any] | None = None
+) -> Data:
+    """The data settings for a path, a URI or a short form, e.g. "torchvision:CIFAR10".
+
+    decoding: fields image_size, channels and on_corrupt that the user has set. own: fields of a
+    run's data, whose images these are compared with. Raises Refused.
+    """
     short = text if is_short_form(text) else f"{kind_of_place(text) or 'folder'}:{text}"
     without_credentials(short.partition(":")[2])  # before a message could show them
     adapter: TypeAdapter[Data] = TypeAdapter(Data)
     try:
         data = adapter.validate_python(short)
     except ValidationError as error:
-        raise Refused(f"{option}: {text}: {error.errors()[0]['msg']}") from error
-    changes = dict(decoding)
+        problem = problems_of(error, DataSettings, short)[0]
+        raise Refused(f"{option}: {text}: {problem}") from error
+    changes: dict[str, Any] = {}
     if hasattr(data, "path"):
         changes["path"] = absolute_path(getattr(data, "path"))  # noqa: B009
     if text != "mnist5k" and not text.startswith("torchvision:"):
         changes["held_out_fraction"] = 0.0  # use all pictures of the folder
-    given = {**data.model_dump(), **changes}
+    given = {**data.model_dump(), **changes, **(own or {}), **decoding}
     try:
         return type(data).model_validate(given)
     except ValidationError as error:
         problems = problems_of(error, type(data), given)
+        if own:
+            why = problems[0].partition("; ")[0]
+            raise Refused(
+                f"{option}: {text} cannot be read as the run reads its own images: {why}; give"
+                " them in the form in which the run has its own, such as a folder"
+            ) from None
         raise Refused("\n".join(f"data.{problem}" for problem in problems)) from None

@@ -137,8 +137,9 @@ class NamedSplits(Settings):
 Splits = Literal["auto", "none"] | NamedSplits
 
 
-class DataSettings(Component):
-    """Settings that all sources share."""
+class PixelFields(Component):
+    """Settings that say which pixels come of an image. What is compared with a run's images is read
+    by all of them."""
 
     image_size: ImageSize | None = None
     """Pixels: one number for a square, or [height, width]. Images are scaled to cover it and then
@@ -173,6 +174,33 @@ class DataSettings(Component):
     jpeg_scaling: bool = False
     """Let JPEG photographs be scaled down while they are decompressed, never below twice the wanted
     size. Decoding is faster, pixels differ a little."""
+    rules: Literal[1, 2] = 2
+    """Version of the rules that say what is read of the same files. A run keeps its own: 1 in
+    ray_gen 0.1."""
+
+    def pixel_fields(self) -> dict[str, Any]:
+        """The values of these fields."""
+        return {name: getattr(self, name) for name in PixelFields.model_fields}
+
+    def pixels(self) -> dict[str, Any]:
+        """What `ray_gen.data.store.wanted_of` asks: the pixels that come of an image."""
+        return {
+            "image_size": self.random_crop_from or self.image_size,
+            "center_crop": self.center_crop,
+            "channels": self.channels,
+            "rules": self.rules,
+            "value_range": self.value_range,
+            "element": f"uint{self.bits}",
+            "fit": self.fit,
+            "pad": (self.pad,) if isinstance(self.pad, int) else self.pad,
+            "jpeg_scaling": self.jpeg_scaling,
+            "max_pixels": self.max_pixels,
+        }
+
+
+class DataSettings(PixelFields):
+    """Settings that all sources share."""
+
     flip: bool = False
     """Mirror each image with probability ½, drawn again each time training uses the image."""
     held_out_fraction: float = Field(0.1, ge=0.0, lt=1.0)
@@ -190,9 +218,6 @@ class DataSettings(Component):
     """Names of the classes in the order of their labels; filled in from the data at the start."""
     condition_statistics: tuple[Condition, ...] | None = None
     """The numbers of `conditions` with their statistics; filled in from the data at the start."""
-    rules: Literal[1, 2] = 2
-    """Version of the rules that say what is read of the same files. A run keeps its own: 1 in
-    ray_gen 0.1."""
     digest: str | None = None
     """Digest of all decoded pixels and labels in their order; filled in from the data at the start.
     It identifies the data. The path may change."""
@@ -309,21 +334,6 @@ class DataSettings(Component):
     def source(self) -> str:
         """The source's class, as "module:Name"."""
         return self.targets["source"]
-
-    def pixels(self) -> dict[str, Any]:
-        """What `ray_gen.data.store.wanted_of` asks: the pixels that come of an image."""
-        return {
-            "image_size": self.random_crop_from or self.image_size,
-            "center_crop": self.center_crop,
-            "channels": self.channels,
-            "rules": self.rules,
-            "value_range": self.value_range,
-            "element": f"uint{self.bits}",
-            "fit": self.fit,
-            "pad": (self.pad,) if isinstance(self.pad, int) else self.pad,
-            "jpeg_scaling": self.jpeg_scaling,
-            "max_pixels": self.max_pixels,
-        }
 
     def reading(self) -> dict[str, Any]:
         """What `ray_gen.data.open_store` asks of every source."""

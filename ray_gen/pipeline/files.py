@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ray_gen.data.pictures import Bands
     from ray_gen.data.sources.base import Item
-    from ray_gen.data.wanted import Wanted
+    from ray_gen.data.wanted import Pixels, Wanted
 
 Part = tuple[Tensor, Sequence[int | str] | None, Conditions | None]
 """Images (N, C, H, W) in [0, 1], and their labels and conditions if they are known."""
@@ -64,13 +64,13 @@ def whole_values(data: DataSettings) -> tuple[int, int] | None:
 
 def read_images(files: Iterable[Path], experiment: Experiment) -> Tensor:
     """Float (N, C, H, W) in [0, 1], converted, cropped and resized as the run's `data` settings say
-    (see `data/decode.py`).
+    (see `data/decode.py`). An image that has the model's size, such as a sample of the run, is
+    neither cropped nor resized.
 
     Values of deep images go from black to white as those of the data. If the data had none, or none
     of whole numbers, the type of a file decides.
 
-    If an image is too small for `data.center_crop`, the whole image is used. Samples of the run
-    itself can be such images.
+    If an image is too small for `data.center_crop`, the whole image is used.
     """
     # Imported here: `ray_gen.data` imports Arrow, which sampling does not need.
     from ray_gen.data import DataError
@@ -88,8 +88,9 @@ def read_images(files: Iterable[Path], experiment: Experiment) -> Tensor:
         load = partial(_load, file, experiment.data.rules)
         item = Item(key=file.name, name=str(file), split=None, load=load)
         of_file = _with_value_range(wanted, item, experiment.data)
+        decoded = _of_size(item, of_file, (height, width))
         try:
-            decoded = decode(item, of_file, "images")
+            decoded = decoded or decode(item, of_file, "images")
         except DataError:  # too small for the crop, or unreadable: then the next line raises
             decoded = decode(item, replace(of_file, center_crop=None), "images")
         if isinstance(decoded, CorruptImageError):
@@ -99,6 +100,19 @@ def read_images(files: Iterable[Path], experiment: Experiment) -> Tensor:
     if not images:
         raise Refused("images: no file was named; name at least one")
     return unit(torch.stack(images))
+
+
+def _of_size(item: Item, wanted: Wanted, size_HW: tuple[int, int]) -> Pixels | None:
+    """The image as it is, if it has this size and would be cropped. Else None."""
+    from ray_gen.data.decode import decode
+    from ray_gen.data.errors import CorruptImageError
+
+    if wanted.center_crop is None and wanted.size_HW == size_HW:
+        return None  # it is not cropped
+    decoded = decode(item, replace(wanted, size_HW=None, center_crop=None), "images")
+    if isinstance(decoded, CorruptImageError) or decoded.values_HWC.shape[:2] != size_HW:
+        return None
+    return decoded
 
 
 def _with_value_range(wanted: Wanted, item: Item, data: DataSettings) -> Wanted:

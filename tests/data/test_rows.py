@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_gen.data import ArrowFolder, DataError, Parquet
+from ray_gen.data import ArrowFolder, DataError, Parquet, Store, open_stream
 from ray_gen.data.told import remarks
 from tests.data.pictures import noise, opened, write
 from tests.data.test_parquet import HF_IMAGE, hf, png, same, write_table
@@ -75,6 +75,44 @@ def test_a_changed_file_of_a_row_is_decoded_again(tmp_path: Path) -> None:
     write(image, noise(6, 6, 3, 5))
     os.utime(image, (1, 1))
     assert same(opened(source, tmp_path / "cache").train.images_NHWC, range(5, 6))
+
+
+def stream_of(source: Parquet, cache: Path) -> Store:
+    return open_stream(
+        source,
+        window=4,
+        cache_folder=cache,
+        image_size=None,
+        center_crop=None,
+        channels=None,
+        held_out_fraction=0.0,
+        on_corrupt="stop",
+    )
+
+
+def test_a_changed_file_of_a_row_is_decoded_again_for_a_stream(tmp_path: Path) -> None:
+    image = write(tmp_path / "set" / "0.png", noise(6, 6, 3, 0))
+    write_table(tmp_path / "set" / "a.parquet", image=paths("0.png"))
+    source = Parquet(path=str(tmp_path / "set"))
+    first = stream_of(source, tmp_path / "cache")
+    assert stream_of(source, tmp_path / "cache").digest == first.digest
+    write(image, noise(6, 6, 3, 5))
+    os.utime(image, (1, 1))
+    second = stream_of(source, tmp_path / "cache")
+    assert same(second.train.images_NHWC, range(5, 6)) and second.digest != first.digest
+
+
+def test_a_file_of_a_row_that_changes_while_a_stream_reads_stops_it(tmp_path: Path) -> None:
+    image = write(tmp_path / "set" / "0.png", noise(6, 6, 3, 0))
+    write_table(tmp_path / "set" / "a.parquet", image=paths("0.png"))
+    stream = stream_of(Parquet(path=str(tmp_path / "set")), tmp_path / "cache").stream
+    assert stream is not None
+    for _ in range(2):
+        stream.read(0)[0].load()
+    write(image, noise(6, 6, 3, 5))
+    os.utime(image, (1, 1))
+    with pytest.raises(DataError, match=rf"^data\.path: {image} was changed while it was in use; "):
+        stream.read(0)[0].load()
 
 
 def test_rows_name_no_web_addresses(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ class ArrowFolder:
     def identity(self) -> object:
         """Relative path, size and time of every file, and the columns."""
         self._found = self._list()
+        self._watched = {}
         return {
             "shards": [[s.path, s.split, s.size, s.mtime_ns] for s in self._found],
             "image_column": self.image_column,

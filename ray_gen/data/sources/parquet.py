@@ -116,6 +116,11 @@ class Columns:
         """Names of the image column, the label columns and the columns of conditions."""
         return list(dict.fromkeys((self.image, *columns_of(self.label), *self.conditions.columns)))
 
+    @property
+    def watched(self) -> Mapping[str, tuple[int, int]]:
+        """See `Listing.watched`: filled in while rows are read."""
+        return self.beside.watched if self.beside is not None else {}
+
     @cached_property
     def index(self) -> dict[str, int]:
         """The class of each label that is a string."""
@@ -213,6 +218,7 @@ class Parquet:
     def identity(self) -> object:
         """Relative path, size and time of every shard, and the columns."""
         self._found = self._list()
+        self._watched = {}
         told: dict[str, Any] = {
             "shards": [[s.path, s.split, s.size, s.mtime_ns] for s in self._found],
             "image_column": self.image_column,
@@ -229,7 +235,7 @@ class Parquet:
             count,
             self.items(groups, columns),
             columns.class_names,
-            columns.beside.watched if columns.beside is not None else {},
+            columns.watched,
             notes=columns.notes,
             no_classes=columns.no_classes,
             condition_names=columns.conditions.names,

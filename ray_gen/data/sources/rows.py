@@ -92,7 +92,8 @@ class Beside:
     uri: str | None
     """The data set's URI. None on a local disk."""
     watched: dict[str, tuple[int, int]]
-    """See `Listing.watched`: filled in while local files are read."""
+    """See `Listing.watched`: filled in while local files are read. A stream reads a file again in
+    each epoch."""
 
     def read(self, path: str, folder: str) -> bytes:
         """The bytes of a file. A relative path begins in `folder`, the folder of the table, or else
@@ -142,7 +143,12 @@ class Beside:
             status = Path(path).stat()
             if not stat.S_ISREG(status.st_mode):
                 raise CorruptImageError(f"its row names {path}, which is no file")
-            self.watched[path] = status.st_size, status.st_mtime_ns
+            stamp = status.st_size, status.st_mtime_ns
+            if self.watched.setdefault(path, stamp) != stamp:
+                raise DataError(
+                    f"data.path: {path} was changed while it was in use; put the old file back and"
+                    " start again, or begin a new run with the new one"
+                )
             return attempt()
         return tried(attempt, self.uri or path)
 
