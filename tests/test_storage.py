@@ -8,6 +8,7 @@ import logging
 import pickle
 import re
 import tempfile
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -341,6 +342,31 @@ def test_nobody_waits_long_for_a_storage_whose_name_was_never_found(
     assert remote.names() == []
     system.left = 1
     assert remote.names() == []  # it has answered: it comes back
+
+
+def test_no_attempt_begins_that_cannot_end_in_time(monkeypatch) -> None:
+    monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.01)
+    began: list[float] = []
+
+    def attempt() -> None:
+        began.append(time.monotonic())
+        time.sleep(0.5)
+        raise OSError("no")
+
+    with pytest.raises(StorageError, match=r"failed for \d s or longer"):
+        storage.tried(attempt, "s3://slow/a", 0.9)
+    storage._outages.clear()
+    assert len(began) == 1
+
+
+def test_googles_client_soon_gives_up_a_name_that_is_not_found(monkeypatch) -> None:
+    monkeypatch.setattr(storage, "NEW_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setenv("no_proxy", "*")
+    began = time.monotonic()
+    with pytest.raises(StorageError, match="check the name, and this machine's network"):
+        Folder("gs://anonymous@bucket/a?endpoint_override=storage.invalid").names()
+    storage._outages.clear()
+    assert time.monotonic() - began < 4  # of at most 5 s; pyarrow's default is a quarter of an hour
 
 
 @pytest.mark.parametrize(
