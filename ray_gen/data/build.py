@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-FORMAT = 3
+FORMAT = 4
 """Part of every key. Raise it when the same settings give other bytes, or when the content of the
 manifest changes."""
 MANIFEST = "manifest.json"

@@ -394,7 +394,8 @@ class ImageFilesData(DataSettings):
     """Where the files are; a relative path is relative to where the command runs."""
     splits: Splits = "auto"
     """Which folders are splits. auto: those named train, training, validation, val, dev, test, eval
-    and the like. none: all folders are classes. Or their names: {train: NAME, held_out: NAME}."""
+    and the like, also with numbers (val2017). Names that say more, as train_images does, are
+    refused. none: all folders are classes. Or their names: {train: NAME, held_out: NAME}."""
     frames: Literal["first", "all", "channels"] = "first"
     """What is read of animations, TIFF files with several pages, and arrays of shape (N, H, W) or
     (N, H, W, C): the first image; all, each as an image; or all pages of a TIFF file as the

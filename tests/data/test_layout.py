@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 
 import pytest
 
 from ray_gen.data import DataError
 from ray_gen.data.sources.layout import layout_of, splits_of_shards
+from tests.helpers import vae
 
 TRAIN = (
     "train",
     "training",
     "Train",
     "TRAINING",
-    "train_images",
     "Train-0",
     "train2017",
-    "my train",
+    "train-00000-of-00002",
+    "_TRAIN.2_",
 )
 HELD_OUT = (
     "validation",
@@ -162,6 +164,14 @@ TWO_READINGS = (
     ("TrainSet", "TestSet", "extra"),
     ("trainset", "testset"),
     ("training_part", "devel", "valset"),
+    ("train_tracks", "test_tubes"),
+    ("train_images", "val_images"),
+    ("my train", "test"),
+    ("seg_train", "seg_test"),
+    ("train", "test tube"),
+    ("train no.1", "test: a"),
+    ("it's train", "'test' 100%"),
+    ("train é", "val 火车"),
 )
 
 
@@ -170,10 +180,13 @@ def test_names_that_hold_the_names_of_splits_are_refused(folders: tuple[str, ...
     paths = tree(*folders)
     with pytest.raises(DataError, match=r"^data\.splits: .*may be splits or classes") as refused:
         layout_of(paths, "auto", "data")
-    told = str(refused.value).partition("{train: ")[2].partition("}")[0].split(", held_out: ")
-    named = layout_of(paths, {"train": told[0], "held_out": told[1]}, "data")
+    advice = str(refused.value).partition(" set ")[2].partition(" (other folders")[0]
+    data = vae("data=folder:data", *shlex.split(advice)).data
+    told = data.arguments()["splits"]
+    named = layout_of(paths, told, "data")
     assert {place.split for place in named.places.values()} == {"train", "held_out"}
-    assert "tr" in told[0].lower() and told[1].lower() not in ("trainval", "extra", "seg_pred")
+    assert "tr" in told["train"].lower()
+    assert told["held_out"].lower() not in ("trainval", "extra", "seg_pred")
     assert layout_of(paths, "none", "data").class_names == tuple(sorted(folders))
 
 
@@ -185,6 +198,8 @@ CLASSES = (
     ("trainA", "cat"),
     ("testing", "cat", "dog"),
     ("valve", "device", "trained"),
+    ("train_tracks", "cat"),
+    ("test_tubes", "beaker"),
 )
 
 
@@ -223,6 +238,18 @@ def test_without_a_training_split_the_test_split_stays_held_out() -> None:
         layout_of(tree("dev", "test"), "auto", "data")
 
 
+@pytest.mark.parametrize(
+    ("folders", "advice"),
+    [
+        (("dev set", "test set"), r'\{train: "dev set", held_out: "test set"\}'),
+        (("eval_a", "val_a"), r"\{train: eval_a, held_out: val_a\}"),
+    ],
+)
+def test_nor_are_names_of_two_held_out_splits_classes(folders, advice: str) -> None:
+    with pytest.raises(DataError, match=advice):
+        layout_of(tree(*folders), "auto", "data")
+
+
 def test_one_folder_for_both_splits_is_refused() -> None:
     with pytest.raises(DataError, match=r"data\.splits: train and held_out are both 'train'"):
         layout_of(tree("train", "x"), {"train": "train", "held_out": "train"}, "data")
@@ -233,6 +260,15 @@ SHARDS: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("Train-0.parquet", "testing-0.parquet"): ("train", "held_out"),
     ("data/digits-training.parquet", "data/digits-eval.parquet"): ("train", "held_out"),
     ("Training/0.parquet", "Dev/0.parquet"): ("train", "held_out"),
+    (
+        "train-00000-of-00001-b42a775f407cee45.parquet",
+        "test-00000-of-00001-00f2a6c8d9e1b377.parquet",
+    ): (
+        "train",
+        "held_out",
+    ),
+    ("x/partial-train/0.parquet", "x/test/0.parquet"): ("train", "held_out"),
+    ("test/train_tracks.parquet", "train/tracks.parquet"): ("held_out", "train"),
     ("train-0.parquet", "train-1.parquet"): (None, None),
     ("0.parquet", "1.parquet"): (None, None),
 }
@@ -256,6 +292,8 @@ def test_a_shard_without_a_split_beside_shards_with_one_is_refused() -> None:
         ("0.parquet", "1.parquet", "eval.parquet"),
         ("train.parquet", "holdout.parquet"),
         ("train-0.parquet", "tst-0.parquet"),
+        ("train_tracks.parquet", "test_tubes.parquet"),
+        ("train.parquet", "test_tubes.parquet"),
     ],
 )
 def test_a_held_out_shard_is_never_trained_on_without_a_word(names: tuple[str, ...]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
+from unicodedata import normalize
 
 from ray_gen.data.errors import DataError, Refuse, raised
 from ray_gen.data.formats import suffix_of
@@ -33,6 +36,10 @@ _LIKE: Mapping[SplitName, re.Pattern[str]] = {
     "held_out": re.compile(f"({_HELD_OUT}){_REST}"),
 }
 """Words that may mean a split: trainval, pretrain, testset."""
+_NUMBERING = re.compile(r"\d+[-_.]of[-_.]\d+|(?<![^\W_])[0-9a-f]{8,}(?![^\W_])")
+"""Numbers and digests of shards: 00000-of-00002-b42a775f407cee45."""
+_PLAIN = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)$)[A-Za-z]\w*", re.IGNORECASE)
+"""A name that YAML reads as this text without quotes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +64,17 @@ class Layout:
     """Number of images by the name of a split that is not read."""
 
 
-def split_named(name: str) -> tuple[str | None, bool]:
-    """The split that a name means, and whether the name says nothing else: ("train", True) for
-    "Train-0", ("train", False) for "train_images". None: no split, or several."""
-    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
-    found = {_OF_KEYWORD[word] for word in words if word in _OF_KEYWORD}
-    if len(found) != 1:
-        return None, False
-    return found.pop(), len(words) == 1
+def _words(name: str) -> list[str]:
+    """The words of a name, in small letters."""
+    text = _NUMBERING.sub(" ", normalize("NFC", name).lower())
+    return [word for word in re.split(r"[\W\d_]+", text) if word]
+
+
+def split_named(name: str) -> str | None:
+    """The split that a name means: "train" for "Train-0" and "train2017". None: it says something
+    else besides, as "train_tracks" does, or it names no split."""
+    words = _words(name)
+    return _OF_KEYWORD.get(words[0]) if len(words) == 1 else None
 
 
 def _like(name: str) -> SplitName | None:
@@ -160,7 +170,7 @@ def _wrapper(paths: Sequence[str], splits: Splits) -> str:
             break
         (top,) = tops
         inner = [path.partition("/")[2] for path in rest]
-        is_split = splits == "auto" and split_named(top) == ("train", True)
+        is_split = splits == "auto" and split_named(top) == "train"
         if not is_split and not all("/" in path for path in inner):
             break
         wrapper += f"{top}/"
@@ -190,34 +200,27 @@ def _roles(
             roles[name] = "train" if split == "train" else "held_out"
         return roles
     named = {top: split_named(top) for top in tops}
-    others = [top for top, (split, _) in named.items() if split is None]
-    of = {kind: [top for top, (split, _) in named.items() if split == kind] for kind in KEYWORDS}
-    held_out = of["validation"] or of["test"]
+    of = {kind: [top for top in tops if named[top] == kind] for kind in KEYWORDS}
+    train, held_out = of["train"], of["validation"] or of["test"]
     loose = any("/" not in key for key in keys)
-    if not others and of["train"] and held_out and not loose:
-        roles = dict.fromkeys(of["train"], "train")
-        return {**roles, **dict.fromkeys(held_out, "held_out")}
+    if train and held_out and all(named.values()) and not loose:
+        return {**dict.fromkeys(train, "train"), **dict.fromkeys(held_out, "held_out")}
     _check_inner(keys, where)
     if len(tops) < 2:
         return None
-    certain = {kind: [top for top in found if named[top][1]] for kind, found in of.items()}
-    train_like = [*certain["train"], *(top for top in tops if _like(top) == "train")]
-    held_out_like = [
-        *(certain["validation"] or certain["test"]),
-        *(top for top in tops if _like(top) == "held_out"),
-    ]
+    train_like = [*train, *(top for top in tops if _like(top) == "train")]
+    held_out_like = [*held_out, *(top for top in tops if _like(top) == "held_out")]
     if train_like and held_out_like:
         raise DataError(_two_readings(tops, train_like[0], held_out_like[0], where))
-    if not others and not of["train"] and held_out:
-        second = (of["test"] or held_out[1:])[0]
+    if all(_like(top) == "held_out" for top in tops):
+        second = (of["test"] or [top for top in tops if "test" in top.lower()] or tops[1:])[0]
         first = next(top for top in tops if top != second)
         raise DataError(_two_readings(tops, first, second, where))
-    nested = certain["train"] and _all_nested(certain["train"], keys)
-    if nested:
+    if train and _all_nested(train, keys):
         raise DataError(
-            f"data.splits: {where} has {certain['train'][0]}, which holds folders as a split does,"
-            f" beside {_listed(others)}; give {where}/{certain['train'][0]} itself, or set"
-            " data.splits=none if all of them are classes"
+            f"data.splits: {where} has {train[0]}, which holds folders as a split does, beside"
+            f" {_listed([top for top in tops if top not in train])}; give {where}/{train[0]}"
+            " itself, or set data.splits=none if all of them are classes"
         )
     return None
 
@@ -248,10 +251,15 @@ def _check_inner(keys: Iterable[str], where: str) -> None:
 
 def _two_readings(tops: Sequence[str], train: str, held_out: str, where: str) -> str:
     """The sentence about folders that could be classes or splits."""
+    train, held_out = (
+        name if _PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=False)
+        for name in (train, held_out)
+    )
+    named = shlex.quote(f"{{train: {train}, held_out: {held_out}}}")
     return (
         f"data.splits: the folders of {where} ({_listed(tops)}) may be splits or classes; for"
-        f" splits set data.splits='{{train: {train}, held_out: {held_out}}}' (other folders are not"
-        " read), for classes set data.splits=none"
+        f" splits set data.splits={named} (other folders are not read), for classes set"
+        " data.splits=none"
     )
 
 
@@ -311,11 +319,11 @@ def _hollow_splits(
     """As `_hollow`: folders with the name of a split, beside folders with images."""
     names = wrapper.split("/")[:-1]
     levels = ["".join(f"{name}/" for name in names[:i]) for i in range(len(names) + 1)]
-    beside = [level for level, name in zip(levels, names, strict=False) if split_named(name)[1]]
+    beside = [level for level, name in zip(levels, names, strict=False) if split_named(name)]
     if any("/" in path.removeprefix(wrapper) for path in paths):
         beside.append(wrapper)
     found = {k: v for level in beside for k, v in _hollow(paths, barren, level).items()}
-    return {path: kinds for path, kinds in found.items() if split_named(path.split("/")[-1])[1]}
+    return {path: kinds for path, kinds in found.items() if split_named(path.split("/")[-1])}
 
 
 def _content(kinds: Counter[str]) -> str:
@@ -326,22 +334,37 @@ def _content(kinds: Counter[str]) -> str:
     return f"has no images, but {', '.join(counts)}"
 
 
+def _parts_of(path: str) -> list[str]:
+    """The name of a file without its suffix, and the name of its folder."""
+    *folders, file = path.split("/")
+    return [file.rpartition(".")[0], *folders[-1:]]
+
+
+def split_of_shard(path: str) -> tuple[str | None, tuple[str, ...]]:
+    """The split that the name of a shard means, or else the name of its folder, and what the name
+    says besides: ("test", ("digits",)) for "digits-test-0.parquet". None: no split, or several."""
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for words in map(_words, _parts_of(path)):
+        splits = {_OF_KEYWORD[word] for word in words if word in _OF_KEYWORD}
+        if len(splits) == 1:
+            rest = tuple(word for word in words if word not in _OF_KEYWORD)
+            found.append((splits.pop(), rest))
+    return min(found, key=lambda told: bool(told[1]), default=(None, ()))
+
+
 def splits_of_shards(paths: Sequence[str], where: str) -> dict[str, SplitName | None]:
     """The split of each shard to read, from the name of its file or of its folder. None for all, if
     the data set has no splits of its own."""
-    named: dict[str, str | None] = {}
+    named = {path: split_of_shard(path) for path in paths}
     may_be: set[str | None] = set()
-    for path in paths:
-        parts = path.split("/")[-2:]
-        parts[-1] = parts[-1].rpartition(".")[0]
-        told = [split for part in reversed(parts) if (split := split_named(part)[0])]
-        like = [meant for part in reversed(parts) if (meant := _like(part))]
-        named[path] = told[0] if told else None
-        may_be.add(like[0] if like else None)
-    kinds = set(named.values())
+    for path, (kind, _) in named.items():
+        like = [meant for part in _parts_of(path) if (meant := _like(part))]
+        sure = "train" if kind == "train" else "held_out"
+        may_be.add(sure if kind is not None else like[0] if like else None)
+    kinds = {kind for kind, _ in named.values()}
     if "held_out" not in may_be or (len(kinds) == 1 and len(may_be) == 1):
         return dict.fromkeys(paths)
-    nameless = next((path for path, kind in named.items() if kind is None), None)
+    nameless = next((path for path, (kind, _) in named.items() if kind is None), None)
     if nameless is not None:
         clear = " and ".join(kind for kind in KEYWORDS if kind in kinds) or "several splits"
         raise DataError(
@@ -354,5 +377,15 @@ def splits_of_shards(paths: Sequence[str], where: str) -> dict[str, SplitName | 
             f"data.path: {where} has shards of the splits validation and test and none of train;"
             " rename those to train on to train-..., or give one file or folder of them"
         )
+    of_train = {path: rest for path, (kind, rest) in named.items() if kind == "train"}
+    other = next(
+        (p for p, (_, rest) in named.items() if rest and rest not in of_train.values()), None
+    )
+    if other is not None:
+        raise DataError(
+            f"data.path: the shards {next(iter(of_train))} and {other} of {where} may be of two"
+            " splits, or both to train on; rename them to train-... and test-..., or both to"
+            " train-..."
+        )
     names: dict[str | None, SplitName] = {"train": "train", held_out: "held_out"}
-    return {path: names[kind] for path, kind in named.items() if kind in names}
+    return {path: names[kind] for path, (kind, _) in named.items() if kind in names}

@@ -37,7 +37,14 @@ from ray_gen.data.sources.archives import (
 from ray_gen.data.sources.base import SplitName
 from ray_gen.data.sources.files import File, Scan, is_data
 from ray_gen.data.sources.images import Found, Images
-from ray_gen.data.sources.layout import Layout, Place, layout_of, split_named, splits_of_shards
+from ray_gen.data.sources.layout import (
+    Layout,
+    Place,
+    layout_of,
+    split_named,
+    split_of_shard,
+    splits_of_shards,
+)
 from ray_gen.data.sources.metadata import Labels, labels_of_texts
 
 _SHARDS_AT_ONCE = 16
@@ -482,8 +489,7 @@ def _are_kinds(endings: Mapping[str, int], keys: int) -> bool:
 
 def _split_of(name: str) -> str:
     """The split that the name of a shard, or of its folder, means."""
-    folder, _, file = name.rpartition("/")
-    return split_named(file.rpartition(".")[0])[0] or split_named(folder)[0] or name
+    return split_of_shard(name)[0] or name
 
 
 def _split_folder(paths: Iterable[str]) -> str:
@@ -492,4 +498,4 @@ def _split_folder(paths: Iterable[str]) -> str:
     if len(tops) != 1:
         return ""
     (top,) = tops
-    return f"{top}/" if split_named(top)[1] else ""
+    return f"{top}/" if split_named(top) else ""
