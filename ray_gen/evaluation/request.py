@@ -27,7 +27,7 @@ from ray_gen.pipeline.model import Model
 from ray_gen.pipeline.pretrained import is_pretrained, read_config
 from ray_gen.settings import problems_of
 from ray_gen.storage import Folder, without_credentials
-from ray_gen.training.sources import open_source, with_labels_of
+from ray_gen.training.sources import at_commits, open_source, with_labels_of
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def _source(
         changes["held_out_fraction"] = 0.0  # use all pictures of the folder
     given = {**data.model_dump(), **changes, **(own or {}), **decoding}
     try:
-        return type(data).model_validate(given)
+        found = type(data).model_validate(given)
     except ValidationError as error:
         problems = problems_of(error, type(data), given)
         if own:
@@ -289,3 +289,5 @@ def _source(
                 " them in the form in which the run has its own, such as a folder"
             ) from None
         raise Refused("\n".join(f"data.{problem}" for problem in problems)) from None
+    with _named_by(option):
+        return at_commits(found)  # pyright: ignore[reportReturnType]

@@ -491,7 +491,8 @@ class ParquetData(DataSettings):
     kind: Literal["parquet"] = "parquet"
     path: Location = free(...)
     """A file, a folder of shards, or a URI (s3://, gs://, hdfs://, file://, and hf://datasets/… for
-    the Hugging Face hub, with the extra `hub`)."""
+    the Hugging Face hub, with the extra `hub`). A run keeps the commit that a place on the hub has
+    when it begins; hf://datasets/OWNER/NAME@REVISION names a branch, a tag or a commit."""
     image_column: str | None = None
     """None: the only column whose type can hold encoded images."""
     label_column: LabelColumn | None = None

@@ -60,7 +60,7 @@ from ray_gen.runs.writer import PROGRESS, STOP
 from ray_gen.storage import DEFAULT, Folder, StorageError, default_storage, encoded
 from ray_gen.training.build import build_networks, build_objective
 from ray_gen.training.loop import ALL_SEEN, ASKED, failure_of, finished
-from ray_gen.training.sources import open_data, resolved_by
+from ray_gen.training.sources import as_begun, open_data, resolved_by
 
 CONTROLLER_RESTARTS = 3
 """How often the driver starts Ray Train again after its controller has died."""
@@ -203,7 +203,7 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
         Claim(run),
     ):
         line.stage("reading data")
-        experiment = with_rules_of(run, experiment)
+        experiment = as_begun(experiment, experiment_before(run), line.say)
         store = open_data(experiment, line.decoded)
         for told in lines(store):
             line.say(told)
@@ -263,16 +263,12 @@ def _saved(run: Folder) -> str:
     return what_was_saved(run.location, lambda: bool(checkpoints(run)))
 
 
-def with_rules_of(run: Folder, experiment: Experiment) -> Experiment:
-    """The experiment, with the rules of reading that the run began with, if there is a checkpoint:
-    a run of ray_gen 0.1 goes on by the same command."""
+def experiment_before(run: Folder) -> Experiment | None:
+    """The experiment of the newest checkpoint that can be read. None: there is none."""
     for checkpoint in checkpoints(run):
-        try:
-            before = Experiment.from_yaml(checkpoint.read_text(EXPERIMENT))
-        except (ExperimentError, FileNotFoundError, ValueError):
-            continue  # `goes_on_from` tells
-        return experiment.with_rules_of(before)
-    return experiment
+        with suppress(ExperimentError, FileNotFoundError, ValueError):  # `goes_on_from` tells
+            return Experiment.from_yaml(checkpoint.read_text(EXPERIMENT))
+    return None
 
 
 def goes_on_from(

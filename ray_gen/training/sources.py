@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +49,53 @@ def open_source(data: Data, progress: Callable[[int, int], None] | None = None) 
     _check_shares(data, store)
     size = data.height_and_width()
     return store if data.random_crop_from is None or size is None else store.cropped(size)
+
+
+def as_begun(
+    experiment: Experiment, before: Experiment | None, say: Callable[[str], None]
+) -> Experiment:
+    """The experiment, which reads the files that its run began with: by the same rules, and on the
+    Hugging Face hub at the same commit.
+
+    before: of the run, which goes on. None: it begins. Then each place on the hub gets the commit
+    that it has now, so all processes read the same files. say: told if a place has moved since.
+    """
+    if before is not None:
+        experiment = experiment.with_rules_of(before)
+    data = at_commits(experiment.data, None if before is None else before.data, say)
+    if data == experiment.data:
+        return experiment
+    return experiment.with_fields(data=data.model_dump(mode="json"))
+
+
+def at_commits(
+    data: DataSettings, before: DataSettings | None = None, say: Callable[[str], None] | None = None
+) -> DataSettings:
+    """The data, with a commit in each place on the hub: see `as_begun`. Raises DataError."""
+    from ray_gen.data.sources import hub
+
+    kept: dict[tuple[str, str], str] = {}
+
+    def keep(place: str) -> str:
+        if place.startswith(hub.SCHEME) and hub.is_commit(hub.revision_of(place)):
+            kept[hub.repository_and_path(place)] = place
+        return place
+
+    def change(place: str) -> str:
+        if not place.startswith(hub.SCHEME) or hub.is_commit(hub.revision_of(place)):
+            return place
+        earlier = kept.get(hub.repository_and_path(place))
+        if earlier is None:
+            return hub.at_commit(place)
+        with suppress(DataError):  # the hub may have lost the branch: the run needs only its commit
+            now, then = (hub.revision_of(p) for p in (hub.at_commit(place), earlier))
+            if now != then and say is not None:
+                say(f"data: {place} is now at commit {now}; the run goes on with its own, {then}")
+        return earlier
+
+    if before is not None:
+        before.with_places(keep)
+    return data.with_places(change)
 
 
 def _check_shares(data: Data, store: Store) -> None:

@@ -17,18 +17,26 @@ from huggingface_hub import errors
 
 from ray_gen import storage
 from ray_gen.data import DataError, Parquet
+from ray_gen.errors import Refused
+from ray_gen.evaluation.request import Request
+from ray_gen.experiment import Experiment
+from ray_gen.training.sources import as_begun
 from tests.data.pictures import opened
 from tests.data.test_parquet import hf, same, write_table
+from tests.helpers import gan
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NEXT = "f" * 40
+DIGITS = "hf://datasets/somebody/digits"
 
 
 class Hub(fsspec.AbstractFileSystem):
-    """One data set, somebody/digits, at one commit. Its files lie in a local folder."""
+    """One data set, somebody/digits, at two commits. Its files lie in a local folder."""
 
     protocol = "hf"
     cachable = False
     folder: Path
+    head = COMMIT
     failures = 0
     asked: list[str]
 
@@ -37,7 +45,8 @@ class Hub(fsspec.AbstractFileSystem):
         if type(self).failures:
             type(self).failures -= 1
             raise RuntimeError("no route to host")  # as httpx: not an OSError
-        root = f"datasets/somebody/digits@{COMMIT}"
+        commit = NEXT if NEXT in path else COMMIT
+        root = f"datasets/somebody/digits@{commit}"
         if path != root and not path.startswith(f"{root}/"):
             raise FileNotFoundError(path)
         return self.folder / path.removeprefix(root).strip("/")
@@ -69,9 +78,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
             assert asked["repo_type"] == "dataset" and asked["timeout"] <= 5
             if repository != "somebody/digits":
                 raise errors.RepositoryNotFoundError("404", response=_response())
-            if asked["revision"] not in (None, "main", "refs/convert/parquet", COMMIT):
+            if asked["revision"] in (COMMIT, NEXT):
+                return SimpleNamespace(sha=asked["revision"])
+            if asked["revision"] not in (None, "main", "refs/convert/parquet"):
                 raise errors.RevisionNotFoundError("404", response=_response())
-            return SimpleNamespace(sha=COMMIT)
+            return SimpleNamespace(sha=Here.head)
 
     monkeypatch.setattr(huggingface_hub, "HfFileSystem", Here)
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
@@ -96,6 +107,58 @@ def test_a_data_set_of_the_hub(place: str, hub: type[Hub], tmp_path: Path) -> No
     assert same(store.train.images_NHWC, range(6)) and same(store.held_out.images_NHWC, range(6, 8))
     assert store.train.labels is not None and store.train.labels.tolist() == [0, 1] * 3
     assert all(COMMIT in path for path in hub.asked)
+
+
+def begun(place: str, before: Experiment | None = None) -> tuple[Experiment, list[str]]:
+    """What a command trains on, and what it says."""
+    said: list[str] = []
+    command = Experiment.from_yaml(gan().to_yaml(), [f"data={place}", "data.channels=3"])
+    return as_begun(command, before, said.append), said
+
+
+@pytest.mark.parametrize("revision", ["", "@main", "@refs/convert/parquet"])
+@pytest.mark.parametrize("form", ["{}", "{{kind: joined, sources: ['{}', folder:/x]}}"])
+def test_a_run_goes_on_at_the_commit_that_it_began_with(
+    revision: str, form: str, hub: type[Hub]
+) -> None:
+    place = form.format(f"parquet:{DIGITS}{revision}/data")
+    first, said = begun(place)
+    assert f"{DIGITS}@{COMMIT}/data" in first.data.short_form and not said
+    assert begun(place, first) == (first, [])
+    hub.head = NEXT
+    again, said = begun(place, first)
+    assert again.data.short_form == first.data.short_form
+    assert said == [
+        f"data: {DIGITS}{revision}/data is now at commit {NEXT}; the run goes on with its own,"
+        f" {COMMIT}"
+    ]
+    assert NEXT in begun(place)[0].data.short_form  # a new run
+
+
+def test_a_commit_that_is_named_is_taken(hub: type[Hub]) -> None:
+    first, _ = begun(f"parquet:{DIGITS}")
+    named, said = begun(f"parquet:{DIGITS}@{NEXT}", first)
+    assert named.data.short_form == f"parquet:{DIGITS}@{NEXT}" and not said
+    hub.head = NEXT
+    others, said = begun(f"parquet:{DIGITS}/data", first)  # other files
+    assert others.data.short_form == f"parquet:{DIGITS}@{NEXT}/data" and not said
+
+
+def test_a_run_needs_only_its_commit_and_not_the_branch(hub: type[Hub]) -> None:
+    first, _ = begun(f"parquet:{DIGITS}")
+    gone, said = begun(f"parquet:{DIGITS}@gone", first)
+    assert gone.data.short_form == first.data.short_form and not said
+    with pytest.raises(DataError, match="has no revision 'gone'"):
+        begun(f"parquet:{DIGITS}@gone")
+
+
+@pytest.mark.usefixtures("hub")
+def test_an_evaluation_has_one_commit_for_all_workers() -> None:
+    request = Request.of(generated="folder:/x", reference=f"parquet:{DIGITS}")
+    assert request.reference is not None
+    assert request.reference.short_form == f"parquet:{DIGITS}@{COMMIT}"
+    with pytest.raises(Refused, match=r"^--reference: somebody/digits has no revision 'v9'"):
+        Request.of(generated="folder:/x", reference=f"parquet:{DIGITS}@v9")
 
 
 def test_one_file_of_the_hub(hub: type[Hub], tmp_path: Path) -> None:

@@ -22,14 +22,14 @@ from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment
 from ray_gen.launch import driver, train, worker
 from ray_gen.launch.cluster import Share
-from ray_gen.launch.driver import goes_on_from, with_rules_of
+from ray_gen.launch.driver import experiment_before, goes_on_from
 from ray_gen.launch.worker import check_agreement, restore
 from ray_gen.objectives import equilibrium
 from ray_gen.runs.checkpoints import DUE, checkpoint_name, checkpoints
 from ray_gen.runs.manifest import CheckpointError
 from ray_gen.storage import Folder
 from ray_gen.training.build import build_objective
-from ray_gen.training.sources import cache_folder, class_names, open_data
+from ray_gen.training.sources import as_begun, cache_folder, class_names, open_data
 from ray_gen.training.state import State
 from tests.data.pictures import noise, write, write_classes
 from tests.helpers import gan, vae
@@ -455,5 +455,6 @@ def test_a_run_of_0_1_goes_on_by_the_command_that_began_it() -> None:
         del given["data"][name]
     command = Experiment.of(given)
     assert command.data.rules == 2
-    assert with_rules_of(Folder(str(old)), command).data.rules == 1
-    assert with_rules_of(Folder("/there/is/no/run"), command) == command
+    assert as_begun(command, experiment_before(Folder(str(old))), print).data.rules == 1
+    assert experiment_before(Folder("/there/is/no/run")) is None
+    assert as_begun(command, None, print) == command

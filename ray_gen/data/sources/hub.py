@@ -20,6 +20,8 @@ _URI = re.compile(
     r"(@(?P<revision>refs/(convert|pr)/[^/]+|[^/]+))?(/(?P<path>.*))?"
 )
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
 
 def opened(location: str) -> tuple[Any, str]:
     """pyarrow's file system of a URI, and the path in it. Raises DataError for a place on the hub
@@ -29,18 +31,43 @@ def opened(location: str) -> tuple[Any, str]:
     """
     if not location.startswith(SCHEME):
         return FileSystem.from_uri(limited(location))
+    path = at_commit(location).removeprefix(SCHEME)
+    return PyFileSystem(_Handler(_package(location).HfFileSystem())), path.rstrip("/")
+
+
+def at_commit(location: str) -> str:
+    """A place on the hub with the commit of its revision, as the hub tells it now. Raises
+    DataError."""
+    repository, path = repository_and_path(location)
+    commit = _commit(_package(location), location, repository, revision_of(location))
+    return f"{SCHEME}datasets/{repository}@{commit}/{path}".rstrip("/")
+
+
+def repository_and_path(location: str) -> tuple[str, str]:
+    """OWNER/NAME of a place on the hub, and the path in it. Raises DataError if it names none."""
+    parts = _parts(location)
+    return f"{parts['owner']}/{parts['name']}", (parts["path"] or "").strip("/")
+
+
+def revision_of(location: str) -> str | None:
+    """The branch, tag or commit of a place on the hub. None: it names none."""
+    revision = _parts(location)["revision"]
+    return unquote(revision) if revision else None
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a whole commit. All others may move."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def _parts(location: str) -> re.Match[str]:
     parts = _URI.fullmatch(location)
     if parts is None:
         raise DataError(
             f"data.path: {location} names no data set of the hub; give"
             " hf://datasets/OWNER/NAME, hf://datasets/OWNER/NAME@REVISION or a path in it"
         )
-    hub = _package(location)
-    repository = f"{parts['owner']}/{parts['name']}"
-    revision = unquote(parts["revision"]) if parts["revision"] else None
-    commit = _commit(hub, location, repository, revision)
-    path = f"datasets/{repository}@{commit}/{parts['path'] or ''}"
-    return PyFileSystem(_Handler(hub.HfFileSystem())), path.rstrip("/")
+    return parts
 
 
 def _package(location: str) -> Any:

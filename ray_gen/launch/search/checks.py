@@ -4,6 +4,7 @@ each value, and of the room in the cluster."""
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -35,13 +36,11 @@ def resolved_search(experiment: Experiment, store: Store) -> Experiment:
     return resolved_by(experiment, store, experiment.training.group_size)
 
 
-def with_rules_of(folder: Folder, experiment: Experiment) -> Experiment:
-    """The experiment, with the rules of reading that the search in the folder began with."""
-    try:
-        before = Experiment.from_yaml(folder.read_text(SEARCH))
-    except (ExperimentError, FileNotFoundError):
-        return experiment  # `trials_before` tells
-    return experiment.with_rules_of(before)
+def experiment_before(folder: Folder) -> Experiment | None:
+    """The experiment of an earlier search in this folder. None: there is none."""
+    with suppress(ExperimentError, FileNotFoundError):  # `trials_before` tells
+        return Experiment.from_yaml(folder.read_text(SEARCH))
+    return None
 
 
 def trials_before(folder: Folder, experiment: Experiment) -> list[Trial]:

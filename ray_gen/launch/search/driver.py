@@ -32,12 +32,12 @@ from ray_gen.launch.search.board import Board
 from ray_gen.launch.search.checks import (
     bundles_of_trials,
     check_search,
+    experiment_before,
     of_a_trial,
     resolved_search,
     room_for,
     trials_at_once,
     trials_before,
-    with_rules_of,
 )
 from ray_gen.launch.search.proposals import Proposer, config_of
 from ray_gen.launch.search.schedulers import scheduler_of
@@ -60,7 +60,7 @@ from ray_gen.searches.records import (
 )
 from ray_gen.storage import Folder, StorageError
 from ray_gen.training.build import better_of
-from ray_gen.training.sources import open_data
+from ray_gen.training.sources import as_begun, open_data
 
 TUNE = ".tune"
 """Folder of Ray Tune's own files, in the search folder. Deleted at the end, never read."""
@@ -158,7 +158,7 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
         Claim(folder),
     ):
         board.say("reading data")
-        experiment = with_rules_of(folder, experiment)
+        experiment = as_begun(experiment, experiment_before(folder), board.say)
         store = open_data(experiment)
         for told in lines(store):
             board.say(told)
