@@ -70,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"torch", "safetensors"},
     "runs.manifest": set(),
     "runs.pictures": {"torch", "numpy", "PIL", "tifffile"},
-    "runs": {"torch"},
+    "runs": {"torch", "numpy", "wandb", "mlflow"},
     "pipeline": {
         *("torch", "PIL", "safetensors", "sklearn"),
         *("onnx", "onnxruntime", "huggingface_hub"),
