@@ -385,8 +385,10 @@ class Folder:
 
     def sizes(self, part: str) -> dict[str, int]:
         """Sizes in bytes, by path in the folder, of all files whose names contain `part`, at any
-        depth. Only for a URI. Skips a path that leads out of the folder."""
-
+        depth. Skips a path that leads out of the folder."""
+        if self.is_local:
+            files = (file for file in self.path.rglob(f"*{part}*") if file.is_file())
+            return {file.relative_to(self.path).as_posix(): file.stat().st_size for file in files}
         from pyarrow import fs
 
         def listed(system: Any, path: str) -> dict[str, int]:

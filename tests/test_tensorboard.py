@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from ray_gen.cli.tensorboard import mirror_events
 from ray_gen.data import Store
 from ray_gen.distributed import World
 from ray_gen.experiment import Experiment
@@ -84,8 +85,8 @@ def test_real_and_fake_are_on_one_chart(store_8, tmp_path: Path) -> None:
 def test_charts_of_logits_and_of_an_objective_of_ones_own() -> None:
     tags = ["a/real_logit", "a/fake_logit", "a/mean_real", "a/mean_fake", "a/unreal", "a/realism"]
     assert charts_of(tags) == {
-        "a/real and fake_logit": ["a/real_logit", "a/fake_logit"],
-        "a/mean_real and fake": ["a/mean_real", "a/mean_fake"],
+        "a/real_logit and fake_logit": ["a/real_logit", "a/fake_logit"],
+        "a/mean_real and mean_fake": ["a/mean_real", "a/mean_fake"],
     }
 
 
@@ -98,3 +99,17 @@ def test_a_trial_is_compared_by_all_of_a_network_that_is_searched(store_8, tmp_p
     found = hparams(tmp_path, store_8, "networks.encoder")
     assert found["networks.encoder.kind"] == "mlp"
     assert all(path.startswith("networks.encoder.") for path in found)
+
+
+def test_runs_have_the_names_of_their_folders(tmp_path: Path) -> None:
+    runs, mirror = tmp_path / "runs", tmp_path / "mirror"
+    for name in ("one/tensorboard/events.tfevents.1", "search/trials/0001/tensorboard/tfevents.2"):
+        (runs / name).parent.mkdir(parents=True)
+        (runs / name).write_text(name)
+    for _ in range(2):
+        mirror_events(Folder(str(runs)), mirror)
+    found = {str(f.relative_to(mirror)): f.read_text() for f in mirror.rglob("*") if f.is_file()}
+    assert found == {
+        "one/events.tfevents.1": "one/tensorboard/events.tfevents.1",
+        "search/trials/0001/tfevents.2": "search/trials/0001/tensorboard/tfevents.2",
+    }

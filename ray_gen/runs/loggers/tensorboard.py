@@ -81,7 +81,7 @@ def charts_of(tags: Sequence[str]) -> dict[str, list[str]]:
     for tag in tags:
         fake = re.sub(r"\breal|_real", lambda found: found[0].replace("real", "fake"), tag)
         if fake != tag and fake in tags:
-            charts[re.sub("real", "real and fake", tag)] = [tag, fake]
+            charts[f"{tag} and {fake.rpartition('/')[2]}"] = [tag, fake]
     losses = [tag for tag in tags if tag.startswith("loss/")]
     return {**charts, "losses": losses} if len(losses) > 1 else charts
 
