@@ -589,6 +589,7 @@ def test_a_metric_that_is_no_number_is_left_out(run_of, store_8, tmp_path: Path)
     assert json.loads((written.path / "config.json").read_text())["ray_gen"] == {
         "format": 1,
         "version": ray_gen.__version__,
+        "name": "run",
         "weights": "ema",
         "images": 48,
         "metrics": {"a": 0.5},

@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"errors", "version", "core", "distributed", "pixels", "temporary"},
     {"noise", "losses", "storage"},
     {"augment", "sampling", "runs.manifest", "settings"},
-    {"objectives", "networks", "data", "evaluation", "runs.pictures"},
+    {"objectives", "networks", "data", "evaluation", "runs.pictures", "runs.names"},
     {"experiment"},
     {"recipes", "searches", "training"},
     {"runs"},
@@ -70,7 +70,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"torch", "safetensors"},
     "runs.manifest": set(),
     "runs.pictures": {"torch", "numpy", "PIL", "tifffile"},
-    "runs": {"torch", "numpy", "wandb", "mlflow"},
+    "runs.names": set(),
+    "runs": {"torch"},
     "pipeline": {
         *("torch", "PIL", "safetensors", "sklearn"),
         *("onnx", "onnxruntime", "huggingface_hub"),

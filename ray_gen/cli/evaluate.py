@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ray_gen.cli.options import CHECKPOINT, check_output, import_from_here, writing
 from ray_gen.errors import Failed, Refused
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def _size(context: object, option: object, text: str | None) -> int | tuple[int,
     "--samples", type=click.IntRange(min=1), help="K of a VAE's importance-weighted bound."
 )
 @click.option("--weights", type=click.Choice(["ema", "raw"]), help="Weights that are evaluated.")
+@CHECKPOINT
 @click.option("--seed", type=click.IntRange(min=0), help="Of samples, subsets and projections.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images in a network at once.")
 @click.option("--kid-subset-size", type=click.IntRange(min=2), help="Images in a subset of KID.")
@@ -111,6 +113,7 @@ def evaluate(
     features: str | None,
     features_weights: str | None,
     samples: int | None,
+    checkpoint: str,
     output: Path | None,
     **given: Any,
 ) -> None:
@@ -119,13 +122,12 @@ def evaluate(
     Every value comes with its protocol: how many images, which split, which features. Options that
     are not given come from the `evaluation` settings of the run.
     """
-    from ray_gen.cli.options import check_output, import_from_here
-    from ray_gen.pipeline import experiment_of
-
     import_from_here(*runs)
+    from ray_gen.pipeline.loading import experiment_of, facts_of
 
     arguments = {name: value for name, value in given.items() if value is not None}
     arguments |= {"generated": generated, "reference": reference}
+    arguments |= {"checkpoint": checkpoint} if runs else {}
     if metrics is not None:
         arguments["metrics"] = [name.strip() for name in metrics.split(",")]
     if samples is not None:
@@ -136,8 +138,13 @@ def evaluate(
         check_output(output, ".json", folder=False)
         if not output.absolute().parent.is_dir():
             raise Refused(f"--output: {output} cannot be written: make the folder {output.parent}")
-    for run in runs:
-        experiment_of(run)  # refuses a wrong path before the first run is measured
+    taken: list[str] = []
+    for run in runs:  # refuses a wrong one before the first is measured
+        weights = arguments.get("weights") or experiment_of(run, checkpoint).evaluation.weights
+        facts = facts_of(run, weights, checkpoint)
+        taken.append(f"{facts.name}: {facts}")
+    for told in taken:
+        click.echo(told, err=True)
     of_pictures = reference is not None or {"image_size", "channels", "on_corrupt"} & {*arguments}
     options = {**OPTIONS, **(OF_PICTURES if of_pictures else {})}
     if len(runs) < 2:
@@ -181,13 +188,12 @@ def _tell(
     verbose: bool,
 ) -> None:
     """Prints the table and writes the file with every protocol."""
-    from ray_gen.cli.options import writing
     from ray_gen.evaluation.table import table
 
     if rows:
-        names = [Path(of).name for of, _ in rows]
+        names = [_column(of) for of, _ in rows]
         short = len({*names}) == len(names)
-        named = [(Path(of).name if short else of, scores) for of, scores in rows]
+        named = [(_column(of) if short else of, scores) for of, scores in rows]
         click.echo(_with_options(table(named, verbose=verbose), options))
     if output is not None and (rows or failed):
         found = [{"of": of, **scores.as_json()} for of, scores in rows]
@@ -195,6 +201,13 @@ def _tell(
         with writing(output):
             output.write_text(json.dumps(found, indent=2), encoding="utf-8")
         click.echo(f"{output}: every value with its protocol", err=True)
+
+
+def _column(of: str) -> str:
+    """The name of a run for its column: of a checkpoint, the run's and its own."""
+    path = PurePosixPath(of.rstrip("/"))
+    in_a_run = path.name == "best" or path.name.startswith("checkpoint_")
+    return f"{path.parent.name}/{path.name}" if in_a_run and path.parent.name else path.name
 
 
 def _with_options(text: str, options: dict[str, str]) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import click
 
+from ray_gen.cli import options
+
 
 @click.command()
-@click.argument("run")
+@options.of_a_run
 @click.argument("folder", metavar="DIR")
-@click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True)
 @click.option(
     "--formats",
     help="Some of safetensors,torch,onnx [all; onnx only if ray_gen[export] is installed].",
 )
-def export(run: str, folder: str, weights: str, formats: str | None) -> None:
+def export(run: str, folder: str, weights: str, checkpoint: str, formats: str | None) -> None:
     """Write a trained model into a new folder DIR, for others to use.
 
     \b
@@ -23,12 +24,15 @@ def export(run: str, folder: str, weights: str, formats: str | None) -> None:
 
     Images are in [0, 1], batches have any size. Each file is read back and compared with the run.
     """
-    from ray_gen.cli.options import import_from_here
+    options.import_from_here(run)
     from ray_gen.pipeline.export import export as write
 
-    import_from_here(run)
     chosen = None if formats is None else [name.strip() for name in formats.split(",")]
-    written = write(run, folder, weights="raw" if weights == "raw" else "ema", formats=chosen)
+    raw = weights == "raw"
+    written = write(
+        run, folder, weights="raw" if raw else "ema", checkpoint=checkpoint, formats=chosen
+    )
+    click.echo(written.source, err=True)
     for file in written.files:
         checked = "" if file.difference is None else f"  largest difference {file.checked()}"
         click.echo(f"{file.name:<18} {file.bytes / 1e3:9,.0f} kB{checked}")

@@ -35,6 +35,7 @@ _ROWS = (
 def interpolate(
     run: str,
     weights: str,
+    checkpoint: str,
     zoom: int,
     seed: int,
     labels: str | None,
@@ -70,7 +71,7 @@ def interpolate(
             f"--from, --to, --rows: {len(starts)} first and {len(ends)} last samples for {rows} "
             "rows; give the same number of both"
         )
-    pipeline = options.opened(run, weights)
+    pipeline = options.opened(run, weights, checkpoint)
     samples = options.samples(pipeline, seed, labels, truncation, conditions)
     a, b = samples.chosen(starts), samples.chosen(ends)
     images = pipeline.interpolate(a.z, b.z, steps, a.labels, not straight, a.conditions)
@@ -97,6 +98,7 @@ def _as_many(names: list[int | Path], rows: int | None) -> list[int | Path]:
 def arithmetic(
     run: str,
     weights: str,
+    checkpoint: str,
     zoom: int,
     seed: int,
     labels: str | None,
@@ -130,7 +132,7 @@ def arithmetic(
         (sign, options.names_of(text, "--plus" if sign == "+" else "--minus"))
         for sign, text in written
     ]
-    pipeline = options.opened(run, weights)
+    pipeline = options.opened(run, weights, checkpoint)
     samples = options.samples(pipeline, seed, labels, truncation, conditions)
     groups = [(sign, samples.chosen(names)) for sign, names in named]
     label = _shared_class([label for _, group in groups for label in group.labels or ()])
@@ -202,6 +204,7 @@ def _shared_numbers(groups: Sequence[dict[str, list[float]] | None]) -> dict[str
 def traverse(
     run: str,
     weights: str,
+    checkpoint: str,
     zoom: int,
     seed: int,
     labels: str | None,
@@ -224,7 +227,7 @@ def traverse(
     names = [] if base is None else options.names_of(base, "--base")
     if base is not None and len(names) != 1:
         raise Refused(f"--base: {base} names {len(names)} images; name one")
-    pipeline = options.opened(run, weights)
+    pipeline = options.opened(run, weights, checkpoint)
     samples = options.samples(pipeline, seed, labels, truncation, conditions)
     if rows is None:
         size = math.prod(pipeline.latent_shapes[pipeline.moved(latent_name)])

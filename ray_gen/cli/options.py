@@ -30,8 +30,17 @@ CONDITION = click.option(
 )
 
 
+CHECKPOINT = click.option(
+    "--checkpoint",
+    default="newest",
+    show_default=True,
+    metavar="newest|best|IMAGES",
+    help="Which checkpoint of the run: IMAGES is the number of images that it has seen.",
+)
+
+
 def of_a_run(command: Command) -> Command:
-    """RUN and --weights."""
+    """RUN, --weights and --checkpoint."""
     weights = click.option(
         "--weights",
         type=click.Choice(["ema", "raw"]),
@@ -39,7 +48,7 @@ def of_a_run(command: Command) -> Command:
         show_default=True,
         help="ema: the average of the weights. raw: the last weights.",
     )
-    return click.argument("run")(weights(command))
+    return click.argument("run")(weights(CHECKPOINT(command)))
 
 
 def of_samples(command: Command) -> Command:
@@ -116,19 +125,25 @@ def import_from_here(*runs: str) -> None:
     here = Path.cwd().resolve()
     for run in runs:
         from ray_gen.runs.checkpoints import is_in_a_run
+        from ray_gen.runs.names import run_folder
 
-        folder = Path(run).expanduser().resolve()
+        found = run_folder(run)
+        if not found.is_local:
+            continue
+        folder = found.path.resolve()
         if here.is_relative_to(folder.parent if is_in_a_run(folder.name) else folder):
             return
     sys.path.append(str(here))
 
 
-def opened(run: str, weights: str) -> Pipeline:
-    """The pipeline for the run of a command line."""
+def opened(run: str, weights: str, checkpoint: str) -> Pipeline:
+    """The pipeline for the run of a command line. Says on stderr what it has loaded."""
     import_from_here(run)
     from ray_gen.pipeline import load
 
-    return load(run, weights="raw" if weights == "raw" else "ema")
+    pipeline = load(run, weights="raw" if weights == "raw" else "ema", checkpoint=checkpoint)
+    click.echo(f"{pipeline.name}: {pipeline.facts}", err=True)
+    return pipeline
 
 
 def class_list(labels: str | None) -> list[int | str] | None:

@@ -37,6 +37,7 @@ _LABELS = click.option(
 def sample(
     run: str,
     weights: str,
+    checkpoint: str,
     zoom: int,
     seed: int,
     labels: str | None,
@@ -48,7 +49,7 @@ def sample(
 ) -> None:
     """Draw images from a run folder or one of its checkpoints. Needs no data set."""
     options.check_output(output, ".png", ".npz")
-    pipeline = options.opened(run, weights)
+    pipeline = options.opened(run, weights, checkpoint)
     from ray_gen.pipeline.mixture import Mixture
     from ray_gen.runs import pictures
 
@@ -78,6 +79,7 @@ def sample(
 def reconstruct(
     run: str,
     weights: str,
+    checkpoint: str,
     zoom: int,
     images: tuple[Path, ...],
     data: bool,
@@ -92,7 +94,7 @@ def reconstruct(
     The images are cropped, resized and converted as in training. --data needs the data set.
     """
     options.check_output(output, ".png", ".npz")
-    pipeline = options.opened(run, weights)
+    pipeline = options.opened(run, weights, checkpoint)
     parts = _parts(pipeline, images, "held_out" if data else None, labels, conditions, count)
     from ray_gen.runs import pictures
 
@@ -113,6 +115,7 @@ def reconstruct(
 
 @click.command()
 @click.argument("run")
+@options.CHECKPOINT
 @_IMAGES
 @_LABELS
 @options.CONDITION
@@ -123,6 +126,7 @@ def reconstruct(
 )
 def discriminate(
     run: str,
+    checkpoint: str,
     images: tuple[Path, ...],
     labels: str | None,
     conditions: tuple[str, ...],
@@ -138,7 +142,7 @@ def discriminate(
         options.check_output(output, ".csv", folder=False)
     if not images:
         raise Refused("IMAGES: name image files or folders of them")
-    pipeline = options.opened(run, "ema")
+    pipeline = options.opened(run, "ema", checkpoint)
     pipeline.discriminator()  # refuses before it reads any image
     from ray_gen.pipeline.files import from_files, image_files
 
@@ -174,6 +178,7 @@ def discriminate(
 def mixture(
     run: str,
     weights: str,
+    checkpoint: str,
     images: tuple[Path, ...],
     data: bool,
     components: int,
@@ -188,7 +193,7 @@ def mixture(
     autoencoder needs it for samples. Needs scikit-learn.
     """
     options.check_output(output, ".safetensors", folder=False)
-    pipeline = options.opened(run, weights)
+    pipeline = options.opened(run, weights, checkpoint)
     pipeline.check_mixture()  # refuses before it reads any image
     parts = _parts(pipeline, images, "train" if data else None, labels, conditions, None)
     from ray_gen.pipeline.mixture import Mixture
@@ -199,6 +204,7 @@ def mixture(
         fitted.save(output)
     click.echo(f"{output}: {fitted}")
     same = " --weights raw" if weights == "raw" else ""
+    same += "" if checkpoint == "newest" else f" --checkpoint {checkpoint}"
     click.echo(f"  sample: ray-gen sample {run} --mixture {output}{same}")
 
 

@@ -25,6 +25,8 @@ from ray_gen.experiment.evaluation import Evaluation
 from ray_gen.pipeline.loading import experiment_of, load_as
 from ray_gen.pipeline.model import Model
 from ray_gen.pipeline.pretrained import is_pretrained, read_config
+from ray_gen.runs.checkpoints import NEWEST, Choice
+from ray_gen.runs.names import run_folder
 from ray_gen.settings import problems_of
 from ray_gen.storage import Folder, without_credentials
 from ray_gen.training.sources import at_commits, open_source, with_labels_of
@@ -43,6 +45,8 @@ class Request:
     """Data to compare with. None: the run's own data. If it has a digest, its images must still
     match the digest."""
     settings: Evaluation
+    checkpoint: str = NEWEST
+    """Which checkpoint of the run: see `runs.checkpoints.chosen_checkpoint`."""
 
     def to_json(self) -> str:
         """The request as text."""
@@ -52,7 +56,7 @@ class Request:
             "settings": self.settings,
         }
         told = {name: part and part.model_dump(mode="json") for name, part in parts.items()}
-        return json.dumps({"run": self.run, **told})
+        return json.dumps({"run": self.run, "checkpoint": self.checkpoint, **told})
 
     @classmethod
     def from_json(cls, text: str) -> Request:
@@ -63,7 +67,8 @@ class Request:
             name: given[name] and data.validate_python(given[name])
             for name in ("generated", "reference")
         }
-        return cls(given["run"], **sources, settings=Evaluation.model_validate(given["settings"]))
+        settings = Evaluation.model_validate(given["settings"])
+        return cls(given["run"], **sources, settings=settings, checkpoint=given["checkpoint"])
 
     @classmethod
     def of(
@@ -77,6 +82,7 @@ class Request:
         image_size: int | tuple[int, int] | None = None,
         channels: int | None = None,
         on_corrupt: str | None = None,
+        checkpoint: Choice = NEWEST,
         **settings: Any,
     ) -> Request:
         """A request from the arguments of `launch.evaluate.evaluate`, checked. Raises Refused."""
@@ -103,7 +109,7 @@ class Request:
                 _source(str(reference), "--reference", decoding),
                 _settings(None, settings),
             )
-        location, experiment = absolute_path(os.fspath(run)), experiment_of(run)
+        location, experiment = run_folder(run).location, experiment_of(run, checkpoint)
         if data is None:
             source = _reference(location, experiment, reference, decoding)
         elif decoding:
@@ -113,7 +119,7 @@ class Request:
             )
         else:
             source = _moved(experiment, data)
-        return cls(location, None, source, _settings(experiment, settings))
+        return cls(location, None, source, _settings(experiment, settings), str(checkpoint))
 
 
 def measure(request: Request, world: World, progress: Progress = silent) -> Scores:
@@ -131,7 +137,10 @@ def measure(request: Request, world: World, progress: Progress = silent) -> Scor
         reference = evaluator.reference(request.settings.reference)
         generated = SplitImages(pictures, "train", request.generated.short_form, world.device)
         return evaluator.compared(generated, reference)
-    pipeline = load_as(Model, request.run, weights=request.settings.weights, device=world.device)
+    weights, checkpoint = request.settings.weights, request.checkpoint
+    pipeline = load_as(
+        Model, request.run, weights=weights, device=world.device, checkpoint=checkpoint
+    )
     data = request.reference or pipeline.experiment.data
     moved = request.reference is not None and request.reference.digest is not None
     with nullcontext() if request.reference is None or moved else _named_by("--reference"):

@@ -16,8 +16,10 @@ from pydantic import (
     field_validator,
 )
 
+from ray_gen.errors import Refused
 from ray_gen.evaluation.metrics import ALL, METRICS, scores_of
-from ray_gen.settings import Component, Location, Settings, absolute_path, free
+from ray_gen.runs.names import run_folder
+from ray_gen.settings import Component, Location, Settings, free
 
 
 class InceptionFeatures(Component):
@@ -121,10 +123,14 @@ class _ForAllMetrics(Settings):
     evaluates a saved checkpoint when the cluster has free resources."""
 
     def absolute(self) -> Self:
-        """The settings with an absolute path of the run in `features`, if it names one."""
+        """The settings with an absolute path of the run in `features`, if it names one. Raises
+        Refused if there is no run of that name."""
         if not isinstance(self.features, RunFeatures):
             return self
-        run = absolute_path(self.features.run)
+        try:
+            run = run_folder(self.features.run).location
+        except Refused as refused:
+            raise Refused(f"evaluation.features.run: {refused}") from None
         return self.model_copy(update={"features": self.features.model_copy(update={"run": run})})
 
     @property

@@ -13,6 +13,7 @@ from typing import Any
 
 from ray_gen.errors import Refused
 from ray_gen.launch.processes import start_of
+from ray_gen.runs.progress import note_error
 from ray_gen.storage import PATIENCE_SECONDS, Folder, StorageError
 
 FILE = "writer.json"
@@ -39,12 +40,13 @@ class Claim:
             "started": start_of(os.getpid()),
             "token": secrets.token_hex(8),
         }
+        self._since = time.time()
         self._released = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="claim", daemon=True)
 
     def __enter__(self) -> Claim:
-        other = self._read()
-        if other is not None and self._is_alive(other):
+        other = living_writer(self._run)
+        if other is not None:
             elsewhere = other.get("host") != self._facts["host"]
             raise Refused(
                 f"{self._run.location}: another process writes here (pid {other.get('pid')} on "
@@ -53,7 +55,7 @@ class Claim:
             )
         self._write()
         time.sleep(0.05)  # if two start together, both write, and the later one gets the claim
-        found = self._read()
+        found = _read(self._run)
         if found is None:
             raise StorageError(
                 f"{(self._run / FILE).location}: the storage did not give back what was written"
@@ -66,7 +68,12 @@ class Claim:
         self._beating.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: object = None, error: BaseException | None = None, trace: object = None
+    ) -> None:
+        if error is not None and not self._is_anothers():
+            with contextlib.suppress(OSError, ValueError):  # it must not hide the error
+                note_error(self._run, error, self._since)
         self._released.set()
         self._beating.join()
         # If the storage is gone, the claim goes stale by itself.
@@ -87,20 +94,28 @@ class Claim:
 
     def _is_anothers(self) -> bool:
         """Whether another process has taken the run because this one was silent for too long."""
-        found = self._read()
+        found = _read(self._run)
         return found is not None and not self._is_mine(found)
 
     def _is_mine(self, found: dict[str, Any]) -> bool:
         return found.get("token") == self._facts["token"]
 
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            return json.loads(self._run.read_text(FILE))
-        except (OSError, json.JSONDecodeError):
-            return None
 
-    def _is_alive(self, other: dict[str, Any]) -> bool:
-        if other.get("host") == self._facts["host"]:
-            started = start_of(int(other.get("pid", 0)))
-            return started is not None and started == other.get("started")
-        return time.time() - float(other.get("time", 0.0)) < STALE_SECONDS
+def living_writer(run: Folder) -> dict[str, Any] | None:
+    """The facts (`host`, `pid`) of the process that writes a run now. None: nobody does."""
+    found = _read(run)
+    return found if found is not None and _is_alive(found) else None
+
+
+def _read(run: Folder) -> dict[str, Any] | None:
+    try:
+        return json.loads(run.read_text(FILE))
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def _is_alive(other: dict[str, Any]) -> bool:
+    if other.get("host") == socket.gethostname():
+        started = start_of(int(other.get("pid", 0)))
+        return started is not None and started == other.get("started")
+    return time.time() - float(other.get("time", 0.0)) < STALE_SECONDS

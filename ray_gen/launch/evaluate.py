@@ -11,6 +11,7 @@ from ray_gen.distributed import World
 from ray_gen.evaluation.progress import Progress, silent
 from ray_gen.evaluation.request import Request, measure
 from ray_gen.evaluation.scores import Scores
+from ray_gen.runs.checkpoints import NEWEST, Choice
 
 
 def evaluate(
@@ -23,13 +24,15 @@ def evaluate(
     image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     on_corrupt: str | None = None,
+    checkpoint: Choice = NEWEST,
     workers: int = 1,
     progress: Progress = silent,
     **settings: Any,
 ) -> Scores:
     """The scores of a run folder, a checkpoint, an exported model or pictures, with protocols.
 
-    run: path or URI of a run folder, a checkpoint or an exported model. generated: instead of a
+    run: path, URI or name of a run, a checkpoint or an exported model. checkpoint: of a run,
+    "newest", "best" or a number of images. generated: instead of a
     run, a folder of pictures (or `parquet:…`). reference: real images in the form of an
     experiment's `data`, e.g. "folder:~/photos" or "mnist5k". None: the data that the run was
     trained on. data: where the data of the run lie now, if they have moved; they must be the same
@@ -50,6 +53,7 @@ def evaluate(
         image_size=image_size,
         channels=channels,
         on_corrupt=on_corrupt,
+        checkpoint=checkpoint,
         **settings,
     )
     if workers > 1:

@@ -5,23 +5,36 @@ from __future__ import annotations
 import os
 import weakref
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from ray_gen.experiment import Experiment, absolute_path
+from ray_gen.errors import Refused
+from ray_gen.experiment import Experiment
 from ray_gen.pipeline.model import Model
 from ray_gen.pipeline.pretrained import (
+    Facts,
     Weights,
     checked_device,
     checked_weights,
+    finite_metrics,
     is_pretrained,
     placed,
     read_config,
     read_pretrained,
 )
-from ray_gen.runs.checkpoints import fetched, is_in_a_run, newest_checkpoint
+from ray_gen.runs.checkpoints import (
+    BEST,
+    NEWEST,
+    Choice,
+    chosen_checkpoint,
+    fetched,
+    is_in_a_run,
+    run_of,
+)
 from ray_gen.runs.manifest import EMA, EXPERIMENT, NETWORKS, OF_A_MODEL, Manifest
+from ray_gen.runs.names import run_folder
 from ray_gen.storage import Folder
 from ray_gen.training.build import build_networks, build_objective, distrust
 from ray_gen.training.state import load_tensors
@@ -35,46 +48,80 @@ def load_as(
     *,
     weights: Weights = "ema",
     device: str | torch.device | None = None,
+    checkpoint: Choice = NEWEST,
 ) -> _Model:
     """Load a run, a checkpoint or an exported folder as a `kind`: see `pipeline.load`."""
     weights, device = checked_weights(weights), checked_device(device)
-    given = _distrusted(run)
+    given = _distrusted(run, checkpoint)
     if given.is_local and is_pretrained(given.path):
-        return kind(*read_pretrained(given.path, weights=weights, device=device))
+        return pretrained_as(kind, given.path, weights=weights, device=device)
     with ExitStack() as stack:
-        found, folder = stack.enter_context(fetched(given, OF_A_MODEL))
+        found, folder = stack.enter_context(fetched(given, OF_A_MODEL, checkpoint))
         manifest = Manifest.checked(folder, OF_A_MODEL)
         experiment = Experiment.from_yaml(Folder(str(folder)).read_text(EXPERIMENT))
         objective = build_objective(experiment)
         networks = build_networks(experiment, objective, objective.sampled_from)
         load_tensors(folder, EMA if weights == "ema" else NETWORKS, networks)
         placed(networks, device)
-        name, images = _run_name(given, found), manifest.images
-        model = kind(experiment, objective, networks, folder, images, name)
+        facts = _facts(given, found, checkpoint, manifest, weights)
+        model = kind(experiment, objective, networks, folder, facts)
         weakref.finalize(model, stack.pop_all().close)  # the model may still read its discriminator
         return model
 
 
-def _distrusted(run: str | os.PathLike[str]) -> Folder:
+def pretrained_as(
+    kind: type[_Model],
+    folder: Path,
+    *,
+    weights: Weights = "ema",
+    device: str | torch.device | None = None,
+) -> _Model:
+    """Load an exported folder as a `kind`."""
+    parts = read_pretrained(folder, weights=weights, device=device)
+    return kind(*parts, facts=read_config(folder)[1])
+
+
+def facts_of(
+    run: str | os.PathLike[str], weights: Weights = "ema", checkpoint: Choice = NEWEST
+) -> Facts:
+    """The facts of the model that `load_as` would load now. Reads no weights."""
+    given = _distrusted(run, checkpoint)
+    if given.is_local and is_pretrained(given.path):
+        return read_config(given.path)[1]
+    found = chosen_checkpoint(given, checkpoint)
+    return _facts(given, found, checkpoint, Manifest.unchecked(found), weights)
+
+
+def _facts(
+    given: Folder, found: Folder, choice: Choice, manifest: Manifest, weights: Weights
+) -> Facts:
+    """The facts of a model that is loaded from the checkpoint `found` of the folder `given`."""
+    source = "checkpoint"
+    if found.location == (given / BEST).location:
+        source += " (best)"
+    elif found.location != given.location and choice == NEWEST:
+        source += " (newest)"
+    metrics = finite_metrics(manifest.metrics)
+    return Facts(weights, manifest.images, metrics, run_of(given).name, source)
+
+
+def _distrusted(run: str | os.PathLike[str], checkpoint: Choice = NEWEST) -> Folder:
     """The given folder, marked as not trusted. For a checkpoint its run folder is marked too."""
-    given = Folder(absolute_path(os.fspath(run)))
+    given = run_folder(run)
     if given.is_local:
         distrust(given.path)
         if is_in_a_run(given.name):
             distrust(given.path.parent)
+        if checkpoint != NEWEST and is_pretrained(given.path):
+            raise Refused(
+                f"checkpoint: {given.location} is an exported model and has none; leave it out"
+            )
     return given
 
 
-def _run_name(given: Folder, checkpoint: Folder) -> str:
-    """The name of the run folder, also if one of its checkpoints was given."""
-    if checkpoint.parent == given.parent and is_in_a_run(given.name):
-        return given.parent.name
-    return given.name
-
-
-def experiment_of(run: str | os.PathLike[str]) -> Experiment:
+def experiment_of(run: str | os.PathLike[str], checkpoint: Choice = NEWEST) -> Experiment:
     """The experiment of a run folder, a checkpoint or an exported model, without its networks."""
-    given = _distrusted(run)
+    given = _distrusted(run, checkpoint)
     if given.is_local and is_pretrained(given.path):
         return read_config(given.path)[0]
-    return Experiment.from_yaml(newest_checkpoint(given).read_text(EXPERIMENT))
+    return Experiment.from_yaml(chosen_checkpoint(given, checkpoint).read_text(EXPERIMENT))

@@ -44,6 +44,7 @@ from ray_gen.pipeline.arguments import (
 )
 from ray_gen.pipeline.files import whole_values
 from ray_gen.pipeline.mixture import Mixture, Origin
+from ray_gen.pipeline.pretrained import Facts
 from ray_gen.pixels import Depth, stretched
 from ray_gen.runs.manifest import NETWORKS, OF_A_MODEL, Manifest
 from ray_gen.sampling import latents_of, noise_for
@@ -77,26 +78,29 @@ class Model:
         objective: Objective,
         networks: Networks,
         checkpoint: Path | None = None,
-        images_seen: int | None = None,
-        name: str | None = None,
+        facts: Facts | None = None,
     ) -> None:
-        """checkpoint: the folder of the discriminator; it is read on the first use of it.
-        images_seen: number of training images, if known. name: name of the run, if it differs from
-        the experiment's name."""
+        """checkpoint: the folder of the discriminator; it is read on the first use of it. facts:
+        the name of its run, its training images and so on, as far as they are known."""
         self.experiment = experiment
         self.objective = objective
         self.networks = networks
         self.class_names = experiment.data.classes or ()
-        self.images_seen = images_seen
-        self.name = name or experiment.name
+        self.facts = facts or Facts()
+        self.name = self.facts.name or experiment.name
         self._checkpoint = checkpoint
         weight = next(iter(networks.parameters()))
         self.device, self._dtype = weight.device, weight.dtype
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.experiment.image_shape))
-        name, classes = self.experiment.name, len(self.class_names)
-        return f"{type(self).__name__}({name}, {shape}, classes={classes})"
+        classes = len(self.class_names)
+        return f"{type(self).__name__}({self.name}, {shape}, classes={classes})"
+
+    @property
+    def images_seen(self) -> int | None:
+        """Number of images that it was trained on. None if unknown."""
+        return self.facts.images
 
     @property
     def depth(self) -> Depth:

@@ -12,6 +12,7 @@ import torch
 from ray_gen.pipeline.loading import load_as
 from ray_gen.pipeline.pretrained import Weights
 from ray_gen.pipeline.walks import Walks
+from ray_gen.runs.checkpoints import NEWEST, Choice
 
 # `export` is imported where it is called: it imports torch.export, which sampling does not need.
 
@@ -68,11 +69,13 @@ def load(
     *,
     weights: Weights = "ema",
     device: str | torch.device | None = None,
+    checkpoint: Choice = NEWEST,
 ) -> Pipeline:
-    """A pipeline from a run folder (its newest complete checkpoint), one of its checkpoints, or a
-    folder of `export`.
+    """A pipeline from a run, one of its checkpoints, or a folder of `export`.
 
-    run: a path or URI. device None: a GPU if there is one. Raises Refused or its subclass
-    CheckpointError.
+    run: a path, a URI, or the name of a run in the storage ($RAY_GEN_STORAGE, else
+    ~/ray_gen_runs). device None: a GPU if there is one. checkpoint: "newest", "best", or a number
+    of images; `str(pipeline.facts)` says what was taken. Raises Refused or its subclass
+    CheckpointError; a damaged checkpoint is refused, and the message names the others.
     """
-    return load_as(Pipeline, run, weights=weights, device=device)
+    return load_as(Pipeline, run, weights=weights, device=device, checkpoint=checkpoint)

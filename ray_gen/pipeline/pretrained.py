@@ -81,6 +81,16 @@ class Facts:
     """Number of training images. None if unknown."""
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     """The finite metrics of its checkpoint."""
+    name: str | None = None
+    """Name of its run. None if unknown."""
+    source: str | None = None
+    """What it was loaded from, in a few words. None: from no file."""
+
+    def __str__(self) -> str:
+        images = "" if self.images is None else f" of {self.images:,} images"
+        head, mark, rest = (self.source or "model in memory").partition(" (")
+        kinds = {"ema": ", EMA", "raw": ", raw weights", None: ""}
+        return f"{head}{images}{mark}{rest}{kinds[self.weights]}"
 
 
 def finite_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -125,6 +135,7 @@ def write_pretrained(
         "ray_gen": {
             "format": FORMAT,
             "version": __version__,
+            "name": facts.name,
             "weights": facts.weights,
             "images": facts.images,
             "metrics": finite_metrics(facts.metrics),
@@ -161,8 +172,15 @@ def read_config(folder: Path) -> tuple[Experiment, Facts]:
             f"{path}: has format {about['format']} of ray_gen {about.get('version')}; this version "
             f"({__version__}) reads format {FORMAT}: install the other version"
         )
-    facts = Facts(about.get("weights"), about.get("images"), about.get("metrics") or {})
-    return Experiment.of(config["experiment"]), facts
+    experiment = Experiment.of(config["experiment"])
+    facts = Facts(
+        about.get("weights"),
+        about.get("images"),
+        about.get("metrics") or {},
+        about.get("name") or experiment.name,  # exports of 0.1 have no name of their run
+        "exported model",
+    )
+    return experiment, facts
 
 
 def read_pretrained(

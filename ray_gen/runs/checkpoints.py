@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import errno
+import operator
 import re
 import secrets
 import shutil
 from collections.abc import Collection, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import SupportsIndex
 
+from ray_gen.errors import Refused
 from ray_gen.runs.manifest import EXPERIMENT, MANIFEST, CheckpointError, Manifest
 from ray_gen.storage import Folder, StorageError
 
 BEST = "best"
 """Name, in a run folder, of the copy of the best checkpoint."""
+NEWEST = "newest"
+"""What a user calls the last checkpoint of a run."""
+Choice = str | SupportsIndex
+"""A checkpoint of a run: "newest", "best", or the number of images that it has seen."""
 DUE = ".due"
 """Name, in a run folder, of the checkpoint that belongs to the evaluation in progress."""
 AWAITED = "evaluation_awaited"
@@ -38,6 +45,13 @@ def checkpoint_name(images: int) -> str:
 def is_in_a_run(name: str) -> bool:
     """Whether a checkpoint of this name lies in the folder of its run."""
     return name == BEST or name.startswith("checkpoint_")
+
+
+def run_of(given: Folder) -> Folder:
+    """The folder of the run that a folder belongs to: its parent if it is a checkpoint in a run."""
+    if is_in_a_run(given.name) and whole(given) is not None:
+        return given.parent
+    return given
 
 
 def images_of(checkpoint: Folder) -> int:
@@ -78,6 +92,48 @@ def newest_checkpoint(run: Folder) -> Folder:
     )
 
 
+def chosen_checkpoint(run: Folder, choice: Choice = NEWEST) -> Folder:
+    """The checkpoint of a run that the user chooses: "newest", "best", or the one of a number of
+    images. A folder that is a checkpoint itself takes only "newest". Raises CheckpointError if
+    there is no such checkpoint, Refused for another choice."""
+    if choice == NEWEST:
+        return newest_checkpoint(run)
+    wanted = BEST if choice == BEST else _image_count(choice)
+    if whole(run) is not None:
+        raise CheckpointError(
+            f"checkpoint: {run.location} is a checkpoint itself; leave {wanted} out, or name its "
+            "run"
+        )
+    best = whole(run / BEST)
+    if best is not None and (wanted == BEST or Manifest.unchecked(best).images == wanted):
+        return best
+    for found in checkpoints(run):
+        if images_of(found) == wanted:
+            return found
+    newest_checkpoint(run)  # raises if there is no run, or no checkpoint at all
+    what = "no best checkpoint" if wanted == BEST else f"no checkpoint of {wanted:,} images"
+    keeps = ", and keeps one only if checkpoints.best is set" if wanted == BEST else ""
+    raise CheckpointError(f"checkpoint: {run.location} has {what}{keeps}; {choices_of(run)}")
+
+
+def choices_of(run: Folder, but: Folder | None = None) -> str:
+    """The checkpoints of a run that can be chosen, in words. but: one that is not among them."""
+    found = [folder for folder in checkpoints(run) if but is None or folder.name != but.name]
+    names = [str(images_of(folder)) for folder in found]
+    names += [BEST] if whole(run / BEST) is not None else []
+    return f"choose one of: {', '.join(names)}" if names else "it has no other checkpoint"
+
+
+def _image_count(choice: Choice) -> int:
+    """A number of images from Python or from a command line: 24000 or "24,000"."""
+    with suppress(TypeError, ValueError):
+        if isinstance(choice, str):
+            return int(choice.replace(",", ""))
+        if not isinstance(choice, bool):
+            return operator.index(choice)
+    raise Refused(f"checkpoint: {choice!r} is neither newest, best nor a number of images")
+
+
 def whole(checkpoint: Folder) -> Folder | None:
     """The whole checkpoint of this name: the folder itself, or its spare (see `_spare`) if `commit`
     has not finished. None if neither is whole."""
@@ -90,15 +146,18 @@ def whole(checkpoint: Folder) -> Folder | None:
 
 
 @contextmanager
-def fetched(run: Folder, files: Collection[str] | None = None) -> Generator[tuple[Folder, Path]]:
-    """The newest checkpoint of a run (or the checkpoint itself), and its local path inside the
-    `with` statement. A CheckpointError raised there names the checkpoint, not its local copy.
+def fetched(
+    run: Folder, files: Collection[str] | None = None, choice: Choice = NEWEST
+) -> Generator[tuple[Folder, Path]]:
+    """A checkpoint of a run (see `chosen_checkpoint`), and its local path inside the `with`
+    statement. A CheckpointError raised there names the checkpoint, not its local copy, and the
+    other checkpoints of the run.
 
     files: those to fetch from behind a URI, besides the manifest; None: all.
     """
     wanted = None if files is None else (*files, MANIFEST)
     for _ in range(FETCHES):
-        found = newest_checkpoint(run)
+        found = chosen_checkpoint(run, choice)
         with ExitStack() as stack:
             try:
                 before = found.read_text(MANIFEST)
@@ -111,7 +170,8 @@ def fetched(run: Folder, files: Collection[str] | None = None) -> Generator[tupl
                 yield found, folder
             except CheckpointError as error:
                 told = str(error).replace(str(folder), found.location)
-                raise CheckpointError(told) from error
+                others = f" ({choices_of(run, found)})" if found.location != run.location else ""
+                raise CheckpointError(f"{told}{others}") from error
             return
     raise CheckpointError(f"{run.location}: changes faster than it can be read; try again")
 

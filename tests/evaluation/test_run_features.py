@@ -126,6 +126,7 @@ def test_images_of_other_channels_are_refused(runs: dict[str, Path], tmp_path: P
 
 def test_a_relative_path_becomes_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a" / "b").mkdir(parents=True)
     this = vae("evaluation.features={kind: run, run: a/b}").absolute()
     assert this.evaluation == Evaluation.model_validate(
         {**this.evaluation.model_dump(), "features": {"kind": "run", "run": f"{tmp_path}/a/b"}}

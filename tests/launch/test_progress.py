@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ray_gen.data import Store
 from ray_gen.distributed import World
+from ray_gen.errors import Failed, Interrupted, Refused
+from ray_gen.launch.claim import Claim
 from ray_gen.launch.progress import LOG_SECONDS, ProgressLine, read_progress
-from ray_gen.runs.writer import PROGRESS, Pace, RunWriter
-from ray_gen.storage import Folder
+from ray_gen.runs.manifest import EXPERIMENT
+from ray_gen.runs.progress import PROGRESS
+from ray_gen.runs.progress import read_progress as progress_of
+from ray_gen.runs.writer import Pace, RunWriter
+from ray_gen.storage import Folder, StorageError
 from ray_gen.training.build import build_objective
-from ray_gen.training.loop import Report
+from ray_gen.training.loop import ASKED, Report, train
+from ray_gen.training.meter import NonFiniteError
 from ray_gen.training.state import State
 from tests.helpers import vae
 
@@ -79,13 +88,17 @@ def test_a_run_tells_what_it_is_doing(writer: RunWriter, clock: Clock, tmp_path:
     def told() -> dict[str, Any]:
         found = read_progress(Folder(str(tmp_path)), PROGRESS)
         assert found is not None
+        assert (found.pop("state"), found.pop("why"), found.pop("of")) == ("training", None, 480)
+        assert found.pop("time") == clock.now - since
         return found
 
+    since = 2.0
     for images in (24, 48, 72):
         writer.progress(images, {"loss/kl": 1.0})
         clock.passes(2.0)
     expected = {"doing": "training", "images": 72, "rate": 12.0, "metrics": {"loss/kl": 1.0}}
     assert told() == expected
+    since = 0.0
     with writer.evaluating(72):
         assert told() == expected | {"doing": "evaluating"}
         clock.passes(100.0)
@@ -96,6 +109,100 @@ def test_a_run_tells_what_it_is_doing(writer: RunWriter, clock: Clock, tmp_path:
         clock.passes(2.0)
         writer.progress(images, {"loss/kl": 2.0})
     assert told()["rate"] == 12.0
+
+
+def ended(run: Path) -> tuple[str, str | None, int]:
+    """The state of a run, why, and its images, as its file says."""
+    found = progress_of(Folder(str(run)))
+    assert found is not None
+    assert found["time"] == pytest.approx(time.time(), abs=60)
+    return found["state"], found["why"], found["images"]
+
+
+def trained(
+    run: Path, store: Store, *, after: BaseException | None = None, stop: bool = False
+) -> None:
+    """Writes a run of 480 images, to its end, until it is asked to stop at 240, or until this error
+    after the report at 240."""
+    run.mkdir(exist_ok=True)
+    this = vae()
+    objective = build_objective(this)
+    state = State.build(this, objective, World())
+    writer = RunWriter(Folder(str(run)), this, objective, store, state)
+    try:
+        for report in train(this, objective, state, store, World()):
+            asked = ASKED if stop and report.images == 240 else report.stop
+            writer.report(replace(report, stop=asked))
+            if asked == ASKED:
+                break
+            if after is not None:
+                raise after
+    finally:
+        writer.close()
+
+
+def test_a_run_says_how_it_ended(store_8, tmp_path: Path) -> None:
+    trained(tmp_path / "a", store_8)
+    assert ended(tmp_path / "a") == ("ended", "all images seen", 480)
+    trained(tmp_path / "b", store_8, stop=True)
+    assert ended(tmp_path / "b") == ("stopped", "asked to stop", 240)
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "why"),
+    [
+        (NonFiniteError("a weight is not a finite number\nmore", 3), "failed", "a weight is not a"),
+        (StorageError("s3://b does not answer"), "failed", "s3://b does not answer"),
+        (MemoryError(), "failed", "MemoryError"),
+        (KeyboardInterrupt(), "stopped", "interrupted"),
+        (GeneratorExit(), "stopped", "interrupted"),  # the caller of a generator has left it
+    ],
+)
+def test_a_run_that_an_error_ends_says_so(
+    store_8, tmp_path: Path, error: BaseException, state: str, why: str
+) -> None:
+    with pytest.raises(type(error)):
+        trained(tmp_path, store_8, after=error)
+    found, told, images = ended(tmp_path)
+    assert (found, images) == (state, 240)
+    assert told is not None
+    assert told.startswith(why)
+    assert "\n" not in told
+
+
+def claimed(run: Path, error: BaseException, *, trains: str | None = None) -> None:
+    """Claims a run, lets it train if `trains` says what its file then says, and fails."""
+    run.mkdir(exist_ok=True)
+    with pytest.raises(type(error)), Claim(Folder(str(run))):
+        (run / EXPERIMENT).touch()
+        if trains is not None:
+            told = {"state": trains, "why": None, "images": 24, "time": time.time()}
+            (run / PROGRESS).write_text(json.dumps(told))
+        raise error
+
+
+def test_the_driver_says_what_the_workers_could_not(tmp_path: Path) -> None:
+    """A worker that is killed writes nothing."""
+    claimed(tmp_path / "a", Failed("a worker was killed"), trains="training")
+    assert ended(tmp_path / "a") == ("failed", "a worker was killed", 24)
+    claimed(tmp_path / "b", Failed("a worker died before its first step"))
+    assert ended(tmp_path / "b") == ("failed", "a worker died before its first step", 0)
+    claimed(tmp_path / "c", Interrupted())
+    assert ended(tmp_path / "c") == ("stopped", "interrupted", 0)
+
+
+def test_a_refusal_does_not_change_how_a_run_has_ended(tmp_path: Path) -> None:
+    claimed(tmp_path / "a", Failed("late"), trains="ended")
+    assert ended(tmp_path / "a") == ("ended", None, 24)
+    for told in (
+        {"doing": "training", "images": 24, "rate": 1.0, "metrics": {}},  # of version 0.1
+        {"state": "training", "time": time.time() - 10},  # of a process that was killed
+    ):
+        (tmp_path / "a" / PROGRESS).write_text(json.dumps(told))
+        claimed(tmp_path / "a", Refused("of another experiment"))
+        assert json.loads((tmp_path / "a" / PROGRESS).read_text()) == told
+    claimed(tmp_path / "new", Refused("data: there is no such folder"))
+    assert not (tmp_path / "new" / PROGRESS).exists()
 
 
 def progress(images: int, doing: str = "training", rate: float | None = 50.0) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,27 +18,22 @@ import torch
 
 from ray_gen import temporary
 from ray_gen.errors import Refused
-from ray_gen.experiment import absolute_path
 from ray_gen.pipeline.export import programs
 from ray_gen.pipeline.export.card import CARD, ExportedFile, card
-from ray_gen.pipeline.loading import load_as
+from ray_gen.pipeline.loading import load_as, pretrained_as
 from ray_gen.pipeline.model import Model
 from ray_gen.pipeline.pretrained import (
     CONFIG,
     MODEL,
-    Facts,
     Weights,
     checked_weights,
     custom_targets,
-    finite_metrics,
-    is_pretrained,
     read_config,
     read_pretrained,
     write_pretrained,
 )
-from ray_gen.runs.checkpoints import newest_checkpoint
-from ray_gen.runs.manifest import CheckpointError, Manifest
-from ray_gen.storage import Folder
+from ray_gen.runs.checkpoints import NEWEST, Choice
+from ray_gen.runs.manifest import CheckpointError
 
 __all__ = ["FORMATS", "Exported", "export", "from_pretrained", "push_to_hub", "save_pretrained"]
 
@@ -57,6 +52,8 @@ class Exported:
     files: tuple[ExportedFile, ...]
     notes: tuple[str, ...]
     """One sentence for each file that was not written or not run: which one and why."""
+    source: str
+    """The run, the checkpoint and the weights that were exported, in words."""
 
 
 def export(
@@ -64,14 +61,15 @@ def export(
     folder: str | os.PathLike[str],
     *,
     weights: Weights = "ema",
+    checkpoint: Choice = NEWEST,
     formats: Sequence[str] | None = None,
 ) -> Exported:
     """Write a trained model into a new or empty folder, whole or not at all.
 
-    run: a run folder (its newest checkpoint), a checkpoint, an exported folder or a pipeline.
-    weights: only for a run; a pipeline already has its weights. formats: some of "safetensors"
-    (`model.safetensors` and `config.json`), "torch" (.pt2) and "onnx"; None: all three, ONNX only
-    if it is installed. A README.md is always written too.
+    run: a run (its path, URI or name), a checkpoint, an exported folder or a pipeline. weights,
+    checkpoint: only for a run, as in `ray_gen.load`; a pipeline has its weights already. formats:
+    some of "safetensors" (`model.safetensors` and `config.json`), "torch" (.pt2) and "onnx"; None:
+    all three, ONNX only if it is installed. A README.md is always written too.
 
     Every file is read back and compared with the model. Raises Refused if the folder is not empty,
     Failed if a file differs by more than `programs.TOLERANCE`.
@@ -79,7 +77,8 @@ def export(
     weights = checked_weights(weights)
     chosen, notes = _chosen(formats)
     target = _target(folder)
-    pipeline, facts = _opened(run, weights)
+    pipeline = _opened(run, weights, checkpoint)
+    facts = replace(pipeline.facts, name=pipeline.name)
     experiment, objective, networks = pipeline.experiment, pipeline.objective, pipeline.networks
     made, missing = programs.programs_of(pipeline)
     files: list[ExportedFile] = []
@@ -108,7 +107,7 @@ def export(
         text = card(experiment, objective, facts, files)
         (work / CARD).write_text(text, encoding="utf-8")
         files.append(_file(work / CARD, "the model card"))
-    return Exported(target, tuple(files), tuple(notes))
+    return Exported(target, tuple(files), tuple(notes), f"{pipeline.name}: {pipeline.facts}")
 
 
 def save_pretrained(pipeline: Model, folder: str | os.PathLike[str]) -> Path:
@@ -145,7 +144,7 @@ def from_pretrained(
                 f"{name}: has classes that are not ray_gen's ({', '.join(targets)}); loading would "
                 "import and call them; if you trust its owner, give custom_classes=True"
             )
-    return kind(*read_pretrained(folder, weights=weights, device=device))
+    return pretrained_as(kind, folder, weights=weights, device=device)
 
 
 def push_to_hub(
@@ -234,18 +233,11 @@ def _target(folder: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _opened(run: str | os.PathLike[str] | Model, weights: Weights) -> tuple[Model, Facts]:
-    """The model, and the facts from its manifest or config."""
+def _opened(run: str | os.PathLike[str] | Model, weights: Weights, checkpoint: Choice) -> Model:
+    """The model to export."""
     if isinstance(run, Model):
-        return run, Facts()
-    folder = Folder(absolute_path(os.fspath(run)))
-    if folder.is_local and is_pretrained(folder.path):
-        pipeline = from_pretrained(Model, folder.path, weights=weights, device="cpu")
-        return pipeline, read_config(folder.path)[1]
-    found = newest_checkpoint(folder)
-    pipeline = load_as(Model, found.location, weights=weights, device="cpu")
-    manifest = Manifest.unchecked(found)
-    return pipeline, Facts(weights, manifest.images, finite_metrics(manifest.metrics))
+        return run
+    return load_as(Model, run, weights=weights, device="cpu", checkpoint=checkpoint)
 
 
 def _reread(folder: Path, made: Sequence[programs.ModelProgram]) -> float | None:

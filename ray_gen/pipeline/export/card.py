@@ -68,7 +68,7 @@ def _summary(experiment: Experiment, facts: Facts) -> str:
     trained = "" if facts.images is None else f", trained on {facts.images:,} images"
     weights = {"ema": " Its weights are averages over training (EMA).", "raw": "", None: ""}
     return (
-        f"# {experiment.name}\n\n{what} of {size} images{known}{conditional}"
+        f"# {facts.name or experiment.name}\n\n{what} of {size} images{known}{conditional}"
         f"{trained}; made with ray_gen {__version__}.{weights[facts.weights]}"
     )
 
