@@ -188,7 +188,7 @@ def _dotted(location: tuple[Any, ...], given: Any) -> str:
             here, tagged = here.get(part), False
         elif isinstance(here, (list, tuple)) and isinstance(part, int):
             here = here[part] if part < len(here) else None
-        elif isinstance(here, str) and here.startswith(f"{part}:"):  # a short form, KIND:VALUE
+        elif isinstance(here, str) and f"{here}:".startswith(f"{part}:"):  # KIND or KIND:VALUE
             here, tagged = {}, True
             continue
         elif here is not None and not isinstance(part, int):

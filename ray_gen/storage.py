@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 
 from ray_gen import temporary
 from ray_gen.errors import Refused
@@ -94,17 +94,13 @@ def without_credentials(location: str) -> str:
     except ValueError:  # its message shows the host, and a password before the host
         scheme = location.partition("://")[0]
         raise StorageError(f"{scheme}://...: the URI has no valid host; correct it") from None
-    user, at, host = parts.netloc.rpartition("@")
-    bare = f"{parts.scheme}://{host}{parts.path}"
+    bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     if parts.scheme in _WEB:
         raise StorageError(
             f"{bare}: ray_gen reads and writes nothing on the web; give a path of this machine "
             "(download data first) or a storage (s3://, gs://, hdfs://)"
         )
-    fields = parse_qsl(parts.query, keep_blank_values=True)
-    held = bool(at) and (":" in user or parts.scheme == "s3")
-    held |= any(_is_secret(name) or "@" in value for name, value in fields)
-    if held:
+    if _hold_credentials(parts):
         raise StorageError(
             f"{bare}: the URI holds credentials, and they would be written to the run folder and "
             "to logs; remove them from the URI and set them in the environment of every machine "
@@ -114,8 +110,36 @@ def without_credentials(location: str) -> str:
     return location
 
 
-def _is_secret(name: str) -> bool:
-    """Whether a field of this name in a URI may hold a secret."""
+def server_without_credentials(address: str) -> str:
+    """The address of a server or database, unchanged. Raises StorageError if it holds a secret: see
+    `without_credentials`. The message omits the secret."""
+    if "://" not in address:
+        return address
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # its message shows the host, and a password before the host
+        scheme = address.partition("://")[0]
+        raise StorageError(f"{scheme}://...: the address has no valid host; correct it") from None
+    if _hold_credentials(parts):
+        raise StorageError(
+            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}: the address holds "
+            "credentials, and they would be written to the run folder; remove them and set them in "
+            "the environment of every machine"
+        )
+    return address
+
+
+def _hold_credentials(parts: SplitResult) -> bool:
+    """Whether a URI holds a password, a key or a token."""
+    user, at, _ = parts.netloc.rpartition("@")
+    if at and (":" in user or parts.scheme in ("s3", *_WEB)):
+        return True
+    fields = parse_qsl(parts.query, keep_blank_values=True)
+    return any(is_secret(name) or "@" in value for name, value in fields)
+
+
+def is_secret(name: str) -> bool:
+    """Whether a field of this name may hold a secret."""
     return any(word.lower() in _SECRET for word in _WORDS.findall(name))
 
 
@@ -361,8 +385,10 @@ class Folder:
 
     def sizes(self, part: str) -> dict[str, int]:
         """Sizes in bytes, by path in the folder, of all files whose names contain `part`, at any
-        depth. Only for a URI. Skips a path that leads out of the folder."""
-
+        depth. Skips a path that leads out of the folder."""
+        if self.is_local:
+            files = (file for file in self.path.rglob(f"*{part}*") if file.is_file())
+            return {file.relative_to(self.path).as_posix(): file.stat().st_size for file in files}
         from pyarrow import fs
 
         def listed(system: Any, path: str) -> dict[str, int]:

@@ -71,7 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runs.manifest": set(),
     "runs.pictures": {"torch", "numpy", "PIL", "tifffile"},
     "runs.names": set(),
-    "runs": {"torch"},
+    "runs": {"torch", "numpy", "wandb", "mlflow"},
     "pipeline": {
         *("torch", "PIL", "safetensors", "sklearn"),
         *("onnx", "onnxruntime", "huggingface_hub"),

@@ -19,7 +19,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystemHandler, FileType, PyFi
 import ray_gen
 from ray_gen import storage
 from ray_gen.cli import main
-from ray_gen.cli.tensorboard import copy_events
+from ray_gen.cli.tensorboard import mirror_events
 from ray_gen.experiment import ExperimentError
 from ray_gen.storage import DeniedError, Folder, StorageError, without_credentials
 from tests.helpers import vae
@@ -188,7 +188,7 @@ def test_events_are_mirrored_into_their_folder_alone(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Folder, "read_bytes", read)
     mirror = tmp_path / "deep" / "mirror"
     mirror.mkdir(parents=True)
-    copy_events(folder, mirror)
+    mirror_events(folder, mirror)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files == [mirror / "a" / "tfevents"]
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 EVENTS = "tfevents"
 """Part of the name of every file that TensorBoard reads."""
+FOLDER = "tensorboard"
+"""The folder of a run that holds its event files."""
 
 
 @click.command()
@@ -30,46 +32,52 @@ EVENTS = "tfevents"
     show_default=True,
     metavar="SECONDS",
     type=click.FloatRange(min=0.1),
-    help="Seconds between two checks for new events behind a URI.",
+    help="Seconds between two checks for new runs, and for new events behind a URI.",
 )
 def tensorboard(run_or_folder: str, port: int, every: float) -> None:
     """Show a run, a search or a folder of runs in TensorBoard, only on this machine.
 
-    Events behind a URI are copied to a temporary folder, new events too. Ctrl-C ends TensorBoard.
+    Each run has the name of its folder. Events behind a URI are copied to a temporary folder, new
+    events too. Ctrl-C ends TensorBoard.
     """
     from ray_gen import temporary
     from ray_gen.experiment import absolute_path
     from ray_gen.storage import Folder, StorageError
 
-    folder = _shown(Folder(absolute_path(run_or_folder)))
-    if folder.is_local:
-        with _served(folder.path, port) as server:
-            server.wait()
-        return
+    folder, name = _shown(Folder(absolute_path(run_or_folder)))
     with temporary.folder("tensorboard-") as mirror:
-        copy_events(folder, mirror)
+        mirror_events(folder, mirror / name)
         with _served(mirror, port) as server:
             while not _ends_within(server, every):
                 try:
-                    copy_events(folder, mirror)
+                    mirror_events(folder, mirror / name)
                 except StorageError as error:  # TensorBoard still shows the copied events
                     click.echo(str(error), err=True)
 
 
-def _shown(folder: Folder) -> Folder:
-    """The subfolder of a run or search that has the events. Any other folder as a whole."""
+def _shown(folder: Folder) -> tuple[Folder, str]:
+    """The subfolder of a run or search that has the events, any other folder as a whole. And the
+    name of the run, empty if it is more than one run."""
     if not folder.exists():
         raise Refused(f"{folder.location}: there is no such folder")
     names = folder.names()
-    part = next((part for part in ("tensorboard", "trials") if part in names), None)
-    return folder if part is None else folder / part
+    if FOLDER in names:
+        return folder / FOLDER, folder.name
+    return folder / "trials" if "trials" in names else folder, ""
 
 
-def copy_events(folder: Folder, mirror: Path) -> None:
-    """Append the new bytes of each event file to its copy in the mirror. Event files only grow, and
-    TensorBoard keeps them open."""
+def mirror_events(folder: Folder, mirror: Path) -> None:
+    """Bring all event files into the mirror. There the files of a run lie in a folder of its name,
+    which TensorBoard shows. Local files are linked; of others the new bytes are appended to a copy.
+    Event files only grow, and TensorBoard keeps them open."""
     for name, size in folder.sizes(EVENTS).items():
-        file = mirror / name
+        path = PurePosixPath(name)
+        file = mirror / (path.parent.parent / path.name if path.parent.name == FOLDER else path)
+        if folder.is_local:
+            if not file.is_symlink():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.symlink_to(folder.path / name)
+            continue
         here = file.stat().st_size if file.exists() else 0
         if size > here:
             with suppress(FileNotFoundError):  # deleted since

@@ -89,6 +89,8 @@ def set_field(given: Any, path: str, value: Any, model: type[Settings]) -> None:
             child = here[_number(part, here, path)]
             if isinstance(child, str) and parents[:position] == ["data", "sources"]:
                 child = here[int(part)] = from_short_form(child)
+            elif isinstance(child, str) and child in kinds_at(parents[: position + 1], model):
+                child = here[int(part)] = {"kind": child}
         else:
             child = here.get(part) if isinstance(here, dict) else None
             if child is None and isinstance(here, dict):

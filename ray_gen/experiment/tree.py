@@ -11,6 +11,7 @@ from pydantic_core import to_jsonable_python
 
 from ray_gen.experiment.data import Data
 from ray_gen.experiment.evaluation import Evaluation
+from ray_gen.experiment.loggers import Loggers, TensorBoardLogger
 from ray_gen.experiment.networks import Network
 from ray_gen.experiment.objectives import Objective
 from ray_gen.experiment.optimizers import Optimizer
@@ -58,6 +59,9 @@ class Tree(Settings):
     workers: Workers = free(Workers())
     checkpoints: Checkpoints = free(Checkpoints())
     evaluation: Evaluation = free(Evaluation())
+    loggers: Loggers = free((TensorBoardLogger(),))
+    """Where numbers and pictures go, besides the files of the run folder. A name alone is enough:
+    [tensorboard, csv, wandb, mlflow]. The first worker calls the loggers."""
     storage: Location | None = free(None)
     """Folder or URI that holds the run folder. None: $RAY_GEN_STORAGE, else ~/ray_gen_runs."""
     lineage: tuple[Change, ...] = ()
@@ -172,6 +176,7 @@ class Tree(Settings):
         if self.storage is not None:
             changes["storage"] = absolute_path(self.storage)
         changes["evaluation"] = self.evaluation.absolute().model_dump(mode="json")
+        changes["loggers"] = [logger.absolute().model_dump(mode="json") for logger in self.loggers]
         return self.with_fields(**changes)
 
     def with_rules_of(self, other: Tree) -> Self:

@@ -11,9 +11,13 @@ from ray.train import Checkpoint
 
 from ray_gen.distributed import World, use_cores
 from ray_gen.evaluation.request import Request, measure
+from ray_gen.experiment import Experiment
 from ray_gen.experiment.evaluation import Evaluation
+from ray_gen.experiment.loggers import TensorBoardLogger
 from ray_gen.runs.checkpoints import AWAITED, checkpoint_name, checkpoints
-from ray_gen.runs.writer import EVALUATIONS, evaluation_file, write_scalars
+from ray_gen.runs.evaluations import EVALUATIONS, evaluation_file
+from ray_gen.runs.loggers.tensorboard import write_scalars
+from ray_gen.runs.manifest import EXPERIMENT
 from ray_gen.storage import Folder
 
 
@@ -34,6 +38,7 @@ def evaluate_checkpoint(checkpoint: Checkpoint, **config: Any) -> dict[str, Any]
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             request = Request(folder, None, None, settings)
             scores = measure(request, World(device=device))
+            experiment = Experiment.from_yaml(Folder(folder).read_text(EXPERIMENT))
     except Exception as error:
         told = {"failed": f"{type(error).__name__}: {error}"}
         (run / EVALUATIONS).write_text(evaluation_file(images), json.dumps(told, indent=2))
@@ -42,7 +47,8 @@ def evaluate_checkpoint(checkpoint: Checkpoint, **config: Any) -> dict[str, Any]
         (run / checkpoint_name(images)).remove(AWAITED)
     (run / EVALUATIONS).write_text(evaluation_file(images), json.dumps(scores.as_json(), indent=2))
     metrics = scores.as_metrics()
-    write_scalars(run, images, metrics)
+    if any(isinstance(logger, TensorBoardLogger) for logger in experiment.loggers):
+        write_scalars(run, images, metrics)
     return metrics
 
 

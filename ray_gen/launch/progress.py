@@ -80,10 +80,13 @@ class ProgressLine:
     def trained(self, progress: Mapping[str, Any]) -> None:
         """Shows how far the run is: `images`, what it is `doing`, the `rate` of training in images
         a second (None: not known yet), the `metrics` of the last report, `passed_over`: sentences
-        about checkpoints that were skipped, and `failure`: why training no longer helps."""
+        about checkpoints that were skipped, `warnings`: sentences about loggers, and `failure`: why
+        training no longer helps."""
         assert self._task is not None
         for sentence in progress.get("passed_over", ()):
             self.say_once(sentence)
+        for sentence in progress.get("warnings", ()):
+            self.say_once(f"warning: {sentence}")
         if "failure" in progress:
             self.say_once(f"warning: {progress['failure']}")
         images, metrics = int(progress["images"]), progress["metrics"]

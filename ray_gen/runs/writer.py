@@ -1,4 +1,4 @@
-"""Writes the files of a run folder: metrics, TensorBoard events, pictures and scores. One worker
+"""Writes the files of a run folder: metrics, pictures and scores, and calls the loggers. One worker
 does it."""
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from ray_gen.experiment import Experiment
 from ray_gen.pixels import to_range
 from ray_gen.runs import pictures
 from ray_gen.runs.checkpoints import BEST, DUE, commit, discard, mend_best
+from ray_gen.runs.evaluations import EVALUATIONS, evaluation_file
+from ray_gen.runs.loggers import Loggers
 from ray_gen.runs.manifest import CheckpointError, Manifest
 from ray_gen.runs.progress import PROGRESS, RunState, ending_of
 from ray_gen.sampling import noise_for, sampled
@@ -42,14 +44,11 @@ from ray_gen.training.state import State
 METRICS_FILE = "metrics.jsonl"
 STOP = "stop"
 SAMPLES = "samples"
-EVALUATIONS = "evaluations"
 SPREAD = "samples/spread"
 """How much samples differ from each other, relative to real images. Near 0: all samples are
 alike."""
 PICTURED = 64
 """Number of images in a grid."""
-EVENTS_BYTES = 4 * 2**20
-"""Behind a URI, an event file that is larger than this is closed, and a new one begins."""
 PACE_SECONDS = 30.0
 """Duration of training over which its pace is measured."""
 
@@ -89,7 +88,7 @@ class Pace:
 
 
 class RunWriter:
-    """Writes metrics, TensorBoard events and pictures. Only one worker has a writer.
+    """Writes metrics and pictures, and calls the loggers. Only one worker has a writer.
 
     For a run folder behind a URI, files are first written to a local temporary folder. Every report
     copies the files that changed.
@@ -105,30 +104,34 @@ class RunWriter:
         compared: Sequence[str] = (),
         passed_over: Sequence[str] = (),
     ) -> None:
-        """compared: paths of the fields in TensorBoard's HParams; empty: all of the experiment.
-        passed_over: sentences about damaged checkpoints that were skipped."""
+        """compared: paths of the fields that loggers get as hyperparameters. Empty: all that
+        identify the run. passed_over: sentences about damaged checkpoints that were skipped."""
         self._run = run
         self._experiment = experiment
         self._objective = objective
         self._state = state
         self._store = store
-        self._compared = compared
         self._passed_over = passed_over
         self._beside = None if run.is_local else temporary.new_folder("run-")
         self._folder = self._beside or run.path
-        self._events: Any = None
         self._pace = Pace()
         self._latest: Mapping[str, float] = {}
         self._failure: str | None = None
         self._ending: tuple[RunState, str | None] = ("training", None)
-        self._images = state.step * experiment.training.global_batch_size
+        self._told = state.step * experiment.training.global_batch_size, "training"
+        """Images, and what the run was doing, when progress was last shown."""
+        self._warnings: list[str] = []
         self._progress_at = 0.0
         self._asked_at = 0.0
         self._pushed: dict[Path, tuple[int, int]] = {}
         self._due: Path | None = None
         """The checkpoint that came with the last evaluation."""
-        self._start = state.step * experiment.training.global_batch_size
-        self._cut(self._start)
+        start = state.step * experiment.training.global_batch_size
+        self._loggers = Loggers(
+            experiment, run, self._folder, start, self._warnings.append, tuple(compared)
+        )
+        self._reported = False
+        self._cut(start)
         mend_best(run)
         stored = store.train.images_NHWC
         apart = stored[:: max(1, len(stored) // PICTURED)][:PICTURED]  # may be sorted by class
@@ -139,7 +142,7 @@ class RunWriter:
 
     def _cut(self, images: int) -> None:
         """This attempt starts from a checkpoint. Drop everything that an earlier attempt wrote
-        after it, except TensorBoard's events: their writer drops them (see `_tensorboard`)."""
+        after it. The loggers drop their own."""
         try:
             lines = self._run.read_text(METRICS_FILE).splitlines()
         except FileNotFoundError:
@@ -164,12 +167,13 @@ class RunWriter:
 
     def _tell(self, images: int, doing: str = "training") -> None:
         """Write the progress file: at once in a local folder, with the next report behind a URI."""
-        self._progress_at, self._images = time.time(), images
+        self._progress_at, self._told = time.time(), (images, doing)
         total = self._experiment.steps * self._experiment.training.global_batch_size
         state, why = self._ending
         told: dict[str, Any] = {"state": state, "why": why, "doing": doing, "images": images}
         told |= {"of": total, "time": self._progress_at, "rate": self._pace.rate}
         told |= {"passed_over": self._passed_over} if self._passed_over else {}
+        told |= {"warnings": list(self._warnings)} if self._warnings else {}
         told |= {} if self._failure is None else {"failure": self._failure}
         text = json.dumps({**told, "metrics": dict(self._latest)})
         Folder(str(self._folder)).write_text(PROGRESS, text)
@@ -216,8 +220,8 @@ class RunWriter:
         return self._run.exists(STOP)
 
     def report(self, report: Report) -> Report:
-        """Write one report: a line of metrics, scalars and grids. Returns the report, with the
-        metric `SPREAD` of the samples."""
+        """Write one report: a line of metrics, and grids. Give both to the loggers. Returns the
+        report, with the metric `SPREAD` of the samples."""
         samples = self._samples()
         if samples is not None:
             spread = float(_spread(samples) / self._real_spread)
@@ -225,19 +229,15 @@ class RunWriter:
         line = {"step": report.step, "images": report.images, "time": time.time(), **report.metrics}
         with (self._folder / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        first = self._events is None
-        events = self._tensorboard(report.metrics)
-        for tag, value in report.metrics.items():
-            events.add_scalar(tag, value, report.images)
         grids = self._grids(samples)
-        if first:
+        if not self._reported:
+            self._reported = True
             grids["real"] = pictures.grid(self._real)
         for name, picture in grids.items():
-            tag = f"images/{name}{self._tagged}"
-            events.add_image(tag, picture, report.images, dataformats="HWC")
             file_name = "real.png" if name == "real" else f"{name}_{report.images:012d}.png"
             pictures.save_png(picture, self._folder / SAMPLES / file_name)
-        events.flush()
+        logged = {f"images/{name}{self._tagged}": picture for name, picture in grids.items()}
+        self._loggers.report(report.images, report.metrics, logged)
         self._pace.interrupted()
         self._latest = report.metrics
         self._failure = report.failure
@@ -257,16 +257,19 @@ class RunWriter:
     def close(self) -> None:
         """Write everything that is still buffered. If an error ends the run, the progress file says
         so."""
-        error = sys.exception()
+        error, warned = sys.exception(), len(self._warnings)
+        fails = error is not None and (self._ending[1] is None or isinstance(error, Exception))
+        if error is not None and fails:
+            self._ending = ending_of(error)
+        how = {"ended": "finished", "stopped": "stopped"}.get(self._ending[0], "failed")
         try:
-            if error is not None and (self._ending[1] is None or isinstance(error, Exception)):
-                self._ending = ending_of(error)
+            self._loggers.end(how)
+            if fails or len(self._warnings) > warned:
                 with suppress(OSError, StorageError):  # the user must see the first error
-                    self._tell(self._images)
+                    self._tell(*self._told)
                     if self._beside is not None:
                         self._run.put(self._beside / PROGRESS, PROGRESS)
-            if self._events is not None:
-                self._events.close()
+            if self._reported:
                 self._push()
         finally:
             if self._due is not None:
@@ -295,27 +298,6 @@ class RunWriter:
         except (FileNotFoundError, CheckpointError):  # a StorageError reaches the caller
             return None
         return score_in(metrics, metric)
-
-    def _tensorboard(self, metrics: Mapping[str, float]) -> Any:
-        """The event writer. The first report makes it: its import takes 3 s, and would delay the
-        first step. `purge_step` drops the events after the checkpoint."""
-        if self._events is None:
-            from torch.utils.tensorboard import SummaryWriter
-            from torch.utils.tensorboard.summary import hparams
-
-            folder = self._folder / "tensorboard"
-            self._events = SummaryWriter(str(folder), purge_step=self._start + 1)
-            values = _flat(self._experiment.model_dump(mode="json"))
-            if self._compared:  # each path is a field, or a section with all its fields
-                parts = tuple(f"{path}." for path in self._compared)
-                values = {p: v for p, v in values.items() if f"{p}.".startswith(parts)}
-            later = self._experiment.objective.evaluated or ()  # scores that come with checkpoints
-            tags = [*metrics, *(f"held_out/{name}" for name in later)]
-            if self._experiment.evaluation.every_images is not None:
-                tags += [f"evaluation/{n}" for n in self._experiment.evaluation.score_names]
-            for summary in hparams(values, dict.fromkeys(tags)):
-                self._events.file_writer.add_summary(summary)
-        return self._events
 
     @torch.no_grad()
     def _samples(self) -> Tensor | None:
@@ -361,23 +343,17 @@ class RunWriter:
         """Copy the files that changed to the run folder behind a URI."""
         if self._run.is_local:
             return
-        self._rotate()
         for file in self._folder.rglob("*"):
-            stat = file.stat()
-            stamp = (stat.st_size, stat.st_mtime_ns)
-            if file.is_file() and self._pushed.get(file) != stamp:
-                self._run.put(file, file.relative_to(self._folder).as_posix())
-                self._pushed[file] = stamp
-
-    def _rotate(self) -> None:
-        """Begin a new event file if this one is large: every copy transfers the whole file."""
-        writer = self._events.file_writer
-        if (
-            writer is not None
-            and Path(writer.event_writer._file_name).stat().st_size > EVENTS_BYTES
-        ):
-            self._events.purge_step = None  # else the next file would hide the events of this one
-            self._events.close()
+            try:
+                stat = file.stat()
+                stamp = (stat.st_size, stat.st_mtime_ns)
+                if file.is_file() and self._pushed.get(file) != stamp:
+                    self._run.put(file, file.relative_to(self._folder).as_posix())
+                    self._pushed[file] = stamp
+            except FileNotFoundError:
+                if file.exists():
+                    raise
+                # The thread of a logger has removed or renamed it.
 
 
 def _spread(images: Tensor) -> Tensor:
@@ -386,39 +362,11 @@ def _spread(images: Tensor) -> Tensor:
     return images.float().std(0, correction=0).mean().cpu()
 
 
-def evaluation_file(images: int) -> str:
-    """Name of the file in `evaluations/` with the scores and protocols of an evaluation."""
-    return f"images_{images:012d}.json"
-
-
-def write_scalars(run: Folder, images: int, metrics: Mapping[str, float]) -> None:
-    """Write TensorBoard scalars to a separate file, from another process than the run's writer."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with temporary.folder("scalars-") as folder:
-        events = SummaryWriter(str(folder), filename_suffix=f".beside-{images}")
-        for tag, value in metrics.items():
-            events.add_scalar(tag, value, images)
-        events.close()
-        for file in folder.iterdir():
-            run.put(file, f"tensorboard/{file.name}")
-
-
 def _images_of(line: str) -> float:
     try:
         return float(json.loads(line)["images"])
     except (ValueError, KeyError, TypeError):
         return float("inf")  # a line cut short by a crash
-
-
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    """Hyperparameters by dotted path, as TensorBoard takes them: numbers, strings, booleans."""
-    if isinstance(tree, dict):
-        flat: dict[str, Any] = {}
-        for key, value in tree.items():
-            flat |= _flat(value, f"{path}.{key}" if path else str(key))
-        return flat
-    return {path: tree if isinstance(tree, (int, float, str, bool)) else json.dumps(tree)}
 
 
 def write_environment(run: Folder, world: World, images: int) -> None:

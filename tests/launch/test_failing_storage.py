@@ -17,8 +17,8 @@ from ray_gen.distributed import World
 from ray_gen.errors import Failed
 from ray_gen.experiment import Experiment
 from ray_gen.launch import worker
-from ray_gen.runs import writer as run_module
 from ray_gen.runs.checkpoints import BEST, checkpoint_name, checkpoints, fetched
+from ray_gen.runs.loggers import tensorboard
 from ray_gen.runs.writer import METRICS_FILE, PROGRESS, SAMPLES
 from ray_gen.storage import Folder, StorageError
 from ray_gen.training.build import build_objective
@@ -137,7 +137,7 @@ def test_events_come_in_parts_that_make_one_run(s3: S3, store_8: Store, monkeypa
     """A large event file is not copied again and again; nothing is hidden by its successor."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monkeypatch.setattr(run_module, "EVENTS_BYTES", 2**14)
+    monkeypatch.setattr(tensorboard, "EVENTS_BYTES", 2**14)
     run = Folder(s3.new_bucket()) / "a"
     trained(run)
     parts = (run / "tensorboard").names()
