@@ -362,9 +362,46 @@ def test_metadata_that_cannot_condition_is_refused(tmp_path: Path) -> None:
     refused(vae(data, AGE), "names no image of", "the first name is 'gone.png'")
     table.write_text("\n".join(lines))
     (tmp_path / "tree" / "more.png").write_bytes(picture(30, 1))
-    refused(vae(data, AGE), "1 image has no row in", "the first is more.png")
+    refused(vae(data, AGE), "1 image has no numbers in", "the first is more.png")
     (tmp_path / "tree" / "metadata.csv").unlink()
     refused(vae(data, AGE), "has no metadata.csv")
+
+
+def test_numbers_come_from_the_json_of_webdataset(tmp_path: Path) -> None:
+    target = tmp_path / "set.tar"
+
+    def write(told: dict[int, dict[str, Any]]) -> None:
+        with tarfile.open(target, "w") as file:
+            for number, age in enumerate(AGES):
+                row = {
+                    "age": float(age),
+                    "pose": [number, -2 * number],
+                    "label": number % 2,
+                    "deep": {},
+                }
+                row = told.get(number, row)
+                for name, content in (
+                    (f"{number:03}.png", picture(age, number)),
+                    (f"{number:03}.json", json.dumps(row).encode()),
+                ):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    file.addfile(info, io.BytesIO(content))
+
+    data = f"tar:{target}"
+    write({})
+    _, store = opened(vae(data, AGE))
+    assert of_keys(store) == sorted((float(np.float32(x)),) for x in AGES)
+    assert store.class_names == ("0", "1") and not store.found.not_read
+    _, store = opened(vae(data, "data.conditions=[age, pose]", "data.labels=none"))
+    assert [one.name for one in store.conditions] == ["age", "pose[0]", "pose[1]"]
+    assert store.class_names is None
+    refused(vae(data, "data.conditions=[agee]"), "no column 'agee'", "did you mean age?")
+    refused(vae(data, "data.conditions=[deep]"), "deep")
+    write({3: {"label": 1}, 4: {"age": None, "label": 0}})
+    refused(vae(data, AGE), "2 images have no numbers in the .json files of", "is 003.png")
+    write({3: {"age": "41", "label": 1}})
+    refused(vae(data, AGE), "'age' of the .json files of", "is string; name columns of numbers")
 
 
 def test_settings_that_would_ignore_numbers_are_refused(tmp_path: Path) -> None:

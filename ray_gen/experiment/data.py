@@ -410,8 +410,9 @@ class ImageFilesData(DataSettings):
     occurs. None: the first of label, labels, fine_label, class and target that holds labels; or the
     only one beside the names in a file that `labels` gives."""
     conditions: Conditions = ()
-    """Columns of numbers in such a file, for a conditional objective: its networks get them beside
-    the class, if there is one. A column of lists of one fixed length gives several numbers."""
+    """Columns of numbers in such a file, or keys of webdataset's KEY.json, for a conditional
+    objective: its networks get them beside the class, if there is one. A column of lists of one
+    fixed length gives several numbers."""
 
     def with_places(self, change: Callable[[str], str]) -> Self:
         """See `DataSettings.with_places`. A relative path of labels that is no file from here is

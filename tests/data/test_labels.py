@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ray_gen
-from ray_gen.data import DataError, ImageFolder, Parquet, Store
+from ray_gen.data import DataError, ImageFolder, ImageList, Joined, Parquet, Store
 from ray_gen.data.convert import Conversion, Layout
 from ray_gen.data.sources.labels import (
     MOST_CLASSES,
@@ -29,7 +30,7 @@ from ray_gen.data.sources.labels import (
     observed,
     of_file,
 )
-from ray_gen.data.sources.metadata import NAMES, labels_of, missing
+from ray_gen.data.sources.metadata import NAMES, Metadata, missing
 from ray_gen.data.told import remarks
 from ray_gen.evaluation.subject import SampledImages
 from ray_gen.experiment import Experiment, ExperimentError
@@ -563,7 +564,8 @@ def test_every_image_has_the_class_of_its_row(
 ) -> None:
     told = {x: f"c{y}" if words and isinstance(y, int) else y for x, y in images.items()}
     rows = [(x, y) for x, y in told.items() if y != "no row"]
-    found = labels_of("auto", None, Tree(**{kind: written(kind, rows)}), list(images), [kind])  # pyright: ignore
+    files = Tree(**{kind: written(kind, rows)})  # pyright: ignore
+    found = Metadata("auto", files, list(images), [kind]).labels()
     right = {x: str(y) for x, y in rows if y is not None}
     if found is None or found.class_names is None:
         assert not right
@@ -851,3 +853,129 @@ def test_a_path_of_labels_is_relative_to_here_or_among_the_images(
     assert absolute("here.csv") == str(tmp_path / "here.csv")
     assert absolute("there.csv") == "there.csv"
     assert absolute("folders") == "folders"
+
+
+def test_a_file_is_read_once_for_classes_and_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = Tree(**{"metadata.csv": b"file_name,label,age\n0.png,a,1\n1.png,b,2.5\n"})  # pyright: ignore
+    opens: list[str] = []
+    opening = files.open
+    monkeypatch.setattr(files, "open", lambda path: opens.append(path) or opening(path))
+    metadata = Metadata("auto", files, ["0.png", "1.png"], ["metadata.csv"])  # pyright: ignore
+    found = metadata.labels(besides=["age"])
+    assert found is not None and found.class_names == ("a", "b")
+    assert metadata.numbers(["age"], ["0.png"]).of == {"0.png": (1.0,), "1.png": (2.5,)}
+    assert opens == ["metadata.csv"]
+
+
+# Names that look alike: é as one code point, or as two
+
+NFC, NFD = (normalize(form, "café") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(("on_disk", "told"), [(NFC, NFD), (NFD, NFC)])
+@pytest.mark.parametrize("setting", ["auto", "given", "list"])
+def test_a_name_means_the_file_that_looks_so(
+    setting: str, on_disk: str, told: str, tmp_path: Path
+) -> None:
+    root = tree(tmp_path / "set", f"{on_disk}/{on_disk}.png", "b.png")
+    rows = f"{told}/{told}.png,7\nb.png,8\n"
+    if setting == "auto":
+        (root / "metadata.csv").write_text(f"file_name,label\n{rows}")
+        store = opened(folder(root), tmp_path / "cache")
+    elif setting == "given":
+        (tmp_path / "classes.csv").write_text(rows.replace(f"{told}/", ""))
+        store = opened(folder(root, labels=str(tmp_path / "classes.csv")), tmp_path / "cache")
+    else:
+        (root / "all.txt").write_text(rows)
+        store = opened(ImageList(path=str(root / "all.txt")), tmp_path / "cache")
+    assert sorted(named(store)) == ["7", "8"]
+
+
+def test_a_name_that_means_two_files_is_refused(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set", f"{NFC}/{NFD}.png", f"{NFD}/{NFC}.png")
+    (root / "metadata.csv").write_text(f"file_name,label\n{NFC}/{NFC}.png,7\n")
+    with pytest.raises(DataError, match=r"which may be .* or .*; give paths"):
+        opened(folder(root), tmp_path / "cache")
+    (root / "metadata.csv").write_text(f"file_name,label\n{NFC}/{NFD}.png,7\n{NFD}/{NFC}.png,8\n")
+    assert sorted(named(opened(folder(root), tmp_path / "cache"))) == ["7", "8"]
+
+
+@pytest.mark.parametrize("kind", ["folders", "splits", "csv", "parquet", "named", "list", "joined"])
+def test_classes_that_look_alike_are_one(kind: str, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    if kind in ("folders", "splits", "joined"):
+        tops = ("train/", "test/") if kind == "splits" else ("", "")
+        tree(root, f"{tops[0]}{NFC}/0.png", f"{tops[1]}{NFD}/1.png", f"{tops[0]}x/2.png")
+        tree(root, *([f"{tops[1]}x/3.png"] if kind == "splits" else []))
+        source: Any = folder(root)
+        if kind == "joined":
+            parts = [tree(tmp_path / form, f"{form}/0.png", "x/1.png") for form in (NFC, NFD)]
+            source = Joined(sources=[folder(part) for part in parts])
+    elif kind in ("csv", "list"):
+        tree(root, "0.png", "1.png", "2.png")
+        rows = f"0.png,{NFC}\n1.png,{NFD}\n2.png,x\n"
+        (root / "metadata.csv").write_text(f"file_name,label\n{rows}")
+        (root / "all.txt").write_text(rows)
+        source = folder(root) if kind == "csv" else ImageList(path=str(root / "all.txt"))
+    else:
+        if kind == "parquet":
+            write_table(root / "0.parquet", image=hf(range(3)), label=[NFC, NFD, "x"])
+        else:
+            for number, names in enumerate(([NFC, "x"], ["x", NFD])):
+                shard = root / f"{number}.parquet"
+                write_table(shard, class_label(names), image=hf(range(2)), label=[0, 1])
+        source = parquet(root)
+    store = opened(source, tmp_path / "cache", held_out_fraction=0.0)
+    assert store.class_names == (NFC, "x")
+    assert store.found.unlabelled == 0
+
+
+def test_the_named_split_is_the_folder_that_looks_so(tmp_path: Path) -> None:
+    tree(tmp_path / "set", f"{NFD}/0.png", "x/1.png")
+    splits = {"train": NFC, "held_out": "x"}
+    store = opened(folder(tmp_path / "set", splits=splits), tmp_path / "cache")
+    assert (len(store.train), len(store.held_out)) == (1, 1)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_more_than_10_000_folders_are_no_classes_as_in_columns(
+    joined: bool, tmp_path: Path
+) -> None:
+    root = tree(tmp_path / "set", "0/0.png")
+    for number in range(1, MOST_CLASSES + 1):
+        (root / str(number)).mkdir()
+        (root / str(number) / "0.png").hardlink_to(root / "0" / "0.png")
+    if joined:
+        (root / "0" / "0.png").rename(tree(tmp_path / "more", "0/1.png") / "0" / "0.png")
+        (root / "0").rmdir()
+        listing = Joined(sources=[folder(root), folder(tmp_path / "more")]).listing()
+    else:
+        listing = folder(root).listing()
+    assert listing.class_names is None
+    (note,) = [note for note in listing.notes if "10,001" in note]
+    assert "more than 10,000" in note and "labels are left out" in note
+    assert {next(listing.items).load()[1] for _ in range(5)} == {None}
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["train_0.png", "test_3.png"], True),
+        (["x-train-0.png", "x-VAL-3.png"], True),
+        (["c/train1.png", "c/val1.png", "d/0.png"], True),
+        (["train_0.png", "tube.png"], False),
+        (["train_tracks.png", "test_tubes.png"], False),
+        (["train/test_0.png", "test/train_0.png"], False),
+        (["test_0.png", "test_1.png"], False),
+    ],
+)
+def test_files_that_are_named_like_splits_are_told(
+    names: list[str], told: bool, tmp_path: Path
+) -> None:
+    root = tree(tmp_path / "set", *names)
+    store = opened(folder(root), tmp_path / "cache", held_out_fraction=0.0)
+    notes = [note for note in remarks(store) if "names of files make no splits" in note]
+    assert bool(notes) == told
+    assert all("data.held_out_fraction" in note and "data.splits" in note for note in notes)
+    alone = opened(folder(root, splits="none"), tmp_path / "cache", held_out_fraction=0.0)
+    assert not any("names of files" in note for note in remarks(alone))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,9 +26,9 @@ from ray_gen.data.formats import (
 from ray_gen.data.pictures import frames_of, read_picture
 from ray_gen.data.sources.base import Item, Listing
 from ray_gen.data.sources.files import File, Files, FolderFiles, Scan
-from ray_gen.data.sources.labels import LabelColumn
-from ray_gen.data.sources.layout import Layout, Place, Splits, layout_of
-from ray_gen.data.sources.metadata import Labels, Numbers, labels_of, missing, numbers_of, stamp
+from ray_gen.data.sources.labels import MOST_CLASSES, LabelColumn, too_many_folders
+from ray_gen.data.sources.layout import Layout, Place, Splits, layout_of, splits_in_names
+from ray_gen.data.sources.metadata import Labels, Metadata, Numbers, missing, stamp
 
 if TYPE_CHECKING:
     from ray_gen.data.sources.base import Picture
@@ -145,16 +145,21 @@ class Images:
         if not found.images:
             refuse(DataError(self._no_images(found)))
         paths = [image.path for image in images]
-        labels = self._labels(paths, found, refuse)
+        metadata = Metadata(self.labels, self.files, paths, found.others)
+        labels = self._labels(metadata, paths, refuse)
         layout = self._layout(paths, barren, refuse, classes=not labels.decides)
         self._check_classes(layout, found, refuse)
         kept = [image for image in found.images if image.path in layout.places]
         kept.sort(key=lambda image: image.path.split("/"))
+        if len(layout.class_names or ()) > MOST_CLASSES:
+            told = too_many_folders(self.files.root, len(layout.class_names or ()))
+            layout = replace(layout, class_names=None)
+            labels = replace(labels, notes=(*labels.notes, told), no_classes=told)
         labels = missing(labels, [image.path for image in kept])
         class_names = labels.class_names if labels.decides else layout.class_names
         names = class_names or ()
         index = {name: i for i, name in enumerate(layout.class_names or ())}
-        numbers = self._numbers(paths, found, [image.path for image in kept], refuse)
+        numbers = self._numbers(metadata, [image.path for image in kept], refuse)
         frames, notes = self._frames(kept, refuse)
 
         def label_of(path: str) -> int | None:
@@ -180,34 +185,45 @@ class Images:
                 *scan.notes,
                 *notes,
                 *(f"{n:,} images in {name} are not read" for name, n in layout.unused.items()),
+                *self._names_like_splits(layout),
                 *labels.notes,
             ),
             no_classes="" if class_names and not labels.decides else labels.no_classes,
             condition_names=numbers.names,
         )
 
-    def _numbers(
-        self, paths: Sequence[str], found: Found, kept: Sequence[str], refuse: Refuse
-    ) -> Numbers:
+    def _numbers(self, metadata: Metadata, kept: Sequence[str], refuse: Refuse) -> Numbers:
         """The numbers to condition on that files beside the images give. kept: the images that are
         read."""
         try:
-            return numbers_of(self.conditions, self.labels, self.files, paths, found.others, kept)
+            return self._told_numbers(metadata, kept)
         except DataError as error:
             refuse(error)
             return Numbers()
 
-    def _labels(self, paths: Sequence[str], found: Found, refuse: Refuse) -> Labels:
+    def _told_numbers(self, metadata: Metadata, kept: Sequence[str]) -> Numbers:
+        """As `_numbers`. Raises DataError."""
+        return metadata.numbers(self.conditions, kept)
+
+    def _labels(self, metadata: Metadata, paths: Sequence[str], refuse: Refuse) -> Labels:
         """What files beside the images say of them."""
         try:
-            said = labels_of(
-                *(self.labels, self.label_column, self.files, paths, found.others),
-                besides=self.conditions,
-            )
+            said = metadata.labels(self.label_column, self.conditions)
         except DataError as error:
             refuse(error)
             said = None
         return said or Labels(decides=False)
+
+    def _names_like_splits(self, layout: Layout) -> Iterator[str]:
+        """What to tell of files that are named like splits, if no folder is a split."""
+        if self.splits != "auto" or any(place.split for place in layout.places.values()):
+            return
+        if (names := splits_in_names(layout.places)) is not None:
+            yield (
+                f"names of files make no splits ({names[0]}, {names[1]}): data.held_out_fraction is"
+                " taken of all images; for splits, move the files to a folder of each split"
+                " (data.splits names other folders than train and test)"
+            )
 
     def _layout(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ray_gen.data.errors import DataError
 from ray_gen.data.sources.base import Item, Listing, Source
+from ray_gen.data.sources.labels import MOST_CLASSES
 
 if TYPE_CHECKING:
     from ray_gen.data.sources.base import Picture
@@ -114,6 +115,11 @@ def _joined_classes(
         some = "has" if len(without) == 1 else "have"
         return None, [f"{', '.join(without)} {some} no named classes, so classes are not used"]
     counts = Counter(name for names in with_classes for name in dict.fromkeys(names))
+    if len(counts) > MOST_CLASSES:
+        return None, [
+            f"the sources have {len(counts):,} classes, more than {MOST_CLASSES:,} and too many, so"
+            " labels are left out"
+        ]
     if len(named) > 1 and max(counts.values()) == 1:
         return tuple(counts), [
             f"the sources have no class in common: their names together are {len(counts):,} classes"

@@ -3,6 +3,9 @@
 The values that occur are the classes, in their sorted order: {1, 5, 10001} are three. A column that
 names its classes (Hugging Face's ClassLabel) has all of them in its own order, also those that do
 not occur. null, NaN, -1 and "" are no class.
+
+A name may be written in several ways that nobody can see: é is one code point (NFC) or two (NFD, as
+macOS writes it). Both are one class, and its name is in NFC.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
+from unicodedata import normalize
 
 from ray_gen.data.errors import DataError
 
@@ -28,6 +32,11 @@ is used."""
 MOST_CLASSES = 10_000
 """A column of more values holds no classes, but numbers of images or texts."""
 _MOST_NAMED = 8
+
+
+def visible(name: str) -> str:
+    """A name in NFC: the same for all names that look alike."""
+    return name if name.isascii() else normalize("NFC", name)
 
 
 class NoLabelsError(DataError):
@@ -93,6 +102,8 @@ class Classes:
             value = str(value).lower()
         elif isinstance(value, float):
             value = int(value) if value.is_integer() else None
+        elif isinstance(value, str):
+            value = visible(value)
         return self.of_files.get(where, self.of_values).get(value)
 
     def numbers(self, where: str, values: Sequence[Any]) -> tuple[int | None, ...]:
@@ -193,7 +204,8 @@ def functions() -> Any:
 
 
 def names_in(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
-    """The class names that Hugging Face's ClassLabel stores with a column of numbers."""
+    """The class names that Hugging Face's ClassLabel stores with a column of numbers, as they are
+    written."""
     known = features(schema).get(column, {}).get("names")
     if not isinstance(known, list) or not known:
         return None
@@ -216,7 +228,8 @@ def observed(
 
     columns = columns_of(column)
     numbers = [str(number) for number in range(len(columns))]
-    names = {name: names_in(schema, name) for name in columns}
+    written = {name: names_in(schema, name) for name in columns}
+    names = {name: told and tuple(map(visible, told)) for name, told in written.items()}
     seen: Any = None
     rows = without = 0
     for batch in batches:
@@ -269,7 +282,7 @@ def _plain(values: Any, first_row: int, column: str, where: str) -> Any:
             return values.cast(pa.uint64())
         values = values.cast(pa.int64())
         return pc.if_else(pc.equal(values, -1), None, values)
-    values = values.cast(pa.string())
+    values = pc.utf8_normalize(values.cast(pa.string()), "NFC")
     return pc.if_else(pc.equal(values, ""), None, values)
 
 
@@ -462,6 +475,14 @@ def of_file(
         return Column(where, (), rows=rows, without=rows)
     candidates(schema, column, where)  # its type may differ from that in other files
     return observed(batches, column, where, schema)
+
+
+def too_many_folders(where: str, count: int) -> str:
+    """What to tell if a data set has more than MOST_CLASSES folders of classes."""
+    return (
+        f"{where} has {count:,} class folders, more than {MOST_CLASSES:,} and too many for classes,"
+        " so labels are left out"
+    )
 
 
 def why_none(

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
-from unicodedata import normalize
 
 from ray_gen.data.errors import DataError, Refuse, raised
 from ray_gen.data.formats import suffix_of
 from ray_gen.data.sources.base import SplitName
+from ray_gen.data.sources.labels import visible
 
 KEYWORDS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -38,6 +39,7 @@ _LIKE: Mapping[SplitName, re.Pattern[str]] = {
 """Words that may mean a split: trainval, pretrain, testset."""
 _NUMBERING = re.compile(r"\d+[-_.]of[-_.]\d+|(?<![^\W_])[0-9a-f]{8,}(?![^\W_])")
 """Numbers and digests of shards: 00000-of-00002-b42a775f407cee45."""
+_MAY_BE = re.compile("|".join(_OF_KEYWORD), re.IGNORECASE)
 _PLAIN = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)$)[A-Za-z]\w*", re.IGNORECASE)
 """A name that YAML reads as this text without quotes."""
 
@@ -66,7 +68,7 @@ class Layout:
 
 def _words(name: str) -> list[str]:
     """The words of a name, in small letters."""
-    text = _NUMBERING.sub(" ", normalize("NFC", name).lower())
+    text = _NUMBERING.sub(" ", visible(name).lower())
     return [word for word in re.split(r"[\W\d_]+", text) if word]
 
 
@@ -84,6 +86,23 @@ def _like(name: str) -> SplitName | None:
     for split, pattern in _LIKE.items():
         if any(pattern.fullmatch(word) for word in words):
             return split
+    return None
+
+
+def splits_in_names(paths: Iterable[str]) -> tuple[str, str] | None:
+    """A training file and a held-out file by their names, which else say the same: train_0.png and
+    test_3.png. None: there are no two."""
+    named: dict[tuple[str, ...], dict[bool, str]] = {}
+    for path in paths:
+        name = path.rpartition("/")[2]
+        if _MAY_BE.search(name) is None:
+            continue
+        split, rest = split_of_shard(name)
+        if split is not None:
+            alike = named.setdefault(rest, {})
+            alike.setdefault(split == "train", name)
+            if len(alike) == 2:
+                return alike[True], alike[False]
     return None
 
 
@@ -126,10 +145,10 @@ def layout_of(
     for path, key in below.items():
         top, slash, rest = key.partition("/")
         if roles is None:
-            places[path] = Place(key, None, top if slash else None)
+            places[path] = Place(key, None, _class(top) if slash else None)
         elif (split := roles.get(top)) is not None and slash:
             inner, deeper, _ = rest.partition("/")
-            places[path] = Place(key, split, inner if deeper else None)
+            places[path] = Place(key, split, _class(inner) if deeper else None)
         else:
             unused[top] = unused.get(top, 0) + 1
     if not classes:
@@ -151,6 +170,11 @@ def layout_of(
     return Layout(places, tuple(names) or None, unused)
 
 
+def _class(folder: str) -> str:
+    """The class of a folder. One text for all its images: a million need 50 MiB less."""
+    return sys.intern(visible(folder))
+
+
 def _tops(keys: Iterable[str]) -> list[str]:
     """The folders that hold images, at the top."""
     return sorted({key.partition("/")[0] for key in keys if "/" in key})
@@ -163,10 +187,11 @@ def _wrapper(paths: Sequence[str], splits: Splits) -> str:
     wraps the data set, and so does a `train` that stands alone.
     """
     wrapper = ""
+    named = set(map(visible, splits.values())) if isinstance(splits, Mapping) else set()
     rest = list(paths)
     while rest and all("/" in path for path in rest):
         tops = {path.partition("/")[0] for path in rest}
-        if len(tops) > 1 or (isinstance(splits, Mapping) and tops & set(splits.values())):
+        if len(tops) > 1 or (named & set(map(visible, tops))):
             break
         (top,) = tops
         inner = [path.partition("/")[2] for path in rest]
@@ -192,12 +217,13 @@ def _roles(
             )
         roles: dict[str, SplitName] = {}
         for split, name in splits.items():
-            if name not in tops:
+            found = [top for top in tops if visible(top) == visible(name)]
+            if not found:
                 raise DataError(
                     f"data.splits.{split}: {where} has no folder {name!r} with images;"
                     f" it has {_listed(tops) or 'no folder'}"
                 )
-            roles[name] = "train" if split == "train" else "held_out"
+            roles |= dict.fromkeys(found, "train" if split == "train" else "held_out")
         return roles
     named = {top: split_named(top) for top in tops}
     of = {kind: [top for top in tops if named[top] == kind] for kind in KEYWORDS}

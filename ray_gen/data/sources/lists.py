@@ -11,15 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+from unicodedata import normalize
 
 from ray_gen.data.errors import DataError, Refuse, reason
 from ray_gen.data.formats import HEAD_BYTES, what_it_is
 from ray_gen.data.sources import labels as of_labels
 from ray_gen.data.sources.archives import cannot_open, local_path
 from ray_gen.data.sources.files import File, Scan
-from ray_gen.data.sources.images import Found, Images
+from ray_gen.data.sources.images import Images
 from ray_gen.data.sources.layout import Layout, Place
-from ray_gen.data.sources.metadata import Labels
+from ray_gen.data.sources.metadata import Labels, Metadata
 
 _STATS_AT_ONCE = 16
 _STATS_EACH = 256
@@ -94,7 +95,13 @@ class ListedFiles:
         return Scan(files, notes=notes if twice else ())
 
     def _place(self, name: str) -> Path:
-        return Path(self.root).parent / os.path.expanduser(name)  # noqa: PTH111 -- raises nothing
+        """The file of a name, which may be written in another form of Unicode than the file's."""
+        folder = Path(self.root).parent
+        place = folder / os.path.expanduser(name)  # noqa: PTH111 -- raises nothing
+        if name.isascii() or os.path.lexists(place):
+            return place
+        forms = [Path(normalize(form, str(place))) for form in ("NFC", "NFD")]
+        return next(filter(os.path.lexists, forms), place)
 
     def _found(self, lines: dict[str, int]) -> list[File]:
         """The listed files. Raises DataError that names those that do not exist."""
@@ -170,7 +177,8 @@ def _rows(text: str, where: str, place: Callable[[str], Path]) -> list[_Row]:
                 f"data.path: line {number} of {where} has {1 + len(cells)} columns; a list has only"
                 " paths and, in a second column, classes (put a path with commas in quotes)"
             )
-        rows.append(_Row(number, path.strip(), cells[0] if cells else ""))
+        class_name = of_labels.visible(cells[0]) if cells else ""
+        rows.append(_Row(number, path.strip(), class_name))
     if rows and _SPACES.sub("", rows[0].path.lower()) in _HEADERS:
         rows = rows[not os.path.exists(place(rows[0].path)) :]  # noqa: PTH110
     if not rows:
@@ -191,7 +199,7 @@ class ImageList(Images):
         """See `Images.identity`."""
         return [super().identity(), self._list.digest]
 
-    def _labels(self, paths: Sequence[str], found: Found, refuse: Refuse) -> Labels:
+    def _labels(self, metadata: Metadata, paths: Sequence[str], refuse: Refuse) -> Labels:
         """The second column of the list."""
         named = self._list.classes
         values: dict[str, int | str] = dict(named)

@@ -20,7 +20,7 @@ from ray_gen.data.errors import CorruptImageError, DataError, reason
 from ray_gen.data.sources import conditions as of_conditions
 from ray_gen.data.sources import labels as of_labels
 from ray_gen.data.sources.files import Files
-from ray_gen.data.sources.labels import Classes, LabelColumn, listed, shown
+from ray_gen.data.sources.labels import Classes, LabelColumn, listed, shown, visible
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,7 +92,7 @@ class _File(NamedTuple):
         return f"{folder}/" if folder else ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Table:
     """What a file holds."""
 
@@ -129,14 +129,22 @@ class _Tree:
             parts = path.split("/")
             for depth in range(len(parts)):
                 end = "/".join(parts[depth:])
-                for name in {end, posixpath.splitext(end)[0]}:
+                for name in {visible(end), visible(posixpath.splitext(end)[0])}:
                     found[name] = (*found.get(name, ()), path)[:2]
         return found
 
+    @cached_property
+    def _by_look(self) -> dict[str, tuple[str, ...]]:
+        """At most two paths by what they look like. ASCII looks like nothing else."""
+        found: dict[str, tuple[str, ...]] = {}
+        for path in sorted(path for path in self._paths if not path.isascii()):
+            found[visible(path)] = (*found.get(visible(path), ()), path)[:2]
+        return found
+
     def matches(self, name: str, file: _File) -> tuple[str, ...]:
-        """The image that a name in a file means: relative to the file's folder, or to the root. If
-        the file was given: also by the end of its path, with or without suffix; then there may be
-        two."""
+        """The image that a name in a file means: relative to the file's folder, or to the root; or
+        the images whose paths look so (é may be one code point or two). If the file was given: also
+        by the end of its path, with or without suffix. There may be two."""
         if (direct := file.folder + name) in self._paths:
             return (direct,)
         name = posixpath.normpath(name.replace("\\", "/"))
@@ -147,7 +155,10 @@ class _Tree:
         found = next((path for path in candidates if path in self._paths), None)
         if found is not None:
             return (found,)
-        return self._by_end.get(name, ()) if file.given else ()
+        alike = (self._by_look.get(visible(path)) for path in candidates if not path.isascii())
+        if (paths := next(filter(None, alike), None)) is not None:
+            return paths
+        return self._by_end.get(visible(name), ()) if file.given else ()
 
     def path_of(self, name: str | None, file: _File) -> str | None:
         """The image that a name means. Raises DataError if there are several."""
@@ -155,7 +166,7 @@ class _Tree:
         if len(found) > 1:
             raise DataError(
                 f"{FIELD}: {file.where} names {name!r}, which may be {found[0]} or {found[1]}; give"
-                f" paths relative to {self.files.root}"
+                f" paths relative to {self.files.root}, each as the file's name is written"
             )
         return found[0] if found else None
 
@@ -183,51 +194,115 @@ class Numbers:
     """Paths in the tree of the files that say it."""
 
 
-def numbers_of(
-    columns: Sequence[str],
-    setting: str,
-    files: Files,
-    images: Sequence[str],
-    others: Sequence[str],
-    needed: Sequence[str],
-) -> Numbers:
-    """The numbers in columns of the files that give labels. Raises DataError, also if an image has
-    none.
+class Metadata:
+    """What the files beside the images of a tree say of them, or the file that `data.labels` gives.
+    They are read once, if they are needed."""
 
-    columns: `data.conditions`. needed: paths of the images that are read. The others: see
-    `labels_of`.
-    """
-    if not columns:
-        return Numbers()
-    tree = _Tree(files, images)
-    given = setting not in KEYWORDS
-    try:
-        tables = [_given(setting, tree, others)] if given else _beside(tree, others)[0]
-    except _NoClassesError as error:
-        raise DataError(
-            f"{of_conditions.FIELD}: {error.file.where} has no columns of numbers; set data.labels"
-            " to a file of names and numbers"
-        ) from error
-    if not tables:
-        raise DataError(
-            f"{of_conditions.FIELD}: {files.root} has no {', '.join(NAMES[:-1])} with a column"
-            " file_name; write one, or set data.labels to a file of names and numbers"
-        )
-    useful = [table for table in tables if any(path is not None for path in table.paths)]
-    if not useful:
-        raise DataError(
-            f"{of_conditions.FIELD}: {tables[0].file.where} names no image of {files.root}; the"
-            f" first name is {next(iter(tables[0].strays), None)!r}; give paths relative to that"
-            " folder"
-        )
-    for table in useful:
+    def __init__(
+        self, setting: str, files: Files, images: Sequence[str], others: Sequence[str]
+    ) -> None:
+        """setting: `data.labels`. images: paths in the tree. others: paths of the files that are no
+        images."""
+        self._setting = setting
+        self._files = files
+        self._images = images
+        self._others = others
+
+    @cached_property
+    def _tables(self) -> tuple[list[_Table], list[str]]:
+        """What the files hold, and what to tell of those that are not used. Raises DataError, and
+        _NoClassesError."""
+        tree = _Tree(self._files, self._images)
+        if self._setting in KEYWORDS:
+            return _beside(tree, self._others)
+        return [_given(self._setting, tree, self._others)], []
+
+    def labels(
+        self, column: LabelColumn | None = None, besides: Sequence[str] = ()
+    ) -> Labels | None:
+        """The classes of images. None: the files say nothing. See `missing`, too.
+
+        column: `data.label_column`. besides: columns that are no labels, unless `column` names
+        them. Raises DataError.
+        """
+        if self._setting == "folders":
+            return None
+        if self._setting == "none":
+            return Labels(True, no_classes="data.labels is none; set it to auto")
+        try:
+            tables, unnamed = self._tables
+        except _NoClassesError as error:
+            says = f"{error.file.where} {error.says}"
+            return Labels(
+                True,
+                files=(error.file.path,),
+                notes=(f"{says}; data.labels=folders makes classes of folders",),
+                no_classes=f"{says}; set data.labels=folders if folders are classes",
+            )
+        root = self._files.root
+        if not tables and column is not None:
+            raise DataError(
+                f"{of_labels.FIELD}: {root} has no {', '.join(NAMES[:-1])} with a column"
+                f" {shown(column)}; set data.labels to a file of names and classes"
+            )
+        useful = [table for table in tables if any(path is not None for path in table.paths)]
+        if tables and not useful:
+            table = tables[0]
+            says = f"{table.file.where} names no image of {root}"
+            if table.strays:
+                says += f"; the first name is {table.strays[0]!r}"
+            if table.file.given or column is not None:
+                raise DataError(f"{FIELD}: {says}; give paths relative to that folder")
+            return Labels(False, notes=(f"{says}, so it is not used",))
+        if not useful:
+            return Labels(False, notes=tuple(unnamed)) if unnamed else None
+        names = [name for name in useful[0].rows.column_names if name not in besides]
+        if useful[0].file.given and len(names) == 1:
+            column = column or names[0]
+        labels = _read(useful, column, besides)
+        return replace(labels, notes=(*labels.notes, *unnamed))
+
+    def numbers(self, columns: Sequence[str], needed: Sequence[str]) -> Numbers:
+        """The numbers to condition on. Raises DataError, also if an image has none.
+
+        columns: `data.conditions`. needed: paths of the images that are read.
+        """
+        if not columns:
+            return Numbers()
+        try:
+            tables, _ = self._tables
+        except _NoClassesError as error:
+            raise DataError(
+                f"{of_conditions.FIELD}: {error.file.where} has no columns of numbers; set"
+                " data.labels to a file of names and numbers"
+            ) from error
+        root = self._files.root
+        if not tables:
+            raise DataError(
+                f"{of_conditions.FIELD}: {root} has no {', '.join(NAMES[:-1])} with a column"
+                " file_name; write one, or set data.labels to a file of names and numbers"
+            )
+        useful = [table for table in tables if any(path is not None for path in table.paths)]
+        if not useful:
+            raise DataError(
+                f"{of_conditions.FIELD}: {tables[0].file.where} names no image of {root}; the"
+                f" first name is {next(iter(tables[0].strays), None)!r}; give paths relative to"
+                " that folder"
+            )
         for column in columns:
-            _as_numbers(table, column)
+            useful = [_with_numbers(table, column) for table in useful]
+        numbers = _numbers(useful, columns, needed)
+        inside = tuple(table.file.path for table in useful if not table.file.outside)
+        return replace(numbers, files=inside)
+
+
+def _numbers(tables: Sequence[_Table], columns: Sequence[str], needed: Sequence[str]) -> Numbers:
+    """The numbers in columns of tables. Raises DataError if one of the needed images has none."""
     chosen = of_conditions.conditions_of(
-        columns, ((table.file.where, table.rows.schema) for table in useful)
+        columns, ((table.file.where, table.rows.schema) for table in tables)
     )
     found: dict[str, tuple[float, ...]] = {}
-    for table in sorted(useful, key=lambda table: table.file.folder.count("/")):
+    for table in sorted(tables, key=lambda table: table.file.folder.count("/")):
         kept = [row for row, path in enumerate(table.paths) if path is not None]
         rows, where = table.rows, table.file.where
         if len(kept) < len(rows):
@@ -245,17 +320,33 @@ def numbers_of(
     if without:
         have = "image has" if len(without) == 1 else "images have"
         raise DataError(
-            f"{of_conditions.FIELD}: {len(without):,} {have} no row in {useful[0].file.where}; the"
-            f" first is {without[0]}; add rows, or move the images away"
+            f"{of_conditions.FIELD}: {len(without):,} {have} no numbers in"
+            f" {tables[0].file.where}; the first is {without[0]}; add them, or move the images away"
         )
-    inside = tuple(table.file.path for table in useful if not table.file.outside)
-    return Numbers(chosen.names, found, inside)
+    return Numbers(chosen.names, found)
 
 
-def _as_numbers(table: _Table, name: str) -> None:
-    """Makes float64 of a column of text. Raises DataError for text that is no number."""
+def numbers_of_json(
+    told: Mapping[str, Mapping[str, Any]], columns: Sequence[str], where: str, needed: Sequence[str]
+) -> Numbers:
+    """The numbers to condition on that JSON objects give to images. Raises DataError as
+    `Metadata.numbers`.
+
+    told: at least one object, by path in the tree. where: what gives them, as messages name it.
+    """
+    whole = {
+        path: x for path, x in told.items() if all(x.get(name) is not None for name in columns)
+    }
+    table = _Table(
+        _File("KEY.json", where, given=True), _columns(list(whole.values())), list(whole)
+    )
+    return _numbers([table], columns, needed)
+
+
+def _with_numbers(table: _Table, name: str) -> _Table:
+    """The table with float64 for a column of text. Raises DataError for text that is no number."""
     if table.file.suffix in _TYPED or name not in table.rows.column_names:
-        return
+        return table
     pc = of_labels.functions()
     texts = table.rows.column(name)
     row = pc.index(pc.invert(pc.match_substring_regex(texts, _REAL)), True).as_py()
@@ -265,63 +356,7 @@ def _as_numbers(table: _Table, name: str) -> None:
             f" {name!r}, which is no number; correct it, or leave the column out"
         )
     place = table.rows.column_names.index(name)
-    table.rows = table.rows.set_column(place, name, texts.cast("float64"))
-
-
-def labels_of(
-    setting: str,
-    column: LabelColumn | None,
-    files: Files,
-    images: Sequence[str],
-    others: Sequence[str],
-    besides: Sequence[str] = (),
-) -> Labels | None:
-    """The classes that files give to images. None: they say nothing. See `missing`, too.
-
-    setting: `data.labels`. column: `data.label_column`. images: paths in the tree. others: paths of
-    the files that are no images. besides: columns that are no labels, unless `column` names them.
-    Raises DataError.
-    """
-    if setting == "folders":
-        return None
-    if setting == "none":
-        return Labels(True, no_classes="data.labels is none; set it to auto")
-    tree = _Tree(files, images)
-    unnamed: list[str] = []
-    try:
-        if setting == "auto":
-            tables, unnamed = _beside(tree, others)
-        else:
-            tables = [_given(setting, tree, others)]
-    except _NoClassesError as error:
-        says = f"{error.file.where} {error.says}"
-        return Labels(
-            True,
-            files=(error.file.path,),
-            notes=(f"{says}; data.labels=folders makes classes of folders",),
-            no_classes=f"{says}; set data.labels=folders if folders are classes",
-        )
-    if not tables and column is not None:
-        raise DataError(
-            f"{of_labels.FIELD}: {files.root} has no {', '.join(NAMES[:-1])} with a column"
-            f" {shown(column)}; set data.labels to a file of names and classes"
-        )
-    useful = [table for table in tables if any(path is not None for path in table.paths)]
-    if tables and not useful:
-        table = tables[0]
-        says = f"{table.file.where} names no image of {files.root}"
-        if table.strays:
-            says += f"; the first name is {table.strays[0]!r}"
-        if table.file.given or column is not None:
-            raise DataError(f"{FIELD}: {says}; give paths relative to that folder")
-        return Labels(False, notes=(f"{says}, so it is not used",))
-    if not useful:
-        return Labels(False, notes=tuple(unnamed)) if unnamed else None
-    names = [name for name in useful[0].rows.column_names if name not in besides]
-    if useful[0].file.given and len(names) == 1:
-        column = column or names[0]
-    labels = _read(useful, column, besides)
-    return replace(labels, notes=(*labels.notes, *unnamed))
+    return replace(table, rows=table.rows.set_column(place, name, texts.cast("float64")))
 
 
 def labels_of_texts(texts: Mapping[str, str], where: str) -> Labels:
@@ -350,7 +385,7 @@ def _read(
     tables: Sequence[_Table], column: LabelColumn | None, besides: Sequence[str] = ()
 ) -> Labels:
     """The classes in files of names and labels."""
-    _make_numbers(tables)
+    tables = _typed(tables)
     where = tables[0].file.where
 
     def columns(name: LabelColumn) -> list[of_labels.Column]:
@@ -383,22 +418,26 @@ def _read(
     )
 
 
-def _make_numbers(tables: Sequence[_Table]) -> None:
-    """Makes numbers of a column of text, if all files have numbers there. CSV knows only text."""
+def _typed(tables: Sequence[_Table]) -> list[_Table]:
+    """The tables with numbers for a column of text, if all files have numbers there. CSV knows only
+    text."""
     import pyarrow as pa
 
     pc = of_labels.functions()
-    texts = [table for table in tables if table.file.suffix not in _TYPED]
-    for name in {name for table in texts for name in table.rows.column_names}:
-        having = [table for table in texts if name in table.rows.column_names]
-        values = pa.concat_tables([table.rows.select([name]) for table in having]).column(name)
+    tables = list(tables)
+    texts = [number for number, table in enumerate(tables) if table.file.suffix not in _TYPED]
+    for name in {name for number in texts for name in tables[number].rows.column_names}:
+        having = [number for number in texts if name in tables[number].rows.column_names]
+        values = pa.concat_tables([tables[n].rows.select([name]) for n in having]).column(name)
         for kind, pattern in _NUMBERS.items():
             if pc.all(pc.match_substring_regex(values, pattern), min_count=0).as_py():
-                for table in having:
-                    place = table.rows.column_names.index(name)
-                    numbers = table.rows.column(name).cast(kind)
-                    table.rows = table.rows.set_column(place, name, numbers)
+                for n in having:
+                    rows = tables[n].rows
+                    place = rows.column_names.index(name)
+                    rows = rows.set_column(place, name, rows.column(name).cast(kind))
+                    tables[n] = replace(tables[n], rows=rows)
                 break
+    return tables
 
 
 def _joined(tables: Sequence[_Table], name: LabelColumn, classes: Classes) -> dict[str, int]:
@@ -542,10 +581,7 @@ def _from_parquet(data: bytes) -> pa.Table:
 
 
 def _from_json_lines(text: str, where: str) -> pa.Table:
-    """The keys of all lines whose values are no lists and no mappings, or are lists of equally many
-    numbers."""
-    import pyarrow as pa
-
+    """The keys of all lines; see `_columns`."""
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -560,6 +596,14 @@ def _from_json_lines(text: str, where: str) -> pa.Table:
                 " data.labels=folders to do without the file"
             )
         rows.append(row)
+    return _columns(rows)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The keys of JSON objects whose values are no lists and no mappings, or are lists of equally
+    many numbers."""
+    import pyarrow as pa
+
     keys = dict.fromkeys(key for row in rows for key in row)
     columns = {key: [row.get(key) for row in rows] for key in keys}
     flat = {key: _array(x) for key, x in columns.items() if not _any_nested(x)}

@@ -1,7 +1,8 @@
 """Tar files as trees of files: one, or the shards of a data set. Members are read at their places.
 
 Images may lie in class folders, or beside files of the same key that hold their class, as
-webdataset writes them: KEY.jpg, KEY.cls (a number or a name), KEY.json ("label" or "class").
+webdataset writes them: KEY.jpg, KEY.cls (a number or a name), KEY.json ("label" or "class", and the
+numbers to condition on).
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ from ray_gen.data.sources.archives import (
     target_of,
 )
 from ray_gen.data.sources.base import SplitName
+from ray_gen.data.sources.conditions import FIELD
 from ray_gen.data.sources.files import File, Scan, is_data
-from ray_gen.data.sources.images import Found, Images
+from ray_gen.data.sources.images import Images
 from ray_gen.data.sources.layout import (
     Layout,
     Place,
@@ -45,7 +47,13 @@ from ray_gen.data.sources.layout import (
     split_of_shard,
     splits_of_shards,
 )
-from ray_gen.data.sources.metadata import Labels, labels_of_texts
+from ray_gen.data.sources.metadata import (
+    Labels,
+    Metadata,
+    Numbers,
+    labels_of_texts,
+    numbers_of_json,
+)
 
 _SHARDS_AT_ONCE = 16
 _OPEN_FILES = 128
@@ -68,6 +76,15 @@ class _Member(NamedTuple):
     size: int
 
 
+class _Told(NamedTuple):
+    """What a file says of the files of its key."""
+
+    class_name: str | None
+    """A number or a name."""
+    numbers: Mapping[str, Any]
+    """Of the columns to condition on: those that it has."""
+
+
 @dataclass(eq=False)
 class _Shard:
     """A tar file, and what its headers tell."""
@@ -82,8 +99,10 @@ class _Shard:
     links: dict[str, str] = field(default_factory=dict[str, str])
     """The paths that links lead to."""
     tree: Tree = field(default_factory=Tree)
-    classes: dict[str, str] = field(default_factory=dict[str, str])
-    """What files say that hold a class for the files of their key, by their paths."""
+    told: dict[str, _Told] = field(default_factory=dict[str, _Told])
+    """What files say of the files of their key, by their paths."""
+    keys: set[str] = field(default_factory=set[str])
+    """Keys of all .json files, where numbers are asked for."""
     has_end: bool = False
 
     @property
@@ -97,8 +116,10 @@ class TarFiles:
 
     kind = "tar"
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, conditions: tuple[str, ...] = ()) -> None:
+        """conditions: names of the numbers to read from .json files."""
         self._path = path
+        self._conditions = conditions
         self._forget()
 
     def _forget(self) -> None:
@@ -106,11 +127,8 @@ class TarFiles:
         self._members: dict[str, _Member] = {}
         self._opened = lru_cache(_OPEN_FILES)(Handle)  # a process may open only about 1,000
 
-    def __getstate__(self) -> str:
-        return self._path
-
-    def __setstate__(self, path: str) -> None:
-        self.__init__(path)  # another process opens the files itself
+    def __reduce__(self) -> tuple[type[TarFiles], tuple[str, tuple[str, ...]]]:
+        return type(self), (self._path, self._conditions)  # a process opens the files itself
 
     @property
     def root(self) -> str:
@@ -126,13 +144,13 @@ class TarFiles:
         return self._shards
 
     @property
-    def classes(self) -> dict[str, str]:
-        """What .cls and .json files say of the class of the files of a key, by key."""
-        return {
-            shard.prefix + _key_of(path)[0]: text
-            for shard in self.shards
-            for path, text in shard.classes.items()
-        }
+    def told(self) -> dict[str, list[_Told]]:
+        """What .cls and .json files say of the files of a key, by key."""
+        found: dict[str, list[_Told]] = {}
+        for shard in self.shards:
+            for path, told in shard.told.items():
+                found.setdefault(shard.prefix + _key_of(path)[0], []).append(told)
+        return found
 
     def shard_of(self, path: str) -> _Shard:
         """The shard that holds a file, or a link to nothing."""
@@ -150,14 +168,14 @@ class TarFiles:
         broken: list[str] = []
         notes: list[str] = []
         with ThreadPoolExecutor(_SHARDS_AT_ONCE, "headers") as pool:
-            for shard, to_nothing in zip(shards, pool.map(_read_shard, shards), strict=True):
+            for shard, to_nothing in zip(shards, pool.map(self._read_shard, shards), strict=True):
                 prefix = shard.prefix
                 broken += [prefix + path for path in to_nothing]
                 empty += [prefix + path for path in shard.tree.empty]
                 notes += [f"{shard.name}: {note}" if prefix else note for note in shard.tree.notes]
                 for path, member in shard.members.items():
                     self._members[prefix + path] = member
-                    if path not in shard.classes:
+                    if path not in shard.told:
                         files.append(File(prefix + path, member.size, shard.mtime_ns))
                 shard.members.clear()
         self._shards = shards
@@ -182,6 +200,23 @@ class TarFiles:
         """The path of the tar file, and the path in it."""
         shard = self.shard_of(path)
         return f"{shard.path}/{path.removeprefix(shard.prefix)}"
+
+    def _read_shard(self, shard: _Shard) -> list[str]:
+        """Finds the members of a tar file. Returns its links to nothing. Raises DataError if it is
+        damaged or cut off."""
+        try:
+            with shard.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                shard.size, shard.mtime_ns = status.st_size, status.st_mtime_ns
+                for info in _headers(shard, file):
+                    _add(shard, info, file, self._conditions)
+        except OSError as error:
+            raise cannot_open(shard.path, error, _REMEDY) from error
+        broken = follow(shard.links, shard.members)
+        # What says something of no other file is a file of its own.
+        keys = {_key_of(path)[0] for path in shard.members if path not in shard.told}
+        shard.told = {path: x for path, x in shard.told.items() if _key_of(path)[0] in keys}
+        return broken
 
     def _read(self, path: str, most: int | None = None) -> bytes:
         if self._shards is None:
@@ -252,25 +287,7 @@ def _below(folder: Path, pattern: str) -> list[Path]:
     ]
 
 
-def _read_shard(shard: _Shard) -> list[str]:
-    """Finds the members of a tar file. Returns its links to nothing. Raises DataError if it is
-    damaged or cut off."""
-    try:
-        with shard.path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            shard.size, shard.mtime_ns = status.st_size, status.st_mtime_ns
-            for info in _headers(shard, file):
-                _add(shard, info, file)
-    except OSError as error:
-        raise cannot_open(shard.path, error, _REMEDY) from error
-    broken = follow(shard.links, shard.members)
-    # Files of classes that no other file has are something else.
-    keys = {_key_of(path)[0] for path in shard.members if path not in shard.classes}
-    shard.classes = {path: x for path, x in shard.classes.items() if _key_of(path)[0] in keys}
-    return broken
-
-
-def _add(shard: _Shard, info: tarfile.TarInfo, file: IO[bytes]) -> None:
+def _add(shard: _Shard, info: tarfile.TarInfo, file: IO[bytes], conditions: Sequence[str]) -> None:
     """Adds one member."""
     path = shard.tree.path_of(info.name, folder=info.isdir())
     if path is None:
@@ -282,13 +299,13 @@ def _add(shard: _Shard, info: tarfile.TarInfo, file: IO[bytes]) -> None:
     elif info.isreg():
         if path in shard.members:
             shard.tree.twice.append(path)
-            shard.classes.pop(path, None)
+            shard.told.pop(path, None)
         shard.members[path] = _Member(shard, info.offset_data, info.size)
         if info.size <= _LARGEST_SIDECAR and path.endswith((".cls", ".json")):
             content = os.pread(file.fileno(), info.size, info.offset_data)
-            text = _class_in(path, content)
-            if text is not None:
-                shard.classes[path] = text
+            told = _told_in(path, content, conditions, shard.keys)
+            if told is not None:
+                shard.told[path] = told
 
 
 def _headers(shard: _Shard, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
@@ -358,17 +375,28 @@ def _key_of(path: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", ending
 
 
-def _class_in(path: str, content: bytes) -> str | None:
-    """The class that a file holds for the files of its key: a number or a name. None: none."""
+def _told_in(path: str, content: bytes, conditions: Sequence[str], keys: set[str]) -> _Told | None:
+    """What a file says of the files of its key. None: nothing. keys: gets the file's own."""
     text = content.decode("utf-8", "replace")
     if path.endswith(".cls"):
-        return text.strip()
+        return _Told(text.strip(), {})
     try:
         told = json.loads(text)
     except (ValueError, RecursionError):
         return None
+    if not isinstance(told, dict):
+        return None
+    if conditions:
+        keys.update(told)
+    class_name = _class_in(told)
+    numbers = {name: told[name] for name in conditions if name in told}
+    return _Told(class_name, numbers) if class_name is not None or numbers else None
+
+
+def _class_in(told: Mapping[str, Any]) -> str | None:
+    """The class that a JSON object tells."""
     for name in ("label", "class"):
-        value: Any = told.get(name) if isinstance(told, dict) else None
+        value = told.get(name)
         if isinstance(value, bool):
             return str(value).lower()
         if isinstance(value, float):
@@ -383,7 +411,7 @@ class ImageTar(Images):
 
     def __init__(self, *, path: str, image_ending: str | None = None, **settings: Any) -> None:
         """settings: see `Images`."""
-        self._tars = TarFiles(path)
+        self._tars = TarFiles(path, tuple(settings.get("conditions", ())))
         self._ending = image_ending.lstrip(".") if image_ending else None
         super().__init__(self._tars, **settings)
 
@@ -391,13 +419,32 @@ class ImageTar(Images):
         """See `Images.identity`."""
         return [super().identity(), self._ending]
 
-    def _labels(self, paths: Sequence[str], found: Found, refuse: Refuse) -> Labels:
+    def _labels(self, metadata: Metadata, paths: Sequence[str], refuse: Refuse) -> Labels:
         """What files of the same key say of the images; else as `Images`."""
-        classes = self._tars.classes
-        texts = {path: classes[key] for path in paths if (key := _key_of(path)[0]) in classes}
+        told = self._told(paths)
+        texts = {path: x for path, told in told.items() for x, _ in told if x is not None}
         if self.labels != "auto" or not texts:
-            return super()._labels(paths, found, refuse)
+            return super()._labels(metadata, paths, refuse)
         return labels_of_texts(texts, f"the .cls and .json files of {self.files.root}")
+
+    def _told_numbers(self, metadata: Metadata, kept: Sequence[str]) -> Numbers:
+        """The numbers that .json files of the same key give; else as `Images`."""
+        told = {path: x for path, all_ in self._told(kept).items() for _, x in all_ if x}
+        where = f"the .json files of {self.files.root}"
+        if told:
+            return numbers_of_json(told, self.conditions, where, kept)
+        try:
+            return super()._told_numbers(metadata, kept)
+        except DataError:
+            keys = sorted({key for shard in self._tars.shards for key in shard.keys})
+            for name in self.conditions if keys else ():
+                of_labels.check_exists(keys, FIELD, name, f"{self.files.root}")
+            raise
+
+    def _told(self, paths: Sequence[str]) -> dict[str, list[_Told]]:
+        """What files of the same key say of images, by path."""
+        told = self._tars.told
+        return {path: told[key] for path in paths if (key := _key_of(path)[0]) in told}
 
     def _layout(
         self, paths: Sequence[str], barren: Sequence[str], refuse: Refuse, *, classes: bool
@@ -467,7 +514,7 @@ class ImageTar(Images):
                 )
             )
         elif _are_kinds(kinds, len(endings)) or any(
-            len(endings.get(key, ())) > 1 for key in self._tars.classes
+            len(endings.get(key, ())) > 1 for key in self._tars.told
         ):
             refuse(
                 DataError(
