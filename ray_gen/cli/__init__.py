@@ -15,6 +15,7 @@ from ray_gen.cli.data import data
 from ray_gen.cli.evaluate import evaluate
 from ray_gen.cli.export import export
 from ray_gen.cli.latent import arithmetic, interpolate, traverse
+from ray_gen.cli.runs import runs
 from ray_gen.cli.search import search
 from ray_gen.cli.tensorboard import tensorboard
 from ray_gen.cli.train import recipes, train
@@ -71,6 +72,7 @@ for _command in (
     train,
     search,
     recipes,
+    runs,
     tensorboard,
     sample,
     interpolate,

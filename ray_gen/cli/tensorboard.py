@@ -41,10 +41,10 @@ def tensorboard(run_or_folder: str, port: int, every: float) -> None:
     events too. Ctrl-C ends TensorBoard.
     """
     from ray_gen import temporary
-    from ray_gen.experiment import absolute_path
-    from ray_gen.storage import Folder, StorageError
+    from ray_gen.runs.names import run_folder
+    from ray_gen.storage import StorageError
 
-    folder, name = _shown(Folder(absolute_path(run_or_folder)))
+    folder, name = _shown(run_folder(run_or_folder))
     with temporary.folder("tensorboard-") as mirror:
         mirror_events(folder, mirror / name)
         with _served(mirror, port) as server:

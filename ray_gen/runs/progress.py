@@ -19,6 +19,8 @@ from ray_gen.runs.manifest import EXPERIMENT
 from ray_gen.storage import Folder
 
 PROGRESS = "progress.json"
+METRICS_FILE = "metrics.jsonl"
+"""The reports of a run, one a line."""
 
 RunState = Literal["training", "stopped", "ended", "failed"]
 """stopped: somebody asked for it, or its processes died. ended: it will train no longer unless

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from ray_gen.runs.writer import METRICS_FILE
+from ray_gen.runs.progress import METRICS_FILE
 from ray_gen.storage import Folder
 
 OnReport = Callable[[int, dict[str, float]], object]

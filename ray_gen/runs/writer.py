@@ -33,7 +33,7 @@ from ray_gen.runs.checkpoints import BEST, DUE, commit, discard, mend_best
 from ray_gen.runs.evaluations import EVALUATIONS, evaluation_file
 from ray_gen.runs.loggers import Loggers
 from ray_gen.runs.manifest import CheckpointError, Manifest
-from ray_gen.runs.progress import PROGRESS, RunState, ending_of
+from ray_gen.runs.progress import METRICS_FILE, PROGRESS, RunState, ending_of
 from ray_gen.sampling import noise_for, sampled
 from ray_gen.storage import Folder, StorageError
 from ray_gen.training.build import DTYPES
@@ -41,7 +41,6 @@ from ray_gen.training.labels import labels_in_turn, labels_of
 from ray_gen.training.loop import ASKED, Report
 from ray_gen.training.state import State
 
-METRICS_FILE = "metrics.jsonl"
 STOP = "stop"
 SAMPLES = "samples"
 SPREAD = "samples/spread"
