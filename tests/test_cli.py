@@ -29,6 +29,7 @@ HEAVY = ("torch", "torchvision", "ray", "numpy", "pyarrow", "tensorboard")
     [
         ["--help"],
         ["recipes"],
+        ["runs", "tests/old_runs/v0_1"],
         ["train", "vae-mnist5k", "training.imags=1"],
         ["interpolate", "run", "--from", "3"],
         *([name, "--help"] for name in sorted(main.commands)),
