@@ -12,7 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy as np
 from ray_gen.data import arrow
 from ray_gen.data.decode import decode, glance
 from ray_gen.data.errors import CorruptImageError, DataError, reason
+from ray_gen.data.found import found_of
 from ray_gen.data.sources.base import Item, Listing, Source, SplitName
 from ray_gen.data.threads import in_threads
 from ray_gen.data.wanted import ELEMENTS, Pixels, Seen, Unforeseen, Wanted
@@ -41,9 +42,6 @@ PARTIAL = ".partial"
 # Largest number of images, and of bytes, in one task of a thread. With 64 images (6 ms of work at
 # 64×64), the hand-over to the thread costs little. A task takes at most about 4 MiB.
 TASK_IMAGES, TASK_BYTES = 64, 4 << 20
-
-_CORRUPT_NAMES = 20
-"""Number of corrupt images whose names a store keeps."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -95,13 +93,6 @@ def build(
         labels = chain(*(split.labels for split in splits.values()))
         for lost in classes_lost(tally.lost, labels, listing.class_names, source.field):
             raise lost
-        note = none_held_out(
-            held_out_fraction,
-            splits["train"].count,
-            splits["held_out"].count,
-            fraction_above(tally.least_place / 2.0**64),
-        )
-        listing = replace(listing, notes=(*listing.notes, *note))
         resolved = replace(
             wanted,
             size_from=None,
@@ -113,7 +104,7 @@ def build(
             full_range=asked.full_range and wanted.value_range is None,
         )
         keys = [key, key_of(resolved)]
-        _write(folder, splits, wanted, listing, tally, keys)
+        _write(folder, splits, wanted, listing, tally, held_out_fraction, keys)
         if entry.is_symlink():  # to an entry that is gone
             entry.unlink()
         shutil.rmtree(entry, ignore_errors=True)
@@ -135,8 +126,6 @@ class _Tally:
     """Name and reason of each image that was skipped."""
     lost: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
     """The first of `corrupt` by class."""
-    unlabelled: int = 0
-    """Number of images without a class."""
     least_place: float = math.inf
     """Of the images that no split names."""
     sources: Counter[int] = field(default_factory=Counter[int])
@@ -179,7 +168,6 @@ def _fill(
                     tally.least_place = min(tally.least_place, place_of(item.key))
                 splits[name].append(result.values_HWC, result.label, item.conditions)
                 tally.seen.add(result.look)
-                tally.unlabelled += result.label is None
                 tally.sources[item.source] += name == "train"
             done += 1
             if done % TASK_IMAGES == 0 or done == count:
@@ -227,15 +215,6 @@ def place_of(key: str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def fraction_above(fraction: float) -> float | None:
-    """A short number above a fraction. None if there is none below 1."""
-    for digits in (1, 2, 3, 6):
-        rounded = math.floor(fraction * 10**digits + 1) / 10**digits if fraction < 1 else 1.0
-        if rounded < min(1.0, 2 * fraction + 0.1):
-            return rounded
-    return None
-
-
 def classes_lost(
     lost: Mapping[str, tuple[str, str]],
     labels: Iterable[int],
@@ -254,17 +233,6 @@ def classes_lost(
         )
         for name, (image, why) in lost.items()
         if name not in met
-    ]
-
-
-def none_held_out(fraction: float, train: int, held_out: int, least: float | None) -> list[str]:
-    """What to tell if a fraction holds no image out. least: one that does, or None if there is
-    none, or if the data set has splits of its own."""
-    if held_out or not fraction or least is None:
-        return []
-    return [
-        f"data.held_out_fraction {fraction} holds out none of {train:,} images, so there are no"
-        f" held-out scores; set it to {least}"
     ]
 
 
@@ -297,7 +265,6 @@ class _Decoded:
         self.pixels = hashlib.blake2b(digest_size=16)
         self.count = 0
         self.labels = array("q")
-        self.labelled = True
         self.conditions = array("f")
         self.moments = _Moments() if wanted.element == "float16" else None
 
@@ -312,7 +279,6 @@ class _Decoded:
         self.file.write(content)
         self.pixels.update(content)
         self.labels.append(-1 if label is None else label)
-        self.labelled &= label is not None
         self.conditions.extend(conditions or ())
         self.count += 1
         if self.moments is not None:
@@ -372,10 +338,20 @@ def _write(
     wanted: Wanted,
     listing: Listing,
     tally: _Tally,
+    held_out_fraction: float,
     keys: list[str],
 ) -> None:
     """Writes the Arrow file of each split, then the manifest. Flushes all of them to disk."""
-    labelled = all(split.labelled for split in splits.values())
+    found = found_of(
+        tally.seen,
+        wanted,
+        listing,
+        {name: split.labels for name, split in splits.items()},
+        tally.corrupt,
+        tally.least_place,
+        held_out_fraction,
+    )
+    labelled = not found.unlabelled
     shape = _shape_of(wanted)
     told = repr(shape) if wanted.rules == 1 else repr((wanted.rules, wanted.element, shape))
     digest = hashlib.blake2b(told.encode(), digest_size=16)
@@ -393,10 +369,7 @@ def _write(
         digest.update(repr(sources).encode())
     if listing.condition_names:
         digest.update(repr(listing.condition_names).encode())
-    named = len(listing.class_names or ())
-    seen = max(max(split.labels, default=-1) + 1 for split in splits.values())
     moments = splits["train"].moments
-    classes = {name: dict(sorted(Counter(split.labels).items())) for name, split in splits.items()}
     manifest = {
         "keys": keys,
         "digest": digest.hexdigest(),
@@ -406,25 +379,12 @@ def _write(
         "counts": {name: split.count for name, split in splits.items()},
         "bytes": {file.name: file.stat().st_size for file in folder.iterdir()},
         "class_names": listing.class_names if labelled else None,
-        "label_count": max(named, seen) if labelled else None,
+        "label_count": found.label_count(listing.class_names),
         "sources": sources,
         "conditions": splits["train"].statistics(listing.condition_names),
         "skipped": len(tally.corrupt),
         "watched": listing.watched,
-        "found": {
-            "modes": dict(tally.seen.modes.most_common()),
-            "types": sorted(tally.seen.types),
-            "transparent": tally.seen.transparent,
-            "values": [tally.seen.low, tally.seen.high] if tally.seen.types else None,
-            "value_range": wanted.value_range if tally.seen.types else None,
-            "class_counts": classes if labelled else None,
-            "unlabelled": tally.unlabelled,
-            "least_fraction": fraction_above(tally.least_place / 2.0**64),
-            "not_read": dict(listing.not_read),
-            "notes": list(listing.notes),
-            "no_classes": listing.no_classes,
-            "corrupt": tally.corrupt[:_CORRUPT_NAMES],
-        },
+        "found": asdict(found),
     }
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)

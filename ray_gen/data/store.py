@@ -18,6 +18,7 @@ import torch
 from ray_gen.data import arrow
 from ray_gen.data.build import FORMAT, MANIFEST, PARTIAL, build, cache_error, file_stamp
 from ray_gen.data.errors import DataError
+from ray_gen.data.found import Found
 from ray_gen.data.pictures import LARGEST_CHANNELS
 from ray_gen.data.sampled import Sampled
 from ray_gen.data.sources.base import Source
@@ -57,37 +58,6 @@ class Condition:
     """Standard deviation."""
     low: float
     high: float
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a source held. See `told.py` for the words."""
-
-    modes: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Number of images by what they are: "grey", "RGB", "5 channels"."""
-    types: tuple[str, ...] = ()
-    """Types of deep images: "uint16", "float32"."""
-    transparent: int = 0
-    """Number of images with pixels that are not opaque."""
-    values: tuple[float, float] | None = None
-    """Least and greatest value of the deep images."""
-    value_range: tuple[float, float] | None = None
-    """Values of the deep images that became the least and the greatest of the store."""
-    class_counts: Mapping[str, Mapping[str, int]] | None = None
-    """Number of images by split and by class, as text."""
-    unlabelled: int = 0
-    """Number of images without a class."""
-    least_fraction: float | None = None
-    """A `held_out_fraction` that holds at least one image out. None: there is none, or the data set
-    has splits of its own."""
-    not_read: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Number of files that are not read, by kind."""
-    notes: tuple[str, ...] = ()
-    """What else was decided."""
-    no_classes: str = ""
-    """Why there are no classes; see `Listing`."""
-    corrupt: tuple[tuple[str, str], ...] = ()
-    """Name and reason of the first corrupt images."""
 
 
 @dataclass(frozen=True)

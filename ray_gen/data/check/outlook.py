@@ -7,7 +7,6 @@ import errno
 import math
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,16 +19,15 @@ from ray_gen.data.build import (
     cache_error,
     classes_lost,
     corrupt,
-    fraction_above,
-    none_held_out,
     nothing_to_train_on,
 )
 from ray_gen.data.check.findings import Findings
 from ray_gen.data.decode import fitted, pixels
 from ray_gen.data.errors import CorruptImageError, DataError
+from ray_gen.data.found import found_of
 from ray_gen.data.pictures import Bands
-from ray_gen.data.sources.base import Listing
-from ray_gen.data.store import Found, Split, Store
+from ray_gen.data.sources.base import Listing, SplitName
+from ray_gen.data.store import Split, Store
 from ray_gen.data.told import remarks, summary
 from ray_gen.data.wanted import ELEMENTS, Wanted
 
@@ -214,42 +212,33 @@ def _store(
     """The store that training would open, without pixels."""
     held_out = np.frombuffer(found.held_out, np.uint8).astype(bool)
     labels = np.asarray(found.labels, np.int64)
-    parts = {"train": ~held_out, "held_out": held_out}
-    labelled = bool((labels >= 0).all())
-    names = listing.class_names if listing is not None else None
+    of_splits: dict[SplitName, list[int]] = {
+        "train": labels[~held_out].tolist(),
+        "held_out": labels[held_out].tolist(),
+    }
+    told = found_of(
+        found.seen,
+        wanted,
+        listing,
+        of_splits,
+        [(fault.name, fault.in_training) for fault in found.corrupt],
+        found.least_place,
+        asked.held_out_fraction,
+    )
     element = getattr(torch, wanted.element)
-    splits = {
-        name: Split(torch.empty((int(part.sum()), *shape_HWC), dtype=element, device="meta"), None)
-        for name, part in parts.items()
-    }
-    counts = {
-        name: {str(k): n for k, n in sorted(Counter(labels[part].tolist()).items())}
-        for name, part in parts.items()
-    }
-    seen = found.seen
-    least = fraction_above(found.least_place / 2.0**64)
-    train, held = (len(splits[name]) for name in parts)
-    notes = none_held_out(asked.held_out_fraction, train, held, least)
+
+    def split(name: SplitName) -> Split:
+        images = torch.empty((len(of_splits[name]), *shape_HWC), dtype=element, device="meta")
+        return Split(images, None)
+
+    names = listing.class_names if listing is not None else None
     store = Store(
-        train=splits["train"],
-        held_out=splits["held_out"],
-        class_names=names if labelled else None,
+        train=split("train"),
+        held_out=split("held_out"),
+        class_names=None if told.unlabelled else names,
         skipped=len(found.corrupt),
         path=Path(),
-        label_count=max(len(names or ()), int(labels.max()) + 1) if labelled else None,
-        found=Found(
-            modes=dict(seen.modes.most_common()),
-            types=tuple(sorted(seen.types)),
-            transparent=seen.transparent,
-            values=(seen.low, seen.high) if seen.types else None,
-            value_range=wanted.value_range if seen.types else None,
-            class_counts=counts if labelled else None,
-            unlabelled=int((labels < 0).sum()),
-            least_fraction=least,
-            not_read=dict(listing.not_read) if listing is not None else {},
-            notes=(*(listing.notes if listing is not None else ()), *notes),
-            no_classes=listing.no_classes if listing is not None else "",
-            corrupt=tuple((fault.name, fault.in_training) for fault in found.corrupt[:1]),
-        ),
+        label_count=told.label_count(names),
+        found=told,
     )
     return store if asked.window_HW is None else store.cropped(asked.window_HW)
