@@ -21,9 +21,9 @@ import numpy as np
 
 from ray_gen import temporary
 from ray_gen.data.build import corrupt, split_of
-from ray_gen.data.decode import decode, decompressed
+from ray_gen.data.decode import decode, encoded, look_at
 from ray_gen.data.errors import CorruptImageError, DataError
-from ray_gen.data.pictures import Bands
+from ray_gen.data.pictures import Bands, write_tiff
 from ray_gen.data.sources.base import Item, Source, SplitName
 from ray_gen.data.sources.conditions import columns_named
 from ray_gen.data.sources.joined import Joined
@@ -35,6 +35,8 @@ from ray_gen.storage import Folder
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from ray_gen.data.sources.base import Picture
 
 PARTS = "_parts"
 _NAMES: dict[SplitName, str] = {"train": "train", "held_out": "validation"}
@@ -48,7 +50,7 @@ class Layout:
     """The format of the files."""
 
     wanted: Wanted | None
-    """Store pixels of this shape. None: store each image as its file."""
+    """Store pixels of this shape. None: store each image as its file, or as the source's pixels."""
     held_out_fraction: float
     skip_corrupt: bool
     shard_images: int
@@ -82,6 +84,20 @@ class Conversion:
             )
         listing = self.source.listing()
         return list(listing.items), None, listing.class_names, listing.condition_names
+
+    @cached_property
+    def _pixels(self) -> Wanted | None:
+        """The pixels to store; None to store files. A source of raw pixels has no files."""
+        wanted, columns = self.layout.wanted, self._listed[1]
+        if wanted is not None or columns is None or columns.shape_HWC is None:
+            return wanted
+        height, width, channels = columns.shape_HWC
+        return Wanted((height, width), None, channels, element=columns.element)
+
+    @property
+    def stores_pixels(self) -> bool:
+        """Whether images are stored as raw pixels, not as files."""
+        return self._pixels is not None
 
     @cached_property
     def count(self) -> int:
@@ -160,16 +176,12 @@ class Conversion:
 
     def _stored(self, item: Item) -> tuple[bytes, int | None] | CorruptImageError:
         """The bytes of an image as a shard holds them, and its class."""
-        if self.layout.wanted is not None:
-            decoded = decode(item, self.layout.wanted, self.source.field)
-            if isinstance(decoded, CorruptImageError):
-                return decoded
-            return decoded.values_HWC.tobytes(), decoded.label
-        found = decompressed(item, self.source.field)
-        if isinstance(found, CorruptImageError):
-            return found
-        picture, label = found
-        return _file_of(item, picture), label
+        if self._pixels is None:
+            return encoded(item, self.source.field, _file_of)
+        decoded = decode(item, self._pixels, self.source.field)
+        if isinstance(decoded, CorruptImageError):
+            return decoded
+        return decoded.values_HWC.tobytes(), decoded.label
 
     def finish(self) -> dict[str, Any]:
         """Write the manifest when all parts are written: counts, and a digest of all bytes. Returns
@@ -200,7 +212,7 @@ class Conversion:
         """The schema of every shard. If images are stored as files, it is Hugging Face's layout."""
         import pyarrow as pa
 
-        wanted, (_, _, names, conditions) = self.layout.wanted, self._listed
+        wanted, (_, _, names, conditions) = self._pixels, self._listed
         metadata: dict[bytes, bytes] = {}
         label: dict[str, Any] = {"_type": "ClassLabel", "names": names} if names else {}
         features = {"label": label or {"_type": "Value", "dtype": "int64"}} if labelled else {}
@@ -253,17 +265,23 @@ def _record(part: int) -> str:
     return f"{part:05}.json"
 
 
-def _file_of(item: Item, picture: Any) -> bytes:
-    """The bytes of the file that an image was read from. If there is none: those of a PNG file, or
-    of NumPy's format for what PNG cannot hold."""
-    if item.encoded is not None:
-        return item.encoded()
+def _file_of(picture: Picture) -> bytes:
+    """The bytes of a PNG file, or of a TIFF file for what PNG cannot hold."""
     file = io.BytesIO()
     if isinstance(picture, Bands):
-        np.save(file, picture.values_HWC, allow_pickle=False)
-    else:
-        picture.save(file, "PNG")
+        write_tiff(file, picture.values_HWC, opacity=picture.alpha)
+        return file.getvalue()
+    if picture.mode not in _PNG_MODES:
+        look = look_at(picture)
+        grey = "LA" if look.alpha else "L"
+        colour = "RGBA" if look.alpha else "RGB"
+        picture = picture.convert(grey if look.channels == 1 else colour)
+    picture.save(file, "PNG")
     return file.getvalue()
+
+
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+"""Pillow's modes of 8 bits that a PNG file can hold."""
 
 
 class _Shard:
@@ -274,7 +292,7 @@ class _Shard:
         self._labelled = labelled
         self._field = conversion.source.field
         self._group_images = conversion.layout.group_images
-        self._raw = conversion.layout.wanted is not None
+        self._raw = conversion.stores_pixels
         self._schema = conversion.schema(labelled)
         self._stored: list[bytes] = []
         self._labels: list[int | None] = []

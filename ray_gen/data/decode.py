@@ -10,8 +10,8 @@ import numpy as np
 from ray_gen.data import rules_1
 from ray_gen.data.errors import CorruptImageError, DataError, reason, unreadable
 from ray_gen.data.formats import pixel_limit
-from ray_gen.data.pictures import LARGEST_CHANNELS, Bands, upright
-from ray_gen.data.wanted import ELEMENTS, Look, Pixels, Unforeseen, Wanted
+from ray_gen.data.pictures import Bands, check_channels, opened_bands, upright
+from ray_gen.data.wanted import ELEMENTS, Look, Pixels, Unforeseen, Wanted, range_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,15 +49,18 @@ def decode(item: Item, wanted: Wanted, blamed: str) -> Pixels | CorruptImageErro
     return _unless_corrupt(work, item, blamed)
 
 
-def decompressed(item: Item, blamed: str) -> tuple[Picture, int | None] | CorruptImageError:
-    """The image of one item as it is, and its class. Errors are those of `decode`."""
+def encoded(
+    item: Item, blamed: str, encode: Callable[[Picture], bytes]
+) -> tuple[bytes, int | None] | CorruptImageError:
+    """The bytes of one item's file, and its class. encode: makes a file of the image, upright and
+    decompressed, if it does not lie in one of its own. Errors are those of `decode`."""
 
-    def work() -> tuple[Picture, int | None]:
+    def work() -> tuple[bytes, int | None]:
         pixel_limit.set(None)
         picture, label = item.load()
         if not isinstance(picture, Bands):
-            picture.load()
-        return picture, label
+            picture = _decompressed(picture)
+        return encode(picture) if item.encoded is None else item.encoded(), label
 
     return _unless_corrupt(work, item, blamed)
 
@@ -106,10 +109,14 @@ def _opened(image: Image, wanted: Wanted) -> Image | Bands:
     """The decompressed image, upright. Deep images become `Bands`."""
     if wanted.jpeg_scaling and image.format == "JPEG" and wanted.size_HW is not None:
         _scale_down(image, wanted.size_HW, wanted.center_crop)
+    return _decompressed(image)
+
+
+def _decompressed(image: Image) -> Image | Bands:
     image.load()
     image = upright(image)
     if _is_deep(image):
-        return Bands(np.asarray(image)[..., None])
+        return opened_bands(image)
     return image
 
 
@@ -130,17 +137,15 @@ def look_at(picture: Image | Bands) -> Look:
     if isinstance(picture, Bands):
         values, alpha = picture.values_HWC, picture.alpha
         channels = values.shape[2] - alpha
-        if values.shape[2] > LARGEST_CHANNELS:
-            raise CorruptImageError(
-                f"it has {values.shape[2]} channels, and {LARGEST_CHANNELS} at most are read"
-            )
+        check_channels(values.shape[2])
         deep = None
         if values.dtype != np.uint8 and not picture.scaled:
             colours = values[..., :channels]
             deep = (float(colours.min()), float(colours.max()))
             if not np.isfinite(deep).all():
                 raise CorruptImageError("some of its values are not finite")
-        transparent = alpha and bool((values[..., -1] < values[..., -1].max()).any())
+        white = deep[1] if deep is not None else 1.0
+        transparent = alpha and bool((values[..., -1] < _opaque(values.dtype, white)).any())
         mode = _mode(channels, alpha)
         return Look(mode, channels, alpha, transparent, deep, values.dtype.name)
     grey = picture.mode in _GREY_MODES
@@ -227,17 +232,16 @@ def _of_bands(
     levels = _of_channels(levels, look, channels)
     height, width = levels.shape[:2]
     size, box, inner = fitted((width, height), wanted, name)
-    thins = channels in (2, 4) and (look.alpha or look.channels == channels - 1)
-    opacity = levels[..., -1:] if thins else None
-    if opacity is not None:
-        levels = np.concatenate([levels[..., :-1] * opacity, opacity], axis=2)
-    bands = [Image.fromarray(np.ascontiguousarray(levels[..., c])) for c in range(channels)]
     if (width, height) != inner or box != (0.0, 0.0, width, height):
+        thins = channels in (2, 4) and (look.alpha or look.channels == channels - 1)
+        if thins:  # a transparent pixel shows nothing of its colour
+            levels = np.concatenate([levels[..., :-1] * levels[..., -1:], levels[..., -1:]], axis=2)
+        bands = [Image.fromarray(np.ascontiguousarray(levels[..., c])) for c in range(channels)]
         bands = [band.resize(inner, Resampling.LANCZOS, box=box) for band in bands]
-    levels = np.stack([np.asarray(band) for band in bands], axis=2)
-    if opacity is not None:
-        thin = np.maximum(levels[..., -1:], 1e-6)
-        levels = np.concatenate([levels[..., :-1] / thin, levels[..., -1:]], axis=2)
+        levels = np.stack([np.asarray(band) for band in bands], axis=2)
+        if thins:
+            thin = np.maximum(levels[..., -1:], 1e-6)
+            levels = np.concatenate([levels[..., :-1] / thin, levels[..., -1:]], axis=2)
     if inner != size:
         levels = _padded(levels, size, wanted, 1.0, channels)
     if wanted.element == "float16":
@@ -275,18 +279,16 @@ def _unit_values(picture: Image | Bands, look: Look, wanted: Wanted, name: str) 
         )
     unit = ((values.astype(np.float64) - low) / (high - low)).clip(0, 1)
     if picture.alpha:
-        unit[..., -1] = values[..., -1] / _opaque(values, high)
+        unit[..., -1] = (values[..., -1] / _opaque(values.dtype, high)).clip(0, 1)
     return np.asarray(unit, np.float32)
 
 
-def _opaque(values_HWC: NDArray[Any], high: float) -> float:
-    """The value of full opacity: that of white, if no opacity is beyond it, else the type's."""
-    most = float(values_HWC[..., -1].max())
-    if most <= high:
-        return high
-    if values_HWC.dtype.kind == "f":
-        return 255.0 if most <= 255 else most
-    return float(np.iinfo(values_HWC.dtype).max)
+def _opaque(kind: np.dtype[Any], white: float) -> float:
+    """The value of full opacity. Of whole numbers: the greatest of their type, whatever range the
+    colours use (PNG, section 13.16; TIFF 6.0, section 18). Of floats: 1, or 255 as white."""
+    if kind.kind != "f":
+        return float(np.iinfo(kind).max)
+    return 255.0 if range_of(0.0, white, floats=True)[1] == 255 else 1.0
 
 
 def _with_alpha(image: Image, mode: str) -> Image:

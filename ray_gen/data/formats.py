@@ -8,8 +8,11 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
+import sys
 import threading
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from typing import IO, TYPE_CHECKING
@@ -29,8 +32,15 @@ PILLOW = {
 """Formats that are read, and Pillow's names of them."""
 NPY = "NPY"
 """NumPy's format of one array."""
-PLUG_INS = {"HEIC": ("pillow_heif", "pillow-heif"), "JPEG XL": ("pillow_jxl", "pillow-jxl-plugin")}
-"""Formats that Pillow reads with a plug-in: its module, and what to install."""
+COMPRESSED_TIFF = "compressed TIFF"
+"""TIFF that Pillow cannot hold (deep, or of many channels), with a compression that tifffile cannot
+decode alone."""
+PLUG_INS = {
+    "HEIC": ("pillow_heif", "pillow-heif"),
+    "JPEG XL": ("pillow_jxl", "pillow-jxl-plugin"),
+    COMPRESSED_TIFF: ("imagecodecs", "imagecodecs"),
+}
+"""Formats that are read with a plug-in: its module, and what to install."""
 FORMATS_1 = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """Pillow's names of the formats that the first rules of reading know."""
 
@@ -149,6 +159,11 @@ def remedy(known: str) -> str:
     return "install pillow>=11.3" if known == "AVIF" else "convert them to PNG"
 
 
+def not_read(known: str) -> str:
+    """Why a file of a format that is not read is no image here, and what to do about it."""
+    return f"it is {known}, which is not read; {remedy(known)}"
+
+
 @cache
 def _has_avif() -> bool:
     from PIL import features
@@ -198,7 +213,7 @@ def open_image(file: IO[bytes], known: str | None = None) -> Image:
         if known is None:
             raise CorruptImageError(what_it_is(head, len(head)))
     if known not in PILLOW or not is_read(known):
-        raise CorruptImageError(f"it is {known}, which is not read; {remedy(known)}")
+        raise CorruptImageError(not_read(known))
     if known in PLUG_INS:
         _register(known)
     _silence()
@@ -227,16 +242,45 @@ PILLOW_LIMIT = 178_956_970
 _opening = threading.Lock()
 
 
-def check_pixels(width: int, height: int) -> None:
+_CHANNELS, _VALUE_BYTES = 4, 8
+"""The largest pixel: a pixel of more channels counts as several."""
+
+
+@contextmanager
+def headers_only() -> Generator[None]:
+    """Inside the `with` statement images of any size are opened, because none is decompressed."""
+    before = pixel_limit.set(sys.maxsize)
+    try:
+        yield
+    finally:
+        pixel_limit.reset(before)
+
+
+def check_pixels(width: int, height: int, channels: int = 1) -> None:
     """Raises CorruptImageError for an image beyond the limit of pixels."""
+    pixels = width * height * max(1, -(-channels // _CHANNELS))
     limit = pixel_limit.get() or PILLOW_LIMIT
-    if width * height > limit:
-        raise _too_many(width * height, limit)
+    if pixels > limit:
+        raise _too_many(pixels, limit, channels)
 
 
-def _too_many(pixels: int, limit: int) -> CorruptImageError:
+def check_bytes(size: int) -> None:
+    """Raises CorruptImageError for more bytes than the pixels within the limit can need. size: of
+    what would be read at once."""
+    limit = pixel_limit.get() or PILLOW_LIMIT
+    pixels = -(-size // (_CHANNELS * _VALUE_BYTES))
+    if pixels > limit:
+        raise CorruptImageError(
+            f"it has {size:,} bytes, more than {limit:,} pixels need; set data.max_pixels={pixels}"
+            " to read it"
+        )
+
+
+def _too_many(pixels: int, limit: int, channels: int = 1) -> CorruptImageError:
+    counted = f", {_CHANNELS} of its {channels} channels in each" if channels > _CHANNELS else ""
     return CorruptImageError(
-        f"it has {pixels:,} pixels, more than {limit:,}; set data.max_pixels={pixels} to read it"
+        f"it has {pixels:,} pixels{counted}, more than {limit:,};"
+        f" set data.max_pixels={pixels} to read it"
     )
 
 

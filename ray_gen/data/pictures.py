@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import io
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from ray_gen.data.errors import CorruptImageError
-from ray_gen.data.formats import HEAD_BYTES, NPY, check_pixels, format_of, open_image
+from ray_gen.data.formats import (
+    COMPRESSED_TIFF,
+    HEAD_BYTES,
+    NPY,
+    check_bytes,
+    check_pixels,
+    format_of,
+    headers_only,
+    is_read,
+    not_read,
+    open_image,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,51 +38,132 @@ class Bands:
 
     values_HWC: NDArray[Any]
     alpha: bool = False
-    """Whether the last channel is opacity."""
+    """Whether the last channel is opacity: from 0 to the end of a type of whole numbers."""
     scaled: bool = False
     """Whether the values span their type already: they were written by `ray-gen data convert`."""
 
 
 def read_picture(
-    file: IO[bytes], known: str | None = None, frame: int = 0, *, pages: bool = False
+    file: IO[bytes], known: str | None = None, frame: int | None = None, *, pages: bool = False
 ) -> Image | Bands:
     """The image in a file. An image of Pillow's is not decompressed yet, and needs the file no
     longer.
 
-    known: its format, if that is known. frame: number of the image in a file of several. pages: all
-    images of the file are channels of one. Raises CorruptImageError, and whatever Pillow raises for
-    damaged bytes.
+    known: its format, if that is known. frame: number of one of the images that `frames_of` has
+    counted; None: the file holds one, or the first is wanted. pages: all images of the file are
+    channels of one. Raises CorruptImageError, and whatever Pillow raises for damaged bytes.
     """
-    data = file.read()
-    known = known or format_of(data[:HEAD_BYTES], "")
+    if known is None:
+        known = format_of(file.read(HEAD_BYTES), "")
     if known == NPY:
-        return Bands(_npy(data, frame))
+        return _pillow_if_possible(Bands(_npy(file, frame)))
+    check_bytes(file.seek(0, io.SEEK_END))
+    file.seek(0)
+    data = file.read()
     try:
         image = open_image(io.BytesIO(data), known)
     except (OSError, SyntaxError):
         if known != "TIFF":
             raise
-        return _tiff(data, frame, pages)
+        return _tiff(data, frame or 0, pages)
     if known == "TIFF" and (pages or _is_beyond_pillow(image)):
-        return _tiff(data, frame, pages)
+        return _tiff(data, frame or 0, pages)
     if frame:
         image.seek(frame)
-    if known == "PNG" and image.mode in ("RGB", "RGBA", "LA") and _has_16_bits(image):
+        check_pixels(*image.size)
+    if _is_deep_png(image):
         return _deep_png(data, image)
     return image
 
 
-def frames_of(file: IO[bytes], known: str | None) -> int:
-    """Number of images in a file."""
+def frames_of(file: IO[bytes], known: str | None, *, every: bool) -> int:
+    """Number of images in a file. every: all of them are wanted, so that an array of three axes is
+    many images rather than many channels. Raises what `read_picture` raises."""
     if known == NPY:
-        shape, _ = _npy_header(file)
-        return shape[0] if _channel_axis(shape) is None else 1
-    return int(getattr(open_image(file, known), "n_frames", 1))
+        shape, *_ = _npy_header(file)
+        return shape[0] if _is_stack(shape, every) else 1
+    with headers_only():
+        try:
+            image = open_image(file, known)
+        except (OSError, SyntaxError):
+            if known != "TIFF":
+                raise
+            import tifffile
+
+            file.seek(0)
+            with tifffile.TiffFile(file) as tiff:
+                return len(tiff.pages)
+        return int(getattr(image, "n_frames", 1))
 
 
-def _has_16_bits(image: Any) -> bool:
-    """Whether Pillow would keep only the upper half of each value of a PNG file."""
-    return any("16" in str(tile[3]) for tile in image.tile)
+def lacks_codec(file: IO[bytes], *, pages: bool) -> bool:
+    """Whether a TIFF file can be read only with the plug-in `imagecodecs`, which is not installed.
+    Reads its header. pages: as `read_picture`. Raises anything for a damaged one."""
+    if is_read(COMPRESSED_TIFF):
+        return False
+    with suppress(OSError, SyntaxError), headers_only():
+        if not pages and not _is_beyond_pillow(open_image(file, "TIFF")):
+            return False
+    import tifffile
+
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        return _lacks_codec(tiff.pages[0])
+
+
+def opened_bands(image: Image) -> Bands:
+    """The numbers of a decompressed image of one deep channel."""
+    return _with_key(np.asarray(image)[..., None], image)
+
+
+def write_tiff(file: Any, values_HWC: NDArray[Any], *, opacity: bool) -> None:
+    """Write an image as TIFF, so that `read_picture` gives the same numbers. file: path or binary
+    file. opacity: whether the last channel is it."""
+    import tifffile
+
+    channels = values_HWC.shape[2]
+    colours = 3 if channels - opacity == 3 else 1
+    extra = ["unspecified"] * (channels - colours)
+    if opacity:
+        extra[-1] = "unassalpha"
+    options: dict[str, Any] = {"photometric": "rgb" if colours == 3 else "minisblack"}
+    if channels > 1:
+        options |= {"planarconfig": "contig", "extrasamples": extra}
+    values = values_HWC if channels > 1 else values_HWC[..., 0]
+    tifffile.imwrite(file, values, metadata=None, **options)
+
+
+_PILLOW_MODES = {(1, False): "L", (2, True): "LA", (3, False): "RGB", (4, True): "RGBA"}
+"""Pillow's modes of 8 bits, by number of channels and whether the last is opacity."""
+
+
+def _pillow_if_possible(bands: Bands) -> Image | Bands:
+    """As Pillow's image if Pillow can hold it: equal pixels are equal data in every format."""
+    from PIL import Image
+
+    values = bands.values_HWC
+    if values.dtype != np.uint8 or (values.shape[2], bands.alpha) not in _PILLOW_MODES:
+        return bands
+    return Image.fromarray(np.ascontiguousarray(values if values.shape[2] > 1 else values[..., 0]))
+
+
+def check_channels(count: int) -> None:
+    """Raises CorruptImageError for more channels than an image may have."""
+    if count > LARGEST_CHANNELS:
+        raise CorruptImageError(
+            f"it has {count:,} channels, and {LARGEST_CHANNELS} at most are read"
+        )
+
+
+def _is_deep_png(image: Any) -> bool:
+    """Whether Pillow would keep only the upper half of each value of a PNG file. An animation is
+    left to Pillow, which alone can draw its images."""
+    return (
+        image.format == "PNG"
+        and image.mode in ("RGB", "RGBA", "LA")
+        and getattr(image, "n_frames", 1) == 1
+        and any("16" in str(tile[3]) for tile in image.tile)
+    )
 
 
 def _is_beyond_pillow(image: Any) -> bool:
@@ -82,7 +175,7 @@ def _is_beyond_pillow(image: Any) -> bool:
     signed = tags.get(339, (1,))[0] == 2
     whole = tags.get(339, (1,))[0] in (1, 2)
     inverted = tags.get(262) == 0 and max(bits) > 8
-    deep = (samples > 1 and max(bits) > 8) or (whole and max(bits) >= 32)
+    deep = (samples > 1 and max(bits) > 8) or (max(bits) >= 32 if whole else max(bits) != 32)
     return samples > 4 or unnamed or signed or inverted or deep
 
 
@@ -91,7 +184,20 @@ def _deep_png(data: bytes, image: Image) -> Bands:
 
     values = decode_png(data)
     image.load()  # the EXIF data may come after the pixels
-    return Bands(_turned(values, image.getexif().get(274, 1)), alpha=image.mode != "RGB")
+    values = _turned(values, image.getexif().get(274, 1))
+    if image.mode == "RGB":
+        return _with_key(values, image)
+    return Bands(values, alpha=True)
+
+
+def _with_key(values_HWC: NDArray[Any], image: Image) -> Bands:
+    """With opacity if the image names a colour that is transparent, as PNG may (tRNS)."""
+    key = image.info.get("transparency")
+    if key is None or values_HWC.dtype != np.uint16:
+        return Bands(values_HWC)
+    hidden = (values_HWC == np.asarray(key)).all(2, keepdims=True)
+    opacity = np.where(hidden, 0, 65_535).astype(np.uint16)
+    return Bands(np.concatenate([values_HWC, opacity], axis=2), alpha=True)
 
 
 def _turned(values_HWC: NDArray[Any], orientation: object) -> NDArray[Any]:
@@ -105,16 +211,22 @@ def _turned(values_HWC: NDArray[Any], orientation: object) -> NDArray[Any]:
     return values_HWC
 
 
-def _tiff(data: bytes, frame: int, pages: bool) -> Bands:
+def _tiff(data: bytes, frame: int, pages: bool) -> Image | Bands:
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         if not pages:
-            return _tiff_page(file.pages[frame])
-        found = [_tiff_page(page).values_HWC for page in file.pages]
+            return _pillow_if_possible(_tiff_page(file.pages[frame]))
+        check_channels(len(file.pages))
+        all_pages: list[Any] = list(file.pages)
+        samples = sum(page.samplesperpixel for page in all_pages)
+        check_channels(samples)
+        for page in all_pages:
+            check_pixels(page.imagewidth, page.imagelength, samples)
+        found = [_tiff_page(page).values_HWC for page in all_pages]
         if len({(page.shape[:2], page.dtype) for page in found}) > 1:
             raise CorruptImageError("its pages differ in size or type, so they are no channels")
-        return Bands(np.concatenate(found, axis=2))
+        return _pillow_if_possible(Bands(np.concatenate(found, axis=2)))
 
 
 _MIN_IS_WHITE, _PALETTE, _CMYK = 0, 3, 5
@@ -123,13 +235,16 @@ _PREMULTIPLIED, _OPACITY = 1, 2
 
 def _tiff_page(page: Any) -> Bands:
     """One image of a TIFF file, upright, black at the least value."""
-    check_pixels(page.imagewidth, page.imagelength)
+    check_channels(page.samplesperpixel)
+    check_pixels(page.imagewidth, page.imagelength * page.imagedepth, page.samplesperpixel)
     photometric = int(page.photometric)
     if photometric in (_PALETTE, _CMYK):
         kind = "a palette" if photometric == _PALETTE else "CMYK"
         raise CorruptImageError(
             f"it is {kind} with more than 8 bits or with pages as channels; convert it to RGB"
         )
+    if _lacks_codec(page):
+        raise CorruptImageError(not_read(COMPRESSED_TIFF))
     values = page.asarray()
     if values.ndim == 3 and page.planarconfig == 2:
         values = values.transpose(1, 2, 0)
@@ -139,15 +254,52 @@ def _tiff_page(page: Any) -> Bands:
         raise CorruptImageError(f"it is an array of shape {values.shape}, not of (H, W, C)")
     if page.bitspersample == 1:
         values = values.astype(np.uint8) * 255
-    if photometric == _MIN_IS_WHITE and values.dtype.kind == "u":
-        values = np.iinfo(values.dtype).max - values
     extra = [int(kind) for kind in page.extrasamples or ()]
     last = extra[-1] if extra else None
+    if last in (_PREMULTIPLIED, _OPACITY) and 1 < page.bitspersample < 8 * values.dtype.itemsize:
+        values = values.copy()  # of 12 bits, in 16
+        most = np.iinfo(values.dtype).max
+        values[..., -1] = np.rint(values[..., -1] * (most / (2**page.bitspersample - 1)))
     if last == _PREMULTIPLIED:
         values = _unmultiplied(values)
+    if photometric == _MIN_IS_WHITE and values.dtype.kind == "u":
+        colours = values.shape[2] - len(extra)
+        white = np.iinfo(values.dtype).max
+        values = np.concatenate([white - values[..., :colours], values[..., colours:]], axis=2)
     orientation = page.tags.get(274)
     values = _turned(values, 1 if orientation is None else int(orientation.value))
     return Bands(values, alpha=last in (_PREMULTIPLIED, _OPACITY))
+
+
+def _lacks_codec(page: Any) -> bool:
+    """Whether tifffile needs its plug-in, which is not installed, for an image."""
+    import tifffile
+
+    if is_read(COMPRESSED_TIFF):
+        return False
+    tables = tifffile.TIFF
+    return (
+        page.bitspersample not in _WHOLE_BITS
+        or _is_missing(tables.DECOMPRESSORS, page.compression)
+        or _is_missing(tables.UNPREDICTORS, page.predictor)
+    )
+
+
+_WHOLE_BITS = (1, 8, 16, 32, 64)
+"""Sizes of values that need no unpacking, or that tifffile unpacks alone."""
+
+
+def _is_missing(codecs: Any, number: int) -> bool:
+    """Whether one of tifffile's tables names a codec that only the plug-in has."""
+    try:
+        codecs[number](b"")
+    except ImportError:  # a module of a later Python
+        return True
+    except KeyError as error:
+        return "imagecodecs" in str(error)
+    except Exception:  # it is there, and does not decode nothing
+        return False
+    return False
 
 
 def _unmultiplied(values_HWC: NDArray[Any]) -> NDArray[Any]:
@@ -160,12 +312,37 @@ def _unmultiplied(values_HWC: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate([restored.astype(values_HWC.dtype), opacity], axis=2)
 
 
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array in a file. Then the file stands at its numbers."""
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
+    """Shape and type of an array in a file, and whether its first axis is the innermost. Then the
+    file stands at its numbers. Raises CorruptImageError if it does not hold them."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
     major, _ = np.lib.format.read_magic(file)
     read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-    shape, _, kind = read[major](file)
-    return shape, kind
+    if major not in read:
+        raise CorruptImageError(f"it is version {major} of NumPy's format, not 1 or 2")
+    shape, inside_out, kind = read[major](file)
+    if kind.hasobject or not np.issubdtype(kind, np.number) or kind.kind == "c":
+        raise CorruptImageError(f"its values are of the type {kind}, not numbers")
+    if len(shape) not in (2, 3, 4) or min(shape) < 1:
+        raise CorruptImageError(f"it is an array of shape {shape}, not an image (H, W, C)")
+    told, held = math.prod(shape) * kind.itemsize, size - file.tell()
+    if told > held:
+        raise CorruptImageError(f"it is truncated: it has {held:,} of {told:,} bytes of numbers")
+    return shape, kind, inside_out
+
+
+def _is_stack(shape: tuple[int, ...], every: bool) -> bool:
+    """Whether an array holds several images. every: all images of it are wanted; then an axis is
+    that of the channels only if it is certain."""
+    if len(shape) == 3 and every:
+        first, second, last = shape
+        bands = first == second != last <= LARGEST_CHANNELS
+        return not (first <= _SURE_CHANNELS or last <= _SURE_CHANNELS or bands)
+    return _channel_axis(shape) is None
+
+
+_SURE_CHANNELS = 4
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int | None:
@@ -178,36 +355,54 @@ def _channel_axis(shape: tuple[int, ...]) -> int | None:
         return -1
     if len(shape) != 3:
         return None
-    if shape[1] == shape[2] and shape[0] > LARGEST_CHANNELS and shape[2] > 4:
+    if shape[1] == shape[2] and shape[0] > LARGEST_CHANNELS and shape[2] > _SURE_CHANNELS:
         return None  # many small square images
-    few = [axis for axis in (2, 0) if shape[axis] <= 4]
+    few = [axis for axis in (2, 0) if shape[axis] <= _SURE_CHANNELS]
     beside_a_square = [axis for axis, a, b in ((2, 0, 1), (0, 1, 2)) if shape[a] == shape[b]]
     short = [axis for axis in (2, 0) if shape[axis] <= LARGEST_CHANNELS]
     square = [axis for axis in beside_a_square if axis in short]
     return next(iter((*few, *square, *short)), None)
 
 
-def _npy(data: bytes, frame: int) -> NDArray[Any]:
-    file = io.BytesIO(data)
-    shape, kind = _npy_header(file)
-    if kind.hasobject or not np.issubdtype(kind, np.number) or kind.kind == "c":
-        raise CorruptImageError(f"its values are of the type {kind}, not numbers")
-    told, held = math.prod(shape) * kind.itemsize, len(data) - file.tell()
-    if told > held:
-        raise CorruptImageError(f"it is truncated: it has {held:,} of {told:,} bytes of numbers")
-    values = np.load(io.BytesIO(data), allow_pickle=False)
-    axis = _channel_axis(shape)
-    if axis is None and len(shape) in (3, 4):
-        values = values[frame]
-        axis = _channel_axis(values.shape)
-    if axis is None or not math.prod(values.shape):
+def _npy(file: IO[bytes], frame: int | None) -> NDArray[Any]:
+    """(H, W, C) of an array in a file, or of one image of it. Reads only the numbers of that."""
+    shape, kind, inside_out = _npy_header(file)
+    stack = frame is not None or _is_stack(shape, every=False)
+    of_one = shape[1:] if stack else shape
+    axis = _channel_axis(of_one)
+    if axis is None:
         raise CorruptImageError(f"it is an array of shape {shape}, not an image (H, W, C)")
+    height, width = (side for number, side in enumerate(of_one) if number != axis % 3)
+    check_pixels(width, height, 1 if axis == -1 else of_one[axis])
+    values = _numbers(file, shape, kind, inside_out, frame or 0 if stack else None)
     if axis == -1:
-        values = values[..., None]
-    elif axis == 0:
-        values = values.transpose(1, 2, 0)
-    check_pixels(values.shape[1], values.shape[0])
-    return values
+        return values[..., None]
+    return values.transpose(1, 2, 0) if axis == 0 else values
+
+
+def _numbers(
+    file: IO[bytes],
+    shape: tuple[int, ...],
+    kind: np.dtype[Any],
+    inside_out: bool,
+    first: int | None,
+) -> NDArray[Any]:
+    """An array in a file that stands at its numbers. first: an index of the first axis; only the
+    numbers there are read."""
+    order = "F" if inside_out else "C"
+    if first is not None and inside_out and isinstance(file, io.FileIO):  # they lie apart
+        return np.array(np.memmap(file, kind, "r", file.tell(), shape, order)[first])
+    if first is not None and not inside_out:
+        shape = shape[1:]
+        file.seek(first * math.prod(shape) * kind.itemsize, io.SEEK_CUR)
+        first = None
+    size = math.prod(shape) * kind.itemsize
+    check_bytes(size)
+    data = bytearray()
+    while len(data) < size and (part := file.read(size - len(data))):  # Linux reads 2 GiB at most
+        data += part
+    values = np.frombuffer(data, kind).reshape(shape, order=order)
+    return values if first is None else values[first]
 
 
 def upright(image: Image) -> Image:

@@ -128,8 +128,9 @@ class Seen:
             channels = colours + alpha
         of_floats = None
         if value_range is None and self.types and wanted.element != "float16":
-            value_range = self._full() if wanted.full_range else self._observed()
             of_floats = self._of_floats()
+            observed = range_of(self.low, self.high, floats=of_floats)
+            value_range = self._full() if wanted.full_range else observed
         return replace(
             wanted,
             channels=channels,
@@ -162,19 +163,20 @@ class Seen:
         limits = [np.iinfo(kind) for kind in self.types]
         return float(min(limit.min for limit in limits)), float(max(limit.max for limit in limits))
 
-    def _observed(self) -> tuple[float, float]:
-        """The range of values that were seen, from 0 if none is negative. Of whole numbers: to the
-        end of the 8, 10, 12, 14 or 16 bits that hold them. Of floats: to 1 or 255 if their largest
-        value is near it, which resampling overshoots, else to the largest."""
-        low, high = self.low, self.high
-        if low < 0:
-            return low, high if high > low else low + 1
-        if not self._of_floats():
-            ends = (2.0**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 32))
-            return 0.0, next((end for end in ends if high <= end), high)
-        if high <= 1.1:
-            return 0.0, 1.0
-        return 0.0, 255.0 if 128 <= high <= 280 else high
+
+def range_of(low: float, high: float, *, floats: bool) -> tuple[float, float]:
+    """The values of black and white of images with these least and largest values: from 0 if none
+    is negative. Of whole numbers: to the end of the 8, 10, 12, 14 or 16 bits that hold them. Of
+    floats: to 1 or 255 if their largest value is near it, which resampling overshoots, else to the
+    largest."""
+    if low < 0:
+        return low, high if high > low else low + 1
+    if not floats:
+        ends = (2.0**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 32))
+        return 0.0, next((end for end in ends if high <= end), high)
+    if high <= 1.1:
+        return 0.0, 1.0
+    return 0.0, 255.0 if 128 <= high <= 280 else high
 
 
 class Pixels(NamedTuple):

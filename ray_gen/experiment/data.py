@@ -169,8 +169,9 @@ class PixelFields(Component):
     """What `fit: pad` fills in: edge repeats the last pixels; a number, or one for each channel,
     from 0 (black) to 255 (white)."""
     max_pixels: PositiveInt | None = None
-    """Largest number of pixels of an image file. A larger one counts as corrupt: a small file may
-    claim more than the memory holds. None: 178,956,970."""
+    """Largest number of pixels of an image. A larger one counts as corrupt: a small file may claim
+    more than the memory holds. Every 4 channels count as a pixel of their own, and a file may have
+    32 bytes for each pixel. None: 178,956,970."""
     jpeg_scaling: bool = False
     """Let JPEG photographs be scaled down while they are decompressed, never below twice the wanted
     size. Decoding is faster, pixels differ a little."""
@@ -399,7 +400,9 @@ class ImageFilesData(DataSettings):
     frames: Literal["first", "all", "channels"] = "first"
     """What is read of animations, TIFF files with several pages, and arrays of shape (N, H, W) or
     (N, H, W, C): the first image; all, each as an image; or all pages of a TIFF file as the
-    channels of one image. An array that can be one image of several channels is one."""
+    channels of one image. With `all`, an array of three axes is N grey images. It is one image if
+    its first or last axis is 1 to 4 channels, or its last one is up to 16 channels of a square.
+    With the others it is one image if an axis can be 1 to 16 channels."""
     labels: Location = free("auto")
     """Where classes come from. auto: metadata.csv, .jsonl or .parquet with a column file_name, or
     StyleGAN's dataset.json, beside the images; else their folders. folders. none. Or a file of

@@ -6,7 +6,7 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -146,16 +146,10 @@ def save_png(picture: Levels, path: Path) -> None:
 
 def save_tiff(picture: Levels, path: Path) -> None:
     """Write (H, W, C), uint8 or uint16, as a TIFF file of C bands, whole or not at all."""
-    import tifffile
+    from ray_gen.data.pictures import write_tiff
 
-    channels = picture.shape[2]
-    bands: dict[str, Any] = {"photometric": "rgb" if channels in (3, 4) else "minisblack"}
-    if channels > 1:
-        colours = 3 if channels in (3, 4) else 1
-        kind = "unassalpha" if has_opacity(channels) else "unspecified"
-        bands |= {"planarconfig": "contig", "extrasamples": [kind] * (channels - colours)}
     with _whole(path) as partial:
-        tifffile.imwrite(partial, picture, metadata=None, **bands)
+        write_tiff(partial, picture, opacity=has_opacity(picture.shape[2]))
 
 
 def file_kind(channels: int, bits: int) -> str:

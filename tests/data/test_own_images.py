@@ -467,7 +467,8 @@ def test_tiff_files_that_pillow_misreads_are_read(tmp_path: Path) -> None:
 
 def test_opacity_of_deep_images(tmp_path: Path) -> None:
     values = np.full((8, 8, 4), 2000, np.uint16)
-    values[..., 3] = 4095  # 12 bits, opaque
+    values[..., 3] = 65_535  # opaque, while the colours use 12 bits
+    values[7, 7, :3] = 4095
     values[:, :4, 3] = 0
     tiff(tmp_path / "a" / "0.tif", values, photometric="rgb", extrasamples=["unassalpha"])
     store = opened(folder(tmp_path / "a"), tmp_path / "cache")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ray_gen.data.errors import CorruptImageError, DataError, reason, unreadable
-from ray_gen.data.formats import HEAD_BYTES, what_it_is
+from ray_gen.data.formats import HEAD_BYTES, check_bytes, what_it_is
 from ray_gen.data.sources.files import File, Scan, is_data
 from ray_gen.data.sources.images import Images
 
@@ -306,6 +306,8 @@ def _not_whole(path: Path, why: str) -> DataError:
 
 def _content(handle: Handle, member: _Member, most: int | None = None) -> bytes:
     """The decompressed bytes of a member, or at most the first `most` of them."""
+    if most is None:
+        check_bytes(member.size)  # which a small archive can claim
     wanted = member.stored if most is None else min(member.stored, 2 * most + 64)
     data = handle.read(member.header, _BEFORE_DATA + wanted)
     if not data.startswith(b"PK\3\4") or len(data) < _LOCAL_BYTES:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-from ray_gen.data.errors import CorruptImageError, DataError, Refuse, raised, unreadable
+from ray_gen.data.errors import CorruptImageError, DataError, Refuse, raised, reason, unreadable
 from ray_gen.data.formats import (
+    COMPRESSED_TIFF,
     NPY,
+    check_bytes,
     format_named,
     format_of,
     formats_read,
@@ -23,7 +28,7 @@ from ray_gen.data.formats import (
     suffix_of,
     what_it_is,
 )
-from ray_gen.data.pictures import frames_of, read_picture
+from ray_gen.data.pictures import frames_of, lacks_codec, read_picture
 from ray_gen.data.sources.base import Item, Listing
 from ray_gen.data.sources.files import File, Files, FolderFiles, Scan
 from ray_gen.data.sources.labels import MOST_CLASSES, LabelColumn, too_many_folders
@@ -40,6 +45,8 @@ _HEADS_AT_ONCE = 16
 """A network drive answers in milliseconds: in parallel, a million files take minutes, not hours."""
 _HEADS_EACH = 64
 """Number of files in one task of a thread. With one, the hand-over costs more than the read."""
+_ARRAY = b"\x93NUMPY"
+"""How a file in NumPy's format begins."""
 _MOVING = ("GIF", "WEBP", "PNG", "TIFF", "AVIF", NPY)
 """Formats of which a file can hold several images."""
 
@@ -160,7 +167,8 @@ class Images:
         names = class_names or ()
         index = {name: i for i, name in enumerate(layout.class_names or ())}
         numbers = self._numbers(metadata, [image.path for image in kept], refuse)
-        frames, notes = self._frames(kept, refuse)
+        kept, frames, notes = self._frames(kept, refuse)
+        of_several = _KeptFiles(self.files)
 
         def label_of(path: str) -> int | None:
             if labels.decides:
@@ -169,7 +177,9 @@ class Images:
 
         items = (
             self._item(
-                image, layout.places[image.path], label, names, frame, numbers.of.get(image.path)
+                *(image, layout.places[image.path], label, names, frame),
+                numbers.of.get(image.path),
+                self.files if frame is None else of_several,
             )
             for image in kept
             for label in (label_of(image.path),)
@@ -240,30 +250,36 @@ class Images:
     def _told_apart(self, scan: Scan, refuse: Refuse) -> Found:
         """Looks at the first bytes of every file. Refuses a file that cannot be opened."""
 
-        def head_of(file: File) -> bytes | OSError | CorruptImageError:
+        def head_of(file: File) -> _Head | OSError | CorruptImageError:
             try:
-                return self.files.head(file.path)
+                head = self.files.head(file.path)
             except (OSError, CorruptImageError) as error:
                 return error
+            known = format_of(head, file.path)
+            if known == "TIFF":
+                with suppress(Exception), self.files.open(file.path) as opened:
+                    if lacks_codec(opened, pages=self.frames == "channels"):
+                        known = COMPRESSED_TIFF
+            return head, known
 
-        def heads_of(files: Sequence[File]) -> list[bytes | OSError | CorruptImageError]:
+        def heads_of(files: Sequence[File]) -> list[_Head | OSError | CorruptImageError]:
             return [head_of(file) for file in files]
 
         found = Found([], [], [])
         parts = [scan.files[i : i + _HEADS_EACH] for i in range(0, len(scan.files), _HEADS_EACH)]
         with ThreadPoolExecutor(_HEADS_AT_ONCE, "heads") as pool:
             heads = chain.from_iterable(pool.map(heads_of, parts))
-            for file, head in zip(scan.files, heads, strict=True):
-                if isinstance(head, OSError):
-                    refuse(unreadable(self.field, self.files.name(file.path), head))
+            for file, told in zip(scan.files, heads, strict=True):
+                if isinstance(told, OSError):
+                    refuse(unreadable(self.field, self.files.name(file.path), told))
                     continue
-                if isinstance(head, CorruptImageError):
+                if isinstance(told, CorruptImageError):
                     if format_named(file.path) is None:
                         found.others.append(file.path)
                     else:
-                        found.images.append(ImageFile(file.path, None, str(head)))
+                        found.images.append(ImageFile(file.path, None, str(told)))
                     continue
-                known = format_of(head, file.path)
+                head, known = told
                 if known is not None:
                     kind = found.images if is_read(known) else found.unread
                     several = may_hold_several(known, head)
@@ -281,8 +297,9 @@ class Images:
 
     def _frames(
         self, images: Sequence[ImageFile], refuse: Refuse
-    ) -> tuple[dict[str, range], list[str]]:
-        """The numbers of the images to read in files that hold several, and what to tell of them.
+    ) -> tuple[Sequence[ImageFile], dict[str, range], list[str]]:
+        """The files, the numbers of the images to read in those that hold several, and what to tell
+        of them. If all images are wanted and cannot be counted, the file is damaged.
 
         If only the first images are read, a file is opened only if its first bytes suggest several.
         """
@@ -293,16 +310,23 @@ class Images:
             and (image.several or (self.frames != "first" and image.known in _MOVING))
         ]
 
+        every = self.frames == "all"
+        damaged: dict[str, ImageFile] = {}
+
         def count(image: ImageFile) -> int:
             try:
                 with self.files.open(image.path) as file:
-                    return frames_of(file, image.known)
-            except Exception:  # decoding will say what is wrong with it
+                    return frames_of(file, image.known, every=every)
+            except Exception as error:
+                if every:
+                    why = str(error) if isinstance(error, CorruptImageError) else reason(error)
+                    damaged[image.path] = replace(image, damage=why)
                 return 1
 
         with ThreadPoolExecutor(_HEADS_AT_ONCE, "frames") as pool:
             counts = pool.map(count, moving) if moving else ()
             several = [(i, number) for i, number in zip(moving, counts, strict=True) if number > 1]
+        images = [damaged.get(image.path, image) for image in images]
         if self.frames == "channels":
             for image, number in several:
                 if image.known != "TIFF":
@@ -313,14 +337,15 @@ class Images:
                             " it to TIFF, or set data.frames=all or first"
                         )
                     )
-            return {}, []
+            return images, {}, []
         if not several:
-            return {}, []
+            return images, {}, []
         total = sum(number for _, number in several)
         hold = "1 file holds" if len(several) == 1 else f"{len(several):,} files hold"
-        if self.frames == "all":
-            return {i.path: range(n) for i, n in several}, [f"{hold} {total:,} images"]
-        return {}, [f"{hold} {total:,} images: the first is read; data.frames=all reads all"]
+        if every:
+            return images, {i.path: range(n) for i, n in several}, [f"{hold} {total:,} images"]
+        first = f"{hold} {total:,} images: the first is read; data.frames=all reads all"
+        return images, {}, [first]
 
     def _item(
         self,
@@ -330,13 +355,14 @@ class Images:
         names: Sequence[str],
         frame: int | None,
         conditions: tuple[float, ...] | None,
+        files: Files | _KeptFiles,
     ) -> Item:
         suffix = "" if frame is None else f"#{frame}"
         return Item(
             key=place.key,
             name=self.files.name(image.path) + suffix,
             split=place.split,
-            load=partial(_load, self.files, image, label, frame or 0, self.frames == "channels"),
+            load=partial(_load, files, image, label, frame, self.frames == "channels"),
             encoded=partial(_bytes_of, self.files, image.path) if frame is None else None,
             class_name=names[label] if label is not None and names else None,
             conditions=conditions,
@@ -408,8 +434,46 @@ def _suffix(path: str) -> str:
     return suffix_of(path) or "without suffix"
 
 
+_Head = tuple[bytes, str | None]
+"""The first bytes of a file, and its format."""
+
+
+class _KeptFiles:
+    """Files that hold several images: each is read once, and not once for each of its images. Keeps
+    the last two. Threads read the images in order, so some may still be at the first."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self._kept: dict[str, bytes] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _KeptFiles, (self._files,)
+
+    def open(self, path: str) -> IO[bytes]:
+        """See `Files.open`. An array on a disk stays there: its images are read at their places."""
+        with self._lock:
+            data = self._kept.pop(path, None)
+            if data is None:
+                file = self._files.open(path)
+                if isinstance(file, io.FileIO) and file.read(len(_ARRAY)) == _ARRAY:
+                    return file
+                with file:
+                    check_bytes(file.seek(0, io.SEEK_END))
+                    file.seek(0)
+                    data = file.read()
+            self._kept[path] = data
+            if len(self._kept) > 2:
+                del self._kept[next(iter(self._kept))]
+        return io.BytesIO(data)
+
+
 def _load(
-    files: Files, image: ImageFile, label: int | None, frame: int, pages: bool
+    files: Files | _KeptFiles,
+    image: ImageFile,
+    label: int | None,
+    frame: int | None,
+    pages: bool,
 ) -> tuple[Picture, int | None]:
     if image.damage is not None:
         raise CorruptImageError(image.damage)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ray_gen.data.errors import CorruptImageError, DataError, Refuse
-from ray_gen.data.formats import HEAD_BYTES, what_it_is
+from ray_gen.data.formats import HEAD_BYTES, check_bytes, what_it_is
 from ray_gen.data.sources import labels as of_labels
 from ray_gen.data.sources.archives import (
     Handle,
@@ -223,6 +223,7 @@ class TarFiles:
             self.scan()
         shard, offset, size = self._members[path]
         wanted = size if most is None else min(size, most)
+        check_bytes(wanted)
         data = self._opened(shard.path).read(offset, wanted)
         if len(data) < wanted:
             raise CorruptImageError("the tar file has become shorter while it was read")
