@@ -136,7 +136,7 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
         "evaluation.metrics: likelihood: the objective gan has no likelihood",
     ),
     (gan, {"metrics": ["fid"], "count": 73}, "evaluation.count: 73 .* there are 72 .*at most 72"),
-    (gan, {"metrics": ["kid"], "kid_subset_size": 1000}, "evaluation.kid_subset_size"),
+    (gan, {"metrics": ["kid"], "kid_subset_size": 999}, "evaluation.kid_subset_size"),
     (
         gan,
         {"metrics": ["fid"], "features": {"kind": "inception", "weights": "/nowhere/a.pth"}},
@@ -167,6 +167,22 @@ def test_what_cannot_be_measured_is_refused(store_8, make, given, sentence: str)
     state, _ = trained(this, store_8)
     with pytest.raises(Refused, match=sentence):
         Evaluator(settings(**given), store_8, "random", World()).scores(model_of(this, state))
+
+
+@pytest.mark.parametrize("metrics", ["auto", ["kid"]])
+def test_kid_takes_smaller_subsets_of_small_sets_and_says_so(store_8, metrics: Any) -> None:
+    this = gan()
+    model = model_of(this, trained(this, store_8)[0])
+
+    def kid(**given: Any) -> dict[str, Any]:
+        asked = settings(metrics=metrics, count=20, **given)
+        return dict(Evaluator(asked, store_8, "random", World()).scores(model)["kid"].protocol)
+
+    small = kid(kid_subset_size=1000)  # the default
+    assert small["subset_size"] == 20
+    assert small["warning"].startswith("subsets of 20 images instead of 1,000")
+    enough = kid(kid_subset_size=20)
+    assert enough["subset_size"] == 20 and "warning" not in enough
 
 
 def test_a_reference_without_images_is_refused(store_8) -> None:
@@ -321,6 +337,7 @@ BAD: list[tuple[list[str], str]] = [
     ([], "name either a run, or pictures"),
     (["--generated", "/tmp"], "--reference: pictures are compared with real images"),
     (["RUN", "--metrics", "fdi"], " --metrics: there is no metric 'fdi'; did you mean fid"),
+    (["RUN", "--metrics", "elbo"], " --metrics: elbo is part of likelihood; set --metrics to"),
     (["RUN", "--count", "5000"], " --count: 5000 images were asked for"),
     (["RUN", "--split", "held_out", "--count", "1001"], " --count: 1001 images were asked for"),
     (["RUN", "--reference", "/no/such/folder"], " --reference: /no/such/folder does not exist"),
@@ -669,6 +686,77 @@ def test_what_a_run_of_the_first_rules_cannot_read_is_one_sentence(
     assert ended.exit_code == 2 and isinstance(ended.exception, SystemExit), ended.output
     told = ended.output.strip().splitlines()[-1]
     assert f"{option}: zip:{tmp_path}/a.zip cannot be read as the run reads its own images" in told
+
+
+def test_the_checkpoint_that_is_taken_instead_of_the_newest_is_told(
+    run: Path, tmp_path: Path
+) -> None:
+    whole, damaged, cut = tmp_path / "whole", tmp_path / "damaged", tmp_path / "cut"
+    for folder, names in ((whole, (run.name, "best")), (damaged, (run.name, "best"))):
+        for name in names:
+            shutil.copytree(run, folder / name)
+    shutil.copytree(damaged, cut)
+    (cut / "best").rename(cut / "checkpoint_000000000024")
+    for folder in (damaged, cut):
+        (folder / run.name / "manifest.json").unlink()
+
+    def told(*folders: Path) -> str:
+        few = ["--metrics", "sliced_wasserstein", "--count", "20"]
+        ended = CliRunner().invoke(main, ["evaluate", *map(str, folders), *few])
+        assert ended.exit_code == 0, ended.output
+        return ended.stderr
+
+    assert "not whole" not in told(whole, run)
+    sentence = f"; {run.name} has no manifest.json, so it is not whole)"
+    said = told(damaged, cut)
+    assert f"damaged: checkpoint of 48 images (best{sentence}" in said
+    assert f"cut: checkpoint of 48 images (newest{sentence}" in said
+    shutil.rmtree(damaged / run.name)
+    assert "damaged: checkpoint of 48 images (best)" in told(damaged)
+
+
+def test_the_progress_of_several_runs_names_the_run(run: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        shutil.copytree(run, tmp_path / name)
+    few = ["--metrics", "sliced_wasserstein", "--count", "20"]
+    alone = CliRunner().invoke(main, ["evaluate", str(tmp_path / "a"), *few])
+    assert "generated images" in alone.stderr.splitlines()
+    ended = CliRunner().invoke(main, ["evaluate", *(str(tmp_path / n) for n in "ab"), *few])
+    lines = ended.stderr.splitlines()
+    assert {"a: generated images", "b: generated images"} <= {*lines}
+
+
+def test_paths_below_the_current_folder_and_the_storage_are_short(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run, tmp_path / "runs" / "a")
+    shutil.copytree(run, tmp_path / "here" / "b")
+    _pictures(tmp_path / "here" / "real", 20, 1)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("RAY_GEN_STORAGE", str(tmp_path / "runs"))
+    few = ["--metrics", "sliced_wasserstein", "--count", "20"]
+    ended = CliRunner().invoke(main, ["evaluate", "b", str(tmp_path / "runs" / "a"), *few])
+    assert "- b: generated run b\n" in ended.stdout and "- a: generated run a\n" in ended.stdout
+    few = ["--generated", "real", "--reference", "real", *few]
+    ended = CliRunner().invoke(main, ["evaluate", *few])
+    assert "generated (data folder:real, " in ended.stdout
+
+
+def test_what_cannot_be_measured_is_refused_before_ray_starts(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started() -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("ray_gen.launch.evaluate_workers.connected", started)
+    for given, sentence in (
+        ({"metrics": ["fid"], "count": 5000}, r"evaluation\.count: 5000 images"),
+        ({"features": {"kind": "run", "run": "/no/run"}}, r"evaluation\.features\.run: /no/run"),
+        ({"metrics": ["kid"], "kid_subset_size": 999, "count": 9}, r"kid_subset_size: 999 images"),
+        ({"reference": "/no/such/folder"}, r"--reference: /no/such/folder does not exist"),
+    ):
+        with pytest.raises(Refused, match=sentence):
+            ray_gen.evaluate(run, workers=2, **given)
 
 
 @pytest.fixture

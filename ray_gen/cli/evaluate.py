@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -154,9 +155,9 @@ def evaluate(
     rows: list[tuple[str, Scores]] = []
     failed: dict[str, str] = {}
     try:
-        for run in runs:
+        for run, name in zip(runs, _names(runs), strict=True):
             try:
-                rows.append((run, _measured(run, arguments, options)))
+                rows.append((run, _measured(run, arguments, options, name)))
             except (Refused, Failed) as error:
                 failed[run] = str(error)
                 told = f"{click.style('failed:', fg='red', bold=True)} {run}: {error}"
@@ -167,13 +168,16 @@ def evaluate(
         raise Failed(f"{len(failed)} of {len(runs)} runs could not be measured")
 
 
-def _measured(run: str | None, arguments: dict[str, Any], options: dict[str, str]) -> Scores:
-    """The scores of a run, or of the pictures that the arguments name."""
+def _measured(
+    run: str | None, arguments: dict[str, Any], options: dict[str, str], of: str = ""
+) -> Scores:
+    """The scores of a run, or of the pictures that the arguments name. of: its name in progress, if
+    there are several."""
     from ray_gen.cli.progress import measuring
     from ray_gen.launch.evaluate import evaluate as measure
 
     try:
-        with measuring() as progress:
+        with measuring(of) as progress:
             return measure(run, progress=progress, **arguments)
     except (Refused, Failed) as error:
         kind = Refused if isinstance(error, Refused) else Failed
@@ -191,10 +195,9 @@ def _tell(
     from ray_gen.evaluation.table import table
 
     if rows:
-        names = [_column(of) for of, _ in rows]
-        short = len({*names}) == len(names)
-        named = [(_column(of) if short else of, scores) for of, scores in rows]
-        click.echo(_with_options(table(named, verbose=verbose), options))
+        names = _names([of for of, _ in rows])
+        named = [(name, scores) for name, (_, scores) in zip(names, rows, strict=True)]
+        click.echo(_briefly(_with_options(table(named, verbose=verbose), options)))
     if output is not None and (rows or failed):
         found = [{"of": of, **scores.as_json()} for of, scores in rows]
         found += [{"of": of, "failed": why} for of, why in failed.items()]
@@ -208,6 +211,23 @@ def _column(of: str) -> str:
     path = PurePosixPath(of.rstrip("/"))
     in_a_run = path.name == "best" or path.name.startswith("checkpoint_")
     return f"{path.parent.name}/{path.name}" if in_a_run and path.parent.name else path.name
+
+
+def _names(runs: Sequence[str]) -> list[str]:
+    """Their names for columns and progress; the paths, if two have the same name."""
+    names = [_column(run) for run in runs]
+    return names if len({*names}) == len(names) else list(runs)
+
+
+def _briefly(text: str) -> str:
+    """The text, with paths relative to the working directory or to the folder of the runs."""
+    from ray_gen.experiment import absolute_path
+    from ray_gen.storage import default_storage
+
+    folders = {str(Path.cwd()), absolute_path(default_storage()).rstrip("/")} - {"/", ""}
+    for folder in sorted(folders, key=len, reverse=True):
+        text = re.sub(rf"(?<![\w./-]){re.escape(folder)}/", "", text)
+    return text
 
 
 def _with_options(text: str, options: dict[str, str]) -> str:

@@ -10,12 +10,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 @contextmanager
-def measuring() -> Generator[Callable[[int, int, str], None]]:
+def measuring(of: str = "") -> Generator[Callable[[int, int, str], None]]:
     """Gives `progress(done, total, what)`, which writes to stderr: one line that updates on a
-    terminal, or one line per stage in a log."""
+    terminal, or one line per stage in a log. of: what is measured, if that must be told."""
     console = Console(stderr=True, highlight=False)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
         TimeRemainingColumn(compact=True),
@@ -27,13 +27,14 @@ def measuring() -> Generator[Callable[[int, int, str], None]]:
 
     def progress(done: int, total: int, what: str) -> None:
         nonlocal stage
+        what = f"{of}: {what}" if of else what
         if what != stage:
             stage = what
             if not console.is_terminal:
-                console.print(what)
+                console.print(what, markup=False, soft_wrap=True)
             bar.reset(task, description=what)
         bar.update(task, completed=done, total=total, description=what)
 
     with bar:
-        task = bar.add_task("loading", total=1)
+        task = bar.add_task(f"{of}: loading" if of else "loading", total=1)
         yield progress

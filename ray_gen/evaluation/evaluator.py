@@ -24,7 +24,7 @@ from ray_gen.experiment import Experiment
 from ray_gen.experiment.evaluation import CustomFeatures, Evaluation, InceptionFeatures
 from ray_gen.pixels import selected
 from ray_gen.training.build import DTYPES, class_of, import_target
-from ray_gen.training.sources import cache_folder
+from ray_gen.training.sources import cache_folder, with_labels_of
 
 COUNT = 50_000
 """Images to generate if `evaluation.count` is not set, but never more than the reference has."""
@@ -46,6 +46,17 @@ def subject_of(
         description=description,
         bits=experiment.data.bits,
     )
+
+
+def during_training(
+    experiment: Experiment, objective: Objective, networks: Networks, store: Store, world: World
+) -> tuple[Evaluator, Comparison]:
+    """What evaluates the models of a run, and its comparison for these networks. Raises Refused for
+    what cannot be measured. Collective: every rank, same order."""
+    seen = with_labels_of(store, experiment, "data")
+    evaluator = Evaluator(experiment.evaluation, seen, experiment.data.short_form, world)
+    subject = subject_of(experiment, objective, networks, {"weights": "ema"})
+    return evaluator, evaluator.checked(subject)
 
 
 class SplitImages:
@@ -113,10 +124,11 @@ class Evaluator:
             sets = {"generated": generated, "reference": reference}
         return Comparison(self._asked, self.settings, self._given(sets, subject))
 
-    def compared(self, generated: Images, reference: Images) -> Scores:
-        """Measures images that exist already, e.g. pictures of another tool. Raises Refused."""
+    def comparison_of(self, generated: Images, reference: Images) -> Comparison:
+        """The comparison that measures images that exist already, e.g. pictures of another tool.
+        Raises Refused for what cannot be measured."""
         given = self._given({"generated": generated, "reference": reference}, None)
-        return Comparison(self._asked, self.settings, given).scores()
+        return Comparison(self._asked, self.settings, given)
 
     def reference(self, split: str) -> SplitImages:
         """A split of the store: "train" or "held_out". Raises Refused if it has no images."""

@@ -77,7 +77,7 @@ class Given:
     """Seed of everything that a metric draws: subsets, splits, patches, directions."""
     automatic: bool = False
     """True if the user named no metrics. A metric then adapts a setting that does not fit (KID
-    takes smaller subsets). If False, it refuses."""
+    takes smaller subsets). If False, it refuses, unless the setting is the default."""
     cache_folder: Path | None = None
     """Folder for statistics of the reference. None: they are not kept."""
     progress: Progress = silent

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
+from ray_gen.evaluation.comparison import Comparison
 from ray_gen.evaluation.evaluator import Evaluator, SplitImages, subject_of
 from ray_gen.evaluation.progress import Progress, silent
 from ray_gen.evaluation.scores import Scores
@@ -124,6 +125,12 @@ class Request:
 
 def measure(request: Request, world: World, progress: Progress = silent) -> Scores:
     """Measures a request. Raises Refused. Collective: every rank, same order."""
+    return prepared(request, world, progress).scores()
+
+
+def prepared(request: Request, world: World, progress: Progress = silent) -> Comparison:
+    """What measures a request: data and model are read, nothing is measured yet. Raises Refused for
+    what cannot be measured. Collective: every rank, same order."""
     decoded = partial(_decoded, progress)
     if request.run is None:
         assert request.generated is not None and request.reference is not None
@@ -136,7 +143,7 @@ def measure(request: Request, world: World, progress: Progress = silent) -> Scor
         )
         reference = evaluator.reference(request.settings.reference)
         generated = SplitImages(pictures, "train", request.generated.short_form, world.device)
-        return evaluator.compared(generated, reference)
+        return evaluator.comparison_of(generated, reference)
     weights, checkpoint = request.settings.weights, request.checkpoint
     pipeline = load_as(
         Model, request.run, weights=weights, device=world.device, checkpoint=checkpoint
@@ -160,7 +167,7 @@ def measure(request: Request, world: World, progress: Progress = silent) -> Scor
     own = request.reference is None or store.digest == pipeline.experiment.data.digest
     evaluator = Evaluator(request.settings, store, data.short_form, world, progress, trained_on=own)
     described = _described(request, pipeline)
-    return evaluator.scores(
+    return evaluator.checked(
         subject_of(pipeline.experiment, pipeline.objective, pipeline.networks, described)
     )
 

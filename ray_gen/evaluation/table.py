@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 """Sign beside the name of a value: whether lower or higher is better."""
 LONGEST_UNIT = 30
 """Characters of the longest unit that stands beside a name."""
+
+_MOST_PLACES = 8
+"""Places after the point. Numbers with more are written with an exponent."""
 
 ESSENTIAL = (
     (("extractor",), ("extractor_weights",)),
@@ -56,8 +60,26 @@ def _heading(score: Score) -> str:
 
 
 def _cell(score: Score) -> str:
-    spread = "" if score.spread is None else f" ± {score.spread:.2g}"
-    return f"{score.value:.5g}{spread}"
+    """The value with five digits, but with no more than its spread allows, which has two."""
+    value, spread = score.value, score.spread
+    if spread is None:
+        return f"{value:.5g}"
+    if not (spread > 0 and math.isfinite(spread) and math.isfinite(value)):
+        return f"{value:.5g} ± {spread:.2g}"
+    places = 1 - _exponent(spread, 2)
+    return f"{_rounded(value, min(places, 4 - _exponent(value, 5)))} ± {_rounded(spread, places)}"
+
+
+def _exponent(value: float, digits: int) -> int:
+    """The power of ten of the first digit, after rounding to this number of digits."""
+    return int(f"{value:.{digits - 1}e}".partition("e")[2])
+
+
+def _rounded(value: float, places: int) -> str:
+    """A number with so many places after the point; below 0 it is rounded to tens, hundreds, …"""
+    if places > _MOST_PLACES:
+        return f"{value:.{max(places + _exponent(value, 1), 0)}e}"
+    return f"{round(value, places) + 0.0:.{max(places, 0)}f}"  # + 0.0: no minus before a zero
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from ray_gen.errors import Refused
-from ray_gen.evaluation.metrics import ALL, METRICS, scores_of
+from ray_gen.evaluation.metrics import ALL, BETTER, METRICS, metric_of, scores_of
 from ray_gen.runs.names import run_folder
 from ray_gen.settings import Component, Location, Settings, free
 
@@ -146,6 +146,9 @@ class _ForAllMetrics(Settings):
         if metrics != "auto" and len(set(metrics)) < len(metrics):
             raise ValueError("a metric is named twice; name each once")
         for name in () if metrics == "auto" else metrics:
+            if name in BETTER and name not in METRICS:
+                whole = metric_of(name)
+                raise ValueError(f"{name} is part of {whole}; set evaluation.metrics to {whole}")
             if name not in METRICS:
                 near = difflib.get_close_matches(name, METRICS, n=1)
                 hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(METRICS)}"

@@ -25,7 +25,9 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ray_gen.data.told import lines
+from ray_gen.distributed import World
 from ray_gen.errors import Failed, Interrupted, Refused
+from ray_gen.evaluation.evaluator import during_training
 from ray_gen.evaluation.metrics import OF_SAMPLES
 from ray_gen.experiment import Experiment, ExperimentError, absolute_path, differences
 from ray_gen.launch.claim import Claim
@@ -225,6 +227,11 @@ def _train(experiment: Experiment, run: Folder, show: bool) -> Run:
                 failure = failure_of(objective, manifest.settled, manifest.images)
                 metrics = dict(manifest.metrics)
                 return Run(run.location, manifest.images, _before(ended), metrics, failure)
+        if experiment.evaluation.every_images is not None:
+            line.stage("checking the evaluation")
+            networks = build_networks(experiment, objective).eval()
+            during_training(experiment, objective, networks, store, World())
+            del networks
         # The last file is Ray's record of an earlier fit. Ray would restore this record, and would
         # raise if a checkpoint in it is gone.
         for file in (STOP, PROGRESS, DUE, snapshot_file()):

@@ -20,7 +20,7 @@ from ray_gen import temporary
 from ray_gen.distributed import World, use_cores
 from ray_gen.errors import Failed
 from ray_gen.evaluation.progress import Progress, silent
-from ray_gen.evaluation.request import Request, measure
+from ray_gen.evaluation.request import Request, measure, prepared
 from ray_gen.evaluation.scores import Scores
 from ray_gen.launch.cluster import check_seen, connected, equal_share, when_there
 from ray_gen.launch.failures import EndOnError, in_words
@@ -32,6 +32,8 @@ POLL_SECONDS = 0.5
 
 def evaluate_on_workers(request: Request, workers: int, progress: Progress) -> Scores:
     """The scores of a request, measured by `workers` workers. Raises Refused or Failed."""
+    # Before Ray starts, refuse what cannot be measured.
+    prepared(request, World(), progress)
     starting = (0, 1, f"starting {workers} workers")
     progress(*starting)
     with temporary.folder("evaluate-") as folder, connected():

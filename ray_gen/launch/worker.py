@@ -22,7 +22,7 @@ from ray_gen.core import Objective
 from ray_gen.data import Store
 from ray_gen.distributed import WorkerLostError, World, use_cores
 from ray_gen.errors import Failed, Refused
-from ray_gen.evaluation.evaluator import Evaluator, subject_of
+from ray_gen.evaluation.evaluator import during_training, subject_of
 from ray_gen.experiment import Experiment
 from ray_gen.launch.failures import is_of_ray
 from ray_gen.launch.imports import import_failure
@@ -43,7 +43,7 @@ from ray_gen.storage import INTACT, Folder, StorageError, encoded
 from ray_gen.training.build import build_objective
 from ray_gen.training.loop import Control, Report, failure_of, finished, train
 from ray_gen.training.meter import NonFiniteError
-from ray_gen.training.sources import open_data, with_labels_of
+from ray_gen.training.sources import open_data
 from ray_gen.training.state import State
 
 
@@ -224,10 +224,8 @@ def evaluation_of(
 ) -> Callable[[], dict[str, float]]:
     """Returns a function that evaluates the EMA on all workers together. Making the function and
     calling it are collective."""
-    seen = with_labels_of(store, experiment, "data")
-    evaluator = Evaluator(experiment.evaluation, seen, experiment.data.short_form, world)
     # Before training, refuse what cannot be measured.
-    evaluator.checked(subject_of(experiment, objective, state.ema, {"weights": "ema"}))
+    evaluator, _ = during_training(experiment, objective, state.ema, store, world)
 
     def evaluate() -> dict[str, float]:
         images = _images(experiment, state)

@@ -31,9 +31,10 @@ from ray_gen.runs.checkpoints import (
     chosen_checkpoint,
     fetched,
     is_in_a_run,
+    newer_ones,
     run_of,
 )
-from ray_gen.runs.manifest import EMA, EXPERIMENT, NETWORKS, OF_A_MODEL, Manifest
+from ray_gen.runs.manifest import EMA, EXPERIMENT, MANIFEST, NETWORKS, OF_A_MODEL, Manifest
 from ray_gen.runs.names import run_folder
 from ray_gen.storage import Folder
 from ray_gen.training.build import build_networks, build_objective, distrust
@@ -97,10 +98,13 @@ def _facts(
 ) -> Facts:
     """The facts of a model that is loaded from the checkpoint `found` of the folder `given`."""
     source = "checkpoint"
+    taken = choice == NEWEST and found.location != given.location
+    newer = newer_ones(given, found) if taken else []
+    why = f"; {newer[0]} has no {MANIFEST}, so it is not whole" if newer else ""
     if found.location == (given / BEST).location:
-        source += " (best)"
-    elif found.location != given.location and choice == NEWEST:
-        source += " (newest)"
+        source += f" (best{why})"
+    elif taken:
+        source += f" (newest{why})"
     metrics = finite_metrics(manifest.metrics)
     return Facts(weights, manifest.images, metrics, run_of(given).name, source)
 

@@ -92,6 +92,13 @@ def newest_checkpoint(run: Folder) -> Folder:
     )
 
 
+def newer_ones(run: Folder, found: Folder) -> list[str]:
+    """Names of the run's checkpoints that are newer than `found`, newest first. If `found` is the
+    newest checkpoint, they are not whole."""
+    names = [name for name in reversed(run.names()) if _NAME.fullmatch(name)]
+    return [name for name in names if not _NAME.fullmatch(found.name) or name > found.name]
+
+
 def chosen_checkpoint(run: Folder, choice: Choice = NEWEST) -> Folder:
     """The checkpoint of a run that the user chooses: "newest", "best", or the one of a number of
     images. A folder that is a checkpoint itself takes only "newest". Raises CheckpointError if

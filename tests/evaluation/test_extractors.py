@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
+import textwrap
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,9 +17,11 @@ from torch import Tensor
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.evaluation.embedding import extracted
+from ray_gen.evaluation.extractors import custom as documented
 from ray_gen.evaluation.extractors.custom import Custom
 from ray_gen.evaluation.extractors.inception import Inception
 from ray_gen.evaluation.extractors.torchvision import TorchvisionClassifier
+from ray_gen.training.build import class_of
 from tests.evaluation import custom_extractors
 from tests.evaluation.helpers import Made, inception_weights, measured, pictures
 
@@ -109,11 +114,28 @@ def test_mnasnet_and_old_names_of_densenet_load_too(tmp_path: Path, suffix: str)
         assert torch.allclose(found.logits, logits, rtol=1e-4, atol=1e-5)
 
 
+def test_the_example_of_a_users_class_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = re.search(r" +import torch\n.*?\n\n(?= +ray-gen)", documented.__doc__ or "", re.DOTALL)
+    assert text is not None
+    made = ModuleType("my_features")
+    exec(textwrap.dedent(text[0]), made.__dict__)
+    monkeypatch.setitem(sys.modules, "my_features", made)
+    factory = class_of("my_features:MyFeatures", "evaluation.features.target", "__call__")
+    mine = Custom(target="my_features:MyFeatures", factory=factory, device=CPU)
+    assert extracted(mine, pictures(3, 1)).vectors.shape == (3, 64)
+    assert mine.resizing == "none: any size is taken"
+
+
 def test_unknown_backbones_and_foreign_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"features\.backbone: .*did you mean resnet50"):
         TorchvisionClassifier(backbone="resnet_50", device=CPU)
     path = backbone_weights(tmp_path / "net.pth", "shufflenet_v2_x0_5")
-    with pytest.raises(Refused, match=r"features\.weights: the file does not fit .*resnet18"):
+    with pytest.raises(
+        Refused,
+        match=r"^evaluation\.features\.weights: the file does not fit torchvision's resnet18: "
+        r'Missing key\(s\) in state_dict: "[\w.]+", "[\w.]+", "[\w.]+" and \d+ more; '
+        r"give the file of its weights$",
+    ):
         TorchvisionClassifier(backbone="resnet18", weights=str(path), device=CPU)
     squeezed = backbone_weights(tmp_path / "other.pth", "squeezenet1_1")
     with pytest.raises(Refused, match="ends in no linear layer"):

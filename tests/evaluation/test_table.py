@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from ray_gen.evaluation.scores import Score, Scores
 from ray_gen.evaluation.table import table
 
@@ -29,11 +31,36 @@ def test_a_row_is_a_value_and_a_column_a_run() -> None:
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:6]]
     assert cells[0] == ["", "a", "b"]
     assert cells[2] == ["fid ↓", "12.346", "12.346"]
-    assert cells[3] == ["kid ↓", "0.5 ± 0.012", "0.5 ± 0.012"]
+    assert cells[3] == ["kid ↓", "0.500 ± 0.012", "0.500 ± 0.012"]
     assert cells[4] == ["sliced_wasserstein ↓ (10^-3)", "4", "4"]
-    assert cells[5] == ["elbo ↑ (nats)", "", "-100 ± 1.5"]
+    assert cells[5] == ["elbo ↑ (nats)", "", "-100.0 ± 1.5"]
     assert len({len(line) for line in lines[:6]}) == 1  # they stand below each other
     assert set(lines[1]) == {"|", "-", ":"}
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "cell"),
+    [
+        (12.345678, None, "12.346"),
+        (12.345678, 0.12, "12.35 ± 0.12"),
+        (-545.15, 0.045, "-545.15 ± 0.045"),
+        (-545.15, 45.3, "-545 ± 45"),
+        (0.014089, 0.0014, "0.0141 ± 0.0014"),
+        (1.0, 0.0996, "1.00 ± 0.10"),
+        (-0.02, 1.5, "0.0 ± 1.5"),
+        (0.0, 0.00015, "0.0000 ± 0.00015"),
+        (12345.6, 1234.5, "12300 ± 1200"),
+        (1.23456, 1e-6, "1.2346 ± 0.0000010"),
+        (1.23456e-9, 2.5e-11, "1.235e-09 ± 2.5e-11"),
+        (3.0, 0.0, "3 ± 0"),
+    ],
+)
+def test_a_value_has_no_more_digits_than_its_spread_allows(
+    value: float, spread: float | None, cell: str
+) -> None:
+    score = of_samples("fid", value, "a", spread)
+    row = table([("a", Scores((score,)))]).splitlines()[2]
+    assert row.split("|")[2].strip() == cell
 
 
 def test_what_all_have_in_common_is_told_once() -> None:

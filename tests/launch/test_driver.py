@@ -427,6 +427,33 @@ class RunsOutOfMemory(torch.nn.Module):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
 
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("features={kind: run, run: /no/run}", r"evaluation\.features\.run: /no/run"),
+        ("count=5000", r"evaluation\.count: 5000 images were asked for"),
+        ("placement=beside", r"evaluation\.kid_subset_size: 999 images cannot be drawn"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_measured_is_refused_before_ray_starts(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, sentence: str
+) -> None:
+    def started() -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(driver, "connected", started)
+    tiny = "{kind: custom, target: 'tests.evaluation.helpers:Tiny'}"
+    asked = (
+        "every_images=100",
+        "metrics=[kid]",
+        "kid_subset_size=999",
+        f"features={tiny}",
+        setting,
+    )
+    with pytest.raises(Refused, match=sentence):
+        train(given(images, *(f"evaluation.{one}" for one in asked)), storage=str(tmp_path))
+
+
 @pytest.mark.usefixtures("no_ray")
 def test_an_evaluation_that_runs_out_of_memory_costs_no_training(
     images: Path, tmp_path: Path

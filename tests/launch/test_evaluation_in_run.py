@@ -12,6 +12,7 @@ from ray.train import Checkpoint
 from ray_gen.data import Store
 from ray_gen.distributed import World
 from ray_gen.errors import Failed
+from ray_gen.evaluation import evaluator
 from ray_gen.launch import worker
 from ray_gen.launch.evaluate_beside import evaluate_checkpoint, failures_beside
 from ray_gen.runs.checkpoints import AWAITED, DUE, checkpoint_name, checkpoints, prune, take_up_due
@@ -61,7 +62,7 @@ def evaluated(store: Store, run: Folder, step: int) -> dict[str, float]:
 def test_the_checkpoint_outlives_an_evaluation_without_memory(
     store_8, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(worker, "Evaluator", Judge)
+    monkeypatch.setattr(evaluator, "Evaluator", Judge)
     run = Folder(str(tmp_path))
     with pytest.raises(Failed, match=r"lower evaluation\.batch_size .* 20\.00 GiB"):
         evaluated(store_8, run, 4)
@@ -76,7 +77,7 @@ def test_the_checkpoint_outlives_an_evaluation_without_memory(
 
 def test_a_due_checkpoint_replaces_no_other(store_8, tmp_path: Path, monkeypatch) -> None:
     """Neither the same one nor a newer one. It is gone when the evaluation has ended."""
-    monkeypatch.setattr(worker, "Evaluator", Judge)
+    monkeypatch.setattr(evaluator, "Evaluator", Judge)
     run = Folder(str(tmp_path))
     for step in (4, 3, 4):
         with pytest.raises(Failed):

@@ -1,4 +1,28 @@
-"""A user's own extractor, named "package.module:Name"."""
+"""A user's own extractor, named "package.module:Name".
+
+A complete one, in a file my_features.py of the working directory:
+
+    import torch
+    from torch import nn
+
+    class MyFeatures(nn.Module):
+        resizing = "none: any size is taken"  # for the protocol
+
+        def __init__(self, size: int = 64) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(
+                nn.Conv2d(3, size, 4, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            )
+            # self.layers.load_state_dict(torch.load("weights.pt", weights_only=True))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.layers(images.float() / 255)  # uint8 (N, 3, H, W) to float32 (N, size)
+
+    ray-gen evaluate RUN --features custom:my_features:MyFeatures
+
+In an experiment: `evaluation.features={kind: custom, target: my_features:MyFeatures, options:
+{size: 32}}`. See `Custom` for what such a class may do, and `Features` for class scores.
+"""
 
 from __future__ import annotations
 

@@ -19,6 +19,9 @@ from ray_gen.errors import Refused
 
 FIELD = "evaluation.features.weights"
 
+_NAMED = 3
+"""Number of tensors that a message names."""
+
 # Errors of the network, name server, firewall and disk. A wrong digest is a RuntimeError.
 _NOT_DOWNLOADED = (OSError, RuntimeError, ValueError)
 
@@ -46,7 +49,8 @@ def downloaded(url: str) -> Path:
             os.close(lock)
     except _NOT_DOWNLOADED as error:
         raise Refused(
-            f"{FIELD}: {url} could not be downloaded ({error}); download it on another machine and "
+            f"{FIELD}: {url} could not be downloaded ({getattr(error, 'reason', error)}); download "
+            "it on another machine and "
             f"set {FIELD} to its path"
         ) from error
     return path
@@ -102,5 +106,8 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 def misfit(error: Exception, what: str) -> Refused:
     """The first complaint of `load_state_dict` as Refused. what: the network, for the message."""
-    found = [line.strip() for line in str(error).splitlines()][1:2] or [str(error)]
-    return Refused(f"{FIELD}: the file does not fit {what}: {found[0][:200]}")
+    found = ([line.strip() for line in str(error).splitlines()][1:2] or [str(error)])[0]
+    names = found.split(", ")  # often of hundreds of tensors
+    more = len(names) - _NAMED
+    told = ", ".join(names[:_NAMED]) + f" and {more} more" if more > 0 else found.rstrip(" .")
+    return Refused(f"{FIELD}: the file does not fit {what}: {told}; give the file of its weights")

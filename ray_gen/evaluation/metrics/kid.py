@@ -18,13 +18,18 @@ if TYPE_CHECKING:
     from ray_gen.evaluation.embedding import Embedding
 
 
+_SIZE = 1000
+"""Images in a subset, as most papers have it."""
+
+
 class KidSettings(Settings):
     """The subsets that KID is averaged over."""
 
     kid_subsets: PositiveInt = free(100)
     """Number of random subsets of each set."""
-    kid_subset_size: PositiveInt = free(1000)
-    """Images in a subset. At most the number of images in the smaller set."""
+    kid_subset_size: PositiveInt = free(_SIZE)
+    """Images in a subset. 1000, the default: fewer if the smaller set has fewer. Any other number:
+    at most the number of images in the smaller set."""
 
 
 class Kid(FeatureMetric[KidSettings]):
@@ -36,9 +41,11 @@ class Kid(FeatureMetric[KidSettings]):
 
     @property
     def subset_size(self) -> int:
-        """Images in a subset, adapted to small sets if the user named no metrics."""
+        """Images in a subset. The default is adapted to small sets; another number only if the user
+        named no metrics."""
         size = self.settings.kid_subset_size
-        return min(size, self.given.smallest) if self.given.automatic else size
+        adapts = self.given.automatic or size == _SIZE
+        return min(size, self.given.smallest) if adapts else size
 
     def check(self) -> None:
         """Both sets have enough images for a subset, and a subset has at least two."""
@@ -74,8 +81,14 @@ class Kid(FeatureMetric[KidSettings]):
         yield "kid", value, None if whole else deviation
 
     def protocol(self) -> Mapping[str, Any]:
-        """Number and size of the subsets."""
-        return {"subsets": self.settings.kid_subsets, "subset_size": self.subset_size}
+        """Number and size of the subsets, and a warning if they are smaller than the setting."""
+        size, wanted = self.subset_size, self.settings.kid_subset_size
+        warning = (
+            f"subsets of {size:,} images instead of {wanted:,}, because a set has no more; compare"
+            " the spread only with equal subsets"
+        )
+        own = {"subsets": self.settings.kid_subsets, "subset_size": size}
+        return {**own, "warning": warning} if size < wanted else own
 
 
 def kernel_distance(

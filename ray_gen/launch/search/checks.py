@@ -13,7 +13,7 @@ from ray_gen.core import Weight
 from ray_gen.data import Store
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
-from ray_gen.evaluation.evaluator import Evaluator, subject_of
+from ray_gen.evaluation.evaluator import during_training
 from ray_gen.evaluation.metrics import BETTER, metric_of
 from ray_gen.experiment import Experiment, ExperimentError, differences
 from ray_gen.launch.cluster import Share
@@ -26,7 +26,7 @@ from ray_gen.searches.records import (
 from ray_gen.storage import Folder
 from ray_gen.training.build import build_networks, build_objective
 from ray_gen.training.loop import train
-from ray_gen.training.sources import resolved_by, with_labels_of
+from ray_gen.training.sources import resolved_by
 from ray_gen.training.state import State
 
 
@@ -127,9 +127,7 @@ def _check_evaluation(experiment: Experiment, metric: str, store: Store) -> None
     """Raises ExperimentError if an evaluation of this experiment does not measure the metric."""
     objective = build_objective(experiment)
     state = State.build(experiment, objective, World())
-    seen = with_labels_of(store, experiment, "data")
-    evaluator = Evaluator(experiment.evaluation, seen, experiment.data.short_form, World())
-    found = evaluator.checked(subject_of(experiment, objective, state.ema, {"weights": "ema"}))
+    _, found = during_training(experiment, objective, state.ema, store, World())
     if metric_of(metric) not in found.names:
         without = "; ".join(found.left_out())
         raise ExperimentError([f"search.metric: {metric} cannot be measured here ({without})"])
