@@ -14,6 +14,7 @@ import click
 from ray_gen.cli.data import data
 from ray_gen.cli.evaluate import evaluate
 from ray_gen.cli.export import export
+from ray_gen.cli.fields import fields
 from ray_gen.cli.latent import arithmetic, interpolate, traverse
 from ray_gen.cli.runs import runs
 from ray_gen.cli.search import search
@@ -73,6 +74,7 @@ for _command in (
     search,
     recipes,
     runs,
+    fields,
     tensorboard,
     sample,
     interpolate,

@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from ray_gen.errors import Refused
+
 
 @click.command()
 @click.argument("recipe_or_file")
@@ -38,13 +40,16 @@ def train(
 
 @click.command()
 @click.argument("name", required=False)
-def recipes(name: str | None) -> None:
+@click.option("--full", is_flag=True, help="Print every field, with its default and a comment.")
+def recipes(name: str | None, full: bool) -> None:
     """List the built-in recipes and their measurements, or print one as YAML to copy and edit."""
     from ray_gen import recipes as built_in
 
     if name is not None:
-        click.echo(built_in.recipe_text(name), nl=False)
+        click.echo(built_in.to_copy(name, full), nl=False)
         return
+    if full:
+        raise Refused("--full: name a recipe, e.g. ray-gen recipes vae-mnist5k --full")
     for known in built_in.names():
         click.secho(known, bold=True)
         click.echo("".join(f"    {line}\n" for line in built_in.claim(known).splitlines()))

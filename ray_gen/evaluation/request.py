@@ -23,12 +23,12 @@ from ray_gen.evaluation.scores import Scores
 from ray_gen.experiment import Experiment, absolute_path
 from ray_gen.experiment.data import Data, DataSettings, is_short_form, kind_of_place
 from ray_gen.experiment.evaluation import Evaluation
+from ray_gen.experiment.refusals import problems_of
 from ray_gen.pipeline.loading import experiment_of, load_as
 from ray_gen.pipeline.model import Model
 from ray_gen.pipeline.pretrained import is_pretrained, read_config
 from ray_gen.runs.checkpoints import NEWEST, Choice
 from ray_gen.runs.names import run_folder
-from ray_gen.settings import problems_of
 from ray_gen.storage import Folder, without_credentials
 from ray_gen.training.sources import at_commits, open_source, with_labels_of
 

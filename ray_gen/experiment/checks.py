@@ -15,8 +15,8 @@ from ray_gen.settings import ExperimentError, is_marked
 def problems(experiment: Tree) -> Iterator[str]:
     """The problems of several fields together. Each begins with a dotted path."""
     objective = experiment.objective
-    yield from _missing_or_extra("networks", experiment.networks, objective.network_names)
-    yield from _missing_or_extra("optimizers", experiment.optimizers, objective.phase_names)
+    yield from _missing("networks", experiment.networks, objective.network_names)
+    yield from _missing("optimizers", experiment.optimizers, objective.phase_names)
     yield from _data_problems(experiment)
     yield from _batch_problems(experiment)
     yield from _schedule_problems(experiment)
@@ -152,14 +152,7 @@ def _near_divisors(number: int, near: int) -> list[int]:
     return sorted(sorted(divisors, key=lambda n: abs(n - near))[:2])
 
 
-def _missing_or_extra(
-    section: str, given: dict[str, Any], wanted: tuple[str, ...] | None
-) -> Iterator[str]:
-    if wanted is None:
-        return
-    for name in wanted:
+def _missing(section: str, given: dict[str, Any], wanted: tuple[str, ...] | None) -> Iterator[str]:
+    for name in wanted or ():
         if name not in given:
             yield f"{section}.{name}: is required by the objective and was not given"
-    for name in given:
-        if name not in wanted:
-            yield f"{section}.{name}: the objective has no such part; it has {', '.join(wanted)}"

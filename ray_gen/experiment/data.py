@@ -20,10 +20,13 @@ from pydantic import (
     model_validator,
 )
 
-from ray_gen.settings import Component, Location, Settings, free
+from ray_gen.settings import Component, Location, Settings, Told, free
 
 LARGEST_SIDE = 8192
 """Pixels. A larger side is a slip: one image of it would fill a GPU."""
+
+
+_Size = PositiveInt | tuple[PositiveInt, PositiveInt]
 
 
 def _size(value: Any) -> Any:
@@ -40,7 +43,11 @@ def _size(value: Any) -> Any:
     return value
 
 
-ImageSize = Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], BeforeValidator(_size)]
+ImageSize = Annotated[
+    _Size,
+    BeforeValidator(_size, json_schema_input_type=_Size | str),
+    Told("64 or 96x160", unit="pixels, height x width"),
+]
 
 
 def _channels(value: Any) -> Any:
@@ -53,7 +60,9 @@ def _channels(value: Any) -> Any:
 
 
 LabelColumn = str | Annotated[tuple[str, ...], Field(min_length=1)]
-Channels = Annotated[int | Literal["auto"] | None, BeforeValidator(_channels)]
+Channels = Annotated[
+    int | Literal["auto"] | None, BeforeValidator(_channels), Told("1 to 16, auto or null")
+]
 
 
 def _value_range(value: Any) -> Any:
@@ -96,15 +105,15 @@ class Condition(Settings):
     """A number to condition on, and its statistics over the training split."""
 
     name: str
-    """The column; `COLUMN[0]`, `COLUMN[1]`, … of a column of lists."""
+    """Its column; `COLUMN[0]`, `COLUMN[1]`, … of a column of lists."""
     mean: float
-    """In the data's own units, as the other three."""
+    """Its mean, in the data's own units, as the other three."""
     deviation: PositiveFloat
-    """Standard deviation. Networks get (number - mean) / deviation."""
+    """Its standard deviation. Networks get (number - mean) / deviation."""
     low: float
-    """The least."""
+    """Its least value."""
     high: float
-    """The greatest."""
+    """Its greatest value."""
 
 
 def _columns(value: Any) -> Any:
@@ -117,7 +126,11 @@ def _columns(value: Any) -> Any:
     return columns
 
 
-Conditions = Annotated[tuple[str, ...], BeforeValidator(_columns)]
+Conditions = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_columns, json_schema_input_type=tuple[str, ...] | str),
+    Told("names of columns"),
+]
 
 
 def _both(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -142,22 +155,25 @@ class PixelFields(Component):
     by all of them."""
 
     image_size: ImageSize | None = None
-    """Pixels: one number for a square, or [height, width]. Images are scaled to cover it and then
-    cropped at the centre. None: the size of the data's images, which must all be equal."""
+    """Size of the images that the networks see: one number for a square, or [height, width]. Images
+    are scaled to cover it and then cropped at the centre. None: the size of the data's images,
+    which must all be equal."""
     random_crop_from: ImageSize | None = None
-    """Pixels, more than `image_size`. Images are brought to this size, and each time training uses
-    one it takes a window of `image_size` at random. Held-out images give their middle."""
-    center_crop: PositiveInt | None = None
-    """Pixels: side of a centred square that is cut out of the original before resizing (CelebA:
-    160)."""
+    """Size that random windows of `image_size` are cut from. Images are brought to this size, and
+    each time training uses one it takes a window of `image_size` at random. Held-out images give
+    their middle."""
+    center_crop: Annotated[PositiveInt, Told(unit="pixels")] | None = None
+    """Side of a centred square that is cut out of the original before resizing (CelebA: 160)."""
     channels: Channels = None
-    """1 is grey, 3 is RGB, 2 and 4 are the same with opacity; up to 16 for images with others.
-    Without opacity, transparent pixels are put on white. None: 3 if any image has colour, else 1.
-    auto: the same, with opacity if all images have it."""
+    """Channels of the images: 1 is grey, 3 is RGB, 2 and 4 are the same with opacity; up to 16 for
+    images with others. Without opacity, transparent pixels are put on white. None: 3 if any image
+    has colour, else 1. auto: the same, with opacity if all images have it."""
     bits: Literal[8, 16] = 8
     """Bits of a channel of the decoded images."""
     value_range: Annotated[
-        Literal["auto", "full"] | tuple[float, float], BeforeValidator(_value_range)
+        Literal["auto", "full"] | tuple[float, float],
+        BeforeValidator(_value_range),
+        Told("auto, full or [low, high]"),
     ] = "auto"
     """Values of images of more than 8 bits that become black and white. auto: from 0 to the end of
     the 8, 10, 12, 14 or 16 bits that hold the data's largest value; of floats to 1 or 255. full:
@@ -165,10 +181,14 @@ class PixelFields(Component):
     fit: Literal["crop", "pad", "stretch"] = "crop"
     """How images get the aspect ratio of `image_size`: crop the longer side, pad the shorter
     one, or stretch it."""
-    pad: Annotated[Literal["edge"] | int | tuple[int, ...], BeforeValidator(_pad)] = 255
+    pad: Annotated[
+        Literal["edge"] | int | tuple[int, ...],
+        BeforeValidator(_pad),
+        Told("edge, 0 to 255, or a list of such numbers"),
+    ] = 255
     """What `fit: pad` fills in: edge repeats the last pixels; a number, or one for each channel,
     from 0 (black) to 255 (white)."""
-    max_pixels: PositiveInt | None = None
+    max_pixels: Annotated[PositiveInt, Told(unit="pixels")] | None = None
     """Largest number of pixels of an image. A larger one counts as corrupt: a small file may claim
     more than the memory holds. Every 4 channels count as a pixel of their own, and a file may have
     32 bytes for each pixel. None: 178,956,970."""
@@ -208,8 +228,8 @@ class DataSettings(PixelFields):
     """Share of the images that is held out of training, chosen by a hash of each image's path or
     row. Sources with their own held-out split ignore it."""
     on_corrupt: Literal["stop", "skip"] = "stop"
-    """stop: an image that cannot be decoded stops the run; the error names its path. skip: such
-    images are skipped and counted."""
+    """What happens at an image that cannot be decoded. stop: the run stops; the error names the
+    path. skip: such images are skipped and counted."""
     placement: Literal["auto", "device", "host", "stream"] = free("auto", but="stream")
     """Where the images are during training. device: decoded, on the device. host: decoded and
     memory-mapped on the device's node. stream: Parquet of any size stays in its place; training
@@ -374,7 +394,7 @@ class TorchvisionData(DataSettings):
     places: ClassVar[tuple[str, ...]] = ("root",)
     kind: Literal["torchvision"] = "torchvision"
     dataset: str
-    """The class: MNIST, FashionMNIST, CIFAR10, CelebA, FakeData, …"""
+    """Name of its class, e.g. MNIST, FashionMNIST, CIFAR10, CelebA."""
     root: str = free("~/.cache/torchvision")
     """Folder of its files, also the target of a download."""
     download: bool = free(False)
@@ -394,28 +414,30 @@ class ImageFilesData(DataSettings):
     path: Location = free(...)
     """Where the files are; a relative path is relative to where the command runs."""
     splits: Splits = "auto"
-    """Which folders are splits. auto: those named train, training, validation, val, dev, test, eval
-    and the like, also with numbers (val2017). Names that say more, as train_images does, are
-    refused. none: all folders are classes. Or their names: {train: NAME, held_out: NAME}."""
+    """Which folders are the training and the held-out split. auto: those named train, training,
+    validation, val, dev, test, eval and the like, also with numbers (val2017). Names that say more,
+    as train_images does, are refused. none: all folders are classes. Or their names: {train: NAME,
+    held_out: NAME}."""
     frames: Literal["first", "all", "channels"] = "first"
-    """What is read of animations, TIFF files with several pages, and arrays of shape (N, H, W) or
-    (N, H, W, C): the first image; all, each as an image; or all pages of a TIFF file as the
-    channels of one image. With `all`, an array of three axes is N grey images. It is one image if
-    its first or last axis is 1 to 4 channels, or its last one is up to 16 channels of a square.
-    With the others it is one image if an axis can be 1 to 16 channels."""
+    """What is read of a file with several images: animations, TIFF files with several pages, and
+    arrays of shape (N, H, W) or (N, H, W, C). first: the first image. all: all, each as an image.
+    channels: all pages of a TIFF file as the channels of one image. With `all`, an array of three
+    axes is N grey images. It is one image if its first or last axis is 1 to 4 channels, or its last
+    one is up to 16 channels of a square. With the others it is one image if an axis can be 1 to 16
+    channels."""
     labels: Location = free("auto")
     """Where classes come from. auto: metadata.csv, .jsonl or .parquet with a column file_name, or
     StyleGAN's dataset.json, beside the images; else their folders. folders. none. Or a file of
     names and classes (CSV, JSON lines, Parquet), with a path relative to where the command runs, or
     among the images."""
     label_column: LabelColumn | None = None
-    """Column of the labels in such a file; several, [a, b], make a class of each combination that
-    occurs. None: the first of label, labels, fine_label, class and target that holds labels; or the
-    only one beside the names in a file that `labels` gives."""
+    """Column of the labels in the file of `labels`; several, [a, b], make a class of each
+    combination that occurs. None: the first of label, labels, fine_label, class and target that
+    holds labels; or the only one beside the names in a file that `labels` gives."""
     conditions: Conditions = ()
-    """Columns of numbers in such a file, or keys of webdataset's KEY.json, for a conditional
-    objective: its networks get them beside the class, if there is one. A column of lists of one
-    fixed length gives several numbers."""
+    """Columns of numbers in the file of `labels`, or keys of webdataset's KEY.json, for a
+    conditional objective: its networks get them beside the class, if there is one. A column of
+    lists of one fixed length gives several numbers."""
 
     def with_places(self, change: Callable[[str], str]) -> Self:
         """See `DataSettings.with_places`. A relative path of labels that is no file from here is
@@ -472,8 +494,8 @@ class TarData(ImageFilesData):
     targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:ImageTar"}
     kind: Literal["tar"] = "tar"
     image_ending: str | None = None
-    """Only where files of one key stand side by side: which of several images of a key is read, by
-    what follows the first dot of its name ("jpg", "seg.png"). None: there is only one."""
+    """Which of several images of one key is read, by what follows the first dot of its name ("jpg",
+    "seg.png"). Only where files of one key stand side by side. None: there is only one."""
 
 
 class ListData(DataSettings):
@@ -483,9 +505,10 @@ class ListData(DataSettings):
     targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:ImageList"}
     kind: Literal["list"] = "list"
     path: Location = free(...)
-    """The text file."""
+    """The text file with the paths."""
     frames: Literal["first", "all", "channels"] = "first"
-    """See `FolderData.frames`."""
+    """What is read of a file with several images. first: the first image. all: all, each as an
+    image. channels: all pages of a TIFF file as the channels of one image."""
 
 
 class ParquetData(DataSettings):
@@ -494,22 +517,23 @@ class ParquetData(DataSettings):
     targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:Parquet"}
     kind: Literal["parquet"] = "parquet"
     path: Location = free(...)
-    """A file, a folder of shards, or a URI (s3://, gs://, hdfs://, file://, and hf://datasets/… for
-    the Hugging Face hub, with the extra `hub`). A run keeps the commit that a place on the hub has
-    when it begins; hf://datasets/OWNER/NAME@REVISION names a branch, a tag or a commit."""
+    """Where the Parquet is: a file, a folder of shards, or a URI (s3://, gs://, hdfs://, file://,
+    and hf://datasets/… for the Hugging Face hub, with the extra `hub`). A run keeps the commit that
+    a place on the hub has when it begins; hf://datasets/OWNER/NAME@REVISION names a branch, a tag
+    or a commit."""
     image_column: str | None = None
-    """None: the only column whose type can hold encoded images."""
+    """Column of the images. None: the only column whose type can hold encoded images."""
     label_column: LabelColumn | None = None
-    """None: the first of label, labels, fine_label, class and target that holds labels: whole
-    numbers or strings. The values that occur are the classes. Several, [a, b], make a class of each
-    combination that occurs."""
+    """Column of the labels. Its values that occur, whole numbers or strings, are the classes.
+    Several columns, [a, b], make a class of each combination that occurs. None: the first of label,
+    labels, fine_label, class and target that holds labels."""
     labels: Literal["auto", "none"] = "auto"
-    """none: labels are left out."""
+    """Whether labels are read. none: they are left out."""
     conditions: Conditions = ()
     """Columns of numbers, for a conditional objective: its networks get them beside the class, if
     there is one. A column of lists of one fixed length gives several numbers."""
     window_images: PositiveInt = 1024
-    """Only for placement stream: number of images that one stream shuffles together. Each group of
+    """Number of images that one stream shuffles together. Only for placement stream. Each group of
     a global batch has its own stream. About twice this number is in memory, in stored form."""
 
     def has_labels(self) -> bool | None:
@@ -529,13 +553,14 @@ class ArrowData(DataSettings):
     path: Location = free(...)
     """The folder with dataset_info.json or dataset_dict.json."""
     image_column: str | None = None
-    """See `ParquetData.image_column`."""
+    """Column of the images. None: the only column that can hold them."""
     label_column: LabelColumn | None = None
-    """See `ParquetData.label_column`."""
+    """Column of the labels, as for Parquet. Several, [a, b], make a class of each combination that
+    occurs. None: the first of label, labels, fine_label, class and target that holds labels."""
     labels: Literal["auto", "none"] = "auto"
-    """none: labels are left out."""
+    """Whether labels are read. none: they are left out."""
     conditions: Conditions = ()
-    """See `ParquetData.conditions`."""
+    """Columns of numbers, for a conditional objective, as for Parquet."""
 
     def has_labels(self) -> bool | None:
         """See `DataSettings.has_labels`."""
@@ -619,13 +644,14 @@ class JoinedData(DataSettings):
     sources: tuple[
         Annotated[
             Annotated[_Alone, Field(discriminator="kind")],
-            BeforeValidator(_alone),
+            BeforeValidator(_alone, json_schema_input_type=_Alone | str),
             AfterValidator(_without_shared),
+            Told("a source, as data itself"),
         ],
         ...,
     ]
-    """The sources, as `data` itself or in short form. Fields that all sources have (image_size,
-    channels, …) are set in `data`."""
+    """The sources that are joined, each as `data` itself or in short form. Fields that all sources
+    have (image_size, channels, …) are set in `data`."""
     weights: tuple[PositiveFloat, ...] | None = None
     """Share of each source in the images that training draws, e.g. [3, 1]. None: all images are
     drawn alike."""
@@ -723,5 +749,5 @@ def _without_place(path: str) -> str:
 
 Data = Annotated[
     Annotated[_Alone | JoinedData, Field(discriminator="kind")],
-    BeforeValidator(_whole_short_form),
+    BeforeValidator(_whole_short_form, json_schema_input_type=_Alone | JoinedData | str),
 ]

@@ -19,7 +19,7 @@ from pydantic import (
 from ray_gen.errors import Refused
 from ray_gen.evaluation.metrics import ALL, BETTER, METRICS, metric_of, scores_of
 from ray_gen.runs.names import run_folder
-from ray_gen.settings import Component, Location, Settings, free
+from ray_gen.settings import Component, Location, Settings, Told, free
 
 
 class InceptionFeatures(Component):
@@ -30,7 +30,7 @@ class InceptionFeatures(Component):
     }
     kind: Literal["inception"] = "inception"
     weights: str | None = None
-    """A file with its state dict. None: downloaded on first use (91 MB)."""
+    """A file with the state dict of the network. None: downloaded on first use (91 MB)."""
 
 
 class TorchvisionFeatures(Component):
@@ -41,9 +41,10 @@ class TorchvisionFeatures(Component):
     }
     kind: Literal["torchvision"] = "torchvision"
     backbone: str
-    """Its name in torchvision.models, e.g. resnet50."""
+    """Name of the classifier in torchvision.models, e.g. resnet50."""
     weights: str | None = None
-    """A file with its state dict. None: torchvision's default weights, downloaded on first use."""
+    """A file with the state dict of the network. None: torchvision's default weights, downloaded on
+    first use."""
 
 
 class RunFeatures(Component):
@@ -55,7 +56,8 @@ class RunFeatures(Component):
     }
     kind: Literal["run"] = "run"
     run: Location
-    """A run folder, a checkpoint or an exported model. Its model takes no labels."""
+    """The trained run: a run folder, a checkpoint or an exported model. Its model takes no
+    labels."""
     part: Literal["auto", "encoder", "discriminator"] = "auto"
     """The network whose features are used. auto: the encoder if there is one, else the
     discriminator. An export has no discriminator."""
@@ -69,7 +71,7 @@ class CustomFeatures(Component):
     }
     kind: Literal["custom"] = "custom"
     target: str
-    """package.module:Name, importable on every node."""
+    """The class, as package.module:Name. Every node must be able to import it."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the class."""
 
@@ -102,9 +104,9 @@ class _ForAllMetrics(Settings):
     every_images: PositiveInt | None = free(None)
     """Training images between two evaluations during a run. None: no evaluation during a run."""
     metrics: tuple[str, ...] | Literal["auto"] = free("auto")
-    """Names of metrics. auto: all metrics that can be measured. Without the weights of the
-    default `features`, those that need no weights."""
-    count: PositiveInt | None = free(None)
+    """Names of the metrics to measure. auto: all metrics that can be measured. Without the weights
+    of the default `features`, those that need no weights."""
+    count: Annotated[PositiveInt, Told(unit="images")] | None = free(None)
     """Number of images to generate, and of reference images to compare them with. A likelihood is
     measured on at most `count` held-out images. None: as many as the reference has, at most 50,000,
     and a likelihood on all held-out images."""
@@ -114,13 +116,14 @@ class _ForAllMetrics(Settings):
     """The network that extracts features from images, for the metrics on features."""
     weights: Literal["ema", "raw"] = free("ema")
     """The weights that are evaluated. During training always the EMA."""
-    batch_size: PositiveInt = free(64)
+    batch_size: Annotated[PositiveInt, Told(unit="images")] = free(64)
     """Images that go through a network at once, per worker."""
     seed: NonNegativeInt = free(0)
     """Seed of the samples, subsets and projections."""
     placement: Literal["inline", "beside"] = free("inline")
-    """inline: the workers stop training and evaluate together. beside: a separate Ray task
-    evaluates a saved checkpoint when the cluster has free resources."""
+    """Where evaluations during training run. inline: the workers stop training and evaluate
+    together. beside: a separate Ray task evaluates a saved checkpoint when the cluster has free
+    resources."""
 
     def absolute(self) -> Self:
         """The settings with an absolute path of the run in `features`, if it names one. Raises

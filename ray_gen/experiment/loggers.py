@@ -58,12 +58,12 @@ class WandbLogger(LoggerSettings):
     package: ClassVar[str | None] = "wandb"
     kind: Literal["wandb"] = "wandb"
     project: str = free("ray_gen", min_length=1)
-    """Its project."""
+    """The project that holds the run."""
     entity: str | None = free(None)
-    """The user or team that owns the project. None: your default entity."""
+    """The user or the team that owns the project. None: your default entity."""
     mode: Literal["online", "offline"] | None = free(None)
-    """offline: write only files in `wandb/` of the run folder; `wandb sync` sends them later. None:
-    $WANDB_MODE, or online."""
+    """Whether the run is sent to the server. offline: write only files in `wandb/` of the run
+    folder; `wandb sync` sends them later. None: $WANDB_MODE, or online."""
 
 
 class MlflowLogger(LoggerSettings):
@@ -93,7 +93,8 @@ class CustomLogger(LoggerSettings):
 
     kind: Literal["custom"] = "custom"
     target: str = Field(pattern=r"^[\w.]+:\w+$")
-    """package.module:Name. The node of the first worker must be able to import it."""
+    """The class, as package.module:Name. The node of the first worker must be able to import
+    it."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the class. No credentials: the experiment is a file of the run."""
 
@@ -150,11 +151,9 @@ def _once_each(loggers: tuple[LoggerSettings, ...]) -> tuple[LoggerSettings, ...
     return loggers
 
 
+_Kind = TensorBoardLogger | CsvLogger | WandbLogger | MlflowLogger | CustomLogger
 Logger = Annotated[
-    Annotated[
-        TensorBoardLogger | CsvLogger | WandbLogger | MlflowLogger | CustomLogger,
-        Field(discriminator="kind"),
-    ],
-    BeforeValidator(_of_name),
+    Annotated[_Kind, Field(discriminator="kind")],
+    BeforeValidator(_of_name, json_schema_input_type=_Kind | str),
 ]
 Loggers = Annotated[tuple[Logger, ...], AfterValidator(_once_each)]

@@ -77,10 +77,11 @@ class MlpNetwork(NetworkSettings):
     hidden_sizes: tuple[PositiveInt, ...] = (400,)
     """Widths of the hidden layers, from input to output."""
     activation: Literal["relu", "leaky_relu", "tanh"] = "relu"
-    """The function between layers; leaky_relu has slope 0.2."""
+    """The function between the layers; leaky_relu has slope 0.2."""
     initial_weights: Literal["default", "glorot"] = "default"
-    """default: torch's, weights and biases uniform within ±1/√inputs. glorot: weights uniform
-    within ±√(6 / (inputs + outputs)) (Glorot and Bengio 2010, eq. 16), biases 0: for tanh."""
+    """How weights and biases begin. default: torch's, uniform within ±1/√inputs. glorot: weights
+    uniform within ±√(6 / (inputs + outputs)) (Glorot and Bengio 2010, eq. 16), biases 0: for
+    tanh."""
     label_size: PositiveInt = 32
     """Length of the learned vector of each label, in conditional models."""
     spectral_norm: bool = False
@@ -118,7 +119,8 @@ class DcganNetwork(NetworkSettings):
     """Channels at the highest resolution; they double at each halving of the size (64: 64, 128,
     256, 512)."""
     batch_norm: bool = True
-    """BatchNorm as in the paper. With R1, a discriminator is often better without it."""
+    """Whether there is BatchNorm, as in the paper. With R1, a discriminator is often better without
+    it."""
     label_size: PositiveInt = 32
     """Length of the learned vector of each label, in a conditional generator."""
     spectral_norm: bool = False
@@ -134,9 +136,9 @@ class CustomNetwork(NetworkSettings):
 
     kind: Literal["custom"] = "custom"
     target: str = Field(pattern=r"^[\w.]+:\w+$")
-    """package.module:Name. Every node must be able to import it."""
+    """The class, as package.module:Name. Every node must be able to import it."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments."""
+    """Keyword arguments of the class."""
 
     def arguments(self) -> dict[str, Any]:
         """The options."""

@@ -58,9 +58,9 @@ class AutoencoderObjective(ObjectiveSettings):
     title: ClassVar[str] = "Autoencoder"
     kind: Literal["autoencoder"] = "autoencoder"
     latent_size: PositiveInt = 32
-    """Numbers in z."""
+    """How many numbers the latent vector z has."""
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
-    """bernoulli: binary cross-entropy from logits; gaussian: squared error."""
+    """The loss of a pixel. bernoulli: binary cross-entropy from logits. gaussian: squared error."""
 
 
 class VaeObjective(ObjectiveSettings):
@@ -79,10 +79,10 @@ class VaeObjective(ObjectiveSettings):
     title: ClassVar[str] = "Variational autoencoder"
     kind: Literal["vae"] = "vae"
     latent_size: PositiveInt = 20
-    """Numbers in z."""
+    """How many numbers the latent vector z has."""
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
-    """p(x|z). bernoulli: independent Bernoulli from logits. gaussian: its mean is the decoder's
-    output."""
+    """The distribution p(x|z) of the pixels. bernoulli: independent Bernoulli from logits.
+    gaussian: its mean is the decoder's output."""
     sigma: PositiveFloat | Literal["learned"] = "learned"
     """Standard deviation of the Gaussian, for pixels in [0, 1]: a number, or one learned number for
     all pixels (Rybkin et al. 2021). The Bernoulli has none."""
@@ -116,24 +116,25 @@ class GanObjective(ObjectiveSettings):
     title: ClassVar[str] = "Generative adversarial network"
     kind: Literal["gan"] = "gan"
     latent_size: PositiveInt = 100
-    """Numbers in z."""
+    """How many numbers the latent vector z has."""
     latent_distribution: Literal["normal", "uniform"] = "normal"
-    """N(0, I), or uniform on [-1, 1] as in the DCGAN paper."""
+    """Where z is drawn from: N(0, I), or uniform on [-1, 1] as in the DCGAN paper."""
     loss: Literal["non_saturating", "minimax", "hinge"] = "non_saturating"
     """The generator's loss: -log D(G(z)), log(1 - D(G(z))), or hinge for both networks."""
     discriminator_steps: Count = live(1)
-    """k: discriminator updates, each on new images, for one update of the generator."""
+    """Discriminator updates, each on new images, for one update of the generator: k."""
     label_smoothing: Fraction = live(0.0)
-    """One-sided (Salimans et al. 2016): the target of real images is 1 minus this."""
+    """How much the target of real images is below 1: one-sided label smoothing (Salimans et al.
+    2016)."""
     r1_weight: NonNegative = live(0.0)
-    """γ of R1 = γ/2 · E‖∇D(x)‖² (Mescheder et al. 2018). The right value depends on the data:
-    search this field first."""
+    """Weight γ of the gradient penalty R1 = γ/2 · E‖∇D(x)‖² (Mescheder et al. 2018). The right
+    value depends on the data: search this field first."""
     r1_every: Count = live(1)
     """Discriminator updates between two R1 terms. Each term's weight is multiplied by this number
     (StyleGAN2: 16)."""
     augment: tuple[Literal["color", "translation", "cutout"], ...] = ()
-    """DiffAugment (Zhao et al. 2020) on all images that the discriminator sees. For data sets of a
-    few thousand images."""
+    """Augmentations of DiffAugment (Zhao et al. 2020) on all images that the discriminator sees.
+    For data sets of a few thousand images."""
 
     @model_validator(mode="after")
     def _smoothing_has_a_probability(self) -> Self:
@@ -159,9 +160,9 @@ class CustomObjective(ObjectiveSettings):
     at_rest: ClassVar[str | None] = "its objective has settled"
     kind: Literal["custom"] = "custom"
     target: str = Field(pattern=r"^[\w.]+:\w+$")
-    """package.module:Name. Every node must be able to import it."""
+    """The class, as package.module:Name. Every node must be able to import it."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments."""
+    """Keyword arguments of the class."""
 
     def arguments(self) -> dict[str, Any]:
         """The options."""

@@ -31,7 +31,7 @@ class OptimizerSettings(Settings):
     """Settings that all optimisers share."""
 
     learning_rate: Rate = live(...)
-    """Step size. `schedule` multiplies it."""
+    """Step size of the optimiser. `schedule` multiplies it."""
     clip_norm: Positive | None = live(None)
     """Largest norm of a phase's gradient over all its networks. None: no clipping."""
     schedule: LearningRateSchedule = LearningRateSchedule()
@@ -42,8 +42,10 @@ class Adam(OptimizerSettings):
 
     kind: Literal["adam"] = "adam"
     betas: tuple[Decay, Fraction] = live((0.9, 0.999))
-    """Decay of the first and second moments; the second may be a schedule."""
+    """Decay of the averages of the gradient and of its square, β1 and β2; the second may be a
+    schedule."""
     eps: PositiveFloat = 1e-8
+    """Added to the denominator, so that it is never 0."""
 
 
 class AdamW(OptimizerSettings):
@@ -51,10 +53,12 @@ class AdamW(OptimizerSettings):
 
     kind: Literal["adamw"] = "adamw"
     betas: tuple[Decay, Fraction] = live((0.9, 0.999))
-    """Decay of the first and second moments; the second may be a schedule."""
+    """Decay of the averages of the gradient and of its square, β1 and β2; the second may be a
+    schedule."""
     eps: PositiveFloat = 1e-8
+    """Added to the denominator, so that it is never 0."""
     weight_decay: NonNegative = live(0.01)
-    """In each step a weight loses this share of itself, times the learning rate."""
+    """Share of itself that a weight loses in each step, times the learning rate."""
 
 
 class Sgd(OptimizerSettings):
@@ -62,9 +66,11 @@ class Sgd(OptimizerSettings):
 
     kind: Literal["sgd"] = "sgd"
     momentum: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the last step that is added to the next one."""
     nesterov: bool = False
+    """Nesterov's momentum instead of the classical one."""
     weight_decay: NonNegative = live(0.0)
-    """λ. The loss gets the term λ/2 ‖w‖²."""
+    """The loss gets the term λ/2 ‖w‖²; this is λ."""
 
 
 Optimizer = Annotated[Adam | AdamW | Sgd, Field(discriminator="kind")]

@@ -10,7 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from ray_gen.experiment.data import Data, DataSettings, from_short_form
-from ray_gen.settings import ExperimentError, Settings, absolute_path, kinds_at, problems_of
+from ray_gen.experiment.fields import kinds_at
+from ray_gen.experiment.refusals import problems_of
+from ray_gen.settings import ExperimentError, Settings, absolute_path
 
 
 class _Loader(yaml.SafeLoader):
@@ -29,15 +31,16 @@ for _side in (_Loader, Dumper):
     )
 
 
-def parse_yaml(text: str) -> Any:
-    """YAML to plain Python. Raises ExperimentError with the line of the mistake."""
+def parse_yaml(text: str, source: str) -> Any:
+    """YAML to plain Python. source: the file or the assignment that the text is from. Raises
+    ExperimentError with the source, line and column of the mistake."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be read"
-        raise ExperimentError([f"the experiment is not YAML: {problem}{where}"]) from None
+        raise ExperimentError([f"{source}: is not YAML: {problem}{where}"]) from None
 
 
 def unshared(tree: Any) -> Any:
@@ -58,7 +61,9 @@ def data_settings(source: str, assignments: Sequence[str] = ()) -> DataSettings:
 
     Raises ExperimentError.
     """
-    given: dict[str, Any] = {"data": parse_yaml(source) if source.startswith("{") else source}
+    given: dict[str, Any] = {
+        "data": parse_yaml(source, source) if source.startswith("{") else source
+    }
     for assignment in assignments:
         apply_override(given, assignment, _DataAlone)
     try:
@@ -75,7 +80,7 @@ def apply_override(given: Any, assignment: str, model: type[Settings]) -> None:
         raise ExperimentError(
             [f"{assignment!r} is not of the form path=value, e.g. training.images=100000"]
         )
-    set_field(given, path, parse_yaml(text), model)
+    set_field(given, path, parse_yaml(text, assignment), model)
 
 
 def set_field(given: Any, path: str, value: Any, model: type[Settings]) -> None:

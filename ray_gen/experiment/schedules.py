@@ -26,7 +26,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
-from ray_gen.settings import SCHEDULES, Settings, problems_of
+from ray_gen.experiment.refusals import SCHEDULES, problems_of
+from ray_gen.settings import Settings, Told
 
 
 class Constant(Settings):
@@ -34,6 +35,7 @@ class Constant(Settings):
 
     kind: Literal["constant"] = "constant"
     value: float
+    """The value at all times."""
 
     def at(self, images: float) -> float:
         """The value when the run has seen `images` images."""
@@ -146,7 +148,9 @@ class CountSteps(Settings):
         return tuple(value for _, value in self.values)
 
 
-AnySchedule = Annotated[Constant | Linear | Cosine | Steps, Field(discriminator="kind")]
+AnySchedule = Annotated[
+    Constant | Linear | Cosine | Steps, Field(discriminator="kind"), Told("a schedule")
+]
 
 _SCHEDULES: TypeAdapter[Any] = TypeAdapter(AnySchedule)
 _COUNTS: TypeAdapter[Any] = TypeAdapter(CountSteps)
@@ -240,7 +244,9 @@ NonNegative = Annotated[_NonNegative | AnySchedule, _number(_NonNegative)]
 """A number of at least 0, or a schedule of such numbers."""
 Fraction = Annotated[_Share | AnySchedule, _number(_Share)]
 """A number from 0 to below 1, or a schedule of such numbers."""
-Count = Annotated[PositiveInt | CountSteps, _count(PositiveInt)]
+Count = Annotated[
+    PositiveInt | Annotated[CountSteps, Told("a schedule of kind steps")], _count(PositiveInt)
+]
 """A whole number of at least 1, or a schedule of such numbers (`CountSteps`)."""
 
 

@@ -45,11 +45,12 @@ class Range(Settings):
     uniform: tuple[float, float] | None = None
     """Real numbers from the first to the second number."""
     loguniform: tuple[float, float] | None = None
-    """The same, but uniform in the logarithm: for learning rates and weights of penalties."""
+    """Real numbers between the two, uniform in the logarithm: for learning rates and weights of
+    penalties."""
     randint: tuple[int, int] | None = None
     """Whole numbers from the first to below the second number."""
     lograndint: tuple[int, int] | None = None
-    """The same, but uniform in the logarithm."""
+    """Whole numbers from the first to below the second number, uniform in the logarithm."""
     choice: tuple[Any, ...] | None = None
     """One of these values, each written as in an experiment."""
 
@@ -148,10 +149,10 @@ class SearchWorkers(Settings):
     """The workers of one trial."""
 
     count: PositiveInt = free(1)
-    """Number of workers of a trial. They train data-parallel."""
+    """Workers of a trial. They train data-parallel."""
     gpu: float | Literal["auto"] = free("auto")
-    """GPUs per worker. A fraction puts several trials on one GPU; 0 trains on the CPU. auto: one
-    GPU if the cluster has any."""
+    """GPUs of each worker of a trial. A fraction puts several trials on one GPU; 0 trains on the
+    CPU. auto: one GPU if the cluster has any."""
     cpus: PositiveInt = free(1)
     """CPU cores of each worker."""
 
@@ -167,11 +168,12 @@ class SearchWorkers(Settings):
 class Search(Settings):
     """The settings of a search."""
 
-    space: dict[str, Range]
-    """Ranges by the dotted path of the field."""
+    space: dict[str, Range] = Field(examples=[{"objective.latent_size": {"choice": [16, 32, 64]}}])
+    """The range of each field that is searched, by the dotted path of the field."""
     metric: str | None = None
-    """A held-out score of the objective, a metric of `evaluation`, or a number that a term reports
-    (loss/generator). None: the objective's first held-out score, else sliced_wasserstein."""
+    """The score that judges trials: a held-out score of the objective, a metric of `evaluation`, or
+    a number that a term reports (loss/generator). None: the objective's first held-out score, else
+    sliced_wasserstein."""
     mode: Literal["min", "max"] | None = None
     """Whether a lower (min) or a higher (max) score is better. None: as known for the metric."""
     trials: PositiveInt = free(16)
@@ -186,23 +188,23 @@ class Search(Settings):
     optuna (a tree-structured Parzen estimator, Bergstra et al. 2011): learns from finished trials.
     auto: optuna, but random for pbt: pbt learns by itself."""
     scheduler: Literal["none", "asha", "median", "pbt"] = "asha"
-    """none: every trial trains to its end. asha: at each rung (every_images times a power of
-    reduction_factor) only the best 1/reduction_factor of the trials continue (Li et al. 2020).
-    median: a trial stops if it is worse than the median of the others' means (Golovin et al. 2017).
-    pbt: all trials continue; the worst take weights and perturbed values of the best (Jaderberg et
-    al. 2017)."""
+    """The rule that stops trials early. none: every trial trains to its end. asha: at each rung
+    (every_images times a power of reduction_factor) only the best 1/reduction_factor of the trials
+    continue (Li et al. 2020). median: a trial stops if it is worse than the median of the others'
+    means (Golovin et al. 2017). pbt: all trials continue; the worst take weights and perturbed
+    values of the best (Jaderberg et al. 2017)."""
     every_images: PositiveInt | None = None
     """Images between two scores of a trial. None: a ninth of training.images."""
     grace_images: PositiveInt | None = None
     """No trial stops before this number of images. None: every_images."""
     reduction_factor: int = Field(3, ge=2)
-    """η of asha."""
+    """At each rung of asha the best 1/η of the trials continue; this is η."""
     quantile: float = Field(0.25, gt=0.0, le=0.5)
-    """pbt: this share of the trials, the worst, copies from the same share of the best."""
+    """For pbt: this share of the trials, the worst, copies from the same share of the best."""
     seed: NonNegativeInt = 0
     """Seed of the chosen values. Weights and data use the experiment's seed."""
     perturbation: PositiveFloat = 1.25
-    """pbt: a number is multiplied or divided by this."""
+    """For pbt: a perturbed number is multiplied or divided by this."""
     workers: SearchWorkers = free(SearchWorkers())
 
     @model_validator(mode="after")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Any, cast
 
 from ray_gen.evaluation.metrics import BETTER, OF_SAMPLES
+from ray_gen.experiment.fields import paths
+from ray_gen.experiment.refusals import no_such_field
 from ray_gen.experiment.search import Range, Search
 from ray_gen.experiment.training import Workers
 from ray_gen.experiment.tree import Tree
@@ -29,8 +30,7 @@ def search_problems(experiment: Tree, search: Search) -> Iterator[str]:
         try:
             found = [bare.with_values({path: value}) for value in values.examples()]
         except ExperimentError as error:
-            given = bare.model_dump(mode="json")
-            told = _no_such_field(given, path) or _takes_whole_numbers(bare, path, values)
+            told = _no_such_field(bare, path) or _takes_whole_numbers(bare, path, values)
             problems = [told] if told else [f"{values.kind}: {p}" for p in error.problems]
             yield from (f"{where}: {problem}" for problem in problems)
             continue
@@ -80,29 +80,11 @@ def _class_may_say(experiment: Tree, metric: str) -> bool:
     return experiment.objective.evaluated is None and "/" not in metric and metric not in OF_SAMPLES
 
 
-def _no_such_field(given: dict[str, Any], path: str) -> str | None:
+def _no_such_field(experiment: Tree, path: str) -> str | None:
     """The message for a dotted path to no field. None if the field exists."""
-    parts = path.split(".")
-    here: Any = given
-    for position, part in enumerate(parts):
-        if not isinstance(here, dict) or part not in here:
-            near = difflib.get_close_matches(part, here if isinstance(here, dict) else (), n=1)
-            meant = [".".join((*parts[:position], *near, *parts[position + 1 :]))] if near else []
-            known = list(_paths(given))
-            meant = [p for p in meant if p in known] or [
-                p for p in known if p.rpartition(".")[2] == parts[-1]
-            ]
-            return "there is no such field" + (f"; did you mean {meant[0]}?" if meant else "")
-        here = here[part]
-    return None
-
-
-def _paths(tree: dict[str, Any], above: str = "") -> Iterator[str]:
-    """The dotted paths of all fields."""
-    for name, below in tree.items():
-        yield f"{above}{name}"
-        if isinstance(below, dict):
-            yield from _paths(cast(dict[str, Any], below), f"{above}{name}.")
+    given = experiment.model_dump(mode="json")
+    known = paths(type(experiment), given)
+    return None if path in known else no_such_field(path, type(experiment), given)
 
 
 def _takes_whole_numbers(experiment: Tree, path: str, values: Range) -> str | None:

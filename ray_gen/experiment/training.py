@@ -12,8 +12,9 @@ from pydantic import (
     model_validator,
 )
 
+from ray_gen.experiment.refusals import problems_of
 from ray_gen.experiment.schedules import Positive
-from ray_gen.settings import Settings, free, live, problems_of
+from ray_gen.settings import Settings, Told, free, live
 
 
 class EquilibriumStop(Settings):
@@ -22,7 +23,7 @@ class EquilibriumStop(Settings):
     equilibrium does not measure quality: a discriminator that has learnt nothing is there too."""
 
     tolerance: float = Field(0.02, gt=0.0, lt=0.5)
-    """Largest distance of both means from the optimum."""
+    """Largest distance of the means of D(x) and D(G(z)) from the optimum."""
     window_images: PositiveInt = 100_000
     """Images over which both must stay within the tolerance, after both were outside once."""
 
@@ -33,25 +34,27 @@ class Training(Settings):
     images: PositiveInt = free(...)
     """Real images that the whole run sees; rounded up to whole global batches. A finished run
     trains on if it gets a larger number."""
-    global_batch_size: PositiveInt
+    global_batch_size: Annotated[PositiveInt, Told(unit="images")]
     """Images of a step, over all workers."""
-    group_size: PositiveInt | Literal["auto"] = "auto"
+    group_size: Annotated[PositiveInt, Told(unit="images")] | Literal["auto"] = "auto"
     """Number of consecutive images of the global batch that form a group. BatchNorm normalises over
     a group ("ghost" batches, Hoffer et al. 2017). A worker takes at least one group, so there are
     at most global_batch_size / group_size workers. auto: the largest divisor of the batch up to
     16."""
-    micro_batch_size: PositiveInt | None = free(None)
+    micro_batch_size: Annotated[PositiveInt, Told(unit="images")] | None = free(None)
     """Images in one forward pass of a worker: whole groups. None: the worker's whole part of the
     batch. A smaller value needs less memory and more time."""
     ema_half_life_images: Positive = live(10_000)
     """Half-life of the average of the weights (EMA). Samples come from this average."""
     ema_ramp: float = Field(0.05, ge=0.0)
-    """The half-life is at most this share of the images seen, so that the average forgets the
-    untrained start (Karras et al. 2020, StyleGAN2-ADA). 0: no such limit."""
+    """The half-life of the EMA is at most this share of the images seen, so that the average
+    forgets the untrained start (Karras et al. 2020, StyleGAN2-ADA). 0: no such limit."""
     ema_every_steps: PositiveInt = 8
-    """Steps between two updates of the average. Its decay accounts for these steps."""
+    """Steps between two updates of the average of the weights (EMA). Its decay accounts for these
+    steps."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    """bf16: autocast of the networks. Weights, losses and penalties stay in fp32."""
+    """The type of numbers to compute with. bf16: autocast of the networks; weights, losses and
+    penalties stay in fp32."""
     compile: bool = free(False)
     """Compile each term's forward and backward passes into one graph, on a GPU into a CUDA graph.
     Costs about 20 s at the start (cached for the next run) and changes results by rounding. On a
@@ -70,7 +73,9 @@ class Span(Settings):
     the run continues from its last checkpoint with fewer or more workers."""
 
     min: PositiveInt = 1
+    """Least number of workers."""
     max: PositiveInt
+    """Largest number of workers."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -91,8 +96,8 @@ class Workers(Settings):
     """The workers of a run."""
 
     count: Annotated[PositiveInt | Span | Literal["auto"], BeforeValidator(_span)] = free("auto")
-    """auto: one for each GPU of the cluster, else one. {min: 1, max: 8}: as many as there is room
-    for; this number may change during the run."""
+    """Number of workers. auto: one for each GPU of the cluster, else one. {min: 1, max: 8}: as many
+    as there is room for; this number may change during the run."""
     gpu: bool | Literal["auto"] = free("auto")
     """Whether each worker has a GPU. auto: if the cluster has any."""
     cpus: PositiveInt | Literal["auto"] = free("auto")
@@ -116,8 +121,10 @@ class Best(Settings):
     """The rule for the best checkpoint."""
 
     metric: str
-    """A held-out score of the objective, e.g. elbo."""
+    """The score that decides: a held-out score of the objective, e.g. elbo, or a metric of
+    `evaluation`."""
     mode: Literal["min", "max"]
+    """Whether a lower (min) or a higher (max) score is better."""
 
 
 class Checkpoints(Settings):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, PositiveInt, ValidationError
@@ -11,11 +11,13 @@ from pydantic_core import to_jsonable_python
 
 from ray_gen.experiment.data import Data
 from ray_gen.experiment.evaluation import Evaluation
+from ray_gen.experiment.fields import kinds_at
 from ray_gen.experiment.loggers import Loggers, TensorBoardLogger
 from ray_gen.experiment.networks import Network
-from ray_gen.experiment.objectives import Objective
+from ray_gen.experiment.objectives import Objective, ObjectiveSettings
 from ray_gen.experiment.optimizers import Optimizer
 from ray_gen.experiment.reading import Dumper, apply_override, parse_yaml, set_field, unshared
+from ray_gen.experiment.refusals import misnamed, problems_of
 from ray_gen.experiment.schedules import counts_in
 from ray_gen.experiment.search import OFFLINE, Search, better_of_score
 from ray_gen.experiment.training import Checkpoints, Training, Workers
@@ -23,9 +25,9 @@ from ray_gen.settings import (
     ExperimentError,
     Location,
     Settings,
+    Told,
     absolute_path,
     free,
-    problems_of,
 )
 
 AUTO_GROUP_SIZE = 16
@@ -37,7 +39,7 @@ class Change(Settings):
     images: PositiveInt
     """The change comes before the first step that begins at this number of images or more."""
     values: dict[str, Any]
-    """New values by dotted path. Only `live` fields: they may change during a run."""
+    """New values of fields by dotted path. Only `live` fields: they may change during a run."""
     source: str | None = None
     """The trial whose weights population based training copied. None: no weights were copied."""
 
@@ -47,14 +49,16 @@ class Tree(Settings):
 
     name: str = free("experiment", min_length=1)
     """The name of the run if no --name is given."""
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: Annotated[int, Told("whole number from 0 to 2^63 - 1")] = Field(0, ge=0, lt=2**63)
     """Seed of weights, order, noise, flips and augmentation."""
     data: Data
+    """Where the images come from, and how they are prepared for training."""
     networks: dict[str, Network]
-    """Architectures by the names that the objective uses."""
+    """The architecture of each network, by the names that the objective uses."""
     objective: Objective
+    """What is trained, and by which losses."""
     optimizers: dict[str, Optimizer]
-    """Optimisers by the names of the objective's phases."""
+    """The optimiser of each phase of training, by the names that the objective uses."""
     training: Training
     workers: Workers = free(Workers())
     checkpoints: Checkpoints = free(Checkpoints())
@@ -79,19 +83,49 @@ class Tree(Settings):
         """From a mapping. Raises ExperimentError with all problems; each names its dotted path."""
         if not isinstance(given, dict):
             raise ExperimentError(["an experiment is a mapping of fields to values"])
+        strange = dict(cls._not_of_the_objective(given))
+        if strange:
+            sections = {section for section, _ in strange}
+            known = {
+                s: {n: v for n, v in given[s].items() if (s, n) not in strange} for s in sections
+            }
+            given = {**given, **known}
+        problems = [*strange.values()]
         try:
             experiment = cls.model_validate(given)
         except ValidationError as error:
-            raise ExperimentError(problems_of(error, cls, given)) from None
-        problems = list(experiment.problems())
+            raise ExperimentError([*problems, *problems_of(error, cls, given)]) from None
+        problems += experiment.problems()
         if problems:
             raise ExperimentError(problems)
         return experiment
 
     @classmethod
-    def from_yaml(cls, text: str, overrides: Sequence[str] = ()) -> Self:
-        """From YAML, then `path=value` assignments in their order."""
-        given = unshared(parse_yaml(text))
+    def _not_of_the_objective(
+        cls, given: Mapping[str, Any]
+    ) -> Iterator[tuple[tuple[str, str], str]]:
+        """((section, name), problem) of each network and optimiser that the objective does not
+        have. Their contents say nothing then."""
+        objective = given.get("objective")
+        kind = str(objective.get("kind") if isinstance(objective, dict) else None)
+        settings = kinds_at(["objective"], cls).get(kind)
+        if settings is None or not issubclass(settings, ObjectiveSettings):
+            return
+        wanted = {"networks": settings.network_names, "optimizers": settings.phase_names}
+        for section, names in wanted.items():
+            there = given.get(section)
+            if names is None or not isinstance(there, dict):
+                continue
+            for name in (name for name in there if name not in names):
+                yield (section, name), misnamed(section, str(name), f"the objective {kind}", names)
+
+    @classmethod
+    def from_yaml(
+        cls, text: str, overrides: Sequence[str] = (), source: str = "the experiment"
+    ) -> Self:
+        """From YAML, then `path=value` assignments in their order. source: for messages, where the
+        text is from."""
+        given = unshared(parse_yaml(text, source))
         for assignment in overrides if isinstance(given, dict) else ():
             apply_override(given, assignment, cls)
         return cls.of(given)

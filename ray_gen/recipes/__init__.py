@@ -4,10 +4,12 @@ comment that says what it is and what was measured."""
 from __future__ import annotations
 
 import difflib
+import itertools
 from importlib import resources
 from pathlib import Path
 
 from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.experiment.manual import commented, schema_line
 from ray_gen.storage import Folder
 
 
@@ -40,13 +42,29 @@ def recipe_text(name_or_file: str) -> str:
     )
 
 
+def to_copy(name_or_file: str, full: bool = False) -> str:
+    """The YAML of a recipe or file, to copy and edit. Editors find its schema by the first line.
+
+    full: with every field and a comment on each.
+    """
+    text = recipe_text(name_or_file)
+    if full:
+        text = f"{_head(text)}{commented(Experiment.from_yaml(text, source=name_or_file))}"
+    return text if "yaml-language-server:" in text else schema_line() + text
+
+
+def _head(text: str) -> str:
+    """The comment at the head of a file."""
+    lines = text.splitlines(keepends=True)
+    return "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
 def claim(name: str) -> str:
     """The comment at the head of a recipe: what it is and what was measured."""
-    lines = recipe_text(name).splitlines()
-    head = lines[: next((n for n, line in enumerate(lines) if not line.startswith("#")), 0)]
+    head = _head(recipe_text(name)).splitlines()
     return "\n".join(line.removeprefix("#").strip() for line in head)
 
 
 def recipe(name_or_file: str, *overrides: str) -> Experiment:
     """The experiment of a recipe or file, changed by `path=value` assignments."""
-    return Experiment.from_yaml(recipe_text(name_or_file), overrides)
+    return Experiment.from_yaml(recipe_text(name_or_file), overrides, name_or_file)

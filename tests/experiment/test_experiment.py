@@ -257,7 +257,7 @@ REFUSALS = [
         r"optimizers\.autoencoder\.learningrate: .*mean optimizers\.autoencoder\.learning_rate\?",
     ),
     (VAE, ["networks.encoder.widths=3"], r"networks\.encoder\.widths: there is no such field"),
-    (VAE, ["training.batch_size=3"], r"training\.batch_size: .*mean training\.micro_batch_size\?"),
+    (VAE, ["training.batch_size=3"], r"training\.batch_size: .*mean training\.global_batch_size\?"),
     (GAN, ["data.pth=x"], r"data\.pth: there is no such field; did you mean data\.path\?"),
     (
         VAE,
@@ -331,9 +331,13 @@ REFUSALS = [
     (
         GAN,
         ["optimizers.encoder={kind: sgd, learning_rate: 1}"],
-        r"optimizers\.encoder: the objective has no such part; it has discriminator, generator",
+        r"optimizers\.encoder: the objective gan has no such part; .* optimizers\.generator",
     ),
-    (GAN, ["networks.encoder={kind: mlp}"], r"networks\.encoder: the objective has no such part"),
+    (
+        GAN,
+        ["networks.encoder={kind: mlp}"],
+        r"networks\.encoder: the objective gan has no such part",
+    ),
     (
         VAE,
         ["optimizers.autoencoder.schedule={kind: cosine}"],
@@ -379,7 +383,7 @@ REFUSALS = [
     (VAE, ["=3"], r"'=3' is not of the form path=value"),
     (VAE, ["seed.x=3"], r"seed\.x: .*has no fields|seed: .*"),
     (VAE, ["training.images.x=3"], r"training\.images\.x: training\.images is 1000 and has no"),
-    (VAE, ["training.images=[1"], r"not YAML: .*line 1"),
+    (VAE, ["training.images=[1"], r"^training\.images=\[1: is not YAML: .*line 1"),
     (
         GAN,
         ["objective={kind: custom, target: nothing}", "optimizers={}"],

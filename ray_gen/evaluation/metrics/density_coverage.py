@@ -24,7 +24,8 @@ class DensityCoverageSettings(Settings):
     """The size of the balls around real images."""
 
     density_neighbours: PositiveInt = free(5)
-    """k: a ball reaches to its image's k-th nearest neighbour (Naeem et al. 2020: 5)."""
+    """For `density` and `coverage`: a ball around a real image reaches to its k-th nearest
+    neighbour; this is k (Naeem et al. 2020: 5)."""
 
 
 class DensityCoverage(FeatureMetric[DensityCoverageSettings]):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import PositiveInt
 
 from ray_gen.errors import Refused
 from ray_gen.evaluation.fidelity import torch_fidelity
 from ray_gen.evaluation.metric import FeatureMetric
-from ray_gen.settings import Settings, free
+from ray_gen.settings import Settings, Told, free
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,10 +26,10 @@ class KidSettings(Settings):
     """The subsets that KID is averaged over."""
 
     kid_subsets: PositiveInt = free(100)
-    """Number of random subsets of each set."""
-    kid_subset_size: PositiveInt = free(_SIZE)
-    """Images in a subset. 1000, the default: fewer if the smaller set has fewer. Any other number:
-    at most the number of images in the smaller set."""
+    """Number of random subsets of each set that `kid` is averaged over."""
+    kid_subset_size: Annotated[PositiveInt, Told(unit="images")] = free(_SIZE)
+    """Images in a subset of `kid`. 1000, the default: fewer if the smaller set has fewer. Any other
+    number: at most the number of images in the smaller set."""
 
 
 class Kid(FeatureMetric[KidSettings]):

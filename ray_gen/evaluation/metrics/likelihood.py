@@ -15,7 +15,8 @@ class LikelihoodSettings(Settings):
     """The bound on log p(x)."""
 
     importance_samples: PositiveInt = free(100)
-    """K: samples of z per image for the importance-weighted bound. Papers use 5000."""
+    """Samples of z per image for the importance-weighted bound of `likelihood`: K. Papers use
+    5000."""
 
 
 class Likelihood(Metric[LikelihoodSettings]):

@@ -25,7 +25,8 @@ class PrecisionRecallSettings(Settings):
     """The size of the balls that make up a manifold."""
 
     neighbours: PositiveInt = free(3)
-    """k: a ball reaches to its image's k-th nearest neighbour (Kynkäänniemi et al. 2019: 3)."""
+    """For `precision` and `recall`: a ball around an image reaches to its k-th nearest neighbour;
+    this is k (Kynkäänniemi et al. 2019: 3)."""
 
 
 class PrecisionRecall(FeatureMetric[PrecisionRecallSettings]):
