@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ray_gen.experiment import Experiment, ExperimentError
     from ray_gen.launch import train
     from ray_gen.launch.evaluate import evaluate
+    from ray_gen.launch.resume import resume
     from ray_gen.launch.search.driver import search
     from ray_gen.pipeline import Pipeline, load
     from ray_gen.pipeline.export import export
@@ -33,6 +34,7 @@ __all__ = [
     "export",
     "load",
     "recipe",
+    "resume",
     "search",
     "train",
 ]
@@ -45,6 +47,7 @@ _HOMES = {
     "Pipeline": "ray_gen.pipeline",
     "load": "ray_gen.pipeline",
     "recipe": "ray_gen.recipes",
+    "resume": "ray_gen.launch.resume",
     "search": "ray_gen.launch.search.driver",
     "train": "ray_gen.launch",
     "Scores": "ray_gen.evaluation.scores",

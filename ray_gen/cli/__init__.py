@@ -19,7 +19,7 @@ from ray_gen.cli.latent import arithmetic, interpolate, traverse
 from ray_gen.cli.runs import runs
 from ray_gen.cli.search import search
 from ray_gen.cli.tensorboard import tensorboard
-from ray_gen.cli.train import recipes, train
+from ray_gen.cli.train import recipes, resume, train
 from ray_gen.cli.use import discriminate, mixture, reconstruct, sample
 from ray_gen.errors import Failed, Interrupted, Refused
 from ray_gen.version import __version__
@@ -71,6 +71,7 @@ def main() -> None:
 
 for _command in (
     train,
+    resume,
     search,
     recipes,
     runs,

@@ -39,6 +39,27 @@ def train(
 
 
 @click.command()
+@click.argument("run")
+@click.argument("assignments", nargs=-1, metavar="[PATH=VALUE]...")
+def resume(run: str, assignments: tuple[str, ...]) -> None:
+    """Go on with a run from its newest checkpoint, by its own experiment.
+
+    \b
+        ray-gen resume RUN
+        ray-gen resume RUN training.images=200000 workers.count=2
+
+    Only some fields can change: how long, on what and where a run trains, what it reports, saves
+    and evaluates. Learning rates, weights of losses and the other fields that take schedules change
+    from the checkpoint on, and `lineage` in the run's experiment records it.
+    """
+    from ray_gen.cli.options import import_from_here
+    from ray_gen.launch.resume import resume as launch
+
+    import_from_here(run)
+    sys.exit(launch(run, assignments, show=True).exit_code)
+
+
+@click.command()
 @click.argument("name", required=False)
 @click.option("--full", is_flag=True, help="Print every field, with its default and a comment.")
 def recipes(name: str | None, full: bool) -> None:
