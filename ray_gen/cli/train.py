@@ -24,9 +24,9 @@ def train(
 ) -> None:
     """Train a recipe (see `ray-gen recipes`) or an experiment file.
 
-    PATH=VALUE sets any field by its dotted path, e.g. training.images=1000000 workers.count=2
-    data=folder:~/images. Runs on the Ray cluster of RAY_ADDRESS or of a running `ray start --head`,
-    else on a local one. Use the same --name again to resume the run.
+    PATH=VALUE sets any field by its dotted path (see `ray-gen fields`), e.g. workers.count=2
+    training.images=1000000 data=folder:~/images. Runs on the Ray cluster of RAY_ADDRESS or of a
+    running `ray start --head`, else on a local one. Use the same --name again to resume the run.
     """
     from ray_gen.cli.options import import_from_here
     from ray_gen.recipes import recipe

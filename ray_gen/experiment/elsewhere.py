@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray_gen.experiment.fields import either
+
 
 @dataclass(frozen=True)
 class Called:
@@ -181,7 +183,7 @@ def called_here(path: str, known: Sequence[str], value: Any, given: Any) -> str 
         if found:
             note = f" {called.note}" if called.note else ""
             example = _converted(called, path, found[0], value, given)
-            return f"did you mean {' or '.join(found)}?{note}{example}"
+            return f"did you mean {either(found)}?{note}{example}"
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -49,6 +49,8 @@ class Field:
     type that has words of its own, such as schedules."""
     all_below: Models
     """The same, with those of a type that has words of its own."""
+    but: str | None = None
+    """The value from and to which a resumed run may not change it, although it is free."""
 
     @property
     def meaning(self) -> str:
@@ -60,7 +62,12 @@ class Field:
         """Type, unit, default and mark in one line."""
         unit = f" [{self.unit}]" if self.unit else ""
         default = f"default {self.default}" if self.default != "required" else "required"
-        return "; ".join((self.type + unit, *([default] if self.default else []), self.mark))
+        return "; ".join((self.type + unit, *([default] if self.default else []), self.change))
+
+    @property
+    def change(self) -> str:
+        """Its mark, with the exception."""
+        return self.mark + (f", but not from or to {self.but}" if self.but else "")
 
 
 def first_sentence(text: str) -> str:
@@ -128,6 +135,7 @@ def fields_of(model: type[Settings], path: str = "", mark: Mark = "identity") ->
             default=_default(info),
             unit=_unit(name, info),
             mark=mark_of(info) if mark == "identity" else mark,
+            but=_extra(info).get("but"),
             text=_text(model, name),
             inside=here + (".NAME" if _holds_names(info) else ".N" if _holds_items(info) else ""),
             below=tuple(models_in(_whole(info), told=False)),
@@ -142,10 +150,12 @@ def common_base(models: Models) -> type[Settings]:
 
 def mark_of(info: FieldInfo) -> Mark:
     """Whether a field alone, without those around it, identifies a run, is free, or is live."""
-    extra = info.json_schema_extra
-    if not isinstance(extra, dict):
-        return "identity"
+    extra = _extra(info)
     return "live" if extra.get("live") else "free" if extra.get("free") else "identity"
+
+
+def _extra(info: FieldInfo) -> dict[str, Any]:
+    return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
 
 
 def shown(value: Any) -> str:
@@ -164,7 +174,7 @@ def paths(model: type[Settings], given: Any, above: str = "") -> Iterator[str]:
         here = given.get(name) if isinstance(given, Mapping) else None
         models = tuple(models_in(_whole(info), told=False))
         if _holds_names(info):
-            for key, value in here.items() if isinstance(here, Mapping) else ():
+            for key, value in here.items() if isinstance(here, Mapping) else [("NAME", None)]:
                 yield f"{path}.{key}"
                 yield from _paths_of_kind(models, value, f"{path}.{key}.")
         elif not _holds_items(info):
@@ -172,11 +182,11 @@ def paths(model: type[Settings], given: Any, above: str = "") -> Iterator[str]:
 
 
 def _paths_of_kind(models: Models, given: Any, above: str) -> Iterator[str]:
-    """Of the kind that `given` names, also in short form (KIND:VALUE). If it names none, of the
-    fields that all kinds share."""
+    """Of the kind that `given` names, also in short form (KIND:VALUE). If it names none, of
+    all kinds."""
     kind = given.get("kind") if isinstance(given, Mapping) else str(given).partition(":")[0]
     named = [model for model in models if tag_of(model) == kind]
-    for model in named or ([common_base(models)] if models else []):
+    for model in named or models:
         yield from paths(model, given, above)
 
 
@@ -264,7 +274,7 @@ def _type(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     if origin in (Union, types.UnionType):
         return _type_of_union(arguments)
     if origin is Literal:
-        return _either([shown(value) for value in arguments])
+        return either([shown(value) for value in arguments])
     if origin is tuple:
         if arguments[-1] is Ellipsis:
             return f"list of {_type(arguments[0])}"
@@ -298,11 +308,12 @@ def _type_of_union(arguments: tuple[Any, ...]) -> str:
         elif argument is bool:
             words += ("true", "false")
         elif tags and isinstance(argument, type) and issubclass(argument, Settings):
-            words.append(f"one of the kinds {_either(tags)}")
+            words.append(f"one of the kinds {either(tags)}")
         else:
             words.append(_type(argument))
-    return _either(list(dict.fromkeys(words)))
+    return either(list(dict.fromkeys(words)))
 
 
-def _either(words: list[str]) -> str:
+def either(words: Sequence[str]) -> str:
+    """Words as "a, b or c"."""
     return ", ".join(words[:-1]) + " or " + words[-1] if len(words) > 1 else words[0]

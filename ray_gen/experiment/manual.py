@@ -17,6 +17,7 @@ from ray_gen.experiment.fields import (
     Mark,
     Models,
     common_base,
+    either,
     fields_of,
     first_sentence,
     models_in,
@@ -109,10 +110,7 @@ def _kind_field(models: Models, path: str, mark: Mark) -> Iterator[Field]:
     if len(kinds) > 1:
         where = f"{path}.kind" if path else "kind"
         text = "Which of the kinds below it is: it decides which other fields there are."
-        yield Field(
-            where, f"{', '.join(kinds[:-1])} or {kinds[-1]}", "required", None, mark, text, where,
-            (), (),
-        )  # fmt: skip
+        yield Field(where, either(kinds), "required", None, mark, text, where, (), ())
 
 
 def _kind(path: str, model: type[Settings]) -> Kind:
@@ -164,7 +162,7 @@ def _table(fields: Sequence[Item]) -> str:
     rows = [
         f"| `{f.path}` | {_cell(f.type)}{f' [{f.unit}]' if f.unit else ''} | "
         f"{'required' if f.default == 'required' else f'`{f.default}`' if f.default else ''} | "
-        f"{f.mark} | {_cell(f.text)} |\n"
+        f"{f.change} | {_cell(f.text)} |\n"
         for f in fields
         if isinstance(f, Field)
     ]

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ray_gen.experiment.elsewhere import called_here
-from ray_gen.experiment.fields import below, kinds_at, paths, shown, tag_of
+from ray_gen.experiment.fields import below, either, kinds_at, paths, shown, tag_of
 from ray_gen.settings import Settings
 
 SCHEDULES = ("constant", "linear", "cosine", "steps")
@@ -39,7 +39,7 @@ def no_such_field(path: str, root: type[Settings], given: Any, value: Any = None
 def misnamed(section: str, name: str, owner: str, known: Iterable[str]) -> str:
     """The message for a network or an optimiser that the objective does not have."""
     near = _near(name, list(known))
-    there = f"did you mean {_either(f'{section}.{n}' for n in near)}?" if near else None
+    there = f"did you mean {either([f'{section}.{n}' for n in near])}?" if near else None
     there = there or f"it has {', '.join(f'{section}.{n}' for n in known)}"
     return f"{section}.{name}: {owner} has no such part; {there}"
 
@@ -78,7 +78,7 @@ def _sentence(entry: Any, root: type[Settings], given: Any) -> str:
     if kind == "literal_error":
         known = [w.strip("'") for w in str(context["expected"]).replace(" or ", ", ").split(", ")]
         apart = [value for value in known if _one_letter_apart(str(entry["input"]), value)]
-        told += f"; did you mean {_either(apart)}?" if apart else ""
+        told += f"; did you mean {either(apart)}?" if apart else ""
     return told
 
 
@@ -93,7 +93,7 @@ def _no_such_field(parts: list[str], root: type[Settings], given: Any, value: An
     around = "".join(f"{part}." for part in above)
     apart = [name for name in siblings if _one_letter_apart(key, name)]
     if apart:
-        return f"there is no such field; did you mean {_either(around + n for n in apart)}?"
+        return f"there is no such field; did you mean {either([around + n for n in apart])}?"
     kinds = kinds_at(above, root)
     others = [kind for kind in sorted(kinds) if key in kinds[kind].model_fields]
     if others and len(models) == 1:
@@ -107,7 +107,7 @@ def _no_such_field(parts: list[str], root: type[Settings], given: Any, value: An
     meant = meant or [around + name for name in difflib.get_close_matches(key, siblings, n=1)]
     meant = meant or [path for path in known if _one_letter_apart(path.rpartition(".")[2], key)]
     if meant:
-        return f"there is no such field; did you mean {_either(meant[:3])}?"
+        return f"there is no such field; did you mean {either(meant[:3])}?"
     listed = ", ".join(siblings[:_MOST_SIBLINGS])
     more = "" if len(siblings) <= _MOST_SIBLINGS else f", …: see `ray-gen fields {'.'.join(above)}`"
     return "there is no such field" + (f"; there are: {listed}{more}" if listed else "")
@@ -145,10 +145,6 @@ def _one_letter_apart(one: str, other: str) -> bool:
     while one and other and one[-1] == other[-1]:
         one, other = one[:-1], other[:-1]
     return max(len(one), len(other)) == 1 or (len(one) == 2 and one == other[::-1])
-
-
-def _either(words: Iterable[str]) -> str:
-    return " or ".join(words)
 
 
 def _without_tags(location: tuple[Any, ...], given: Any) -> list[str]:

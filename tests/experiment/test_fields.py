@@ -82,7 +82,7 @@ def test_every_field_of_every_recipe_is_listed_with_its_mark() -> None:
     listed = {
         line.partition(": ")[0]
         for line in said().splitlines()
-        if re.search(r"; (identity|free|live)$", line)
+        if re.search(r"; (identity|free|live)(, but not from or to stream)?$", line)
     }
     for _, path, _ in PATHS:
         named = re.sub(r"^(networks|optimizers)\.\w+", r"\1.NAME", path)
@@ -94,6 +94,7 @@ def test_every_field_of_every_recipe_is_listed_with_its_mark() -> None:
     [
         ("training.images", ["training.images: whole number > 0 [images]; required; free"]),
         ("training", ["training.ema_ramp: number ≥ 0; default 0.05; identity"]),
+        ("data.placement", ["default auto; free, but not from or to stream"]),
         ("data.image_size", ["64 or 96x160 or null [pixels", "default null", "default 28"]),
         ("objective.vae", ["objective.beta: number ≥ 0 or a schedule; default 1.0; live"]),
         ("objective.beta", ["Weight of the KL term (Higgins et al. 2017)", "beta: {kind: cosine}"]),
@@ -125,6 +126,8 @@ def test_a_kind_is_listed_without_the_other_kinds() -> None:
         ("trainig", "did you mean training?"),
         ("training.batch_size", "did you mean training.global_batch_size?"),
         ("objective.nothing", "there are: "),
+        ("lr", "did you mean optimizers.NAME.learning_rate?"),
+        ("nz", "did you mean objective.latent_size?"),
     ],
 )
 def test_a_path_to_no_field_is_refused_with_a_remedy(path: str, remedy: str) -> None:
@@ -294,7 +297,7 @@ def test_one_wrong_letter_in_a_path_suggests_the_right_path(field: Any, random: 
     told = refusal(recipes.recipe_text(name), f"{whole}={json.dumps(value)}")
     suggested = re.search(rf"^{re.escape(at_once)}: .*did you mean (.*)\?", told, re.MULTILINE)
     assert suggested, told
-    assert ".".join(parts[: number + 1]) in suggested[1].split(" or "), told
+    assert ".".join(parts[: number + 1]) in re.split(", | or ", suggested[1]), told
 
 
 @pytest.mark.parametrize(
