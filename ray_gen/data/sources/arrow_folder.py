@@ -6,27 +6,19 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ray_gen.data.errors import CorruptImageError, DataError, reason
 from ray_gen.data.pictures import Bands, read_picture
 from ray_gen.data.sources.archives import local_path
-from ray_gen.data.sources.base import Item, Listing, SplitName
-from ray_gen.data.sources.conditions import Conditions, conditions_of
-from ray_gen.data.sources.labels import (
-    Choice,
-    Column,
-    LabelColumn,
-    choice,
-    columns_of,
-    given,
-    of_file,
-)
+from ray_gen.data.sources.base import Item, Listing
+from ray_gen.data.sources.conditions import Conditions
+from ray_gen.data.sources.labels import Choice, given
 from ray_gen.data.sources.layout import splits_of_shards
 from ray_gen.data.sources.rows import Beside, bytes_of, image_column
+from ray_gen.data.sources.tables import Shard, Tables
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,54 +27,11 @@ if TYPE_CHECKING:
 _DICT, _INFO, _STATE = "dataset_dict.json", "dataset_info.json", "state.json"
 
 
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    location: str
-    path: str
-    """Relative to the given folder."""
-    split: SplitName | None
-    size: int
-    mtime_ns: int
-
-
-class ArrowFolder:
-    """A Dataset or a DatasetDict of Hugging Face's `datasets`, as `save_to_disk` wrote it.
-
-    The image column and the label column are chosen as in Parquet files; see `Parquet`. The splits
-    are the keys of a DatasetDict.
-    """
+class ArrowFolder(Tables):
+    """A Dataset or a DatasetDict of Hugging Face's `datasets`, as `save_to_disk` wrote it. The
+    splits are the keys of a DatasetDict. For the settings see `Tables`."""
 
     kind = "arrow"
-    field = "data.path"
-
-    def __init__(
-        self,
-        *,
-        path: str,
-        image_column: str | None = None,
-        label_column: LabelColumn | None = None,
-        labels: Literal["auto", "none"] = "auto",
-        conditions: Sequence[str] = (),
-    ) -> None:
-        self.path = path
-        self.image_column = image_column
-        self.label_column = label_column
-        self.labels = labels
-        self.conditions = tuple(conditions)
-        self._found: list[_Shard] | None = None
-        self._watched: dict[str, tuple[int, int]] = {}
-
-    def identity(self) -> object:
-        """Relative path, size and time of every file, and the columns."""
-        self._found = self._list()
-        self._watched = {}
-        return {
-            "shards": [[s.path, s.split, s.size, s.mtime_ns] for s in self._found],
-            "image_column": self.image_column,
-            "label_column": self.label_column,
-            "labels": self.labels,
-            **({"conditions": self.conditions} if self.conditions else {}),
-        }
 
     def listing(self) -> Listing:
         shards = self._found or self._list()
@@ -93,30 +42,8 @@ class ArrowFolder:
             rows[shard.location] = sum(len(batch) for batch in batches)
         first = shards[0].location
         image = image_column(schemas[first], self.image_column, first)
-        for location, schema in schemas.items():
-            for name in (image, *columns_of(self.label_column)):
-                if name not in schema.names and name in schemas[first].names:
-                    raise DataError(
-                        f"{self.field}: {location} has no column {name!r}, unlike {first}; keep"
-                        " only files of one data set in a folder"
-                    )
-
-        def read(column: LabelColumn) -> list[Column]:
-            return [
-                of_file(
-                    self._open(location)[1],
-                    rows[location],
-                    schema,
-                    column,
-                    location,
-                )
-                for location, schema in schemas.items()
-            ]
-
-        if self.labels == "none":
-            chosen = Choice(no_classes="data.labels is none; set it to auto")
-        else:
-            chosen = choice(schemas, self.label_column, (image, *self.conditions), read)
+        self._check_all_have(image, schemas)
+        chosen = self._labels(schemas, rows, image)
         names = chosen.classes.names if chosen.classes is not None else ()
         conditions = self._conditions(schemas)
         beside = Beside(_local(), self._root, None, self._watched)
@@ -130,16 +57,9 @@ class ArrowFolder:
             condition_names=conditions.names,
         )
 
-    def _conditions(self, schemas: Mapping[str, pa.Schema]) -> Conditions:
-        """The numbers to condition on. Reads all of them, to refuse a missing one before any image
-        is decoded."""
-        found = conditions_of(self.conditions, schemas.items())
-        for location in schemas if found.columns else ():
-            row = 0
-            for batch in self._open(location)[1]:
-                found.of(batch, location, row)
-                row += len(batch)
-        return found
+    def _parts(self, location: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """See `Tables`. The file is mapped: columns that nobody asks for cost nothing."""
+        return self._open(location)[1]
 
     @property
     def _root(self) -> str:
@@ -147,7 +67,7 @@ class ArrowFolder:
 
     def _items(
         self,
-        shards: Sequence[_Shard],
+        shards: Sequence[Shard],
         image: str,
         chosen: Choice,
         beside: Beside,
@@ -199,7 +119,7 @@ class ArrowFolder:
             " it again"
         )
 
-    def _list(self) -> list[_Shard]:
+    def _list(self) -> list[Shard]:
         root = local_path(self.path, "Arrow files")
         try:
             files = [
@@ -208,7 +128,7 @@ class ArrowFolder:
             names = [str(file.relative_to(root)) for file in files]
             splits = splits_of_shards(names, str(root))
             return [
-                _Shard(str(file), name, splits[name], status.st_size, status.st_mtime_ns)
+                Shard(str(file), name, splits[name], status.st_size, status.st_mtime_ns)
                 for file, name in zip(files, names, strict=True)
                 if name in splits and (status := file.stat())
             ]

@@ -20,21 +20,18 @@ from ray_gen.data.errors import DataError, reason
 from ray_gen.data.pictures import LARGEST_CHANNELS, Bands, read_picture
 from ray_gen.data.rules_1 import checked_labels, label_column_1
 from ray_gen.data.rules_1 import splits_of_shards as splits_of_shards_1
-from ray_gen.data.sources.base import Item, Listing, SplitName, read_image_1
-from ray_gen.data.sources.conditions import Conditions, conditions_of
+from ray_gen.data.sources.base import Item, Listing, read_image_1
+from ray_gen.data.sources.conditions import Conditions
 from ray_gen.data.sources.labels import (
     Classes,
-    Column,
     LabelColumn,
-    check_exists,
-    choice,
     columns_of,
     given,
     names_in,
-    of_file,
 )
 from ray_gen.data.sources.layout import splits_of_shards
 from ray_gen.data.sources.rows import Beside, Stored, bytes_of, image_column
+from ray_gen.data.sources.tables import Shard, Tables
 from ray_gen.data.wanted import ELEMENTS
 from ray_gen.storage import tried
 
@@ -53,27 +50,15 @@ _RAW = b"ray_gen"
 _ROWS_AT_ONCE = 64
 _LABELS_AT_ONCE = 1 << 20
 """Labels of about this many rows are in memory at once, for each of the shards that are read."""
-_FOOTERS_AT_ONCE = 16
+_FILES_AT_ONCE = 16
 """An object store answers in about 50 ms: in parallel, 1,000 shards take 3 s, not a minute."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    location: str
-    """Path, as the file system names it."""
-    path: str
-    """Path relative to the given folder, or the file's own name. It is the same wherever the data
-    lie."""
-    split: SplitName | None
-    size: int
-    mtime_ns: int
 
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
     """The part of a Parquet file that is read at once."""
 
-    shard: _Shard
+    shard: Shard
     number: int
     rows: int
     bytes: int
@@ -130,7 +115,7 @@ class Columns:
 class RowsInMemory(Sequence[Item]):
     """The rows of a row group in memory, encoded as they were stored."""
 
-    def __init__(self, table: pa.Table, shard: _Shard, first_row: int, columns: Columns) -> None:
+    def __init__(self, table: pa.Table, shard: Shard, first_row: int, columns: Columns) -> None:
         self._images: Any = table.column(columns.image).combine_chunks()
         self._table = table
         self._shard = shard
@@ -176,14 +161,9 @@ class RowsInMemory(Sequence[Item]):
         return _item(image, self.labels[index], conditions, self._shard, row, self._columns)
 
 
-class Parquet:
+class Parquet(Tables):
     """One Parquet file, a folder of shards, or a URI of either (file://, s3://, gs://, hdfs://).
-
-    `image_column` names the image column. Default: the only column of encoded images (binary, or
-    Hugging Face's struct<bytes, path>). `label_column` names the label column. Default: the first
-    of `label`, `labels`, `fine_label`, `class` and `target` that holds labels. See `labels.py` for
-    the classes that come of labels. `labels` "none" leaves them out. `conditions` are columns of
-    numbers.
+    For the settings see `Tables`.
 
     The data set has its own splits if the names of some shards (or of their folders) say train, and
     the names of others validation or test; see `layout.py`. If both exist, validation is held out,
@@ -191,42 +171,21 @@ class Parquet:
     """
 
     kind = "parquet"
-    field = "data.path"
 
-    def __init__(
-        self,
-        *,
-        path: str,
-        image_column: str | None = None,
-        label_column: LabelColumn | None = None,
-        labels: Literal["auto", "none"] = "auto",
-        conditions: Sequence[str] = (),
-        rules: Literal[1, 2] = 2,
-    ) -> None:
+    def __init__(self, *, rules: Literal[1, 2] = 2, **settings: Any) -> None:
+        """settings: see `Tables`."""
+        super().__init__(**settings)
         self.rules: Literal[1, 2] = rules
-        self.labels = labels
-        self.conditions = tuple(conditions)
-        self.path = path
-        self.image_column = image_column
-        self.label_column = label_column
         self.file_system: Any = None  # pyarrow's, known once the shards are listed
-        self._found: list[_Shard] | None = None
         self._root = ""  # the folder of the data set in the file system
-        self._watched: dict[str, tuple[int, int]] = {}
         self._footers: dict[str, pq.FileMetaData] = {}
 
     def identity(self) -> object:
-        """Relative path, size and time of every shard, and the columns."""
-        self._found = self._list()
-        self._watched = {}
-        told: dict[str, Any] = {
-            "shards": [[s.path, s.split, s.size, s.mtime_ns] for s in self._found],
-            "image_column": self.image_column,
-            "label_column": self.label_column,
-        }
-        if self.conditions:
-            told["conditions"] = self.conditions
-        return told if self.rules == 1 else {**told, "labels": self.labels}
+        """See `Tables`."""
+        told: Any = super().identity()
+        if self.rules == 1:
+            del told["labels"]
+        return told
 
     def listing(self) -> Listing:
         groups, columns = self.row_groups()
@@ -242,38 +201,25 @@ class Parquet:
         )
 
     def row_groups(self) -> tuple[list[RowGroup], Columns]:
-        """All row groups, in the order of the rows, and the columns. Reads only the footers and
-        labels of the shards.
+        """All row groups, in the order of the rows, and the columns. Reads only the footers, labels
+        and numbers of the shards, before any image."""
+        shards = {shard.location: shard for shard in self._found or self._list()}
 
-        It reads the labels of all shards before any image. Labels are small, and so it refuses an
-        unusable label at once, not after hours of decoding.
-        """
-        shards = self._found or self._list()
-        groups: list[RowGroup] = []
-        schemas: dict[_Shard, pa.Schema] = {}
-
-        def look(shard: _Shard) -> tuple[list[RowGroup], pa.Schema]:
-            with self._file(shard) as file:
+        def look(location: str) -> tuple[list[RowGroup], pa.Schema]:
+            with self._file(location) as file:
                 told = map(file.metadata.row_group, range(file.num_row_groups))
                 found = [
-                    RowGroup(shard, number, group.num_rows, group.total_byte_size)
+                    RowGroup(shards[location], number, group.num_rows, group.total_byte_size)
                     for number, group in enumerate(told)
                 ]
                 return found, file.schema_arrow
 
-        with ThreadPoolExecutor(_FOOTERS_AT_ONCE, "footers") as pool:
-            looks = pool.map(
-                lambda shard: self._asked(shard.location, partial(look, shard)), shards
-            )
-            for shard, (found, schema) in zip(shards, looks, strict=True):
-                groups += found
-                schemas[shard] = schema
-        first = schemas[shards[0]]
+        looks = dict(zip(shards, self._of_all(look, shards), strict=True))
+        groups = [group for found, _ in looks.values() for group in found]
+        schemas = {location: schema for location, (_, schema) in looks.items()}
+        location, first = next(iter(schemas.items()))
         image = image_column(
-            first,
-            self.image_column,
-            shards[0].location,
-            lambda name: raw_shape(first, name) is not None,
+            first, self.image_column, location, lambda name: raw_shape(first, name) is not None
         )
         self._check_all_have(image, schemas)
         shape = raw_shape(first, image)
@@ -281,98 +227,65 @@ class Parquet:
         if self.rules == 1:
             label, names, count = self._labels_1(schemas)
             return groups, Columns(image, label, names, count, shape, element, rules=1)
-        columns = Columns(image, None, None, None, shape, element, beside=self._beside())
-        columns = replace(columns, conditions=self._conditions(schemas))
-        return groups, self._labelled(columns, schemas)
-
-    def _conditions(self, schemas: Mapping[_Shard, pa.Schema]) -> Conditions:
-        """The numbers to condition on. Reads those of all shards, to refuse a missing one before
-        any image is decoded."""
-        found = conditions_of(
-            self.conditions, ((shard.location, schema) for shard, schema in schemas.items())
+        conditions = self._conditions(schemas)
+        rows = {location: sum(g.rows for g in found) for location, (found, _) in looks.items()}
+        labels = self._labels(schemas, rows, image)
+        columns = Columns(
+            image,
+            None,
+            None,
+            None,
+            shape,
+            element,
+            beside=self._beside(),
+            conditions=conditions,
+            notes=labels.notes,
+            no_classes=labels.no_classes,
+        )
+        classes = labels.classes
+        if classes is None or not classes.names:
+            return groups, columns
+        return groups, replace(
+            columns,
+            label=labels.column,
+            class_names=classes.names,
+            label_count=None if classes.without else len(classes.names),
+            classes=classes,
         )
 
-        def look(shard: _Shard) -> None:
-            with self._file(shard) as file:
-                row = 0
-                for part in _values(file, found.columns):
-                    found.of(part, shard.location, row)
-                    row += len(part)
+    def _of_all(self, work: Callable[[str], _T], locations: Iterable[str]) -> list[_T]:
+        """See `Tables`. Reads several files at once."""
+        with ThreadPoolExecutor(_FILES_AT_ONCE, "shards") as pool:
+            return list(pool.map(lambda place: self._asked(place, partial(work, place)), locations))
 
-        if found.columns:
-            with ThreadPoolExecutor(_FOOTERS_AT_ONCE, "conditions") as pool:
-                list(pool.map(lambda s: self._asked(s.location, partial(look, s)), schemas))
-        return found
+    def _parts(self, location: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """See `Tables`. Reads some row groups at a time."""
+        with self._file(location) as file:
+            yield from _values(file, columns)
 
     def _beside(self) -> Beside:
         uri = self.path if "://" in self.path else None
         return Beside(self.file_system, self._root, uri, self._watched)
 
-    def _check_all_have(self, name: str, schemas: Mapping[_Shard, pa.Schema]) -> None:
-        """Raises DataError if a shard lacks a column of the first."""
-        first = next(iter(schemas))
-        for shard, schema in schemas.items():
-            if name not in schema.names:
-                raise DataError(
-                    f"{self.field}: {shard.location} has no column {name!r}, unlike"
-                    f" {first.location}; keep only shards of one data set in a folder"
-                )
-
-    def _labelled(self, columns: Columns, schemas: Mapping[_Shard, pa.Schema]) -> Columns:
-        """`columns` with the labels of all shards."""
-        if self.labels == "none":
-            return replace(columns, no_classes="data.labels is none; set it to auto")
-        asked, first = self.label_column, next(iter(schemas))
-        for name in columns_of(asked):
-            check_exists(schemas[first].names, "data.label_column", name, first.location)
-            self._check_all_have(name, schemas)
-
-        def read(column: LabelColumn) -> list[Column]:
-            """What the column holds in all shards."""
-
-            def look(shard: _Shard) -> Column:
-                with self._file(shard) as file:
-                    rows, schema = file.metadata.num_rows, file.schema_arrow
-                    return of_file(_values(file, column), rows, schema, column, shard.location)
-
-            with ThreadPoolExecutor(_FOOTERS_AT_ONCE, "labels") as pool:
-                return list(pool.map(lambda s: self._asked(s.location, partial(look, s)), schemas))
-
-        by_name = {shard.location: schema for shard, schema in schemas.items()}
-        found = choice(by_name, asked, (columns.image, *self.conditions), read)
-        columns = replace(columns, notes=found.notes, no_classes=found.no_classes)
-        if found.classes is None or not found.classes.names:
-            return columns
-        return replace(
-            columns,
-            label=found.column,
-            class_names=found.classes.names,
-            label_count=None if found.classes.without else len(found.classes.names),
-            classes=found.classes,
-        )
-
     def _labels_1(
-        self, schemas: Mapping[_Shard, pa.Schema]
+        self, schemas: Mapping[str, pa.Schema]
     ) -> tuple[str | None, tuple[str, ...] | None, int | None]:
         """The label column, the class names and the number of classes, by the first rules."""
         first = next(iter(schemas))
         (asked,) = columns_of(self.label_column) or (None,)
-        label = label_column_1(schemas[first], asked, first.location)
+        label = label_column_1(schemas[first], asked, first)
         if label is None:
             return None, None, None
         self._check_all_have(label, schemas)
         values: set[int | str] = set()
 
-        def look(shard: _Shard) -> list[int | str]:
-            with self._file(shard) as file:
+        def look(location: str) -> list[int | str]:
+            with self._file(location) as file:
                 labels = file.read(columns=[label]).column(label)
-                return checked_labels(labels, label, shard.location)
+                return checked_labels(labels, label, location)
 
-        with ThreadPoolExecutor(_FOOTERS_AT_ONCE, "labels") as pool:
-            for found in pool.map(
-                lambda shard: self._asked(shard.location, partial(look, shard)), schemas
-            ):
-                values.update(found)
+        for found in self._of_all(look, schemas):
+            values.update(found)
         names = tuple(sorted(v for v in values if isinstance(v, str)))
         names = names or names_in(schemas[first], label) or ()
         numbers = [value + 1 for value in values if not isinstance(value, str)]
@@ -400,14 +313,14 @@ class Parquet:
         """A whole row group, still encoded."""
 
         def attempt() -> RowsInMemory:
-            with self._file(group.shard) as file:
+            with self._file(group.shard.location) as file:
                 table = file.read_row_group(group.number, columns=columns.names)
                 return RowsInMemory(table, group.shard, _first_rows(file)[group.number], columns)
 
         return self._asked(group.shard.location, attempt)
 
-    def _open(self, shard: _Shard) -> pq.ParquetFile:
-        return self._asked(shard.location, partial(self._file, shard))
+    def _open(self, shard: Shard) -> pq.ParquetFile:
+        return self._asked(shard.location, partial(self._file, shard.location))
 
     def _asked(self, location: str, attempt: Callable[[], _T]) -> _T:
         """Calls `attempt`, which reads a file, and returns its result. For a URI, repeats it while
@@ -434,20 +347,20 @@ class Parquet:
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(location, error) from error
 
-    def _file(self, shard: _Shard) -> pq.ParquetFile:
+    def _file(self, location: str) -> pq.ParquetFile:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        opened = self.file_system.open_input_file(shard.location)
-        footer = self._footers.get(shard.location)  # read only once: behind a URI it takes a while
+        opened = self.file_system.open_input_file(location)
+        footer = self._footers.get(location)  # read only once: behind a URI it takes a while
         try:
             file = pq.ParquetFile(opened, metadata=footer, pre_buffer=True)
         except pa.ArrowException as error:
             raise DataError(
-                f"{self.field}: {shard.location} is not a whole Parquet file ({reason(error)});"
+                f"{self.field}: {location} is not a whole Parquet file ({reason(error)});"
                 " download or write it again"
             ) from error
-        self._footers[shard.location] = file.metadata
+        self._footers[location] = file.metadata
         return file
 
     def _unreadable(self, location: str, error: Exception) -> DataError:
@@ -456,7 +369,7 @@ class Parquet:
             " check that it is whole and that this user has access to it"
         )
 
-    def _list(self) -> list[_Shard]:
+    def _list(self) -> list[Shard]:
         import pyarrow as pa
         from pyarrow import fs
 
@@ -517,21 +430,21 @@ class Parquet:
         own = splits_of_shards if self.rules == 2 else splits_of_shards_1
         splits = own(list(shards), self.path)
         return [
-            _Shard(entry.path, path, splits[path], entry.size, entry.mtime_ns or 0)
+            Shard(entry.path, path, splits[path], entry.size, entry.mtime_ns or 0)
             for path, entry in shards.items()
             if path in splits
         ]
 
 
-def _values(file: pq.ParquetFile, column: LabelColumn) -> Iterator[pa.Table]:
-    """The columns of labels of a file, a part of its row groups at a time."""
+def _values(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Some columns of a file, a part of its row groups at a time."""
     numbers: list[int] = []
     rows = 0
     for number in range(file.num_row_groups):
         numbers.append(number)
         rows += file.metadata.row_group(number).num_rows
         if rows >= _LABELS_AT_ONCE or number + 1 == file.num_row_groups:
-            yield file.read_row_groups(numbers, columns=list(columns_of(column)))
+            yield file.read_row_groups(numbers, columns=list(columns))
             numbers, rows = [], 0
 
 
@@ -541,9 +454,7 @@ def _first_rows(file: pq.ParquetFile) -> list[int]:
     return list(itertools.accumulate(rows, initial=0))
 
 
-def _items(
-    batch: pa.RecordBatch, shard: _Shard, first_row: int, columns: Columns
-) -> Iterator[Item]:
+def _items(batch: pa.RecordBatch, shard: Shard, first_row: int, columns: Columns) -> Iterator[Item]:
     images: list[Any] = batch.column(columns.image).to_pylist()
     labels = given(batch, columns.label) or [None] * len(images)
     numbers = columns.conditions.of(batch, shard.location, first_row) or [None] * len(images)
@@ -556,7 +467,7 @@ def _item(
     image: Stored,
     label: int | None,
     conditions: tuple[float, ...] | None,
-    shard: _Shard,
+    shard: Shard,
     row: int,
     columns: Columns,
 ) -> Item:
@@ -571,7 +482,7 @@ def _item(
     )
 
 
-def _class_of(label: Any, shard: _Shard, columns: Columns) -> int | None:
+def _class_of(label: Any, shard: Shard, columns: Columns) -> int | None:
     if label is None:
         return None
     if columns.classes is not None:
