@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -47,6 +50,46 @@ print([name for name in {HEAVY!r} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def commands_of(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+    """All commands below a group, by what a user types."""
+    for name, command in group.commands.items():
+        yield f"{path} {name}", command
+        if isinstance(command, click.Group):
+            yield from commands_of(command, f"{path} {name}")
+
+
+@pytest.mark.parametrize(
+    ("typed", "command"), [("ray-gen", main), *commands_of(main, "ray-gen")], ids=str
+)
+def test_help_begins_with_a_sentence_and_an_example(typed: str, command: click.Command) -> None:
+    """An example that click would run: its words are arguments and options of the command."""
+    first, second, *_ = (command.help or "").split("\n\n")
+    assert first.endswith(".")
+    assert ". " not in first
+    mark, *lines = second.strip().splitlines()
+    assert mark == "\b"
+    assert any(line.strip().startswith(typed) for line in lines)
+    for line in lines:
+        words = shlex.split(line.partition(">")[0])[1:]
+        here: click.Command = main
+        while isinstance(here, click.Group):
+            here = here.commands[words.pop(0)]
+        with here.make_context(typed, words, resilient_parsing=False):
+            pass
+
+
+def test_the_list_of_commands_has_groups_and_whole_sentences() -> None:
+    for given, group in (([], main), (["data"], main.commands["data"])):
+        told = " ".join(CliRunner().invoke(main, [*given, "--help"]).stdout.split())
+        assert isinstance(group, click.Group)
+        for name, command in group.commands.items():
+            sentence = " ".join((command.help or "").partition("\n\n")[0].split())
+            assert f" {name} {sentence.removesuffix('.')}" in told
+    lines = CliRunner().invoke(main, ["--help"]).stdout.splitlines()
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Options:", "Train:", "Look:", "Use:", "Measure:", "Share:", "Data:"]
 
 
 def test_a_refusal_is_one_message_without_a_traceback() -> None:

@@ -15,6 +15,7 @@ from ray_gen.cli.data import data
 from ray_gen.cli.evaluate import evaluate
 from ray_gen.cli.export import export
 from ray_gen.cli.fields import fields
+from ray_gen.cli.help import Commands
 from ray_gen.cli.latent import arithmetic, interpolate, traverse
 from ray_gen.cli.runs import runs
 from ray_gen.cli.search import search
@@ -25,7 +26,7 @@ from ray_gen.errors import Failed, Interrupted, Refused
 from ray_gen.version import __version__
 
 
-class _Commands(click.Group):
+class _Commands(Commands):
     """Prints one message and exits: with 2 if the user can fix the error, with 1 for a failed run,
     with 130 after Ctrl-C and 143 after SIGTERM. Other errors keep their traceback."""
 
@@ -66,26 +67,22 @@ def _terminable() -> Generator[None]:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ray-gen")
 def main() -> None:
-    """Train VAEs and GANs on Ray from one experiment file, and use the trained models."""
+    """Train VAEs and GANs on Ray from one experiment file, and use the trained models.
+
+    \b
+        ray-gen train vae-mnist5k --name digits
+        ray-gen sample digits --output grid.png
+    """
 
 
-for _command in (
-    train,
-    resume,
-    search,
-    recipes,
-    runs,
-    fields,
-    tensorboard,
-    sample,
-    interpolate,
-    arithmetic,
-    traverse,
-    reconstruct,
-    discriminate,
-    mixture,
-    evaluate,
-    export,
-    data,
-):
+_GROUPS: dict[str, tuple[click.Command, ...]] = {
+    "Train": (train, resume, search, recipes, fields),
+    "Look": (runs, tensorboard),
+    "Use": (sample, interpolate, arithmetic, traverse, reconstruct, discriminate, mixture),
+    "Measure": (evaluate,),
+    "Share": (export,),
+    "Data": (data,),
+}
+main.groups = {heading: [str(one.name) for one in group] for heading, group in _GROUPS.items()}
+for _command in (command for group in _GROUPS.values() for command in group):
     main.add_command(_command)

@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from ray_gen.cli.help import Commands
+
 if TYPE_CHECKING:
     from ray_gen.data.check import Asked, Checked
     from ray_gen.experiment.data import DataSettings
 
 
-@click.group()
+@click.group(cls=Commands)
 def data() -> None:
-    """Check a data set, or write it so that training can stream it."""
+    """Check a data set, or write it so that training can stream it.
+
+    \b
+        ray-gen data check folder:~/images data.image_size=64
+    """
 
 
 @data.command()
@@ -46,6 +52,9 @@ def check(
     cluster: bool,
 ) -> None:
     """Say what is in SOURCE, what is wrong with it, and what training would do with it.
+
+    \b
+        ray-gen data check folder:~/images data.image_size=64 --report page.html
 
     SOURCE and PATH=VALUE are those of `ray-gen train`: a folder, KIND:PATH, or '{kind: joined,
     sources: [A, B]}', and e.g. data.image_size=64. All images are read once. The answer names every
@@ -177,6 +186,9 @@ def convert(
     seed: int,
 ) -> None:
     """Write SOURCE as sharded Parquet to DESTINATION, a folder or URI, on all CPU cores.
+
+    \b
+        ray-gen data convert folder:~/images s3://bucket/faces data.image_size=64
 
     SOURCE is a path, a URI or KIND:PATH, as `data` of `ray-gen train`; PATH=VALUE sets its fields,
     e.g. data.image_size=64 data.channels=3 data.held_out_fraction=0.02. With an image size

@@ -118,10 +118,14 @@ def evaluate(
     output: Path | None,
     **given: Any,
 ) -> None:
-    """Measure run folders, checkpoints or exported models. Each is a column of a table.
+    """Measure run folders, checkpoints or exported models.
 
-    Every value comes with its protocol: how many images, which split, which features. Options that
-    are not given come from the `evaluation` settings of the run.
+    \b
+        ray-gen evaluate RUN --metrics fid,kid --count 10000
+        ray-gen evaluate --generated ~/pictures --reference ~/images
+
+    Each is a column of a table. Every value comes with its protocol: how many images, which split,
+    which features. Options that are not given come from the `evaluation` settings of the run.
     """
     import_from_here(*runs)
     from ray_gen.pipeline.loading import experiment_of, facts_of

@@ -18,6 +18,9 @@ def export(run: str, folder: str, weights: str, checkpoint: str, formats: str | 
     """Write a trained model into a new folder DIR, for others to use.
 
     \b
+        ray-gen export RUN DIR --checkpoint best
+
+    \b
     safetensors  config.json and model.safetensors: for ray_gen and the Hugging Face hub
     torch        generator.pt2, or decoder.pt2 and encoder.pt2: for torch without ray_gen
     onnx         the same as .onnx

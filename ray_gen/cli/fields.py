@@ -15,6 +15,10 @@ import click
 def fields(path: str, markdown: bool, schema: bool) -> None:
     """List the fields of an experiment: type, unit, default, meaning.
 
+    \b
+        ray-gen fields training
+        ray-gen fields objective.vae
+
     PATH is the dotted path of a section or a field: training, optimizers.generator.learning_rate.
     Of one field the whole text is printed. Of a section with kinds all kinds are listed; add a kind
     to take only this one: objective.vae, networks.mlp.

@@ -50,6 +50,10 @@ def interpolate(
 ) -> None:
     """Draw the path from some samples to others.
 
+    \b
+        ray-gen interpolate RUN --from 3 --to 13
+        ray-gen interpolate RUN --rows 6 --output path.gif
+
     A sample number is the place in the grid of `ray-gen sample` with the same --seed, --labels and
     --truncation, in reading order from 0. If the model has an encoder, you can also give image
     files. In a conditional model a row has the class and the numbers of its first sample.
@@ -110,14 +114,13 @@ def arithmetic(
 ) -> None:
     """Add and subtract the means of groups of samples, as in figure 7 of the DCGAN paper.
 
-    Look at the grid of `ray-gen sample RUN --seed 0`, pick samples that share something, and give
-    their numbers, in reading order from 0:
-
     \b
         ray-gen arithmetic RUN --plus 0,1,2 --minus 3,4,5 --plus 6,7,8
 
-    If the model has an encoder, you can also give image files. Each column shows a group and, below
-    it, the image of its mean. On the right, the result is in the middle of eight neighbours.
+    Look at the grid of `ray-gen sample RUN --seed 0`, pick samples that share something, and give
+    their numbers, in reading order from 0. If the model has an encoder, you can also give image
+    files. Each column shows a group and, below it, the image of its mean. On the right, the result
+    is in the middle of eight neighbours.
     """
     options.check_output(output, ".png", folder=False)
     if not plus:
@@ -218,6 +221,9 @@ def traverse(
     output: Path,
 ) -> None:
     """Move one number of z at a time: one row for each.
+
+    \b
+        ray-gen traverse RUN --dimensions 0-4
 
     The base is in the middle. In a conditional model the rows have the class and the numbers of the
     base; without --base, those of sample 0.

@@ -28,6 +28,9 @@ def search(
 ) -> None:
     """Run the search of an experiment's `search` part, with Ray Tune.
 
+    \b
+        ray-gen search my.yaml --trials 32 --name rates
+
     You can also set its fields here: search.space.objective.latent_size='{choice: [8, 16, 32]}'.
     Each trial is an ordinary run, in NAME/trials. NAME/report.html, search.csv and best.yaml hold
     the results. Use the same --name again to continue the search.

@@ -37,6 +37,10 @@ FOLDER = "tensorboard"
 def tensorboard(run_or_folder: str, port: int, every: float) -> None:
     """Show a run, a search or a folder of runs in TensorBoard, only on this machine.
 
+    \b
+        ray-gen tensorboard RUN
+        ray-gen tensorboard ~/ray_gen_runs
+
     Each run has the name of its folder. Events behind a URI are copied to a temporary folder, new
     events too. Ctrl-C ends TensorBoard.
     """

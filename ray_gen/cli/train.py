@@ -24,6 +24,10 @@ def train(
 ) -> None:
     """Train a recipe (see `ray-gen recipes`) or an experiment file.
 
+    \b
+        ray-gen train vae-mnist5k
+        ray-gen train my.yaml data=folder:~/images training.images=1000000 --name faces
+
     PATH=VALUE sets any field by its dotted path (see `ray-gen fields`), e.g. workers.count=2
     training.images=1000000 data=folder:~/images. Runs on the Ray cluster of RAY_ADDRESS or of a
     running `ray start --head`, else on a local one. Use the same --name again to resume the run.
@@ -63,7 +67,12 @@ def resume(run: str, assignments: tuple[str, ...]) -> None:
 @click.argument("name", required=False)
 @click.option("--full", is_flag=True, help="Print every field, with its default and a comment.")
 def recipes(name: str | None, full: bool) -> None:
-    """List the built-in recipes and their measurements, or print one as YAML to copy and edit."""
+    """List the built-in recipes and their measurements, or print one as YAML to copy and edit.
+
+    \b
+        ray-gen recipes
+        ray-gen recipes dcgan-mnist5k > my.yaml
+    """
     from ray_gen import recipes as built_in
 
     if name is not None:

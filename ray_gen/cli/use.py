@@ -47,7 +47,14 @@ def sample(
     mixture: str | None,
     output: Path,
 ) -> None:
-    """Draw images from a run folder or one of its checkpoints. Needs no data set."""
+    """Draw images from a run folder or one of its checkpoints.
+
+    \b
+        ray-gen sample RUN --count 64 --seed 0 --output grid.png
+        ray-gen sample RUN --checkpoint best --count 1000 --output folder
+
+    Needs no data set.
+    """
     options.check_output(output, ".png", ".npz")
     pipeline = options.opened(run, weights, checkpoint)
     from ray_gen.pipeline.mixture import Mixture
@@ -89,9 +96,14 @@ def reconstruct(
     seed: int | None,
     output: Path,
 ) -> None:
-    """Encode images and decode them again. Takes files, or all images below folders.
+    """Encode images and decode them again.
 
-    The images are cropped, resized and converted as in training. --data needs the data set.
+    \b
+        ray-gen reconstruct RUN ~/images
+        ray-gen reconstruct RUN --data
+
+    Takes files, or all images below folders. The images are cropped, resized and converted as in
+    training. --data needs the data set.
     """
     options.check_output(output, ".png", ".npz")
     pipeline = options.opened(run, weights, checkpoint)
@@ -133,6 +145,9 @@ def discriminate(
     output: Path | None,
 ) -> None:
     """Print D(x) of images: the discriminator's probability that they are real.
+
+    \b
+        ray-gen discriminate RUN ~/images --output realness.csv
 
     Takes files, or all images below folders. They are cropped, resized and converted as in
     training. If a discriminator gives no probability, the value is the logit: higher means more
@@ -188,6 +203,10 @@ def mixture(
     output: Path,
 ) -> None:
     """Fit a mixture of Gaussians to the encodings of images: a prior for `ray-gen sample`.
+
+    \b
+        ray-gen mixture RUN --data --components 20
+        ray-gen sample RUN --mixture mixture.safetensors
 
     A variational autoencoder often gives better samples with it than with N(0, I). A plain
     autoencoder needs it for samples. Needs scikit-learn.
