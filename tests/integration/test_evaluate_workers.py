@@ -43,7 +43,8 @@ def test_the_command_shows_its_progress_and_ctrl_c_ends_it(run: Path, apart) -> 
             said.append(line.strip())
             if said[-1] == "reference images":
                 break
-        assert said == ["starting 2 workers", "reference images"]
+        took = "a: checkpoint of 48 images, EMA"
+        assert said == [took, "starting 2 workers", "reference images"]
         os.killpg(process.pid, signal.SIGINT)
         _, rest = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 130 and rest.strip() == "stopped"
