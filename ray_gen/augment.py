@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ray_gen.core import Noise
-from ray_gen.pixels import has_opacity
 
 
 def augment_noise(names: Sequence[str]) -> dict[str, Noise]:
@@ -21,20 +20,23 @@ def augment_noise(names: Sequence[str]) -> dict[str, Noise]:
     return {f"augment_{name}": Noise((_TRANSFORMS[name][1],), "uniform") for name in names}
 
 
-def augment(images: Tensor, names: Sequence[str], noise: Mapping[str, Tensor]) -> Tensor:
+def augment(
+    images: Tensor, names: Sequence[str], noise: Mapping[str, Tensor], *, opacity: bool = False
+) -> Tensor:
     """Apply the transforms in the order of `names`. images: (N, C, H, W); noise: U[0, 1), (N, k)
-    each."""
+    each. opacity: whether the last channel is opacity; "color" leaves it as it is."""
     for name in names:
         transform, _ = _TRANSFORMS[name]
-        images = transform(images, noise[f"augment_{name}"])
+        drawn = noise[f"augment_{name}"]
+        if opacity and name == "color":
+            images = torch.cat([transform(images[:, :-1], drawn), images[:, -1:]], dim=1)
+        else:
+            images = transform(images, drawn)
     return images
 
 
 def _color(images: Tensor, uniform: Tensor) -> Tensor:
-    """Brightness ± 0.5, saturation x [0, 2], contrast x [0.5, 1.5]. Opacity stays as it is."""
-    if has_opacity(images.shape[1]):
-        colours, opacity = images[:, :-1], images[:, -1:]
-        return torch.cat([_color(colours, uniform), opacity], dim=1)
+    """Brightness ± 0.5, saturation x [0, 2], contrast x [0.5, 1.5]."""
     brightness, saturation, contrast = uniform.to(images.dtype)[:, :, None, None, None].unbind(1)
     images = images + (brightness - 0.5)
     grey = images.mean(1, keepdim=True)

@@ -68,24 +68,27 @@ def quantised(images: Tensor, bits: int = 8) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Depth:
-    """The numbers of image files: bits of a channel, and the values that stand for 0 and 1."""
+class PixelFormat:
+    """What the numbers of image files mean: bits of a channel, the values that stand for 0 and 1,
+    and whether the last channel is opacity."""
 
     bits: int = 8
     values: tuple[int, int] | None = None
     """Only of 16 bits: the values of black and white, e.g. 0 and 4,095 of data with 12 bits. None:
     0 and 65,535. Opacity always goes from 0 to 65,535."""
+    opacity: bool = False
+    """Whether the last channel is opacity. Only of 2 channels (grey) or 4 (RGB)."""
 
 
-def as_in_files(images: Tensor, depth: Depth) -> Tensor:
+def as_in_files(images: Tensor, form: PixelFormat) -> Tensor:
     """(N, C, H, W) in [0, 1] to the numbers of files, rounded: uint8, or uint16 for 16 bits."""
-    levels = quantised(images, depth.bits)
-    if depth.values is None:
+    levels = quantised(images, form.bits)
+    if form.values is None:
         return levels
-    low, high = depth.values
+    low, high = form.values
     values = images.detach().float().clamp(0.0, 1.0).mul(high - low).add(low).round()
     values = values.to(torch.uint16)
-    if has_opacity(images.shape[1]):
+    if form.opacity:
         return torch.cat([values[:, :-1], levels[:, -1:]], dim=1)
     return values
 
@@ -101,11 +104,6 @@ def selected(images: Tensor, numbers: Tensor) -> Tensor:
     return images.index_select(0, numbers)
 
 
-def has_opacity(channels: int) -> bool:
-    """Whether the last channel is opacity ("alpha"): grey with alpha has 2 channels, RGBA 4."""
-    return channels in (2, 4)
-
-
 def over(images: Tensor, backdrop: Tensor | float) -> Tensor:
     """Images with opacity a on a backdrop b: c a + b (1 - a). (N, 2 or 4, H, W) in [0, 1] to (N, 1
     or 3, H, W). The backdrop broadcasts to the result; 1 is white."""
@@ -113,7 +111,13 @@ def over(images: Tensor, backdrop: Tensor | float) -> Tensor:
     return colours * opacity + backdrop * (1 - opacity)
 
 
-def channels_in_words(channels: int, bits: int = 8) -> str:
-    """ "grey", "grey with alpha", "RGB", "RGBA", "5 channels"; and ", 16 bits"."""
-    known = {1: "grey", 2: "grey with alpha", 3: "RGB", 4: "RGBA"}
-    return known.get(channels, f"{channels} channels") + (", 16 bits" if bits == 16 else "")
+def channels_in_words(channels: int, *, opacity: bool, bits: int = 8) -> str:
+    """ "grey", "grey with opacity", "RGB", "RGBA", "5 channels"; and ", 16 bits".
+
+    opacity: whether the last of the channels is opacity.
+    """
+    colours = channels - opacity
+    told = {1: "grey", 3: "RGB"}.get(colours, f"{colours} channels")
+    if opacity:
+        told = "RGBA" if told == "RGB" else f"{told} with opacity"
+    return told + (", 16 bits" if bits == 16 else "")

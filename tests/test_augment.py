@@ -54,9 +54,11 @@ def test_what_is_drawn_is_uniform_on_the_unit_interval() -> None:
 def test_colour_changes_no_opacity(channels: int) -> None:
     """Colours change as those of images without opacity."""
     x = images(channels=channels)
-    found = augment(x, ["color"], noise())
+    found = augment(x, ["color"], noise(), opacity=True)
     assert torch.equal(found[:, -1:], x[:, -1:])
     assert torch.equal(found[:, :-1], augment(x[:, :-1], ["color"], noise()))
+    of_bands = augment(x, ["color"], noise())
+    assert not torch.equal(of_bands[:, -1:], x[:, -1:])
 
 
 def test_no_transform_is_no_change() -> None:

@@ -10,9 +10,10 @@ import tifffile
 import torch
 from PIL import Image
 
+from ray_gen.data.decode import look_at
 from ray_gen.data.pictures import Bands, read_picture
 from ray_gen.errors import Refused
-from ray_gen.pixels import Depth
+from ray_gen.pixels import PixelFormat
 from ray_gen.runs import pictures
 
 
@@ -74,7 +75,7 @@ def random_images(count: int, channels: int) -> torch.Tensor:
 def test_transparent_images_lie_on_a_checkerboard_that_grows_with_the_zoom() -> None:
     images = torch.zeros(2, 4, 32, 40)
     images[1, 3] = 1.0  # opaque black
-    picture = pictures.zoomed(pictures.grid(images, 2, gap=0), 3)
+    picture = pictures.zoomed(pictures.grid(images, 2, gap=0, opacity=True), 3)
     nothing, black = picture[:, :120], picture[:, 120:]
     assert not black.any()
     assert set(np.unique(nothing)) == {191, 217}
@@ -88,7 +89,7 @@ def test_transparent_images_lie_on_a_checkerboard_that_grows_with_the_zoom() -> 
 def test_half_transparent_images_are_mixed_with_it(channels: int) -> None:
     images = torch.full((1, channels, 16, 16), 0.2)
     images[:, -1] = 0.3
-    picture = pictures.grid(images, gap=0)
+    picture = pictures.grid(images, gap=0, opacity=True)
     assert picture.shape == (16, 16, channels - 1)
     mixed = {round(255 * (0.3 * 0.2 + 0.7 * grey)) for grey in (0.75, 0.85)}
     assert set(np.unique(picture)) == mixed
@@ -98,13 +99,31 @@ def test_half_transparent_images_are_mixed_with_it(channels: int) -> None:
 def test_opaque_images_are_shown_as_those_without_opacity(channels: int) -> None:
     images = random_images(5, channels)
     images[:, -1] = 1.0
-    assert np.array_equal(pictures.grid(images), pictures.grid(images[:, :-1]))
+    shown = pictures.grid(images, opacity=True)
+    assert np.array_equal(shown, pictures.grid(images[:, :-1]))
 
 
-def test_of_many_channels_a_grid_shows_the_first_three_and_says_so(tmp_path: Path) -> None:
-    images = random_images(5, 7)
+@pytest.mark.parametrize("channels", [4, 7])
+def test_of_many_channels_a_grid_shows_the_first_three_and_says_so(
+    tmp_path: Path, channels: int
+) -> None:
+    images = random_images(5, channels)
     assert np.array_equal(pictures.grid(images), pictures.grid(images[:, :3]))
-    told = ", channels 1 to 3 of 7 as red, green and blue"
+    _is_said(images, f", channels 1 to 3 of {channels} as red, green and blue", tmp_path)
+
+
+def test_of_two_channels_a_grid_shows_both(tmp_path: Path) -> None:
+    images = random_images(5, 2)
+    picture = pictures.grid(images, 5, gap=0)
+    assert np.array_equal(picture[..., :1], pictures.grid(images[:, :1], 5, gap=0))
+    assert np.array_equal(picture[..., 1:2], pictures.grid(images[:, 1:], 5, gap=0))
+    assert not picture[..., 2].any()
+    _is_said(images, ", channels 1 and 2 as red and green", tmp_path)
+    pairs = pictures.grid(pictures.in_turn_rows(images, images, 4), 4)
+    assert (pairs[-15:-3, -18:-3] == 255).all()  # no image: white, not yellow
+
+
+def _is_said(images: torch.Tensor, told: str, tmp_path: Path) -> None:
     assert pictures.save_samples(iter([images]), 5, tmp_path / "a.png").endswith(told)
     assert pictures.save_pairs([(images, images)], tmp_path / "b.png").endswith(told)
     for name in ("c.png", "c.gif"):
@@ -112,30 +131,35 @@ def test_of_many_channels_a_grid_shows_the_first_three_and_says_so(tmp_path: Pat
 
 
 KINDS = {
-    (1, 8): (".png", "L"),
-    (2, 8): (".png", "LA"),
-    (3, 8): (".png", "RGB"),
-    (4, 8): (".png", "RGBA"),
-    (5, 8): (".tiff", None),
-    (16, 8): (".tiff", None),
-    (1, 16): (".png", "I;16"),
-    (2, 16): (".tiff", None),
-    (3, 16): (".tiff", None),
-    (4, 16): (".tiff", None),
-    (5, 16): (".tiff", None),
+    (1, 8, False): (".png", "L"),
+    (2, 8, False): (".tiff", None),
+    (2, 8, True): (".png", "LA"),
+    (3, 8, False): (".png", "RGB"),
+    (4, 8, False): (".tiff", None),
+    (4, 8, True): (".png", "RGBA"),
+    (5, 8, False): (".tiff", None),
+    (16, 8, False): (".tiff", None),
+    (1, 16, False): (".png", "I;16"),
+    (2, 16, False): (".tiff", None),
+    (2, 16, True): (".tiff", None),
+    (3, 16, False): (".tiff", None),
+    (4, 16, False): (".tiff", None),
+    (4, 16, True): (".tiff", None),
+    (5, 16, False): (".tiff", None),
 }
-"""The kind of file, and Pillow's mode of a PNG, by channels and bits."""
+"""The kind of file, and Pillow's mode of a PNG, by channels, bits and opacity."""
 
 
-@pytest.mark.parametrize(("channels", "bits"), KINDS)
+@pytest.mark.parametrize(("channels", "bits", "opacity"), KINDS)
 def test_files_and_arrays_hold_every_channel_and_bit(
-    tmp_path: Path, channels: int, bits: int
+    tmp_path: Path, channels: int, bits: int, opacity: bool
 ) -> None:
+    form = PixelFormat(bits, opacity=opacity)
     images = random_images(3, channels)
     most, dtype = 2**bits - 1, {8: np.uint8, 16: np.uint16}[bits]
     expected = np.rint(images.numpy() * np.float32(most)).astype(dtype).transpose(0, 2, 3, 1)
-    kind, mode = KINDS[channels, bits]
-    said = pictures.save_samples(iter([images]), 3, tmp_path / "folder", depth=Depth(bits))
+    kind, mode = KINDS[channels, bits, opacity]
+    said = pictures.save_samples(iter([images]), 3, tmp_path / "folder", form=form)
     assert said == f"{tmp_path}/folder: 3 {kind[1:].upper()} files"
     files = sorted((tmp_path / "folder").iterdir())
     assert [file.name for file in files] == [f"00000{n}{kind}" for n in range(3)]
@@ -152,38 +176,42 @@ def test_files_and_arrays_hold_every_channel_and_bit(
             read = read_picture(stream)
         if isinstance(read, Bands):
             assert np.array_equal(read.values_HWC, levels)
-            assert read.alpha == (channels in (2, 4))
+        if isinstance(read, Bands) or bits == 8:
+            look = look_at(read)
+            assert (look.channels, look.alpha) == (channels - opacity, opacity)
     with pytest.raises(Refused, match=f"already contains {kind[1:].upper()} files"):
-        pictures.save_samples(iter([images]), 3, tmp_path / "folder", depth=Depth(bits))
+        pictures.save_samples(iter([images]), 3, tmp_path / "folder", form=form)
 
-    said = pictures.save_samples(
-        iter([images[:2], images[2:]]), 3, tmp_path / "a.npz", depth=Depth(bits)
-    )
+    said = pictures.save_samples(iter([images[:2], images[2:]]), 3, tmp_path / "a.npz", form=form)
     assert said == f"{tmp_path}/a.npz: `images`, uint{bits} {expected.shape}"
     assert np.array_equal(np.load(tmp_path / "a.npz")["images"], expected)
-    pictures.save_rows(images[None], tmp_path / "b.npz", depth=Depth(bits))
+    pictures.save_rows(images[None], tmp_path / "b.npz", form=form)
     assert np.array_equal(np.load(tmp_path / "b.npz")["images"], expected[None])
-    pictures.save_pairs([(images, 1 - images)], tmp_path / "c.npz", depth=Depth(bits))
+    pictures.save_pairs([(images, 1 - images)], tmp_path / "c.npz", form=form)
     with np.load(tmp_path / "c.npz") as pairs:
         assert np.array_equal(pairs["images"], expected)
         assert pairs["reconstructions"].dtype == dtype
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 16])
+@pytest.mark.parametrize(
+    ("channels", "opacity"), [(n, False) for n in (1, 2, 3, 4, 5, 16)] + [(2, True), (4, True)]
+)
 @pytest.mark.parametrize("name", ["a.png", "a.gif", "a.npz", "folder"])
 def test_images_of_any_channels_are_written_in_any_way(
-    tmp_path: Path, channels: int, name: str
+    tmp_path: Path, channels: int, opacity: bool, name: str
 ) -> None:
     images = random_images(6, channels)
-    pictures.save_rows(images.unflatten(0, (2, 3)), tmp_path / name)
+    form = PixelFormat(opacity=opacity)
+    pictures.save_rows(images.unflatten(0, (2, 3)), tmp_path / name, form=form)
+    colours = 1 if channels - opacity == 1 else 3
     if name.endswith("f"):
         with Image.open(tmp_path / name) as animation:
             assert animation.n_frames == 4
     elif name == "a.png":
         grid = np.asarray(Image.open(tmp_path / name))
-        assert grid.shape == (2 * 14 + 2, 3 * 19 + 2, 3)[: 3 if channels > 2 else 2]
+        assert grid.shape == (2 * 14 + 2, 3 * 19 + 2, 3)[: 3 if colours == 3 else 2]
     groups = [("+", images[:2], images[2:3])]
-    assert pictures.equation(groups, images[[0] * 9]).shape[2] == (3 if channels > 2 else 1)
+    assert pictures.equation(groups, images[[0] * 9], opacity=opacity).shape[2] == colours
 
 
 def test_pairs_stand_below_each_other_and_a_short_last_row_is_filled_with_white() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ray_gen.data import Split, feed
 from ray_gen.data.feed import FeedSettings, Stored, fits_device
 from ray_gen.pixels import (
-    Depth,
+    PixelFormat,
     as_in_files,
     channels_in_words,
     levels_of,
@@ -89,10 +89,12 @@ def test_values_outside_are_clamped(bits: int) -> None:
 def test_files_may_have_the_values_of_the_data() -> None:
     """12 bits in files of 16. Opacity has all values."""
     images = torch.tensor([0.0, 0.5, 1.0]).reshape(1, 1, 1, 3).expand(1, 4, 1, 3)
-    found = as_in_files(images, Depth(16, (95, 4095))).int()
+    found = as_in_files(images, PixelFormat(16, (95, 4095), opacity=True)).int()
     assert found[0, :, 0].tolist() == [*[[95, 2095, 4095]] * 3, [0, 32_768, 65_535]]
-    assert torch.equal(as_in_files(images, Depth(16)), quantised(images, 16))
-    assert torch.equal(as_in_files(images, Depth()), quantised(images))
+    bands = as_in_files(images, PixelFormat(16, (95, 4095))).int()
+    assert bands[0, :, 0].tolist() == [[95, 2095, 4095]] * 4
+    assert torch.equal(as_in_files(images, PixelFormat(16)), quantised(images, 16))
+    assert torch.equal(as_in_files(images, PixelFormat()), quantised(images))
 
 
 def test_maps_keep_their_values() -> None:
@@ -139,9 +141,11 @@ def test_on_a_backdrop() -> None:
 
 
 def test_channels_have_names() -> None:
-    names = [channels_in_words(count) for count in (1, 2, 3, 4, 5)]
-    assert names == ["grey", "grey with alpha", "RGB", "RGBA", "5 channels"]
-    assert channels_in_words(1, 16) == "grey, 16 bits"
+    names = [channels_in_words(count, opacity=False) for count in (1, 2, 3, 4, 5)]
+    assert names == ["grey", "2 channels", "RGB", "4 channels", "5 channels"]
+    names = [channels_in_words(count, opacity=True) for count in (2, 4, 5)]
+    assert names == ["grey with opacity", "RGBA", "4 channels with opacity"]
+    assert channels_in_words(1, opacity=False, bits=16) == "grey, 16 bits"
 
 
 @pytest.mark.parametrize("on_device", [True, False])

@@ -69,7 +69,7 @@ def check(
     training: would_start, refusals, line, remarks
     images: listed, looked_at, read, train, held_out
     classes: name, train, held_out
-    formats; kinds: mode, channels, alpha, type, count, first
+    formats; kinds: mode, channels (without opacity), opacity, type, count, first
     values: channels, type, mean, std, histogram (256 bins); deep_values
     sizes: distinct, height, width, common; aspect_ratios
     animated, misnamed, one_colour: count, names (at most 20)

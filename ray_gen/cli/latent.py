@@ -82,7 +82,7 @@ def interpolate(
     from ray_gen.runs import pictures
 
     with options.writing(output):
-        click.echo(pictures.save_rows(images, output, zoom, pipeline.depth))
+        click.echo(pictures.save_rows(images, output, zoom, pipeline.pixel_format))
 
 
 def _as_many(names: list[int | Path], rows: int | None) -> list[int | Path]:
@@ -155,9 +155,11 @@ def arithmetic(
         (sign, group.images, pipeline.decode(mean, label, conditions=numbers))
         for (sign, group), mean in zip(groups, means, strict=True)
     ]
+    opacity = pipeline.pixel_format.opacity
     with options.writing(output):
-        pictures.save_png(pictures.zoomed(pictures.equation(shown, nine), zoom), output)
-    shown = pictures.channels_viewed(nine.shape[1])
+        picture = pictures.equation(shown, nine, opacity=opacity)
+        pictures.save_png(pictures.zoomed(picture, zoom), output)
+    shown = pictures.channels_viewed(nine.shape[1], opacity=opacity)
     click.echo(f"{output}: {len(groups)} groups with their means, and the result{shown}")
 
 
@@ -248,4 +250,4 @@ def traverse(
     from ray_gen.runs import pictures
 
     with options.writing(output):
-        click.echo(pictures.save_rows(images, output, zoom, pipeline.depth))
+        click.echo(pictures.save_rows(images, output, zoom, pipeline.pixel_format))

@@ -65,7 +65,7 @@ def sample(
     classes = options.in_turn(labels, count)
     batches = pipeline.batches(count, classes, seed, truncation, prior, numbers)
     with options.writing(output):
-        click.echo(pictures.save_samples(batches, count, output, zoom, pipeline.depth))
+        click.echo(pictures.save_samples(batches, count, output, zoom, pipeline.pixel_format))
 
 
 @click.command()
@@ -122,7 +122,7 @@ def reconstruct(
         for some, classes, numbers in parts
     )
     with options.writing(output):
-        click.echo(pictures.save_pairs(pairs, output, zoom, pipeline.depth))
+        click.echo(pictures.save_pairs(pairs, output, zoom, pipeline.pixel_format))
 
 
 @click.command()

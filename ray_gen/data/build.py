@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-FORMAT = 5
+FORMAT = 6
 """Part of every key. Raise it when the same settings give other bytes, or when the content of the
 manifest changes."""
 MANIFEST = "manifest.json"
@@ -90,6 +90,8 @@ def build(
             raise nothing_to_train_on(
                 source.field, listing.count, len(tally.corrupt), held_out_fraction
             )
+        wanted = replace(wanted, opacity=asked.opacity)
+        wanted = replace(wanted, opacity=tally.seen.has_opacity(wanted))
         labels = chain(*(split.labels for split in splits.values()))
         for lost in classes_lost(tally.lost, labels, listing.class_names, source.field):
             raise lost
@@ -375,6 +377,7 @@ def _write(
         "digest": digest.hexdigest(),
         "shape_HWC": shape,
         "element": wanted.element,
+        "opacity": wanted.opacity,
         "statistics": moments.of_channels() if moments is not None else None,
         "counts": {name: split.count for name, split in splits.items()},
         "bytes": {file.name: file.stat().st_size for file in folder.iterdir()},

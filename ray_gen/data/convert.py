@@ -221,7 +221,10 @@ class Conversion:
             assert wanted.size_HW is not None and wanted.channels is not None
             shape = (*wanted.size_HW, wanted.channels)
             size = math.prod(shape) * np.dtype(ELEMENTS[wanted.element]).itemsize
-            kind, metadata = pa.binary(size), raw_metadata("image", shape, wanted.element)
+            kind, metadata = (
+                pa.binary(size),
+                raw_metadata("image", shape, wanted.element, wanted.opacity),
+            )
         else:
             features["image"] = {"_type": "Image"}
         metadata[b"huggingface"] = json.dumps({"info": {"features": features}}).encode()

@@ -12,6 +12,7 @@ from ray_gen.data.errors import CorruptImageError, DataError, reason, unreadable
 from ray_gen.data.formats import pixel_limit
 from ray_gen.data.pictures import Bands, check_channels, opened_bands, upright
 from ray_gen.data.wanted import ELEMENTS, Look, Pixels, Unforeseen, Wanted, range_of
+from ray_gen.pixels import channels_in_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -146,22 +147,16 @@ def look_at(picture: Image | Bands) -> Look:
                 raise CorruptImageError("some of its values are not finite")
         white = deep[1] if deep is not None else 1.0
         transparent = alpha and bool((values[..., -1] < _opaque(values.dtype, white)).any())
-        mode = _mode(channels, alpha)
+        mode = channels_in_words(channels + alpha, opacity=alpha)
         return Look(mode, channels, alpha, transparent, deep, values.dtype.name)
     grey = picture.mode in _GREY_MODES
     alpha = picture.mode in _TRANSPARENT_MODES or "transparency" in picture.info
     transparent = alpha
     if picture.mode in ("LA", "RGBA"):
         transparent = picture.getchannel("A").getextrema()[0] < 255  # pyright: ignore
-    return Look(_mode(1 if grey else 3, alpha), 1 if grey else 3, alpha, transparent)
-
-
-def _mode(channels: int, alpha: bool) -> str:
-    if channels == 3:
-        return "RGBA" if alpha else "RGB"
-    if channels == 1:
-        return "grey with alpha" if alpha else "grey"
-    return f"{channels} channels" + (" and alpha" if alpha else "")
+    channels = 1 if grey else 3
+    mode = channels_in_words(channels + alpha, opacity=alpha)
+    return Look(mode, channels, alpha, transparent)
 
 
 def pixels(picture: Image | Bands, look: Look, wanted: Wanted, name: str) -> NDArray[Any]:
@@ -188,11 +183,18 @@ def _check_channels(look: Look, channels: int, wanted: Wanted, name: str) -> Non
                 f"data.channels: {name} is {look.mode}, and others suggested {channels} channels;"
                 " set data.channels to the channels that all shall have"
             )
+    own = channels in (look.channels, look.channels + look.alpha)
+    if wanted.opacity is False and channels in (2, 4) and not own:
+        raise DataError(
+            f"data.channels: {name} is {look.mode}, and {channels} channels are wanted of which"
+            " none is opacity, by the setting or as others have; keep images of one kind in the"
+            " data set, or set data.opacity=true"
+        )
     if look.channels in (1, 3) and channels <= 4:
         return
     if channels == 3 and look.channels > 3:  # the first three are red, green and blue
         return
-    if channels not in (look.channels, look.channels + look.alpha):
+    if not own:
         raise DataError(
             f"data.channels: {name} is {look.mode}, and {channels} channels are wanted, by the"
             " setting or as others have; keep images of one kind in the data set, or set"
@@ -233,7 +235,7 @@ def _of_bands(
     height, width = levels.shape[:2]
     size, box, inner = fitted((width, height), wanted, name)
     if (width, height) != inner or box != (0.0, 0.0, width, height):
-        thins = channels in (2, 4) and (look.alpha or look.channels == channels - 1)
+        thins = _has_opacity(look, channels) and (look.alpha or look.channels == channels - 1)
         if thins:  # a transparent pixel shows nothing of its colour
             levels = np.concatenate([levels[..., :-1] * levels[..., -1:], levels[..., -1:]], axis=2)
         bands = [Image.fromarray(np.ascontiguousarray(levels[..., c])) for c in range(channels)]
@@ -253,7 +255,7 @@ def _of_bands(
 def _unit_values(picture: Image | Bands, look: Look, wanted: Wanted, name: str) -> NDArray[Any]:
     """(H, W, C) in [0, 1], opacity included. For maps of floats: the values as they are."""
     if not isinstance(picture, Bands):
-        mode = {"grey": "L", "RGB": "RGB", "RGBA": "RGBA", "grey with alpha": "LA"}[look.mode]
+        mode = {"grey": "L", "RGB": "RGB", "RGBA": "RGBA", "grey with opacity": "LA"}[look.mode]
         image = picture if picture.mode == mode else _with_alpha(picture, mode)
         values = np.asarray(image).reshape(image.height, image.width, -1)
         return values.astype(np.float32) / 255
@@ -296,6 +298,11 @@ def _with_alpha(image: Image, mode: str) -> Image:
     return image.convert("RGBA").convert(mode) if "A" in mode else image.convert(mode)
 
 
+def _has_opacity(look: Look, channels: int) -> bool:
+    """Whether the last of the channels that an image gets is opacity: not that of four bands."""
+    return channels in (2, 4) and look.channels in (1, 3)
+
+
 def _of_channels(levels: NDArray[Any], look: Look, channels: int) -> NDArray[Any]:
     """(H, W, `channels`): on white, grey, repeated or opaque as needed."""
     if levels.shape[2] == channels:
@@ -303,7 +310,7 @@ def _of_channels(levels: NDArray[Any], look: Look, channels: int) -> NDArray[Any
     colours, opacity = levels, None
     if look.alpha:
         colours, opacity = levels[..., :-1], levels[..., -1:]
-    wants_opacity = channels in (2, 4)
+    wants_opacity = _has_opacity(look, channels)
     if opacity is not None and not wants_opacity:
         colours = colours * opacity + (1 - opacity)
     wanted = channels - wants_opacity

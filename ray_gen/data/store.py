@@ -88,6 +88,8 @@ class Store:
     """Number of training images of each joined source. They stand in `train` source by source."""
     conditions: tuple[Condition, ...] = ()
     """The numbers to condition on, in the order of `Split.conditions`."""
+    opacity: bool = False
+    """Whether the last channel is opacity."""
     statistics: Mapping[str, list[float]] | None = None
     """Of float16 maps: mean and standard deviation of each channel of the training split."""
 
@@ -135,6 +137,7 @@ class PixelSettings(TypedDict):
     rules: NotRequired[Literal[1, 2]]
     """This and the fields below: see `Wanted`, also for their defaults. Rules 1 are for runs that
     began with them (see `rules_1.py`)."""
+    opacity: NotRequired[bool | None]
     element: NotRequired[str]
     fit: NotRequired[Literal["crop", "pad", "stretch"]]
     pad: NotRequired[str | tuple[int, ...]]
@@ -179,6 +182,8 @@ def open_store(
     identity = source.identity()
 
     def key_of(wanted: Wanted) -> str:
+        if wanted.opacity is False and wanted.channels not in (None, 2, 4):
+            wanted = replace(wanted, opacity=None)  # no other number of channels has any
         return _key(
             format=FORMAT,
             kind=source.kind,
@@ -250,11 +255,12 @@ def open_stream(
         wanted,
         size_HW=(height, width),
         channels=channels_of_store,
+        opacity=store.opacity,
         size_from="the first" if wanted.size_HW is None else None,
         value_range=wanted.value_range or store.found.value_range,
         # Not all images were looked at: one that needs more than the sample is an error.
         guessed_channels=wanted.rules == 2 and wanted.channels is None,
-        guessed_alpha=wanted.keep_alpha and channels_of_store in (2, 4),
+        guessed_alpha=wanted.keep_alpha and store.opacity,
         guessed_range=wanted.rules == 2 and wanted.value_range is None,
     )
     shards = Shards(
@@ -354,6 +360,7 @@ def _opened(entry: Path, key: str) -> Store | None:
         path=entry,
         label_count=manifest["label_count"],
         digest=manifest["digest"],
+        opacity=manifest["opacity"],
         conditions=tuple(conditions),
         statistics=manifest["statistics"],
         found=Found(

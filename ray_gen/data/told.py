@@ -8,6 +8,7 @@ import torch
 
 from ray_gen.data.errors import printable
 from ray_gen.data.store import Store
+from ray_gen.pixels import channels_in_words
 
 FEW_IMAGES = 1_000
 """Below this number a network learns its training images by heart."""
@@ -27,12 +28,12 @@ def lines(store: Store) -> Iterator[str]:
 
 def summary(store: Store) -> str:
     """One line: images, splits, size, channels, classes, and what was not read."""
-    channels, height, width = store.image_shape
+    _, height, width = store.image_shape
     train = store.stream.rows if store.stream is not None else len(store.train)
     held_out = len(store.held_out)
     parts = [
         f"{_count(train + held_out, 'image')} ({train:,} train, {held_out:,} held out)"
-        f" of {height}×{width}, {_channels(channels, store)}"
+        f" of {height}×{width}, {_channels(store)}"
     ]
     if store.label_count:
         parts[0] += f", {_count(store.label_count, 'class')}"
@@ -56,17 +57,12 @@ def remarks(store: Store) -> Iterator[str]:
     yield from found.notes
     if len(found.modes) > 1:
         counts = ", ".join(f"{count:,} {mode}" for mode, count in found.modes.items())
-        yield f"{counts}: all become {_channels(channels, store)}"
+        yield f"{counts}: all become {_channels(store)}"
     transparent = found.transparent
     if transparent and channels in (1, 3):
         yield (
             f"transparent pixels of {_count(transparent, 'image')} are put on white;"
             f" data.channels={channels + 1} keeps their opacity"
-        )
-    if channels in (2, 4) and set(found.modes) == {f"{channels} channels"}:
-        yield (
-            f"none of the {channels} channels is opacity, but samples' files and metrics on RGB"
-            " take the last one for it"
         )
     if found.values is not None and found.value_range is not None:
         yield _range(found.types, found.values, found.value_range)
@@ -99,12 +95,10 @@ def _count(count: int, what: str) -> str:
     return f"{count:,} {what}" + ("" if count == 1 else "es" if what.endswith("s") else "s")
 
 
-def _channels(channels: int, store: Store) -> str:
-    name = {1: "grey", 2: "grey with opacity", 3: "RGB", 4: "RGB with opacity"}.get(channels)
-    if set(store.found.modes) == {f"{channels} channels"}:  # bands of which none is opacity
-        name = None
-    bits = " of 16 bits" if store.train.images_NHWC.dtype == torch.uint16 else ""
-    return (name or f"{channels} channels") + bits
+def _channels(store: Store) -> str:
+    channels, _, _ = store.image_shape
+    bits = 16 if store.train.images_NHWC.dtype == torch.uint16 else 8
+    return channels_in_words(channels, opacity=store.opacity, bits=bits)
 
 
 def _range(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from ray_gen.data.errors import DataError
+from ray_gen.pixels import channels_in_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +32,7 @@ class Look(NamedTuple):
     """What an image is, before it is converted."""
 
     mode: str
-    """As people call it: "grey", "RGB", "RGBA", "grey with alpha", "5 channels"."""
+    """As people call it: "grey", "RGB", "RGBA", "grey with opacity", "5 channels"."""
     channels: int
     """Without opacity."""
     alpha: bool
@@ -55,6 +56,9 @@ class Wanted:
     size is refused."""
     rules: Literal[1, 2] = 2
     """Version of the rules of reading."""
+    opacity: bool | None = None
+    """Whether the last channel is opacity. None: not known yet. It changes no pixels; but if it is
+    not, an image of fewer colours gets no opacity and is refused."""
     keep_alpha: bool = False
     """Whether channels that are not known yet include opacity, if all images have it."""
     full_range: bool = False
@@ -111,18 +115,44 @@ class Seen:
             self.low, self.high = min(self.low, look.range[0]), max(self.high, look.range[1])
             self.types.add(look.type)
 
+    def has_opacity(self, wanted: Wanted) -> bool:
+        """Whether the last of the wanted channels is opacity: as the settings say, else as the
+        files do. Raises DataError if it is opacity of some images and not of others, or if it
+        cannot be."""
+        channels = wanted.channels
+        if wanted.opacity:
+            if channels not in (2, 4):
+                raise DataError(
+                    f"data.opacity: true says that the last of 2 or 4 channels is opacity, and"
+                    f" images become {channels_in_words(channels or 0, opacity=False)}; set"
+                    " data.channels=auto (or 2, or 4), or leave data.opacity out"
+                )
+            return True
+        if wanted.opacity is False or channels not in (2, 4):
+            return False
+        others = self.channels - {1, 3}  # images of bands
+        if others and others != self.channels:
+            raise DataError(
+                f"data.channels: images differ in their channels ({self._kinds()}), so the last of"
+                f" {channels} is opacity of some and not of others; keep images of one kind, or set"
+                " data.opacity=true if it is opacity of all"
+            )
+        return not others
+
+    def _kinds(self) -> str:
+        return ", ".join(f"{count:,} {mode}" for mode, count in self.modes.items())
+
     def settle(self, wanted: Wanted, *, guessed: bool) -> Wanted:
-        """`wanted` with the channels and the value range that these images suggest. guessed: there
-        are further images."""
+        """`wanted` with the channels, the opacity and the value range that these images suggest.
+        guessed: there are further images."""
         channels, value_range = wanted.channels, wanted.value_range
         alpha = False
         if channels is None:
             colours = max(self.channels)
             if len(self.channels) > 1 and not self.channels <= {1, 3}:
-                kinds = ", ".join(f"{count:,} {mode}" for mode, count in self.modes.items())
                 raise DataError(
-                    f"data.channels: images differ in their channels ({kinds}); keep images of one"
-                    " kind, or set data.channels=3 for the first three of each"
+                    f"data.channels: images differ in their channels ({self._kinds()}); keep"
+                    " images of one kind, or set data.channels=3 for the first three of each"
                 )
             alpha = wanted.keep_alpha and self.alpha == self.modes.total() and colours in (1, 3)
             channels = colours + alpha
@@ -134,6 +164,7 @@ class Seen:
         return replace(
             wanted,
             channels=channels,
+            opacity=self.has_opacity(replace(wanted, channels=channels)),
             value_range=value_range,
             of_floats=of_floats,
             guessed_channels=guessed and wanted.channels is None,

@@ -91,12 +91,13 @@ class Comparison:
         given, extractor = self.given, self.given.extractor
         assert extractor is not None
         channels, wanted = given.shape[0], extractor.channels
-        if channels == wanted or (wanted == 3 and channels <= 4):
+        if channels == wanted or (wanted == 3 and channels - given.opacity in (1, 3)):
             return
         sees = "grey or RGB images" if wanted == 3 else f"{wanted} channel{'s' * (wanted > 1)}"
+        without = " of which none is opacity" if wanted == 3 and channels in (2, 4) else ""
         why = (
             f"{extractor.name} sees {sees}, and the images have {channels}"
-            f"{' channels' if wanted == 3 else ''}; name a trained run of such images by "
+            f"{' channels' if wanted == 3 else ''}{without}; name a trained run of such images by "
             "--features run:RUN"
         )
         message = f"evaluation.features: {why}, or set evaluation.metrics to {_FREE} only"
@@ -177,11 +178,17 @@ class Comparison:
         given = self.given
         bits = max(given.bits_of("generated"), given.bits_of("reference"))
         if not kind.needs_weights:
-            return seen_in_words(given.shape[0], bits)
+            return seen_in_words(given.shape[0], bits, opacity=given.opacity)
         extractor = given.extractor
         assert extractor is not None
         most_bits = 16 if takes_16_bits(extractor) else 8
-        return seen_in_words(given.shape[0], bits, rgb=extractor.channels == 3, most_bits=most_bits)
+        return seen_in_words(
+            given.shape[0],
+            bits,
+            opacity=given.opacity,
+            rgb=extractor.channels == 3,
+            most_bits=most_bits,
+        )
 
 
 def _check_names(metric: Metric[Any], names: Sequence[str], all_of_them: bool = False) -> None:

@@ -45,6 +45,7 @@ def subject_of(
         dtype=DTYPES[experiment.training.precision],
         description=description,
         bits=experiment.data.bits,
+        opacity=experiment.data.has_opacity(),
     )
 
 
@@ -122,12 +123,15 @@ class Evaluator:
             labels = self._labels(reference, count) if subject.conditional else None
             generated = SampledImages(subject, count, labels, self.settings.seed)
             sets = {"generated": generated, "reference": reference}
-        return Comparison(self._asked, self.settings, self._given(sets, subject))
+        return Comparison(self._asked, self.settings, self._given(sets, subject, subject.opacity))
 
-    def comparison_of(self, generated: Images, reference: Images) -> Comparison:
+    def comparison_of(
+        self, generated: Images, reference: Images, opacity: bool = False
+    ) -> Comparison:
         """The comparison that measures images that exist already, e.g. pictures of another tool.
-        Raises Refused for what cannot be measured."""
-        given = self._given({"generated": generated, "reference": reference}, None)
+        opacity: whether their last channel is opacity. Raises Refused for what cannot be
+        measured."""
+        given = self._given({"generated": generated, "reference": reference}, None, opacity)
         return Comparison(self._asked, self.settings, given)
 
     def reference(self, split: str) -> SplitImages:
@@ -140,7 +144,7 @@ class Evaluator:
             )
         return found
 
-    def _given(self, sets: dict[Set, Images], subject: Subject | None) -> Given:
+    def _given(self, sets: dict[Set, Images], subject: Subject | None, opacity: bool) -> Given:
         settings, device = self.settings, self._world.device
         if sets:
             count = settings.count or min(COUNT, *(len(images) for images in sets.values()))
@@ -158,6 +162,7 @@ class Evaluator:
             extractor=self._extractor,
             no_extractor=self._no_extractor,
             subject=subject,
+            opacity=opacity,
             labelled=self._store.held_out,
             data=self._name,
             count=settings.count,

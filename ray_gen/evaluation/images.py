@@ -14,7 +14,7 @@ from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.evaluation.progress import Progress
 from ray_gen.noise import permutation
-from ray_gen.pixels import channels_in_words, has_opacity, over, quantised, selected, unit
+from ray_gen.pixels import channels_in_words, over, quantised, selected, unit
 
 
 class Images(Protocol):
@@ -39,8 +39,9 @@ class Images(Protocol):
 
 def as_rgb(images: Tensor) -> Tensor:
     """Images for extractors that were trained on RGB, of 1 to 4 channels to 3, of the same type:
-    opacity is put on white, the channel of grey images is repeated three times."""
-    if has_opacity(images.shape[1]):
+    the channel of grey images is repeated three times, opacity is put on white. The last of 2 or 4
+    channels must be opacity: for other images a `Comparison` refuses such an extractor."""
+    if images.shape[1] in (2, 4):
         images = quantised(over(unit(images), 1.0), bits_of(images))
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
@@ -55,16 +56,18 @@ def bits_of(images: Tensor) -> int:
     return 16 if images.dtype == torch.uint16 else 8
 
 
-def seen_in_words(channels: int, bits: int, *, rgb: bool = False, most_bits: int = 16) -> str:
+def seen_in_words(
+    channels: int, bits: int, *, opacity: bool = False, rgb: bool = False, most_bits: int = 16
+) -> str:
     """The channels that a metric sees of images of `channels` channels, for the protocol: "grey",
     "RGB on white", "5 channels, 16 bits".
 
-    rgb: through an extractor that was trained on RGB (`as_rgb`). most_bits: of a channel that the
-    extractor can tell apart.
+    opacity: whether the last channel is opacity. rgb: through an extractor that was trained on RGB
+    (`as_rgb`). most_bits: of a channel that the extractor can tell apart.
     """
-    told = channels_in_words(channels)
-    if rgb and has_opacity(channels):
-        told = f"{channels_in_words(channels - 1)} on white"
+    told = channels_in_words(channels, opacity=opacity)
+    if rgb and opacity:
+        told = f"{channels_in_words(channels - 1, opacity=False)} on white"
     if bits == 8:
         return told
     return f"{told}, 16 bits" if most_bits == 16 else f"{told}, 16 bits rounded to 8"

@@ -85,6 +85,8 @@ class Given:
     default_extractor: bool = False
     """Whether the user named no extractor. A metric that the default cannot serve may be left
     out."""
+    opacity: bool = False
+    """Whether the last channel of all images is opacity."""
     _looks: dict[Set, tuple[ImageShape, int]] = field(default_factory=dict, init=False, repr=False)
 
     @property

@@ -27,6 +27,7 @@ from ray_gen.experiment.refusals import problems_of
 from ray_gen.pipeline.loading import experiment_of, load_as
 from ray_gen.pipeline.model import Model
 from ray_gen.pipeline.pretrained import is_pretrained, read_config
+from ray_gen.pixels import channels_in_words
 from ray_gen.runs.checkpoints import NEWEST, Choice
 from ray_gen.runs.names import run_folder
 from ray_gen.storage import Folder, without_credentials
@@ -138,12 +139,21 @@ def prepared(request: Request, world: World, progress: Progress = silent) -> Com
             pictures = open_source(request.generated, decoded)
         with _named_by("--reference"):
             store = open_source(request.reference, decoded)
+        if pictures.image_shape[0] == store.image_shape[0] and pictures.opacity != store.opacity:
+            told = [
+                channels_in_words(one.image_shape[0], opacity=one.opacity)
+                for one in (pictures, store)
+            ]
+            raise Refused(
+                f"--reference: its images have {told[1]}, and the pictures {told[0]}; name images"
+                " that both have opacity in their last channel, or both not"
+            )
         evaluator = Evaluator(
             request.settings, store, request.reference.short_form, world, progress
         )
         reference = evaluator.reference(request.settings.reference)
         generated = SplitImages(pictures, "train", request.generated.short_form, world.device)
-        return evaluator.comparison_of(generated, reference)
+        return evaluator.comparison_of(generated, reference, store.opacity)
     weights, checkpoint = request.settings.weights, request.checkpoint
     pipeline = load_as(
         Model, request.run, weights=weights, device=world.device, checkpoint=checkpoint

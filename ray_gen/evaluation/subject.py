@@ -30,6 +30,8 @@ class Subject:
     """For the protocol: the run, the number of images seen in training, EMA or raw weights."""
     bits: int = 8
     """Bits of a channel of the training images, 8 or 16. Samples have as many."""
+    opacity: bool = False
+    """Whether the last channel of the images is opacity."""
 
 
 class Labelled(Protocol):

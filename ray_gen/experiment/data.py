@@ -168,6 +168,11 @@ class PixelFields(Component):
     """Channels of the images: 1 is grey, 3 is RGB, 2 and 4 are the same with opacity; up to 16 for
     images with others. Without opacity, transparent pixels are put on white. None: 3 if any image
     has colour, else 1. auto: the same, with opacity if all images have it."""
+    opacity: bool | Literal["auto"] = "auto"
+    """Whether the last of 2 or 4 channels is opacity. Files and pictures of samples are then
+    transparent, metrics on RGB see them on white, augmentation changes only colours. It changes no
+    decoded pixel. auto: it is, unless images have 2 or 4 bands of which none is opacity, as `.npy`
+    files and TIFF files can."""
     bits: Literal[8, 16] = 8
     """Bits of a channel of the decoded images."""
     value_range: Annotated[
@@ -209,6 +214,7 @@ class PixelFields(Component):
             "image_size": self.random_crop_from or self.image_size,
             "center_crop": self.center_crop,
             "channels": self.channels,
+            "opacity": None if self.opacity == "auto" else self.opacity,
             "rules": self.rules,
             "value_range": self.value_range,
             "element": f"uint{self.bits}",
@@ -253,6 +259,15 @@ class DataSettings(PixelFields):
 
     @model_validator(mode="before")
     @classmethod
+    def _opacity_of_old_runs(cls, given: Any) -> Any:
+        """A run of before has read its data, but does not tell its opacity: 2 and 4 channels had
+        it."""
+        if isinstance(given, dict) and given.get("digest") and "opacity" not in given:
+            return {**given, "opacity": given.get("channels") in (2, 4)}
+        return given
+
+    @model_validator(mode="before")
+    @classmethod
     def _only_tables_have_numbers(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("conditions"):
             if "conditions" not in cls.model_fields:
@@ -285,6 +300,15 @@ class DataSettings(PixelFields):
                     f"{name}: {getattr(self, name)!r} is unknown to the rules of reading"
                     f" rules=1; leave it out, or {remedy}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _opacity_is_a_channel(self) -> Self:
+        if self.opacity is True and self.channels not in (None, "auto", 2, 4):
+            raise ValueError(
+                f"opacity: true needs 2 or 4 channels, and channels is {self.channels}; set"
+                " channels to 2, 4 or auto, or leave opacity out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -337,6 +361,11 @@ class DataSettings(PixelFields):
     def height_and_width(self) -> tuple[int, int] | None:
         """The image size if the settings give it, else None."""
         return _both(self.image_size)
+
+    def has_opacity(self) -> bool:
+        """Whether the last channel of images is opacity. Of data that are not read yet: whether the
+        settings say so."""
+        return self.opacity is True
 
     def has_conditions(self) -> bool:
         """Whether images have numbers to condition on."""

@@ -28,6 +28,8 @@ class ObjectiveSettings(Component):
     """Its name in a model card."""
     has_likelihood: ClassVar[bool] = False
     """Whether it gives a bound on log p(x): `ray_gen.core.Bounds`."""
+    knows_opacity: ClassVar[bool] = False
+    """Whether its class takes `opacity`: whether the last channel of images is opacity."""
     at_rest: ClassVar[str | None] = None
     """The reason to print when its own stopping rule ends a run. None if it has no such rule."""
 
@@ -114,6 +116,7 @@ class GanObjective(ObjectiveSettings):
     phase_names: ClassVar[tuple[str, ...] | None] = ("discriminator", "generator")
     at_rest: ClassVar[str | None] = "D(x) and D(G(z)) have settled at their equilibrium"
     title: ClassVar[str] = "Generative adversarial network"
+    knows_opacity: ClassVar[bool] = True
     kind: Literal["gan"] = "gan"
     latent_size: PositiveInt = 100
     """How many numbers the latent vector z has."""

@@ -214,10 +214,14 @@ class Tree(Settings):
         return self.with_fields(**changes)
 
     def with_rules_of(self, other: Tree) -> Self:
-        """A copy that reads its data by the rules of another experiment."""
-        if self.data.rules == other.data.rules:
-            return self
-        return self.with_fields(data__rules=other.data.rules)
+        """A copy that reads its data by the rules of another experiment, and takes for opacity what
+        that one takes."""
+        changes: dict[str, Any] = {}
+        if self.data.rules != other.data.rules:
+            changes["data__rules"] = other.data.rules
+        if self.data.opacity == "auto" != other.data.opacity:
+            changes["data__opacity"] = other.data.opacity
+        return self.with_fields(**changes) if changes else self
 
     def resolved(
         self,
@@ -227,10 +231,12 @@ class Tree(Settings):
         group_size: int | Literal["auto"] | None = None,
         value_range: tuple[float, float] | None = None,
         conditions: Sequence[Mapping[str, Any]] = (),
+        opacity: bool = False,
     ) -> Self:
         """A copy with the fields that only the data can give. Checks the class names against the
         data.
 
+        opacity: whether the last channel is opacity, unless `data.opacity` says it.
         value_range: of deep images; None if there are none.
         conditions: the fields of `data.condition_statistics`.
         group_size: None replaces "auto" by a number; a search keeps "auto" for its trials.
@@ -251,6 +257,7 @@ class Tree(Settings):
         return self.with_fields(
             data__image_size=[height, width],
             data__channels=channels,
+            data__opacity=opacity if self.data.opacity == "auto" else self.data.opacity,
             data__classes=names,
             data__digest=digest,
             data__condition_statistics=list(conditions) or None,

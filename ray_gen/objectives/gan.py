@@ -61,7 +61,9 @@ class Gan(Objective):
         r1_weight: Number,
         r1_every: int,
         augment: Sequence[str],
+        opacity: bool = False,
     ) -> None:
+        """opacity: whether the last channel of the images is opacity."""
         self._image_shape = image_shape
         self._label_count = label_count
         self._latent_size = latent_size
@@ -71,6 +73,7 @@ class Gan(Objective):
         self._r1_weight = _halved(r1_weight)
         self._r1_every = r1_every
         self._augment = tuple(augment)
+        self._opacity = opacity
         normal = latent_distribution == "normal"
         z = Noise((latent_size,)) if normal else Noise((latent_size,), "uniform", -1.0, 1.0)
         self.latents = {"z": z}
@@ -107,7 +110,7 @@ class Gan(Objective):
 
     def _logits(self, networks: Networks, images: Tensor, batch: Batch, call: str) -> Tensor:
         """D's logits (N, 1) of augmented images, real or generated."""
-        seen = augment(images, self._augment, batch.noise)
+        seen = augment(images, self._augment, batch.noise, opacity=self._opacity)
         noise = noise_of(batch.noise, call)
         return networks["discriminator"](seen, batch.labels, **noise).to(batch.images.dtype)
 

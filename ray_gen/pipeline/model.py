@@ -45,7 +45,7 @@ from ray_gen.pipeline.arguments import (
 from ray_gen.pipeline.files import whole_values
 from ray_gen.pipeline.mixture import Mixture, Origin
 from ray_gen.pipeline.pretrained import Facts
-from ray_gen.pixels import Depth, stretched
+from ray_gen.pixels import PixelFormat, stretched
 from ray_gen.runs.manifest import NETWORKS, OF_A_MODEL, Manifest
 from ray_gen.sampling import latents_of, noise_for
 from ray_gen.training.build import build_networks
@@ -103,10 +103,11 @@ class Model:
         return self.facts.images
 
     @property
-    def depth(self) -> Depth:
+    def pixel_format(self) -> PixelFormat:
         """The numbers of files of samples: as in the files of the data, if these have 16 bits."""
         data = self.experiment.data
-        return Depth(16, whole_values(data)) if data.bits == 16 else Depth()
+        values = whole_values(data) if data.bits == 16 else None
+        return PixelFormat(data.bits, values, data.has_opacity())
 
     @property
     def latent_shapes(self) -> dict[str, Shape]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ray_gen.errors import Refused
-from ray_gen.pixels import Depth, as_in_files, has_opacity, over, quantised
+from ray_gen.pixels import PixelFormat, as_in_files, over, quantised
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Levels = NDArray[np.uint8 | np.uint16]
 """Pixels of images: uint8, or uint16 for 16 bits."""
 
-EIGHT_BITS = Depth()
+EIGHT_BITS = PixelFormat()
 
 _SQUARE = 8
 """Pixels: side of a square of the checkerboard below transparent images."""
@@ -35,27 +36,35 @@ def to_bytes(images: Tensor) -> NDArray[np.uint8]:
     return quantised(images).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def to_levels(images: Tensor, depth: Depth) -> Levels:
+def to_levels(images: Tensor, form: PixelFormat) -> Levels:
     """(N, C, H, W) in [0, 1] to the numbers of files, (N, H, W, C): uint8 or uint16."""
-    return as_in_files(images, depth).permute(0, 2, 3, 1).cpu().numpy()
+    return as_in_files(images, form).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def viewed(images: Tensor) -> Tensor:
+def viewed(images: Tensor, *, opacity: bool = False) -> Tensor:
     """Images as people see them: (N, C, H, W) in [0, 1] to grey or RGB, (N, 1 or 3, H, W).
 
-    Images with opacity lie on a checkerboard. Of five channels or more, the first three are red,
-    green and blue (`channels_viewed` says so).
+    opacity: whether the last channel is opacity. Then images lie on a checkerboard. Else two
+    channels are red and green, and of four or more the first three are red, green and blue
+    (`channels_viewed` says so).
     """
     channels, height, width = images.shape[1:]
-    if has_opacity(channels):
+    if opacity:
         values = images.detach().float().clamp(0.0, 1.0)
         return over(values, _checkerboard(height, width).to(values.device))
-    return images if channels <= 3 else images[:, :3]
+    if channels == 2:
+        return torch.cat([images, torch.zeros_like(images[:, :1])], dim=1)
+    return images[:, :3]
 
 
-def channels_viewed(channels: int) -> str:
-    """Which channels a picture of such images shows, as an addition to a sentence. Empty: all."""
-    return "" if channels <= 4 else f", channels 1 to 3 of {channels} as red, green and blue"
+def channels_viewed(channels: int, *, opacity: bool = False) -> str:
+    """How a picture shows the channels of such images, as an addition to a sentence. Empty: as
+    people expect it."""
+    if opacity or channels in (1, 3):
+        return ""
+    if channels == 2:
+        return ", channels 1 and 2 as red and green"
+    return f", channels 1 to 3 of {channels} as red, green and blue"
 
 
 def _checkerboard(height: int, width: int) -> Tensor:
@@ -65,13 +74,15 @@ def _checkerboard(height: int, width: int) -> Tensor:
     return torch.where((rows[:, None] + columns) % 2 == 0, _LIGHT, _DARK)
 
 
-def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> NDArray[np.uint8]:
+def grid(
+    images: Tensor, columns: int | None = None, gap: int = 2, *, opacity: bool = False
+) -> NDArray[np.uint8]:
     """Images in rows, in reading order, on white: (N, C, H, W) in [0, 1] to uint8 (H', W', 1 or 3),
     see `viewed`.
 
     columns None: as square as possible.
     """
-    tiles = to_bytes(viewed(images))
+    tiles = to_bytes(viewed(images, opacity=opacity))
     count, height, width, channels = tiles.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -84,9 +95,10 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> NDArray[np
     return picture
 
 
-def in_turn_rows(first: Tensor, second: Tensor, columns: int) -> Tensor:
+def in_turn_rows(first: Tensor, second: Tensor, columns: int, *, opacity: bool = False) -> Tensor:
     """Alternates rows of `first` and rows of `second`, for a grid with `columns` columns: two times
-    (N, C, H, W) to (2N, C, H, W). White images fill up the last row of each."""
+    (N, C, H, W) to (2N, 1 or 3, H, W), see `viewed`. White images fill up the last row of each."""
+    first, second = (viewed(images, opacity=opacity) for images in (first, second))
     missing = -len(first) % columns
     white = first.new_ones(missing, *first.shape[1:])
     rows = (torch.cat([images, white]).split(columns) for images in (first, second))
@@ -94,21 +106,27 @@ def in_turn_rows(first: Tensor, second: Tensor, columns: int) -> Tensor:
 
 
 def equation(
-    groups: Sequence[tuple[str, Tensor, Tensor]], results: Tensor, gap: int = 2
+    groups: Sequence[tuple[str, Tensor, Tensor]],
+    results: Tensor,
+    gap: int = 2,
+    *,
+    opacity: bool = False,
 ) -> NDArray[np.uint8]:
     """Vector arithmetic as in Radford et al. 2016, figure 7: uint8 (H', W', 1 or 3), see `viewed`.
 
     groups: each a sign "+" or "-", the group's images (N, C, H, W) and the image of its mean (1, C,
     H, W). They form a column, with the mean at the bottom. results: nine images (9, C, H, W).
     """
-    channels, height, width = viewed(results).shape[1:]
+    channels, height, width = viewed(results, opacity=opacity).shape[1:]
     parts: list[NDArray[np.uint8]] = []
     for index, (sign, images, mean) in enumerate(groups):
         if index or sign != "+":
             parts.append(_sign(sign, height, width, channels, gap))
         space = np.full((height // 3, width + 2 * gap, channels), 255, dtype=np.uint8)
-        parts.append(np.concatenate([grid(images, 1, gap), space, grid(mean, 1, gap)]))
-    parts += [_sign("=", height, width, channels, gap), grid(results, 3, gap)]
+        pictures = [grid(part, 1, gap, opacity=opacity) for part in (images, mean)]
+        parts.append(np.concatenate([pictures[0], space, pictures[1]]))
+    equals = _sign("=", height, width, channels, gap)
+    parts += [equals, grid(results, 3, gap, opacity=opacity)]
     tallest = max(len(part) for part in parts)
     above = (((tallest - len(part), 0), (0, 0), (0, 0)) for part in parts)
     return np.concatenate(
@@ -138,23 +156,25 @@ def zoomed(picture: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
 
 
 def save_png(picture: Levels, path: Path) -> None:
-    """Write (H, W, C) as a PNG file, whole or not at all: uint8 grey, grey with alpha, RGB or RGBA,
-    or uint16 grey."""
+    """Write (H, W, C) as a PNG file, whole or not at all: uint8 grey, LA, RGB or RGBA, or
+    uint16 grey."""
     with _whole(path) as partial:
         _pillow(picture).save(partial, format="PNG")
 
 
-def save_tiff(picture: Levels, path: Path) -> None:
-    """Write (H, W, C), uint8 or uint16, as a TIFF file of C bands, whole or not at all."""
+def save_tiff(picture: Levels, path: Path, *, opacity: bool = False) -> None:
+    """Write (H, W, C), uint8 or uint16, as a TIFF file of C bands, whole or not at all. opacity:
+    whether the last is opacity."""
     from ray_gen.data.pictures import write_tiff
 
     with _whole(path) as partial:
-        write_tiff(partial, picture, opacity=has_opacity(picture.shape[2]))
+        write_tiff(partial, picture, opacity=opacity)
 
 
-def file_kind(channels: int, bits: int) -> str:
+def file_kind(channels: int, form: PixelFormat) -> str:
     """The kind of file that holds such an image: ".png", or ".tiff" if PNG or Pillow cannot."""
-    return ".png" if channels == 1 or (channels <= 4 and bits == 8) else ".tiff"
+    known = channels - form.opacity in (1, 3)
+    return ".png" if channels == 1 or (known and form.bits == 8) else ".tiff"
 
 
 def save_gif(frames: Sequence[NDArray[np.uint8]], path: Path, milliseconds: int = 100) -> None:
@@ -191,21 +211,26 @@ def _whole(path: Path) -> Generator[Path]:
 
 
 def save_samples(
-    batches: Iterator[Tensor], count: int, output: Path, zoom: int = 1, depth: Depth = EIGHT_BITS
+    batches: Iterator[Tensor],
+    count: int,
+    output: Path,
+    zoom: int = 1,
+    form: PixelFormat = EIGHT_BITS,
 ) -> str:
     """Write images in [0, 1] as one grid (.png), one array (.npz: `images`, uint8 NHWC), or a
     folder of files: PNG, or TIFF for images that PNG cannot hold. Returns a description of the
     output.
 
-    depth: the numbers in arrays and in a folder. A grid has 8 bits.
+    form: of the numbers in arrays and in a folder. A grid has 8 bits.
     """
     if output.suffix.lower() == ".png":
         images = torch.cat(list(batches))
-        save_png(zoomed(grid(images), zoom), output)
-        return f"{output}: a grid of {count} images{channels_viewed(images.shape[1])}"
+        save_png(zoomed(grid(images, opacity=form.opacity), zoom), output)
+        shown = channels_viewed(images.shape[1], opacity=form.opacity)
+        return f"{output}: a grid of {count} images{shown}"
     if output.suffix.lower() == ".npz":
-        levels = np.concatenate([to_levels(batch, depth) for batch in batches])
-        return f"{output}: `images`, {save_npz(output, images=levels)}{_values(depth)}"
+        levels = np.concatenate([to_levels(batch, form) for batch in batches])
+        return f"{output}: `images`, {save_npz(output, images=levels)}{_values(form)}"
     for kind in ("png", "tiff"):
         if any(output.glob(f"*.{kind}")):
             raise Refused(
@@ -213,63 +238,67 @@ def save_samples(
             )
     index, suffix = 0, ".png"
     for batch in batches:
-        suffix = file_kind(batch.shape[1], depth.bits)
-        save = save_png if suffix == ".png" else save_tiff
-        for image in to_levels(batch, depth):
+        suffix = file_kind(batch.shape[1], form)
+        save = save_png if suffix == ".png" else functools.partial(save_tiff, opacity=form.opacity)
+        for image in to_levels(batch, form):
             save(image, output / f"{index:06d}{suffix}")
             index += 1
-    return f"{output}: {index} {suffix[1:].upper()} files{_values(depth)}"
+    return f"{output}: {index} {suffix[1:].upper()} files{_values(form)}"
 
 
-def save_rows(images: Tensor, output: Path, zoom: int = 1, depth: Depth = EIGHT_BITS) -> str:
+def save_rows(images: Tensor, output: Path, zoom: int = 1, form: PixelFormat = EIGHT_BITS) -> str:
     """Write images (R, S, C, H, W) in [0, 1], R rows of S steps, as one grid (.png), an animation
     of its columns (.gif), one array (.npz: `images`, uint8 RSHWC), or a folder of files in reading
-    order. Returns a description of the output. depth: see `save_samples`."""
+    order. Returns a description of the output. form: see `save_samples`."""
     rows, steps, channels = images.shape[:3]
     said = f"{rows} row{'s' if rows > 1 else ''} of {steps} steps"
-    shown = channels_viewed(channels)
+    shown = channels_viewed(channels, opacity=form.opacity)
+    as_picture = functools.partial(grid, opacity=form.opacity)
     kind = output.suffix.lower()
     if kind == ".png":
-        save_png(zoomed(grid(images.flatten(0, 1), steps), zoom), output)
+        save_png(zoomed(as_picture(images.flatten(0, 1), steps), zoom), output)
         return f"{output}: {said}{shown}"
     if kind == ".gif":
-        save_gif([zoomed(grid(images[:, step]), zoom) for step in range(steps)], output)
+        save_gif([zoomed(as_picture(images[:, step]), zoom) for step in range(steps)], output)
         return f"{output}: {said}, forwards and backwards{shown}"
     if kind == ".npz":
-        levels = to_levels(images.flatten(0, 1), depth)
+        levels = to_levels(images.flatten(0, 1), form)
         shape = (rows, steps, *levels.shape[1:])
         written = save_npz(output, images=levels.reshape(shape))
-        return f"{output}: `images`, {written}{_values(depth)}"
-    return f"{save_samples(iter(images), rows * steps, output, depth=depth)}, {said}"
+        return f"{output}: `images`, {written}{_values(form)}"
+    return f"{save_samples(iter(images), rows * steps, output, form=form)}, {said}"
 
 
 def save_pairs(
-    pairs: Iterable[tuple[Tensor, Tensor]], output: Path, zoom: int = 1, depth: Depth = EIGHT_BITS
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    output: Path,
+    zoom: int = 1,
+    form: PixelFormat = EIGHT_BITS,
 ) -> str:
     """Write batches of images in [0, 1] and their reconstructions as a grid that alternates rows of
     images and rows of reconstructions (.png), as arrays (.npz: `images`, `reconstructions`, uint8
     NHWC), or the reconstructions alone as a folder of files. Returns a description of the output.
-    depth: see `save_samples`."""
+    form: see `save_samples`."""
     images, made = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     if output.suffix.lower() == ".png":
         columns = min(len(images), 8)
-        picture = grid(in_turn_rows(images, made, columns), columns)
+        picture = grid(in_turn_rows(images, made, columns, opacity=form.opacity), columns)
         save_png(zoomed(picture, zoom), output)
-        shown = channels_viewed(images.shape[1])
+        shown = channels_viewed(images.shape[1], opacity=form.opacity)
         return f"{output}: {len(images)} images, each above its reconstruction{shown}"
     if output.suffix.lower() == ".npz":
-        ours, theirs = to_levels(images, depth), to_levels(made, depth)
+        ours, theirs = to_levels(images, form), to_levels(made, form)
         written = save_npz(output, images=ours, reconstructions=theirs)
-        return f"{output}: `images` and `reconstructions`, {written}{_values(depth)}"
-    return f"{save_samples(iter([made]), len(made), output, depth=depth)} of reconstructions"
+        return f"{output}: `images` and `reconstructions`, {written}{_values(form)}"
+    return f"{save_samples(iter([made]), len(made), output, form=form)} of reconstructions"
 
 
-def _values(depth: Depth) -> str:
+def _values(form: PixelFormat) -> str:
     """The values of black and white, as an addition to a sentence, if a reader may not expect
     them."""
-    if depth.values is None:
+    if form.values is None:
         return ""
-    low, high = depth.values
+    low, high = form.values
     return f", values {low:,} to {high:,} as in the data"
 
 

@@ -137,7 +137,9 @@ class RunWriter:
         self._real = to_range(apart, (0.0, 1.0))
         self._real_spread = _spread(self._real).clamp(min=1e-6)
         channels = self._real.shape[1]
-        self._tagged = f"_channels_1-3_of_{channels}" if pictures.channels_viewed(channels) else ""
+        self._opacity = experiment.data.has_opacity()
+        apart = channels > 3 and not self._opacity
+        self._tagged = f"_channels_1-3_of_{channels}" if apart else ""
 
     def _cut(self, images: int) -> None:
         """This attempt starts from a checkpoint. Drop everything that an earlier attempt wrote
@@ -231,7 +233,7 @@ class RunWriter:
         grids = self._grids(samples)
         if not self._reported:
             self._reported = True
-            grids["real"] = pictures.grid(self._real)
+            grids["real"] = pictures.grid(self._real, opacity=self._opacity)
         for name, picture in grids.items():
             file_name = "real.png" if name == "real" else f"{name}_{report.images:012d}.png"
             pictures.save_png(picture, self._folder / SAMPLES / file_name)
@@ -321,7 +323,9 @@ class RunWriter:
             classes = experiment.label_count
             # One column per class, if there are at most 16.
             grids["samples"] = pictures.grid(
-                samples, classes if classes and classes <= 16 else None
+                samples,
+                classes if classes and classes <= 16 else None,
+                opacity=self._opacity,
             )
         held_out = self._store.held_out
         if isinstance(objective, Reconstructs) and len(held_out.images_NHWC):
@@ -334,7 +338,9 @@ class RunWriter:
                 objective.sampling_noise, networks, experiment.seed, "fixed", numbers, dtype
             )
             reconstructed = objective.reconstruct(networks, images, labels, noise)
-            pairs = pictures.in_turn_rows(to_range(stored, (0.0, 1.0)), reconstructed.float(), 8)
+            pairs = pictures.in_turn_rows(
+                to_range(stored, (0.0, 1.0)), reconstructed.float(), 8, opacity=self._opacity
+            )
             grids["reconstructions"] = pictures.grid(pairs, 8)
         return grids
 

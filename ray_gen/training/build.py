@@ -106,6 +106,7 @@ def build_objective(experiment: Experiment) -> Objective:
         objective = factory(
             image_shape=experiment.image_shape,
             label_count=experiment.label_count,
+            **({"opacity": experiment.data.has_opacity()} if settings.knows_opacity else {}),
             **settings.arguments(),
         )
     except (TypeError, ValueError) as error:

@@ -213,6 +213,7 @@ def resolved_by(
         group_size,
         store.found.value_range,
         [asdict(condition) for condition in store.conditions],
+        store.opacity,
     )
 
 

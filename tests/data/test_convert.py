@@ -208,10 +208,32 @@ def test_pixels_of_any_channels_and_bits_come_back(
         np.save(tmp_path / "in" / f"{index:02}.npy", values.astype(element))
     source = Pictures(path=str(tmp_path / "in"))
     direct = opened(source, tmp_path / "cache", element=element, channels=channels)
-    wanted = Wanted((8, 8), None, channels, value_range=direct.found.value_range, element=element)
+    assert not direct.opacity
+    wanted = Wanted(
+        (8, 8),
+        None,
+        channels,
+        opacity=direct.opacity,
+        value_range=direct.found.value_range,
+        element=element,
+    )
     converted(source, tmp_path / "out", wanted, held_out_fraction=0.0)
     back = Parquet(path=str(tmp_path / "out"))
     store = opened(back, tmp_path / "cache", element=element, channels=channels)
+    assert contents(store)["train"] == contents(direct)["train"]
+    assert not store.opacity
+
+
+@pytest.mark.parametrize("element", ["uint8", "uint16"])
+def test_opacity_comes_back(element: str, tmp_path: Path) -> None:
+    write(tmp_path / "in" / "0.png", np.full((8, 8, 4), 60, np.uint8))
+    source = Pictures(path=str(tmp_path / "in"))
+    direct = opened(source, tmp_path / "cache", element=element, channels=4)
+    wanted = Wanted((8, 8), None, 4, opacity=direct.opacity, element=element)
+    converted(source, tmp_path / "out", wanted, held_out_fraction=0.0)
+    back = Parquet(path=str(tmp_path / "out"))
+    store = opened(back, tmp_path / "cache", element=element, channels="auto")
+    assert direct.opacity and store.opacity
     assert contents(store)["train"] == contents(direct)["train"]
 
 

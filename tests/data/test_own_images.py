@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -513,11 +514,96 @@ def test_arrays_that_lie_about_their_size_are_corrupt(tmp_path: Path) -> None:
         opened(folder(tmp_path / "set"), tmp_path / "cache")
 
 
-def test_plain_bands_are_not_told_as_opacity(tmp_path: Path) -> None:
-    deep(tmp_path / "set" / "0.npy", np.zeros((8, 8, 4), np.uint8))
+def lands_of_4_bands(path: Path) -> None:
+    """As of a satellite: red, green, blue and near infrared, none of them opacity."""
+    values = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
+    tifffile.imwrite(path, values, photometric="rgb", extrasamples=["unspecified"])
+
+
+OPACITY: dict[str, Any] = {
+    "RGBA.png": ("RGBA", 4, True),
+    "LA.png": ("grey with opacity", 2, True),
+    "PA.png": ("RGBA", 4, True),
+    "RGB.png": ("RGBA", 4, True),
+    "tRNS.png": ("RGBA", 4, True),
+    "RGBA.tiff": ("RGBA", 4, True),
+    "deep.tiff": ("RGBA", 4, True),
+    "4.tiff": ("4 channels", 4, False),
+    "2.tiff": ("2 channels", 2, False),
+    "4.npy": ("4 channels", 4, False),
+    "2.npy": ("2 channels", 2, False),
+}
+"""By file: how its images are told if channels of opacity are asked for, how many they have, and
+whether the last is opacity."""
+
+
+def write_opacity(path: Path) -> None:
+    random = np.random.default_rng(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rgba = random.integers(0, 256, (8, 8, 4), np.uint8)
+    image = Image.fromarray(rgba)
+    if path.name == "tRNS.png":
+        Image.fromarray(rgba[..., :3]).save(path, transparency=(0, 0, 0))
+    elif path.name == "PA.png":
+        image.convert("RGB").quantize(8).save(path, transparency=0)
+    elif path.name == "deep.tiff":
+        tifffile.imwrite(
+            path, rgba * np.uint16(257), photometric="rgb", extrasamples=["unassalpha"]
+        )
+    elif path.suffix == ".npy":
+        np.save(path, rgba[..., : int(path.stem)])
+    elif path.name == "2.tiff":
+        tifffile.imwrite(
+            path, rgba[..., :2], photometric="minisblack", extrasamples=["unspecified"],
+            planarconfig="contig",
+        )  # fmt: skip
+    elif path.name == "4.tiff":
+        lands_of_4_bands(path)
+    else:
+        image.convert(path.stem).save(path)
+
+
+@pytest.mark.parametrize("name", OPACITY)
+def test_whether_the_last_channel_is_opacity_is_what_the_files_say(
+    tmp_path: Path, name: str
+) -> None:
+    words, channels, opacity = OPACITY[name]
+    write_opacity(tmp_path / "set" / name)
+    asked = channels if name == "RGB.png" else "auto"  # no file has opacity: it is added
+    store = opened(folder(tmp_path / "set"), tmp_path / "cache", channels=asked)
+    assert (store.image_shape[0], store.opacity) == (channels, opacity)
+    assert f" of 8×8, {words}" in summary(store)
+    for said in (False, True):  # the setting says it, and changes no pixel
+        if name == "RGB.png" and not said:
+            continue
+        other = opened(
+            folder(tmp_path / "set"), tmp_path / "cache", channels=channels, opacity=said
+        )
+        assert other.opacity == said and other.digest == store.digest
+    assert not [line for line in remarks(store) if "opacity" in line]
+
+
+def test_opacity_of_some_images_and_not_of_others_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "set" / "0.png")
+    np.save(tmp_path / "set" / "1.npy", np.zeros((8, 8, 4), np.uint8))
+    with pytest.raises(DataError, match=r"opacity of some.*set data\.opacity=true"):
+        opened(folder(tmp_path / "set"), tmp_path / "cache", channels=4)
+    with pytest.raises(DataError, match=r"0\.png is RGB, and 4 channels are wanted of which none"):
+        opened(folder(tmp_path / "set"), tmp_path / "cache", channels=4, opacity=False)
+    store = opened(folder(tmp_path / "set"), tmp_path / "cache", channels=4, opacity=True)
+    assert store.opacity
+
+
+def test_four_bands_with_opacity_keep_all_bands(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (8, 8, 5), np.uint8)
+    values[..., 4] = 255
+    (tmp_path / "set").mkdir()
+    kinds = ["unspecified", "unassalpha"]
+    tifffile.imwrite(tmp_path / "set" / "0.tiff", values, photometric="rgb", extrasamples=kinds)
     store = opened(folder(tmp_path / "set"), tmp_path / "cache")
-    assert ", 4 channels" in summary(store)
-    assert any("none of the 4 channels is opacity" in remark for remark in remarks(store))
+    assert store.found.modes == {"4 channels with opacity": 1} and not store.opacity
+    assert np.array_equal(store.train.images_NHWC[0].numpy(), values[..., :4])
 
 
 @pytest.mark.parametrize("asked", [None, "auto"])

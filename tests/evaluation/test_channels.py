@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import ray_gen
 from ray_gen.data import Split, Store
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
@@ -19,7 +20,7 @@ from ray_gen.evaluation.evaluator import Evaluator, SplitImages, subject_of
 from ray_gen.evaluation.extractors.run import TrainedRun
 from ray_gen.evaluation.images import as_rgb, seen_in_words, with_8_bits
 from ray_gen.evaluation.likelihood.importance import gaussian_bits
-from ray_gen.evaluation.request import Request
+from ray_gen.evaluation.request import Request, measure
 from ray_gen.evaluation.scores import Score, Scores
 from ray_gen.evaluation.subject import SampledImages
 from ray_gen.evaluation.table import table
@@ -71,7 +72,7 @@ def test_extractors_see_rgb_of_grey_and_of_transparent_images() -> None:
 @pytest.mark.parametrize("channels", [2, 4])
 def test_features_of_transparent_images_are_those_on_white(channels: int) -> None:
     fakes, reals = (pictures(40, seed, (channels, 16, 16)) for seed in (1, 2))
-    found = scores(OF_FEATURES, fakes, reals)
+    found = scores(OF_FEATURES, fakes, reals, opacity=True)
     expected = scores(OF_FEATURES, as_rgb(fakes), as_rgb(reals))
     for name in OF_FEATURES:
         assert found[name].value == expected[name].value
@@ -97,12 +98,15 @@ def test_16_bits_have_the_scores_of_8(channels: int) -> None:
 
 
 @pytest.mark.parametrize(("channels", "bits"), [(2, 8), (4, 16), (5, 16), (16, 8)])
-def test_pixels_of_any_channels_are_compared(channels: int, bits: int) -> None:
+@pytest.mark.parametrize("opacity", [False, True])
+def test_pixels_of_any_channels_are_compared(channels: int, bits: int, opacity: bool) -> None:
     fakes, reals = (pictures(12, seed, (channels, 16, 16)) for seed in (1, 2))
     if bits == 16:
         fakes, reals = as_16_bits(fakes), as_16_bits(reals)
-    found = scores(OF_PIXELS, fakes, reals, extractor=None)
-    words = {2: "grey with alpha", 4: "RGBA"}.get(channels, f"{channels} channels")
+    opacity = opacity and channels in (2, 4)
+    found = scores(OF_PIXELS, fakes, reals, extractor=None, opacity=opacity)
+    names = {2: "grey with opacity", 4: "RGBA"} if opacity else {}
+    words = names.get(channels, f"{channels} channels")
     deep = ", 16 bits" if bits == 16 else ""
     assert {score.protocol["seen_as"] for score in found.values()} == {words + deep}
     assert all(score.value > 0 for score in found.values())
@@ -117,9 +121,14 @@ def test_the_last_bits_count_between_pixels() -> None:
     assert scores(["fid"], noisy, reals)["fid"].value < 1e-6
 
 
-def test_features_of_more_channels_are_refused_with_a_way_out() -> None:
-    images = pictures(40, 1, (5, 16, 16))
-    told = r"evaluation\.features: tiny sees grey or RGB images, and the images have 5 channels; "
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_features_of_more_channels_are_refused_with_a_way_out(channels: int) -> None:
+    images = pictures(40, 1, (channels, 16, 16))
+    none = "" if channels == 5 else " of which none is opacity"
+    told = (
+        r"evaluation\.features: tiny sees grey or RGB images, and the images have"
+        rf" {channels} channels{none}; "
+    )
     with pytest.raises(Refused, match=rf"{told}.*--features run:RUN, or set evaluation\.metrics"):
         scores(["inception_score"], images, images)
 
@@ -195,6 +204,36 @@ def test_a_reference_is_read_as_the_data_of_the_run(tmp_path: Path) -> None:
     assert (images.int() == 65_535 // 5).all()  # 819 / 4095
 
 
+def test_pictures_with_opacity_are_not_compared_with_bands(tmp_path: Path) -> None:
+    for number in range(2):
+        levels = pictures(1, number, (4, 8, 8))[0].permute(1, 2, 0).numpy()
+        for kind in ("png", "npy"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+        Image.fromarray(levels).save(tmp_path / "png" / f"{number}.png")
+        np.save(tmp_path / "npy" / f"{number}.npy", levels)
+    given = {"generated": str(tmp_path / "png"), "metrics": OF_PIXELS[:1], "channels": 4}
+    with pytest.raises(Refused, match=r"--reference: .* have 4 channels, and the pictures RGBA"):
+        measure(Request.of(reference=str(tmp_path / "npy"), **given), World())
+    found = measure(Request.of(reference=str(tmp_path / "png"), **given), World())
+    assert {score.protocol["seen_as"] for score in found} == {"RGBA"}
+
+
+def test_a_reference_is_taken_for_what_the_run_takes(tmp_path: Path) -> None:
+    """Bands of a run whose data have none of opacity: a reference of RGB images is refused."""
+    this, store = of_channels(vae("training.images=24"), 4), store_of(4, 8)
+    run = saved(this.with_fields(data__opacity=False), store, tmp_path / "run")
+    (tmp_path / "rgb").mkdir()
+    Image.fromarray(pictures(1, 0, (3, 8, 8))[0].permute(1, 2, 0).numpy()).save(
+        tmp_path / "rgb" / "0.png"
+    )
+    reference = Request.of(str(run), reference=str(tmp_path / "rgb")).reference
+    assert reference is not None
+    with pytest.raises(Refused, match=r"0\.png is RGB, and 4 channels are wanted of which none is"):
+        open_source(reference)
+    with pytest.raises(Refused, match=r"0\.png is RGB, and 4 channels are wanted of which none is"):
+        ray_gen.load(run).read(tmp_path / "rgb" / "0.png")
+
+
 def test_samples_have_the_bits_of_the_training_images() -> None:
     for bits, dtype in ((8, torch.uint8), (16, torch.uint16)):
         this = of_channels(gan(), 1, bits)
@@ -209,7 +248,7 @@ def test_samples_have_the_bits_of_the_training_images() -> None:
 
 def test_a_table_says_which_channels_each_value_is_of() -> None:
     images = [pictures(20, seed, (4, 16, 16)) for seed in (1, 2)]
-    found = scores(["fid", "kid", *OF_PIXELS], *images)
+    found = scores(["fid", "kid", *OF_PIXELS], *images, opacity=True)
     told = table([("a", Scores(tuple(found.values())))])
     assert "- fid, kid: seen as RGB on white" in told
     assert "- sliced_wasserstein, nearest_neighbour: seen as RGBA" in told

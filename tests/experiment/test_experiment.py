@@ -74,6 +74,30 @@ def test_a_resolved_experiment_resolves_to_itself() -> None:
     assert resolved.resolved((1, 8, 8), resolved.data.classes) == resolved
 
 
+@pytest.mark.parametrize(("channels", "opacity"), [(1, False), (2, True), (3, False), (4, True)])
+def test_of_a_run_without_the_field_2_and_4_channels_have_opacity(
+    channels: int, opacity: bool
+) -> None:
+    """As before the field. What begins now takes what its data say."""
+    given = vae().with_fields(data__channels=channels, data__digest="abc").model_dump(mode="json")
+    del given["data"]["opacity"]
+    before = Experiment.of(given)
+    assert before.data.has_opacity() == opacity
+    begun = Experiment.from_yaml(VAE, [f"data.channels={channels}", "data.rules=2"])
+    assert begun.data.opacity == "auto"
+    assert begun.resolved((channels, 28, 28), None, opacity=False).data.opacity is False
+    # The command that began the run continues it, whatever its data say today.
+    again = begun.with_rules_of(before).resolved((channels, 28, 28), None, opacity=not opacity)
+    assert again.data.has_opacity() == opacity
+
+
+def test_opacity_needs_2_or_4_channels() -> None:
+    for channels in ("2", "4", "auto", "null"):
+        Experiment.from_yaml(VAE, ["data.opacity=true", f"data.channels={channels}"])
+    with pytest.raises(ExperimentError, match=r"data\.opacity: true needs 2 or 4 channels"):
+        Experiment.from_yaml(VAE, ["data.opacity=true", "data.channels=3"])
+
+
 def test_the_digest_is_always_that_of_the_data_at_hand() -> None:
     """A copied experiment can be trained on other data. It then has another identity."""
     copied = Experiment.from_yaml(VAE, ["data.digest=other"])
@@ -474,6 +498,7 @@ IDENTITY = [
     "data.image_size=14",
     "data.held_out_fraction=0.2",
     "data.digest=abc",
+    "data.opacity=false",
     "networks.encoder.hidden_sizes=[3]",
     "networks.encoder.kind=conv",
     "objective.beta=2",
@@ -505,8 +530,8 @@ FREE = [
 
 @pytest.mark.parametrize("override", IDENTITY)
 def test_identity_fields_are_told_as_differences(override: str) -> None:
-    rules = "data.rules=2"  # a digest without rules is that of a run of before
-    ours, theirs = Experiment.from_yaml(VAE, [rules, override]), Experiment.from_yaml(VAE)
+    rules = ["data.rules=2", "data.opacity=auto"]  # a digest without these is of a run of before
+    ours, theirs = Experiment.from_yaml(VAE, [*rules, override]), Experiment.from_yaml(VAE)
     (found,) = differences(ours, theirs)
     assert found.startswith(override.split("=")[0].removesuffix(".kind"))
     assert " here, " in found

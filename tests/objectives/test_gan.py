@@ -234,6 +234,23 @@ def test_a_real_image_and_its_generated_partner_share_one_transform(store_8) -> 
             assert torch.equal(ours, theirs), name
 
 
+@pytest.mark.parametrize("opacity", [False, True])
+def test_augmentation_changes_the_colour_of_bands_and_no_opacity(opacity: bool) -> None:
+    experiment = gan("objective.augment=[color]").with_fields(
+        data__channels=4, data__opacity=opacity
+    )
+    objective = build_objective(experiment)
+    networks = State.build(experiment, objective, World()).networks
+    networks["discriminator"] = watched = Watched(networks["discriminator"])
+    images = torch.rand(24, *experiment.image_shape)
+    noise = {"z": torch.randn(24, 5), "augment_color": torch.rand(24, 3)}
+    batch = Batch(images, None, noise, torch.zeros(()), {"label_smoothing": torch.zeros(())})
+    objective.phases()[0].terms[0].loss(networks, batch)
+    _, real = watched.seen
+    assert not torch.equal(real[:, :3], images[:, :3])
+    assert torch.equal(real[:, 3], images[:, 3]) == opacity
+
+
 @pytest.mark.parametrize("kind", ["mlp", "dcgan"])
 def test_labels_of_the_images_reach_both_networks(store_8, kind: str) -> None:
     experiment = gan("objective.conditional=true", kind=kind)

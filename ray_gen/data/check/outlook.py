@@ -131,7 +131,12 @@ def _settled(found: Findings, wanted: Wanted) -> tuple[Wanted, list[str]]:
     except DataError as error:
         problems.append(str(error))
         colours = wanted.channels or min(3, max(found.seen.channels))
-        given = replace(wanted, channels=colours, value_range=wanted.value_range or (0.0, 1.0))
+        given = replace(
+            wanted,
+            channels=colours,
+            opacity=colours in (2, 4),
+            value_range=wanted.value_range or (0.0, 1.0),
+        )
         settled = found.seen.settle(given, guessed=False)
     if settled.size_HW is None:
         assert found.first is not None
@@ -236,6 +241,7 @@ def _store(
         train=split("train"),
         held_out=split("held_out"),
         class_names=None if told.unlabelled else names,
+        opacity=bool(wanted.opacity),
         skipped=len(found.corrupt),
         path=Path(),
         label_count=told.label_count(names),

@@ -363,9 +363,10 @@ def _picture(one: Shown, checked: Checked) -> str:
 
 
 def _visible(values_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """As grey or RGB: of other channels the first three, or the first."""
-    channels = values_HWC.shape[2]
-    return values_HWC[..., : 3 if channels >= 3 else 1]
+    """As grey or RGB: two channels are red and green, of more the first three are shown."""
+    if values_HWC.shape[2] == 2:
+        return np.concatenate([values_HWC, np.zeros_like(values_HWC[..., :1])], axis=2)
+    return values_HWC[..., :3]
 
 
 def _duplicates(checked: Checked) -> str:

@@ -129,7 +129,14 @@ def as_json(checked: Checked, source: str) -> dict[str, Any]:
         "classes": [row._asdict() for row in class_counts(checked)],
         "formats": dict(found.formats.most_common()),
         "kinds": [
-            {**look._asdict(), "count": named.count, "first": named.names[0]}
+            {
+                "mode": look.mode,
+                "channels": look.channels,
+                "opacity": look.alpha,
+                "type": look.type,
+                "count": named.count,
+                "first": named.names[0],
+            }
             for look, named in sorted(found.looks.items(), key=lambda one: -one[1].count)
         ],
         "deep_values": [seen.low, seen.high] if seen.types else None,

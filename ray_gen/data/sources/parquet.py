@@ -83,6 +83,8 @@ class Columns:
     """Shape of images that are stored as raw pixels. None if images are encoded."""
     element: str = "uint8"
     """Type of raw pixels."""
+    opacity: bool = True
+    """Whether the last channel of raw pixels is opacity, if there are 2 or 4."""
     rules: Literal[1, 2] = 2
     classes: Classes | None = None
     """The class of each label. None without labels, and by the first rules."""
@@ -237,6 +239,7 @@ class Parquet(Tables):
             None,
             shape,
             element,
+            opacity=raw_opacity(first),
             beside=self._beside(),
             conditions=conditions,
             notes=labels.notes,
@@ -491,10 +494,16 @@ def _class_of(label: Any, shard: Shard, columns: Columns) -> int | None:
 
 
 def raw_metadata(
-    column: str, shape_HWC: tuple[int, int, int], element: str = "uint8"
+    column: str,
+    shape_HWC: tuple[int, int, int],
+    element: str = "uint8",
+    opacity: bool | None = None,
 ) -> dict[bytes, bytes]:
-    """Metadata of a schema whose column holds images as raw pixels, in fixed_size_binary."""
+    """Metadata of a schema whose column holds images as raw pixels, in fixed_size_binary. opacity:
+    whether the last channel is opacity. None: if there are 2 or 4."""
     told: dict[str, Any] = {"column": column, "shape_HWC": shape_HWC}
+    if opacity is not None and opacity != (shape_HWC[2] in (2, 4)):
+        told["opacity"] = opacity
     if element != "uint8":
         told["element"] = element
     return {_RAW: json.dumps(told).encode()}
@@ -507,6 +516,14 @@ def raw_element(schema: pa.Schema) -> str:
     except (KeyError, AttributeError, ValueError):
         return "uint8"
     return element if element in ELEMENTS else "uint8"
+
+
+def raw_opacity(schema: pa.Schema) -> bool:
+    """Whether the last channel of raw pixels is opacity, if there are 2 or 4."""
+    try:
+        return bool(json.loads((schema.metadata or {})[_RAW]).get("opacity", True))
+    except (KeyError, AttributeError, ValueError):
+        return True
 
 
 def raw_shape(schema: pa.Schema, column: str) -> tuple[int, int, int] | None:
@@ -530,12 +547,13 @@ def _load(
 ) -> tuple[Image | Bands, int | None]:
     if columns.shape_HWC is not None and isinstance(stored, bytes):
         height, width, channels = columns.shape_HWC
-        if columns.element == "uint8" and channels in _MODES:
+        opacity = columns.opacity and channels in (2, 4)
+        if columns.element == "uint8" and (channels in (1, 3) or opacity):
             from PIL import Image
 
             return Image.frombytes(_MODES[channels], (width, height), stored), label
         values = np.frombuffer(stored, columns.element).reshape(columns.shape_HWC)
-        return Bands(values, alpha=channels in (2, 4), scaled=True), label
+        return Bands(values, alpha=opacity, scaled=True), label
     data = io.BytesIO(bytes_of(stored, columns.beside, folder))
     if columns.rules == 1:
         return read_image_1(data), label

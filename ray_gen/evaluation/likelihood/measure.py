@@ -67,6 +67,7 @@ def likelihood_scores(
     dtype: torch.dtype,
     count: int | None = None,
     description: Mapping[str, Any] | None = None,
+    opacity: bool = False,
     progress: Progress = silent,
 ) -> list[Score]:
     """Scores of `count` images of a split, chosen at random. None: of all images.
@@ -86,7 +87,8 @@ def likelihood_scores(
     The spread is the standard error of the mean over images. networks: in eval mode; they do not
     change. conditional: whether the networks take labels. batch_size: images, or samples of z, that
     go through a network at once. It bounds the memory for every K. dtype: type of the images.
-    description: split and weights, for the protocol. progress: called with this worker's images.
+    description: split and weights, for the protocol. opacity: whether the last channel is opacity,
+    for the protocol. progress: called with this worker's images.
     Raises Refused for an empty split, and for samples, batch_size or count out of range.
     Collective: every rank, same order.
     """
@@ -114,7 +116,7 @@ def likelihood_scores(
         "of": len(images_NHWC),
         "likelihood": objective.likelihood,
         "seed": seed,
-        "seen_as": seen_in_words(images_NHWC.shape[3], bits_of(images_NHWC)),
+        "seen_as": seen_in_words(images_NHWC.shape[3], bits_of(images_NHWC), opacity=opacity),
     }
     levels = levels_of(images_NHWC.dtype)
     return list(_scores(objective, sums, images_NHWC.shape[1:], levels, samples, protocol))

@@ -75,5 +75,6 @@ class Likelihood(Metric[LikelihoodSettings]):
             dtype=subject.dtype,
             count=None if given.count is None else min(given.count, len(images.images_NHWC)),
             description={**subject.description, "data": given.data, "split": "held_out"},
+            opacity=given.opacity,
             progress=given.progress,
         )

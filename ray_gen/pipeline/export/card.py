@@ -59,7 +59,9 @@ def _head(experiment: Experiment, objective: Objective) -> str:
 def _summary(experiment: Experiment, facts: Facts) -> str:
     what = experiment.objective.title
     channels, height, width = experiment.image_shape
-    told = channels_in_words(channels, experiment.data.bits)
+    told = channels_in_words(
+        channels, opacity=experiment.data.has_opacity(), bits=experiment.data.bits
+    )
     known = "" if told in ("grey", "RGB") else f" ({told})"
     size = f"{channels} x {height} x {width}"
     given = ["their class"] if experiment.label_count else []
