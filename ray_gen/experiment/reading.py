@@ -31,7 +31,7 @@ for _side in (_Loader, Dumper):
     )
 
 
-def parse_yaml(text: str, source: str) -> Any:
+def parse_yaml(text: str, source: str = "the text") -> Any:
     """YAML to plain Python. source: the file or the assignment that the text is from. Raises
     ExperimentError with the source, line and column of the mistake."""
     try:

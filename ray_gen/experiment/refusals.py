@@ -109,7 +109,8 @@ def _no_such_field(parts: list[str], root: type[Settings], given: Any, value: An
     if meant:
         return f"there is no such field; did you mean {either(meant[:3])}?"
     listed = ", ".join(siblings[:_MOST_SIBLINGS])
-    more = "" if len(siblings) <= _MOST_SIBLINGS else f", …: see `ray-gen fields {'.'.join(above)}`"
+    page = f"ray-gen fields {'.'.join(above)}".strip()
+    more = "" if len(siblings) <= _MOST_SIBLINGS else f", …: see `{page}`"
     return "there is no such field" + (f"; there are: {listed}{more}" if listed else "")
 
 
