@@ -9,6 +9,7 @@ images = ray_gen.load(run).sample(64)  # float (64, C, H, W) in [0, 1]
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,4 +65,6 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'ray_gen' has no attribute {name!r}")
+    # With these two, Python suggests the nearest name.
+    told = f"module 'ray_gen' has no attribute {name!r}"
+    raise AttributeError(told, name=name, obj=sys.modules[__name__])

@@ -52,6 +52,12 @@ print([name for name in {HEAVY!r} if name in sys.modules])
     assert done.stdout.strip() == "[]"
 
 
+def test_a_name_that_ray_gen_has_not_is_told_with_the_nearest_one() -> None:
+    code = "import ray_gen; ray_gen.lod"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.endswith("has no attribute 'lod'. Did you mean: 'load'?\n")
+
+
 def commands_of(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
     """All commands below a group, by what a user types."""
     for name, command in group.commands.items():

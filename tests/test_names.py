@@ -16,7 +16,7 @@ from ray_gen.errors import Refused
 from ray_gen.runs.checkpoints import checkpoint_name
 from ray_gen.runs.manifest import EMA, CheckpointError
 from ray_gen.runs.names import near_names, run_folder
-from tests.helpers import trained, vae
+from tests.helpers import gan, trained, vae
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_checkpoint_is_chosen_and_said(choice: Any, images: int, told: str, he
 
 def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(storage: Path) -> None:
     for choice, told in (
-        (1000, "has no checkpoint of 1,000 images; choose one of: 72, 48, 24, best"),
+        (1000, "has no checkpoint of 1,000 images; `checkpoint` may be one of: 72, 48, 24, best"),
         ("last", "'last' is neither newest, best nor a number of images"),
         (True, "True is neither newest, best nor a number of images"),
     ):
@@ -132,7 +132,7 @@ def test_a_damaged_newest_checkpoint_is_refused_with_the_others(storage: Path) -
     whole = file.read_bytes()
     for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
         file.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"\(choose one of: 48, 24, best\)$"):
+        with pytest.raises(CheckpointError, match=r"\(`checkpoint` may be one of: 48, 24, best\)$"):
             ray_gen.load("faces-20260101-120000")
         assert ray_gen.load("faces-20260101-120000", checkpoint=48).images_seen == 48
 
@@ -152,3 +152,17 @@ def test_an_evaluation_takes_names_and_says_what_it_measures(
     assert "24" in str(scores["sliced_wasserstein"].protocol)
     with pytest.raises(Refused, match=r"evaluation\.features\.run: no run 'fces'.*mean faces"):
         ray_gen.evaluate("faces", metrics=["fid"], features={"kind": "run", "run": "fces"})
+
+
+def test_a_discriminator_has_no_average(
+    store_8: Store, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the line does not say EMA."""
+    monkeypatch.setenv("RAY_GEN_STORAGE", str(here / "runs"))
+    this = gan("training.images=24")
+    folder = here / "runs" / "g" / checkpoint_name(24)
+    folder.mkdir(parents=True)
+    trained(this, store_8)[0].save(folder, this)
+    CliRunner().invoke(main, ["sample", "g", "--count", "2", "--output", "images"])
+    done = CliRunner().invoke(main, ["discriminate", "g", "images"], catch_exceptions=False)
+    assert done.stderr.startswith("g: checkpoint of 24 images (newest), raw weights\n2 images")

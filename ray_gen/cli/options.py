@@ -8,8 +8,9 @@ import re
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import click
 
@@ -136,13 +137,17 @@ def import_from_here(*runs: str) -> None:
     sys.path.append(str(here))
 
 
-def opened(run: str, weights: str, checkpoint: str) -> Pipeline:
-    """The pipeline for the run of a command line. Says on stderr what it has loaded."""
+def opened(
+    run: str, weights: str, checkpoint: str, used: Literal["ema", "raw"] | None = None
+) -> Pipeline:
+    """The pipeline for the run of a command line. Says on stderr what it has loaded. used: the
+    weights that the command uses, if they are not these."""
     import_from_here(run)
     from ray_gen.pipeline import load
 
     pipeline = load(run, weights="raw" if weights == "raw" else "ema", checkpoint=checkpoint)
-    click.echo(f"{pipeline.name}: {pipeline.facts}", err=True)
+    facts = replace(pipeline.facts, weights=used or pipeline.facts.weights)
+    click.echo(f"{pipeline.name}: {facts}", err=True)
     return pipeline
 
 

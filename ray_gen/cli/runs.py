@@ -27,7 +27,8 @@ def runs(folder: str | None, storage: str | None, as_json: bool) -> None:
 
     A line has the name, the state (training, stopped, ended, failed, search, damaged), images seen
     of how many (trials, for a search), the last scores, how long ago it last wrote, and why it is
-    in this state. The name of a search lists its trials.
+    in this state. The name of a search lists its trials. An object of --json has name, location,
+    state, why, done, of, scores and time (seconds since 1970).
     """
     if folder is not None and storage is not None:
         raise Refused("--storage: FOLDER_OR_URI is given, too; leave one of them out")

@@ -157,7 +157,7 @@ def discriminate(
         options.check_output(output, ".csv", folder=False)
     if not images:
         raise Refused("IMAGES: name image files or folders of them")
-    pipeline = options.opened(run, "ema", checkpoint)
+    pipeline = options.opened(run, "ema", checkpoint, used="raw")
     pipeline.discriminator()  # refuses before it reads any image
     from ray_gen.pipeline.files import from_files, image_files
 

@@ -128,7 +128,9 @@ def choices_of(run: Folder, but: Folder | None = None) -> str:
     found = [folder for folder in checkpoints(run) if but is None or folder.name != but.name]
     names = [str(images_of(folder)) for folder in found]
     names += [BEST] if whole(run / BEST) is not None else []
-    return f"choose one of: {', '.join(names)}" if names else "it has no other checkpoint"
+    if not names:
+        return "the run has no other checkpoint"
+    return f"`checkpoint` may be one of: {', '.join(names)}"
 
 
 def _image_count(choice: Choice) -> int:

@@ -133,11 +133,18 @@ def _of_a_search(search: Folder, is_written: IsWritten) -> Listed:
 def _images_in(run: Folder) -> int | None:
     """`training.images`. None if there is no experiment."""
     try:
-        return int(parse_yaml(run.read_text(EXPERIMENT))["training"]["images"])
+        text = run.read_text(EXPERIMENT)
     except FileNotFoundError:
         return None
-    except (Refused, KeyError, TypeError, ValueError):
-        raise ValueError(f"{EXPERIMENT} cannot be read") from None
+    try:
+        tree = parse_yaml(text, EXPERIMENT)
+    except Refused:
+        tree = None
+    training = tree.get("training") if isinstance(tree, dict) else None
+    images = training.get("images") if isinstance(training, dict) else None
+    if not isinstance(images, int):
+        raise ValueError(f"{EXPERIMENT} cannot be read")
+    return images
 
 
 def _scores(metrics: Mapping[str, Any], run: Folder) -> dict[str, float]:
