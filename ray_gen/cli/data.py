@@ -152,7 +152,7 @@ def _write(checked: Checked, source: str, report: Path | None, json_file: Path |
 
 def _leave(code: int) -> None:
     """Ends the process at once: a thread may be in the middle of a large image, and Ray takes
-    2 s."""
+    a second."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -34,6 +34,7 @@ from ray_gen.launch.processes import (
 from ray_gen.launch.ray_private import (
     address_of_started_cluster,
     coming_nodes,
+    ended_by,
     hears_notices,
     job_with,
     own_sigterm_handler,
@@ -122,12 +123,18 @@ def outlives_signals() -> bool:
 
 def _shut_down(started: Collection[Process]) -> None:
     """Disconnects, and ends the processes of a local Ray. started: those that `ray.init` started;
-    none on a cluster. They do not hear Ray's SIGTERM, so Ray kills each after a second."""
+    none on a cluster. They do not hear Ray's SIGTERM."""
     processes = with_descendants(started)
     for process in started:
         if process.name not in NEEDED_TO_DISCONNECT:
             process.kill()
-    ray.shutdown()
+
+    def kill() -> None:
+        for process in started:
+            process.kill()
+
+    with ended_by(kill):
+        ray.shutdown()
     end(processes)
 
 

@@ -29,6 +29,8 @@ from ray_gen.training.sources import source_of
 _OF_PIXELS = ("center_crop", "channels")
 _CHANGING = ("bits", "value_range", "fit", "pad", "jpeg_scaling", "max_pixels")
 """Settings of pixels. Files that are stored unchanged keep none of them."""
+_LISTENING_SECONDS = 0.1
+"""While Ray waits, it looks for Ctrl-C only once a second."""
 ConvertProgress = Callable[[int, int, str], None]
 
 
@@ -144,7 +146,7 @@ def _run(conversion: Conversion, missing: list[int], progress: ConvertProgress) 
     progress(done, total, "images")
     try:
         while running:
-            finished, running = ray.wait(running)
+            finished, running = ray.wait(running, timeout=_LISTENING_SECONDS)
             for task in finished:
                 done = min(total, done + ray.get(task))
                 progress(done, total, "images")

@@ -199,6 +199,7 @@ def test_an_interrupted_conversion_says_so_at_once(tmp_path: Path, apart: dict[s
         assert process.stdout.readline().strip() == "stopping"
         assert time.monotonic() - asked < 2
         assert process.wait(PATIENCE_SECONDS) == 130
+        assert time.monotonic() - asked < 2
         assert "run the same command again" in process.stdout.read()
         wait_until(lambda: not any(one.lives for one in processes), "all processes to end")
         assert not (tmp_path / "to" / "writer.json").exists()
