@@ -132,7 +132,7 @@ def unharmed(loggers: str, tmp_path: Path, store: Any) -> str:
 def test_a_dead_server_of_wandb(
     store_8, tmp_path: Path, key: None, dead: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray_gen.runs.loggers.wandb.FINISH_SECONDS", 2.0)
+    monkeypatch.setattr("ray_gen.runs.loggers.wandb.START_SECONDS", 2.0)
     monkeypatch.setenv("WANDB_BASE_URL", dead)
     told = unharmed("wandb", tmp_path, store_8)
     assert told.startswith("loggers: wandb failed (CommError: ")

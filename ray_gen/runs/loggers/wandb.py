@@ -8,15 +8,17 @@ from typing import Any
 
 from ray_gen.runs.loggers.logger import LoggedRun, Picture
 
-FINISH_SECONDS = 20.0
-"""How long the end waits for a server, also at the end of the process."""
+START_SECONDS = 50.0
+"""How long the start waits for a server, while the run goes on."""
+FINISH_SECONDS = 15.0
+"""How long the end waits for a server. After that, W&B's own process takes some 13 s to give up."""
 
 
 class Wandb:
     """Sends a run to Weights & Biases. The horizontal axis of every chart is images.
 
-    W&B's own files lie in `wandb/` of the run folder. They hold the experiment and the numbers, but
-    neither the key nor anything about the machine, its user or a git repository.
+    W&B's own files lie in `wandb/` of the run folder. They hold the experiment, the numbers, the
+    versions of packages and the name of the machine, but neither the key nor a git repository.
     """
 
     def __init__(self, project: str, entity: str | None, mode: Any) -> None:
@@ -33,7 +35,7 @@ class Wandb:
             disable_job_creation=True,
             finish_timeout=FINISH_SECONDS,
             finish_timeout_raises=True,
-            init_timeout=FINISH_SECONDS,
+            init_timeout=START_SECONDS,
             save_code=False,
             silent=True,
             symlink=False,
@@ -66,8 +68,12 @@ class Wandb:
         self._run.log({"images": images, **sent})
 
     def end(self, how: str) -> None:
-        """Waits until everything is sent."""
-        self._run.finish(exit_code=int(how == "failed"))
+        """Waits until everything is sent, and until W&B's own process has written its files. That
+        process would also delay the end of this process, if the server is dead."""
+        try:
+            self._run.finish(exit_code=int(how == "failed"))
+        finally:
+            self._wandb.teardown()
 
 
 def _without_axis(picture: Picture) -> Picture:
