@@ -9,7 +9,6 @@ images = ray_gen.load(run).sample(64)  # float (64, C, H, W) in [0, 1]
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,4 +66,4 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_HOMES[name]), name)
     # With these two, Python suggests the nearest name.
     told = f"module 'ray_gen' has no attribute {name!r}"
-    raise AttributeError(told, name=name, obj=sys.modules[__name__])
+    raise AttributeError(told, name=name, obj=importlib.import_module(__name__))
