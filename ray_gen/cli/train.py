@@ -15,12 +15,18 @@ from ray_gen.errors import Refused
 @click.option("--storage", help="Folder or URI for run folders [$RAY_GEN_STORAGE, ~/ray_gen_runs].")
 @click.option("--name", help="Name of the run. An existing run is resumed [recipe and time].")
 @click.option("--fresh", is_flag=True, help="Refuse a name that exists.")
+@click.option(
+    "--local/--ray",
+    default=None,
+    help="One process of this machine without Ray, or Ray [Ray only if it is needed or runs].",
+)
 def train(
     recipe_or_file: str,
     assignments: tuple[str, ...],
     storage: str | None,
     name: str | None,
     fresh: bool,
+    local: bool | None,
 ) -> None:
     """Train a recipe (see `ray-gen recipes`) or an experiment file.
 
@@ -30,7 +36,8 @@ def train(
 
     PATH=VALUE sets any field by its dotted path (see `ray-gen fields`), e.g. workers.count=2
     training.images=1000000 data=folder:~/images. Runs on the Ray cluster of RAY_ADDRESS or of a
-    running `ray start --head`, else on a local one. Use the same --name again to resume the run.
+    running `ray start --head`. Without one, a single worker runs without Ray, and several run on a
+    local Ray. Use the same --name again to resume the run.
     """
     from ray_gen.cli.options import import_from_here
     from ray_gen.recipes import recipe
@@ -39,7 +46,8 @@ def train(
     experiment = recipe(recipe_or_file, *assignments)
     from ray_gen.launch import train as launch
 
-    sys.exit(launch(experiment, storage=storage, name=name, fresh=fresh, show=True).exit_code)
+    run = launch(experiment, storage=storage, name=name, fresh=fresh, show=True, local=local)
+    sys.exit(run.exit_code)
 
 
 @click.command()

@@ -6,13 +6,10 @@ import logging
 import os
 import signal
 import socket
-import sys
-import sysconfig
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -24,6 +21,8 @@ from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, ExperimentError, too_many_workers
 from ray_gen.experiment.training import Span
 from ray_gen.launch.home import check_home
+from ray_gen.launch.imports import searched_first
+from ray_gen.launch.place import evaluates_beside
 from ray_gen.launch.processes import (
     Process,
     children_of,
@@ -136,18 +135,6 @@ def _shut_down(started: Collection[Process]) -> None:
     with ended_by(kill):
         ray.shutdown()
     end(processes)
-
-
-def searched_first() -> list[str]:
-    """The folders in which this process looks for modules before the standard library: the folder
-    of its script, $PYTHONPATH."""
-    standard = Path(sysconfig.get_path("stdlib")).parent
-    before: list[str] = []
-    for folder in sys.path:
-        if Path(folder).parent == standard:
-            break
-        before.append(str(Path(folder).absolute()))
-    return before
 
 
 def starts_ray() -> bool:
@@ -332,12 +319,6 @@ def remove_placement_groups(numbers: Collection[str]) -> None:
     """Frees the resources of workers whose controller is dead."""
     for number in numbers:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(number))))
-
-
-def evaluates_beside(experiment: Experiment) -> bool:
-    """Whether each evaluation runs in its own task while the workers go on training."""
-    evaluation = experiment.evaluation
-    return evaluation.every_images is not None and evaluation.placement == "beside"
 
 
 def _fit(cores: Sequence[int], each: int, count: int) -> bool:

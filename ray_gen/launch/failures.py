@@ -10,6 +10,7 @@ from ray.train import ControllerError, UserCallback, WorkerGroupError
 from ray_gen.distributed import WorkerLostError
 from ray_gen.errors import Failed, Refused
 from ray_gen.launch.imports import import_failure
+from ray_gen.launch.worker import is_of_ray
 from ray_gen.storage import INTACT, StorageError, reason_of
 
 
@@ -27,12 +28,6 @@ class EndOnError(UserCallback):
         if any(is_of_ray(error) or isinstance(error, WorkerLostError) for error in errors):
             return
         raise errors[0]
-
-
-def is_of_ray(error: Exception) -> bool:
-    """Whether the error is Ray's: Ray defines its class or one of its base classes. Ray Core and
-    Ray Train have no public base class of all their errors."""
-    return any(base.__module__.partition(".")[0] == "ray" for base in type(error).__mro__)
 
 
 def is_of_the_controller(error: Exception) -> bool:

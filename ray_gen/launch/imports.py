@@ -1,10 +1,11 @@
-"""Why a process of Ray could not import a module, in one sentence."""
+"""Where worker processes look for modules, and why one could not import a module."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 import sys
+import sysconfig
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def import_failure(traceback: str) -> str | None:
         other = _hiding(module, own) if found is None or found == own else found
         if other is not None and own is not None and Path(other) != Path(own):
             return (
-                f"a process of Ray found {other} instead of the module {module} ({text}); rename "
+                f"a worker process found {other} instead of the module {module} ({text}); rename "
                 f"{Path(other).name}, or start in another folder"
             )
         last = module, file, text
@@ -54,9 +55,21 @@ def import_failure(traceback: str) -> str | None:
         return None
     module, file, text = last
     return (
-        f"a process of Ray cannot import {module}, which {file} needs ({text}); install the same "
+        f"a worker process cannot import {module}, which {file} needs ({text}); install the same "
         "packages on every node"
     )
+
+
+def searched_first() -> list[str]:
+    """The folders in which this process looks for modules before the standard library: the folder
+    of its script, $PYTHONPATH."""
+    standard = Path(sysconfig.get_path("stdlib")).parent
+    before: list[str] = []
+    for folder in sys.path:
+        if Path(folder).parent == standard:
+            break
+        before.append(str(Path(folder).absolute()))
+    return before
 
 
 def _module_of(file: str) -> str:

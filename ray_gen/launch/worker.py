@@ -1,22 +1,19 @@
-"""What every Ray worker runs: it builds or restores the state, trains, and reports to Ray."""
+"""What every worker runs: it builds or restores the state, trains, and delivers reports. No Ray."""
 
 from __future__ import annotations
 
 import errno
-import functools
 import shutil
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import ray.train
-import ray.train.torch
 import torch
-from ray.train import Checkpoint, CheckpointUploadMode
 
 from ray_gen.core import Objective
 from ray_gen.data import Store
@@ -24,11 +21,8 @@ from ray_gen.distributed import WorkerLostError, World, use_cores
 from ray_gen.errors import Failed, Refused
 from ray_gen.evaluation.evaluator import during_training, subject_of
 from ray_gen.experiment import Experiment
-from ray_gen.launch.failures import is_of_ray
 from ray_gen.launch.imports import import_failure
-from ray_gen.launch.ray_private import preemption_notice
 from ray_gen.runs.checkpoints import (
-    AWAITED,
     checkpoint_name,
     checkpoints,
     commit,
@@ -39,7 +33,7 @@ from ray_gen.runs.checkpoints import (
 )
 from ray_gen.runs.manifest import CheckpointError
 from ray_gen.runs.writer import RunWriter, write_environment
-from ray_gen.storage import INTACT, Folder, StorageError, encoded
+from ray_gen.storage import INTACT, Folder, StorageError
 from ray_gen.training.build import build_objective
 from ray_gen.training.loop import Control, Report, failure_of, finished, train
 from ray_gen.training.meter import NonFiniteError
@@ -47,35 +41,42 @@ from ray_gen.training.sources import open_data
 from ray_gen.training.state import State
 
 
-def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Trains one run as a worker of Ray Train. Returns how it ended: the same on every rank.
+@dataclass(frozen=True)
+class Work:
+    """What a worker gets to do, as it travels to its process."""
 
-    config: `experiment` (YAML, resolved), `run` (location of its folder), `threads` (CPU cores of
-    this worker), `python_path` (where users' own classes may lie), `compared` (see `reports`).
+    experiment: str
+    """YAML, resolved."""
+    run: str
+    """Location of the run folder."""
+    threads: int
+    """CPU cores of the worker."""
+    python_path: list[str] = field(default_factory=lambda: [path for path in sys.path if path])
+    """Folders in which users' own classes may lie."""
+    compared: list[str] = field(default_factory=list)
+    """Fields by which TensorBoard compares this run with others. If empty: all fields."""
+
+
+def trained(
+    work: Work,
+    device: Callable[[], torch.device],
+    deliver: Callable[[Report, Path | None], None],
+    notice: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
+    """Trains one run from its newest checkpoint. Returns how it ended: the same on every rank.
+
+    device: gives this worker's device. deliver: gets each report, and the folder of its checkpoint
+    on the first rank, which it commits and deletes. notice: see `reports`.
+    Collective: every rank of a process group, or one process alone.
     """
-    run = Folder(config["run"])
-    prepare(config["python_path"], config["threads"])
-    experiment = Experiment.from_yaml(config["experiment"])
-    beside = experiment.evaluation.placement == "beside"
-    upload = functools.partial(upload_checkpoint, run=run, keep=experiment.checkpoints.keep)
+    run = Folder(work.run)
+    prepare(work.python_path, work.threads)
+    experiment = Experiment.from_yaml(work.experiment)
     ended: dict[str, Any] | None = None
     try:
         with explained(run):
-            device = ray.train.torch.get_device()
-            trained = reports(experiment, run, device, config["compared"], preemption_notice)
-            for report, saved in trained:
-                awaited = beside and report.evaluate and saved is not None
-                if saved is not None and awaited:
-                    (saved / AWAITED).touch()
-                ray.train.report(
-                    {"images": report.images, **report.metrics},
-                    None if saved is None else Checkpoint.from_directory(str(saved)),
-                    checkpoint_dir_name=checkpoint_name(report.images) if report.save else None,
-                    checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-                    checkpoint_upload_fn=upload,
-                    delete_local_checkpoint_after_upload=True,
-                    validation=awaited,
-                )
+            for report, saved in reports(experiment, run, device(), work.compared, notice):
+                deliver(report, saved)
                 ended = {
                     "stop": report.stop,
                     "images": report.images,
@@ -83,7 +84,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
                     "failure": report.failure,
                 }
     except NonFiniteError as error:
-        # Every rank gets here. A return ends the run; after an exception Ray could try again.
+        # Every rank gets here. A return ends the run; after an exception it could be tried again.
         images = (error.step or 0) * experiment.training.global_batch_size
         seen = f" ({images:,} images)" if images else ""
         return {"failed": f"{error}{seen}", "try": to_try(experiment)}
@@ -138,6 +139,12 @@ def explained(run: Folder) -> Generator[None]:
                 f"training.global_batch_size ({str(error).splitlines()[0]})"
             ) from error
         raise Failed(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from error
+
+
+def is_of_ray(error: Exception) -> bool:
+    """Whether the error is Ray's: Ray defines its class or one of its base classes. Ray Core and
+    Ray Train have no public base class of all their errors."""
+    return any(base.__module__.partition(".")[0] == "ray" for base in type(error).__mro__)
 
 
 def reports(
@@ -319,16 +326,9 @@ def check_agreement(experiment: Experiment, state: State, store: Store, world: W
         )
 
 
-def upload_checkpoint(checkpoint: Checkpoint, name: str, run: Folder, keep: int) -> Checkpoint:
-    """Commits a checkpoint and prunes the old ones, in Ray's upload thread. An error here ends the
-    run at the loop's next report."""
-    try:
-        with explained(run):
-            commit(Path(checkpoint.path), run, name)
-            prune(run, keep)
-    except Exception:
-        shutil.rmtree(checkpoint.path, ignore_errors=True)  # Ray deletes it only after an upload
-        raise
-    if run.is_local:
-        return Checkpoint(str(run.path / name))
-    return Checkpoint(encoded((run / name).location))
+def commit_and_prune(saved: Path, run: Folder, name: str, keep: int) -> None:
+    """Commits a local checkpoint to the run folder as `name`, and prunes the old ones but `keep`.
+    Errors are messages for the user."""
+    with explained(run):
+        commit(saved, run, name)
+        prune(run, keep)

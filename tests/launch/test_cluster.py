@@ -13,7 +13,8 @@ from ray_gen.errors import Refused
 from ray_gen.experiment import ExperimentError
 from ray_gen.launch import cluster
 from ray_gen.launch.cluster import Share, bundles_of, equal_share, share_of, when_there
-from ray_gen.launch.driver import bounded
+from ray_gen.launch.imports import searched_first
+from ray_gen.launch.on_ray import bounded
 from ray_gen.launch.search.checks import bundles_of_trials, room_for, trials_at_once
 from tests.helpers import vae
 
@@ -210,9 +211,9 @@ def test_workers_look_for_modules_where_the_driver_does_and_not_in_the_working_d
     """The command's own folder and $PYTHONPATH come before the standard library. What
     `import_from_here` adds comes last."""
     monkeypatch.chdir(tmp_path)
-    standard = [path for path in sys.path if path not in cluster.searched_first()]
+    standard = [path for path in sys.path if path not in searched_first()]
     assert standard
     monkeypatch.setattr(sys, "path", ["/bin", "/mine", *standard, str(tmp_path)])
-    assert cluster.searched_first() == ["/bin", "/mine"]
+    assert searched_first() == ["/bin", "/mine"]
     monkeypatch.setattr(sys, "path", ["", *standard])  # as `python -c` has it
-    assert cluster.searched_first() == [str(tmp_path)]
+    assert searched_first() == [str(tmp_path)]

@@ -7,23 +7,19 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray.train.torch
 import torch
 import yaml
 
 from ray_gen.distributed import World
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment
-from ray_gen.launch import driver, train, worker
-from ray_gen.launch.cluster import Share
+from ray_gen.launch import alone, driver, train
 from ray_gen.launch.driver import experiment_before, goes_on_from
-from ray_gen.launch.worker import check_agreement, restore
+from ray_gen.launch.worker import Work, check_agreement, restore
 from ray_gen.objectives import equilibrium
 from ray_gen.runs.checkpoints import DUE, checkpoint_name, checkpoints
 from ray_gen.runs.manifest import CheckpointError
@@ -262,34 +258,29 @@ def test_workers_that_begin_from_different_things_are_refused(images: Path, diff
         check_agreement(experiment, state, store, Rank())
 
 
-class Here:
-    """Replaces Ray Train's trainer: the one worker is this process."""
+class Here(alone.WorkerProcess):
+    """Trains in this process."""
 
-    def __init__(self, work: Callable[[Any], Any], *, train_loop_config: Any, **_: Any) -> None:
-        self._work, self._config = work, train_loop_config
+    def __init__(self, say: Callable[[str], None]) -> None:
+        pass
 
-    def fit(self) -> Any:
-        return SimpleNamespace(return_value=self._work(self._config))
+    def train(self, work: Work, device: str, look: Callable[[], None]) -> dict[str, Any] | None:
+        answer = alone.answered(work, torch.device(device))
+        if "Failed" in answer:
+            raise Failed(answer["Failed"])
+        return answer["ended"]
+
+    def close(self) -> None:
+        pass
 
 
 @pytest.fixture
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`train` without Ray: its worker is this process."""
-    monkeypatch.setattr(driver, "TorchTrainer", Here)
-    monkeypatch.setattr(driver, "connected", nullcontext)
-    monkeypatch.setattr(driver, "share_of", lambda experiment: Share(1, 0.0, 1))
-    monkeypatch.setattr(driver, "check_shared", lambda run: None)
-    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(worker, "preemption_notice", lambda: None)
-
-    def report(metrics: Any, checkpoint: Any, **given: Any) -> None:
-        if checkpoint is not None:
-            given["checkpoint_upload_fn"](checkpoint, given["checkpoint_dir_name"])
-
-    monkeypatch.setattr(ray.train, "report", report)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one worker is this process."""
+    monkeypatch.setattr(alone, "WorkerProcess", Here)
 
 
-@pytest.mark.usefixtures("no_ray")
+@pytest.mark.usefixtures("here")
 def test_a_non_finite_loss_ends_the_run_with_its_name(images: Path, tmp_path: Path) -> None:
     wild = given(images, "optimizers.autoencoder={kind: sgd, learning_rate: 1e30}")
     told = (
@@ -304,7 +295,7 @@ def test_a_non_finite_loss_ends_the_run_with_its_name(images: Path, tmp_path: Pa
     assert not list((tmp_path / "a").glob("checkpoint_0*"))
 
 
-@pytest.mark.usefixtures("no_ray")
+@pytest.mark.usefixtures("here")
 def test_what_was_saved_before_a_non_finite_loss_is_told(images: Path, tmp_path: Path) -> None:
     rates = "{kind: steps, values: [[0, 0.001], [300, 1.0e30]]}"
     wild = given(images, f"optimizers.autoencoder={{kind: sgd, learning_rate: {rates}}}")
@@ -313,7 +304,7 @@ def test_what_was_saved_before_a_non_finite_loss_is_told(images: Path, tmp_path:
     assert [c.name for c in checkpoints(Folder(str(tmp_path / "a")))] == [checkpoint_name(240)]
 
 
-@pytest.mark.usefixtures("no_ray")
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("images_seen", [480, 960])
 def test_a_discriminator_that_has_won_is_told_and_is_no_success(
     images: Path, tmp_path: Path, monkeypatch, capsys, images_seen: int
@@ -438,10 +429,10 @@ class RunsOutOfMemory(torch.nn.Module):
 def test_an_evaluation_that_cannot_be_measured_is_refused_before_ray_starts(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, sentence: str
 ) -> None:
-    def started() -> None:
+    def fit(*given: Any) -> None:
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr(driver, "connected", started)
+    monkeypatch.setattr(driver, "_fit_on_ray", fit)
     tiny = "{kind: custom, target: 'tests.evaluation.helpers:Tiny'}"
     asked = (
         "every_images=100",
@@ -451,10 +442,10 @@ def test_an_evaluation_that_cannot_be_measured_is_refused_before_ray_starts(
         setting,
     )
     with pytest.raises(Refused, match=sentence):
-        train(given(images, *(f"evaluation.{one}" for one in asked)), storage=str(tmp_path))
+        train(given(images, *(f"evaluation.{one}" for one in asked)), storage=str(tmp_path), local=False)
 
 
-@pytest.mark.usefixtures("no_ray")
+@pytest.mark.usefixtures("here")
 def test_an_evaluation_that_runs_out_of_memory_costs_no_training(
     images: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ray.train import Checkpoint
 
 from ray_gen import storage
 from ray_gen.data import Store
@@ -58,8 +57,7 @@ def trained(
     with worker.explained(run):
         for report, saved in worker.reports(this, run, torch.device("cpu")):
             if saved is not None:
-                checkpoint = Checkpoint.from_directory(saved)
-                worker.upload_checkpoint(checkpoint, checkpoint_name(report.images), run, keep=2)
+                worker.commit_and_prune(saved, run, checkpoint_name(report.images), keep=2)
                 shutil.rmtree(saved)
             before(report.images)
 

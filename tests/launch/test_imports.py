@@ -1,4 +1,4 @@
-"""A failed import in a process of Ray is told in one sentence, with module and file."""
+"""A failed import in a worker process is told in one sentence, with module and file."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Change, Experiment
 from ray_gen.launch.claim import STALE_SECONDS, Claim
 from ray_gen.launch.cluster import Share
-from ray_gen.launch.driver import trainer_of
 from ray_gen.launch.failures import in_words
+from ray_gen.launch.on_ray import trainer_of
 from ray_gen.launch.ray_private import snapshot_file
 from ray_gen.launch.worker import ended_before, explained, prepare, reports
 from ray_gen.runs.checkpoints import (
