@@ -137,6 +137,11 @@ class _ForAllMetrics(Settings):
         return self.model_copy(update={"features": self.features.model_copy(update={"run": run})})
 
     @property
+    def is_beside(self) -> bool:
+        """Whether each evaluation runs in its own task while the workers go on training."""
+        return self.every_images is not None and self.placement == "beside"
+
+    @property
     def score_names(self) -> tuple[str, ...]:
         """Names of the scores that the metrics may give."""
         return scores_of(METRICS if self.metrics == "auto" else self.metrics)

@@ -55,7 +55,7 @@ class WorkerProcess:
         with shielded():
             self._process = subprocess.Popen(
                 # -P: not the working directory first, where a torch.py would hide torch.
-                [sys.executable, "-P", "-m", "ray_gen.launch.alone"],
+                [sys.executable, "-P", "-m", __name__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

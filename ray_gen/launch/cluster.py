@@ -22,7 +22,6 @@ from ray_gen.experiment import Experiment, ExperimentError, too_many_workers
 from ray_gen.experiment.training import Span
 from ray_gen.launch.home import check_home
 from ray_gen.launch.imports import searched_first
-from ray_gen.launch.place import evaluates_beside
 from ray_gen.launch.processes import (
     Process,
     children_of,
@@ -204,7 +203,7 @@ def share_of(experiment: Experiment) -> Share:
             ]
         )
     if count == "auto":
-        count = max(1, min(gpus - evaluates_beside(experiment), groups)) if gpu else 1
+        count = max(1, min(gpus - experiment.evaluation.is_beside, groups)) if gpu else 1
     if count > groups:
         raise ExperimentError(
             [too_many_workers(count, experiment.training.global_batch_size, experiment.group_size)]
@@ -218,7 +217,7 @@ def share_of(experiment: Experiment) -> Share:
                 + ("" if gpus else " and workers.gpu=false")
             ]
         )
-    if evaluates_beside(experiment):
+    if experiment.evaluation.is_beside:
         cores[cores.index(max(cores))] -= 1
         if max(cores) < 1 or (gpu and needed >= gpus):
             raise ExperimentError(
@@ -300,7 +299,7 @@ def bundles_of(experiment: Experiment) -> list[dict[str, float]] | None:
         return None
     cpus = 1 if workers.cpus == "auto" else workers.cpus
     bundle = {"CPU": float(cpus)} | ({"GPU": 1.0} if workers.gpu is True else {})
-    return [bundle] * (count + evaluates_beside(experiment))
+    return [bundle] * (count + experiment.evaluation.is_beside)
 
 
 def placement_groups() -> set[str]:

@@ -42,7 +42,6 @@ from ray_gen.launch.cluster import (
 )
 from ray_gen.launch.evaluate_beside import evaluate_checkpoint, failures_beside
 from ray_gen.launch.failures import EndOnError, in_words, is_of_the_controller
-from ray_gen.launch.place import evaluates_beside
 from ray_gen.launch.progress import ProgressLine, read_progress
 from ray_gen.launch.ray_private import preemption_notice, snapshot_file
 from ray_gen.launch.worker import Work, commit_and_prune, trained
@@ -85,7 +84,7 @@ def fit(
         line.stage(f"starting {share}")
         with saving(outlives_signals()):
             ended = _fit(experiment, run, share, line)
-    if evaluates_beside(experiment):
+    if experiment.evaluation.is_beside:
         for failure in failures_beside(run):
             line.say(failure)
         prune(run, experiment.checkpoints.keep)
@@ -99,7 +98,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """
     work = Work(**config)
     run, experiment = Folder(work.run), Experiment.from_yaml(work.experiment)
-    beside = evaluates_beside(experiment)
+    beside = experiment.evaluation.is_beside
 
     def deliver(report: Report, saved: Path | None) -> None:
         awaited = beside and report.evaluate and saved is not None
@@ -196,7 +195,7 @@ def _fit(experiment: Experiment, run: Folder, share: Share, line: ProgressLine) 
 def _beside(experiment: Experiment, run: Folder, share: Share) -> ValidationConfig | None:
     """How Ray evaluates checkpoints in tasks beside the training, at most one at a time. None if
     the experiment does not ask for it."""
-    if not evaluates_beside(experiment):
+    if not experiment.evaluation.is_beside:
         return None
     config = {
         "run": run.location,

@@ -36,7 +36,7 @@ def _needs(experiment: Experiment) -> str | None:
         return "an elastic number of workers (workers.count)"
     if workers.count != "auto" and workers.count > 1:
         return f"workers.count={workers.count}"
-    if evaluates_beside(experiment):
+    if experiment.evaluation.is_beside:
         return "evaluation.placement=beside"
     gpus = 0 if workers.gpu is False else torch.cuda.device_count()
     if workers.count == "auto" and gpus > 1:
@@ -61,12 +61,6 @@ def _cluster() -> str | None:
 
     address = running_cluster()
     return None if address is None else f"`ray start` runs at {address}"
-
-
-def evaluates_beside(experiment: Experiment) -> bool:
-    """Whether each evaluation runs in its own task while the workers go on training."""
-    evaluation = experiment.evaluation
-    return evaluation.every_images is not None and evaluation.placement == "beside"
 
 
 def own_share(experiment: Experiment) -> tuple[str, int]:

@@ -89,8 +89,7 @@ class Loggers:
         Raises ExperimentError if a logger cannot be built.
         """
         self._run, self._folder = run, folder
-        evaluation = experiment.evaluation
-        self._beside = evaluation.every_images is not None and evaluation.placement == "beside"
+        self._beside = experiment.evaluation.is_beside
         self._scores: dict[int, dict[str, float]] = {}
         self._lock = threading.Lock()
         self._memories = _memories(run)
