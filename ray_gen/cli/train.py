@@ -8,6 +8,12 @@ import click
 
 from ray_gen.errors import Refused
 
+_place = click.option(
+    "--local/--ray",
+    default=None,
+    help="One process of this machine without Ray, or Ray [Ray only if it is needed or runs].",
+)
+
 
 @click.command()
 @click.argument("recipe_or_file")
@@ -15,11 +21,7 @@ from ray_gen.errors import Refused
 @click.option("--storage", help="Folder or URI for run folders [$RAY_GEN_STORAGE, ~/ray_gen_runs].")
 @click.option("--name", help="Name of the run. An existing run is resumed [recipe and time].")
 @click.option("--fresh", is_flag=True, help="Refuse a name that exists.")
-@click.option(
-    "--local/--ray",
-    default=None,
-    help="One process of this machine without Ray, or Ray [Ray only if it is needed or runs].",
-)
+@_place
 def train(
     recipe_or_file: str,
     assignments: tuple[str, ...],
@@ -53,7 +55,8 @@ def train(
 @click.command()
 @click.argument("run")
 @click.argument("assignments", nargs=-1, metavar="[PATH=VALUE]...")
-def resume(run: str, assignments: tuple[str, ...]) -> None:
+@_place
+def resume(run: str, assignments: tuple[str, ...], local: bool | None) -> None:
     """Go on with a run from its newest checkpoint, by its own experiment.
 
     \b
@@ -68,7 +71,7 @@ def resume(run: str, assignments: tuple[str, ...]) -> None:
     from ray_gen.launch.resume import resume as launch
 
     import_from_here(run)
-    sys.exit(launch(run, assignments, show=True).exit_code)
+    sys.exit(launch(run, assignments, show=True, local=local).exit_code)
 
 
 @click.command()

@@ -32,13 +32,14 @@ def resume(
     changes: Mapping[str, Any] | Sequence[str] = (),
     *,
     show: bool = False,
+    local: bool | None = None,
 ) -> Run:
     """Go on with a run from its newest whole checkpoint, by its own experiment, and return it.
 
     run: its path, its URI, or its name in the storage. changes: new values of fields, by dotted
     path or as "path=value": of `free` fields ({"training.images": 100_000} trains longer), and of
     `live` fields, which change at the images of the checkpoint and are recorded in `lineage`.
-    show: a progress line and a few words on stderr.
+    show: a progress line and a few words on stderr. local: as for `train`.
 
     Raises Refused if the run cannot go on, or if another field would change; Failed if it did not
     end well.
@@ -53,7 +54,8 @@ def resume(
         experiment = _as_it_goes_on(folder, before, experiment, _paths(changes), manifest.step)
     if show:
         print(_told(folder, experiment, manifest), file=sys.stderr)
-    return train(experiment, storage=folder.parent.location, name=folder.name, show=show)
+    storage = folder.parent.location
+    return train(experiment, storage=storage, name=folder.name, show=show, local=local)
 
 
 def _folder_of(run: str | os.PathLike[str]) -> Folder:

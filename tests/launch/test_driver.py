@@ -442,7 +442,11 @@ def test_an_evaluation_that_cannot_be_measured_is_refused_before_ray_starts(
         setting,
     )
     with pytest.raises(Refused, match=sentence):
-        train(given(images, *(f"evaluation.{one}" for one in asked)), storage=str(tmp_path), local=False)
+        train(
+            given(images, *(f"evaluation.{one}" for one in asked)),
+            storage=str(tmp_path),
+            local=False,
+        )
 
 
 @pytest.mark.usefixtures("here")

@@ -61,7 +61,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, str]]:
     """What `driver.train` was called for: experiments and run folders."""
     asked: list[tuple[Experiment, str]] = []
 
-    def train(this: Experiment, *, storage: str, name: str, show: bool) -> driver.Run:
+    def train(this: Experiment, *, storage: str, name: str, **_: Any) -> driver.Run:
         manifest = goes_on_from(
             Folder(storage) / name, this, print
         )  # refuses what Ray would not do
