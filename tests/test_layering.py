@@ -253,7 +253,7 @@ def test_the_package_itself_imports_nothing_when_imported() -> None:
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
     }
-    assert modules <= {"__future__", "importlib", "sys", "typing"}
+    assert modules <= {"__future__", "importlib", "typing"}
 
 
 def test_settings_name_what_builds_them_and_that_exists() -> None:
