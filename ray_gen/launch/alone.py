@@ -28,12 +28,11 @@ from ray_gen.experiment import Experiment
 from ray_gen.launch.imports import import_failure, searched_first
 from ray_gen.launch.place import cores, own_share
 from ray_gen.launch.processes import Process, end, start_of, with_descendants
-from ray_gen.launch.progress import ProgressLine, read_progress
 from ray_gen.launch.signals import shielded
+from ray_gen.launch.watch import Watch
 from ray_gen.launch.worker import Work, commit_and_prune, trained
 from ray_gen.runs.checkpoints import checkpoint_name
 from ray_gen.runs.manifest import EXPERIMENT
-from ray_gen.runs.writer import PROGRESS
 from ray_gen.storage import Folder
 from ray_gen.training.loop import Report
 
@@ -160,7 +159,7 @@ def fit(
     processes: list[WorkerProcess],
     experiment: Experiment,
     run: Folder,
-    line: ProgressLine,
+    watch: Watch,
     saving: Callable[[bool], AbstractContextManager[None]],
 ) -> dict[str, Any]:
     """Trains a run to its end, and starts the process again if it dies.
@@ -170,21 +169,15 @@ def fit(
     device, threads = own_share(experiment)
     work = Work(experiment.to_yaml(), run.location, threads)
     run.write_text(EXPERIMENT, experiment.to_yaml())
-    line.stage("starting")
-
-    def look() -> None:
-        progress = read_progress(run, PROGRESS)
-        if progress is not None:
-            line.trained(progress)
-
+    watch.line.stage("starting")
     with saving(True):
         for left in reversed(range(experiment.workers.max_restarts + 1)):
-            ended = processes[-1].train(work, device, look)
+            ended = processes[-1].train(work, device, watch.look)
             if ended is not None:
                 return ended
             if left:
-                line.say(f"{processes[-1].death}; going on from the last checkpoint")
-                processes.append(WorkerProcess(line.say))
+                watch.line.say(f"{processes[-1].death}; going on from the last checkpoint")
+                processes.append(WorkerProcess(watch.line.say))
     raise Failed(
         "the process that trains died more often than workers.max_restarts allows: "
         f"{processes[-1].death}"

@@ -23,12 +23,15 @@ from ray_gen.launch.home import check_home
 from ray_gen.launch.place import why_ray
 from ray_gen.launch.progress import ProgressLine
 from ray_gen.launch.signals import Interruption, what_was_saved
+from ray_gen.launch.watch import Watch
 from ray_gen.runs.checkpoints import DUE, checkpoints, fetched, take_up_due
+from ray_gen.runs.loggers import check_loggers
 from ray_gen.runs.manifest import (
     EXPERIMENT,
     CheckpointError,
     Manifest,
 )
+from ray_gen.runs.reports import OnReport
 from ray_gen.runs.writer import PROGRESS, STOP
 from ray_gen.storage import DEFAULT, Folder, StorageError, default_storage
 from ray_gen.training.build import build_networks, build_objective
@@ -74,6 +77,7 @@ def train(
     fresh: bool = False,
     show: bool = False,
     local: bool | None = None,
+    on_report: OnReport | None = None,
 ) -> Run:
     """Train and return the run.
 
@@ -81,7 +85,9 @@ def train(
     ~/ray_gen_runs. name: if a run has it, that run is resumed. None: the experiment's name and the
     time. fresh: refuse a name that exists. show: a progress line and a few words on stderr. local:
     True trains in one process of this machine, without Ray; False trains on Ray; None uses Ray only
-    if a cluster is there or the experiment needs it. The weights are the same.
+    if a cluster is there or the experiment needs it. The weights are the same. on_report: is called
+    in this process with the images and the metrics of each report, e.g. (20_096, {"loss/kl": 9.1}).
+    What it raises ends the run; what was saved is kept.
     Raises Refused if the run cannot start, Failed if it did not end well.
     """
     check_is_experiment(experiment)
@@ -91,7 +97,7 @@ def train(
     if fresh and (run.exists(EXPERIMENT) or checkpoints(run)):
         raise Refused(f"{run.location}: the run exists; leave out --fresh to resume it")
     try:
-        result = _train(experiment, run, show, ray)
+        result = _train(experiment, run, show, ray, on_report)
     except Interrupted as interrupted:
         told = f"training had not begun{_saved(run)}"
         raise Interrupted(told, number=interrupted.number) from None
@@ -162,7 +168,9 @@ def _starts_ray() -> bool:
     return starts_ray()
 
 
-def _train(experiment: Experiment, run: Folder, show: bool, ray: str | None) -> Run:
+def _train(
+    experiment: Experiment, run: Folder, show: bool, ray: str | None, on_report: OnReport | None
+) -> Run:
     """`train` in a run folder that can be written. ray: why it trains on Ray, or None."""
     images = experiment.steps * experiment.training.global_batch_size
     with ExitStack() as stack:
@@ -182,6 +190,7 @@ def _train(experiment: Experiment, run: Folder, show: bool, ray: str | None) -> 
         manifest = goes_on_from(run, experiment, line.say_once)
         objective = build_objective(experiment)
         build_networks(experiment, objective)  # a user's class fails here, not in a worker
+        check_loggers(experiment, run)
         best = experiment.checkpoints.best
         if best is not None and best.metric not in OF_SAMPLES and not len(store.held_out):
             raise ExperimentError(
@@ -205,7 +214,8 @@ def _train(experiment: Experiment, run: Folder, show: bool, ray: str | None) -> 
             run.remove(file)
         if ray is not None:
             line.stage(f"starting Ray ({ray})")
-        ended = fit(experiment, run, line, partial(_saving, run, interruption))
+        watch = Watch(run, line, on_report, 0 if manifest is None else manifest.images)
+        ended = fit(experiment, run, watch, partial(_saving, run, interruption))
     if "failed" in ended:
         raise Failed(f"{ended['failed']}{_saved(run)}; {ended['try']}")
     return Run(run.location, ended["images"], ended["stop"], ended["metrics"], ended["failure"])

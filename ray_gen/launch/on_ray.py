@@ -42,12 +42,12 @@ from ray_gen.launch.cluster import (
 )
 from ray_gen.launch.evaluate_beside import evaluate_checkpoint, failures_beside
 from ray_gen.launch.failures import EndOnError, in_words, is_of_the_controller
-from ray_gen.launch.progress import ProgressLine, read_progress
 from ray_gen.launch.ray_private import preemption_notice, snapshot_file
+from ray_gen.launch.watch import Watch
 from ray_gen.launch.worker import Work, commit_and_prune, trained
 from ray_gen.runs.checkpoints import AWAITED, checkpoint_name, prune
+from ray_gen.runs.loggers import log_late_scores
 from ray_gen.runs.manifest import EXPERIMENT
-from ray_gen.runs.writer import PROGRESS
 from ray_gen.storage import Folder, encoded
 from ray_gen.training.loop import Report
 
@@ -64,7 +64,7 @@ the last checkpoint, some 20 s."""
 def fit(
     experiment: Experiment,
     run: Folder,
-    line: ProgressLine,
+    watch: Watch,
     saving: Callable[[bool], AbstractContextManager[None]],
 ) -> dict[str, Any]:
     """Trains a run to its end. Connects to a cluster, or starts Ray.
@@ -74,6 +74,7 @@ def fit(
     """
     # Ray would restore its record of an earlier fit, and would raise if a checkpoint in it is gone.
     run.remove(snapshot_file())
+    line = watch.line
     with connected():
         share = when_there(partial(share_of, experiment), bundles_of(experiment), line.stage)
         check_shared(run)
@@ -83,10 +84,11 @@ def fit(
         run.write_text(EXPERIMENT, experiment.to_yaml())
         line.stage(f"starting {share}")
         with saving(outlives_signals()):
-            ended = _fit(experiment, run, share, line)
+            ended = _fit(experiment, run, share, watch)
     if experiment.evaluation.is_beside:
         for failure in failures_beside(run):
             line.say(failure)
+        log_late_scores(experiment, run, line.say)
         prune(run, experiment.checkpoints.keep)
     return ended
 
@@ -174,19 +176,19 @@ def trainer_of(
     )
 
 
-def _fit(experiment: Experiment, run: Folder, share: Share, line: ProgressLine) -> dict[str, Any]:
+def _fit(experiment: Experiment, run: Folder, share: Share, watch: Watch) -> dict[str, Any]:
     """Runs Ray Train to the end, and starts it again if its controller dies."""
     trainer = trainer_of(experiment, run, share)
     before = placement_groups()
     for _ in range(CONTROLLER_RESTARTS):
-        ended = _fit_in_thread(trainer, run, line)
+        ended = _fit_in_thread(trainer, run, watch.look)
         if not (isinstance(ended, Exception) and is_of_the_controller(ended)):
             break
         remove_placement_groups(placement_groups() - before)  # without a dashboard Ray keeps them
         run.remove(snapshot_file())  # this also waits until the storage answers again
-        line.say("Ray Train's controller died; going on from the last checkpoint")
+        watch.line.say("Ray Train's controller died; going on from the last checkpoint")
     else:
-        ended = _fit_in_thread(trainer, run, line)
+        ended = _fit_in_thread(trainer, run, watch.look)
     if isinstance(ended, Exception):
         raise in_words(ended)
     return ended
@@ -210,7 +212,7 @@ def _beside(experiment: Experiment, run: Folder, share: Share) -> ValidationConf
 
 
 def _fit_in_thread(
-    trainer: TorchTrainer, run: Folder, line: ProgressLine
+    trainer: TorchTrainer, run: Folder, look: Callable[[], None]
 ) -> dict[str, Any] | Exception:
     """Runs one fit in a second thread. This thread draws the progress and receives signals."""
     outcomes: list[Any] = []
@@ -226,9 +228,7 @@ def _fit_in_thread(
     thread.start()
     while thread.is_alive():
         thread.join(0.5 if run.is_local else 5.0)
-        progress = read_progress(run, PROGRESS)
-        if progress is not None:
-            line.trained(progress)
+        look()
     return outcomes[0]
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,7 @@ class Here(alone.WorkerProcess):
 
     def train(self, work: Work, device: str, look: Callable[[], None]) -> dict[str, Any] | None:
         answer = alone.answered(work, torch.device(device))
+        look()
         if "Failed" in answer:
             raise Failed(answer["Failed"])
         return answer["ended"]
@@ -480,3 +482,36 @@ def test_a_run_of_0_1_goes_on_by_the_command_that_began_it() -> None:
     assert as_begun(command, experiment_before(Folder(str(old))), print).data.rules == 1
     assert experiment_before(Folder("/there/is/no/run")) is None
     assert as_begun(command, None, print) == command
+
+
+@pytest.mark.usefixtures("here")
+def test_reports_reach_the_caller_once_also_of_a_run_that_goes_on(
+    images: Path, tmp_path: Path
+) -> None:
+    reports: list[tuple[int, dict[str, float]]] = []
+    each = "training.report_every_images=120"
+    for until in (240, 480):
+        this = given(images, each, f"training.images={until}")
+        train(this, storage=str(tmp_path), name="a", on_report=lambda *told: reports.append(told))
+    assert [seen for seen, _ in reports] == [120, 240, 360, 480]
+    assert all("loss/kl" in metrics for _, metrics in reports)
+
+
+@pytest.mark.usefixtures("here")
+def test_what_on_report_raises_ends_the_run_and_keeps_what_was_saved(
+    images: Path, tmp_path: Path
+) -> None:
+    def enough(seen: int, metrics: dict[str, float]) -> None:
+        raise StopIteration(seen)
+
+    with pytest.raises(StopIteration):
+        train(given(images), storage=str(tmp_path), name="a", on_report=enough)
+    assert checkpoints(Folder(str(tmp_path / "a")))
+
+
+def test_a_logger_that_cannot_be_built_is_refused_before_anything_starts(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(Refused, match=r"loggers: wandb .*pip install 'ray_gen\[wandb\]'"):
+        train(given(images, "loggers=[wandb]"), storage=str(tmp_path), name="a")
