@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ray_gen.distributed import World
+from ray_gen.launch.worker import commit_and_prune, reports
+from ray_gen.runs.checkpoints import checkpoint_name, checkpoints
 from ray_gen.runs.manifest import CheckpointError
+from ray_gen.storage import Folder
 from ray_gen.training.build import build_objective
 from ray_gen.training.loop import Control, train
 from ray_gen.training.state import State
@@ -136,3 +141,55 @@ def test_a_damaged_checkpoint_is_refused_with_its_path(
         file.write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         resumed(experiment, tmp_path)
+
+
+FREE = ("time", "speed/", "memory/")
+"""What is not a function of the experiment."""
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that are functions of the experiment."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(FREE)} for line in lines]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_saving_by_time_changes_nothing_but_where_a_killed_run_goes_on(
+    store_8, tmp_path: Path, monkeypatch, name: str
+) -> None:
+    """Not even after a kill between two reports."""
+    has_scores = "elbo" in (EXPERIMENTS[name]().objective.evaluated or ())
+    monkeypatch.setattr("ray_gen.training.loop.CONTROL_SECONDS", 0.0)  # after every step
+    monkeypatch.setattr("ray_gen.launch.worker.open_data", lambda experiment: store_8)
+
+    def run(folder: str, minutes: str, killed_at: int | None = None) -> Folder:
+        experiment = EXPERIMENTS[name](
+            f"checkpoints.every_minutes={minutes}",
+            *(["checkpoints.best={metric: elbo, mode: max}"] if has_scores else []),
+            f"training.report_every_images={24 * 3}",
+            f"training.checkpoint_every_images={24 * 9}",
+            "training.images=432",
+        ).with_fields(data__digest=store_8.digest)
+        there = Folder(str(tmp_path / folder))
+        for report, saved in reports(experiment, there, torch.device("cpu")):
+            if saved is not None:
+                commit_and_prune(saved, there, checkpoint_name(report.images), 2)
+            if report.step == killed_at and report.between:
+                break
+        return there
+
+    without = run("without", "null")
+    kept = [checkpoint_name(24 * 9), checkpoint_name(24 * 18)]
+    assert [found.name for found in reversed(checkpoints(without))] == kept
+    run("with", "1.0e-9", killed_at=5)
+    (only,) = checkpoints(Folder(str(tmp_path / "with")))
+    assert only.name == checkpoint_name(24 * 5)
+    for step in (11, 12, 17):
+        run("with", "1.0e-9", killed_at=step)
+    ours = run("with", "1.0e-9")
+    assert [found.name for found in reversed(checkpoints(ours))] == kept
+    assert lines_of(ours.path) == lines_of(without.path)
+    for checkpoint in (*kept, *(["best"] if has_scores else [])):
+        for file in ("networks", "ema", "optimizers"):
+            path = f"{checkpoint}/{file}.safetensors"
+            assert (ours.path / path).read_bytes() == (without.path / path).read_bytes()

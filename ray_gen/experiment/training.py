@@ -62,8 +62,8 @@ class Training(Settings):
     report_every_images: PositiveInt = free(10_000)
     """Images between two reports: metrics, pictures, progress."""
     checkpoint_every_images: PositiveInt = free(50_000)
-    """Images between two checkpoints; rounded up to a report. A crash loses at most this many
-    images."""
+    """Images between two checkpoints; rounded up to a step. A crash loses at most this many images,
+    or what was trained in `checkpoints.every_minutes`."""
     stop_at_equilibrium: EquilibriumStop | None = None
     """End the run when its objective reaches its equilibrium: a discriminator at ½."""
 
@@ -132,5 +132,9 @@ class Checkpoints(Settings):
 
     keep: int = free(2, ge=2)
     """Number of newest checkpoints to keep. At least two, so that one is always complete."""
+    every_minutes: Annotated[float, Told(unit="minutes")] | None = free(10.0, gt=0.0)
+    """Also save when so much time has passed since the last checkpoint. The next checkpoint
+    replaces this one. It has no scores, counts for nothing but a restart, and changes no result.
+    None: do not save by time."""
     best: Best | None = free(None)
     """Also keep a copy of the best checkpoint. None: no copy."""

@@ -23,6 +23,7 @@ from ray_gen.evaluation.evaluator import during_training, subject_of
 from ray_gen.experiment import Experiment
 from ray_gen.launch.imports import import_failure
 from ray_gen.runs.checkpoints import (
+    BETWEEN,
     checkpoint_name,
     checkpoints,
     commit,
@@ -203,12 +204,20 @@ def _written(
             writer.progress(images, latest)
             if writer.stop_is_asked():
                 return Control.SAVE_AND_STOP
+            if writer.save_is_due():
+                return Control.SAVE
         before, known = known, notice()
         return Control.GO_ON if known == before else Control.SAVE
 
     for report in train(experiment, objective, state, store, world, control, evaluate):
-        latest = report.metrics
         saved = None
+        if report.between:
+            if writer is not None:
+                saved = writer.checkpoint({})
+                (saved / BETWEEN).touch()
+            yield report, saved
+            continue
+        latest = report.metrics
         if writer is not None:
             report = writer.report(report)
             if report.save:

@@ -7,8 +7,9 @@ import operator
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import SupportsIndex
 
@@ -26,6 +27,9 @@ DUE = ".due"
 """Name, in a run folder, of the checkpoint that belongs to the evaluation in progress."""
 AWAITED = "evaluation_awaited"
 """Marker file in a checkpoint: an evaluation beside the training has not read it yet."""
+BETWEEN = "between_reports"
+"""Marker file in a checkpoint that was saved between two reports. It is deleted when a newer one is
+whole."""
 _NAME = re.compile(r"checkpoint_\d+")
 _CUT_OFF = re.compile(r"\.checkpoint_\d+\.(whole|(whole\.)?([0-9a-f]{8}\.)*partial)")
 FETCHES = 3
@@ -63,6 +67,11 @@ def checkpoints(run: Folder) -> list[Folder]:
     """The checkpoints of a run folder that have a manifest, newest first."""
     names = [name for name in reversed(run.names()) if _NAME.fullmatch(name)]
     return [run / name for name in names if (run / name).exists(MANIFEST)]
+
+
+def with_reports(run: Folder) -> Iterator[Folder]:
+    """The checkpoints of a run folder that came with a report, newest first."""
+    return (found for found in checkpoints(run) if not found.exists(BETWEEN))
 
 
 def newest_manifest(run: Folder) -> Manifest | None:
@@ -279,9 +288,10 @@ def discard(run: Folder, name: str) -> None:
 
 
 def prune(run: Folder, keep: int) -> None:
-    """Keep the newest `keep` checkpoints and those that await an evaluation. Delete the others, and
-    the remains of interrupted copies."""
-    kept = {folder.name for folder in checkpoints(run)[:keep]}
+    """Keep the newest `keep` checkpoints that came with a report, those that await an evaluation,
+    and the newest of all. Delete the others, and the remains of interrupted copies."""
+    newest, reported = checkpoints(run)[:1], with_reports(run)
+    kept = {folder.name for folder in (*newest, *islice(reported, keep))}
     for name in run.names():
         old = _NAME.fullmatch(name) and name not in kept and not (run / name).exists(AWAITED)
         if run.is_local and name.endswith(".partial") and _CUT_OFF.fullmatch(name):

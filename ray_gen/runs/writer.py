@@ -122,6 +122,7 @@ class RunWriter:
         self._warnings: list[str] = []
         self._progress_at = 0.0
         self._asked_at = 0.0
+        self._saved_at = time.monotonic()
         self._pushed: dict[Path, tuple[int, int]] = {}
         self._due: Path | None = None
         """The checkpoint that came with the last evaluation."""
@@ -198,6 +199,8 @@ class RunWriter:
     def checkpoint(self, metrics: Mapping[str, float]) -> Path:
         """Save a checkpoint to a local folder. The caller deletes the folder. After an evaluation
         the files exist already (see `evaluating`), and only the manifest is written again."""
+        self._pace.interrupted()
+        self._saved_at = time.monotonic()
         folder, self._due = self._due, None
         if folder is None:
             return self._saved(metrics)
@@ -212,6 +215,11 @@ class RunWriter:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return folder
+
+    def save_is_due(self) -> bool:
+        """Whether `checkpoints.every_minutes` have passed since the last checkpoint."""
+        minutes = self._experiment.checkpoints.every_minutes
+        return minutes is not None and time.monotonic() - self._saved_at >= 60.0 * minutes
 
     def stop_is_asked(self) -> bool:
         """Whether somebody has asked this run to save and stop."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
@@ -42,6 +43,7 @@ class Control(IntEnum):
 
     GO_ON = 0
     SAVE = 1
+    """Nothing but a checkpoint: what comes of the run does not depend on it."""
     SAVE_AND_STOP = 2
 
 
@@ -62,6 +64,8 @@ class Report:
     stop: str | None = None
     failure: str | None = None
     """Why training no longer helps: see `ray_gen.core.Fails`. None if it helps."""
+    between: bool = False
+    """Whether this is only a checkpoint between two reports: `Control.SAVE`. It has no metrics."""
 
 
 def train(
@@ -93,7 +97,8 @@ def train(
     feed = build_feed(experiment, objective, store, world)
     clock = _Clock(world.device, state.step * batch)
     next_control = state.step + 1
-    reported = state.step  # every checkpoint comes with a report
+    meter.held = dict(state.unreported)
+    reported = state.reported if state.unreported else state.step
     for images, labels in feed.steps(state.step, experiment.steps):
         if state.step in stages and state.step != start:
             start = state.step
@@ -112,11 +117,14 @@ def train(
         save = (
             last
             or measured
-            or asked > Control.GO_ON
+            or asked == Control.SAVE_AND_STOP
             or _due(done, batch, training.checkpoint_every_images)
         )
         due = _due(done, batch, training.report_every_images)
         if not (save or due):
+            if asked == Control.SAVE:
+                with clock.paused():
+                    yield _between(experiment, state, meter, world, reported)
             continue
         metrics = {**meter.report(), **clock.report(done * batch)}
         stop = ASKED if asked == Control.SAVE_AND_STOP else None
@@ -142,10 +150,24 @@ def train(
             if measured and evaluate is not None:
                 metrics |= evaluate()
         reported = done
+        state.unreported = {}
         yield Report(done, done * batch, metrics, save, measured, stop, failure)
         if stop is not None:
             return
+        if asked == Control.SAVE and not save:
+            yield _between(experiment, state, meter, world, reported)
         clock.resume(done * batch)
+
+
+def _between(
+    experiment: Experiment, state: State, meter: Meter, world: World, reported: int
+) -> Report:
+    """A checkpoint between two reports. Collective: every rank."""
+    meter.hold()
+    _check_weights(state, world)
+    state.unreported, state.reported = dict(meter.held), reported
+    images = state.step * experiment.training.global_batch_size
+    return Report(state.step, images, {}, save=True, between=True)
 
 
 def finished(experiment: Experiment, step: int, settled: Mapping[str, float]) -> str | None:
@@ -285,6 +307,13 @@ class _Clock:
     def resume(self, images: int) -> None:
         self._images = images
         self._start = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """The time inside the `with` statement does not count."""
+        began = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - began
 
     def steps_within(self, seconds: float) -> int:
         """Number of steps that fit into `seconds` at the present pace."""

@@ -71,6 +71,9 @@ class Meter:
         self._of_stages: list[tuple[tuple[str, ...], dict[int, int], Tensor]] = []
         """Values of ended stages that no report has included yet."""
         self._watched: list[TagSums] | None = None
+        self.held: dict[str, Tensor] = {}
+        """Values that no report has included yet, by tag: (2, N) float64, the steps above the sums
+        over all workers' images. See `hold`."""
 
     def record(self, term: str, tags: Sequence[str], sums: Tensor, block: Block) -> None:
         """Record sums (tags, 1) over a part of this rank's images, at a block's present update.
@@ -124,27 +127,37 @@ class Meter:
     def report(self) -> dict[str, float]:
         """Means since the last report. Raises NonFiniteError for the first value that is not
         finite. Collective: every rank, same order."""
+        self.hold()
+        held, self.held = self.held, {}
+        # By steps: the means are then the same bits, however often `hold` was called.
+        values = {name: found[1, found[0].argsort(stable=True)] for name, found in held.items()}
+        return {
+            name: float(found.mean()) / self._global_batch_size for name, found in values.items()
+        }
+
+    def hold(self) -> None:
+        """Sum over all workers what was recorded, and add it to `held`, which a checkpoint between
+        two reports stores. Raises NonFiniteError as `report` does. Collective: every rank, same
+        order."""
         all_of_it = [*self._of_stages, *self._taken()]
         taken = [(tags, steps, rows[:, list(steps)]) for tags, steps, rows in all_of_it]
         self._of_stages = []
         if not taken:
-            return {}
+            return
         flat = torch.cat([rows.flatten().to(torch.float64) for _, _, rows in taken])
         self._world.sum_(flat)
         sums = flat.cpu()
-        columns: dict[str, list[Tensor]] = {}
+        columns = {name: [values] for name, values in self.held.items()}
         offending: list[tuple[int, str]] = []
         for tags, steps, rows in taken:
             total, sums = sums[: rows.numel()].view(rows.shape), sums[rows.numel() :]
             for name, column in zip(tags, total.unbind(), strict=True):
-                columns.setdefault(name, []).append(column)
+                at = torch.tensor([*steps.values()], dtype=column.dtype)
+                columns.setdefault(name, []).append(torch.stack([at, column]))
                 if not column.isfinite().all():
                     first = int((~column.isfinite()).nonzero()[0])
                     offending.append((list(steps.values())[first], name))
         if offending:
             step, name = min(offending, key=lambda found: found[0])
             raise NonFiniteError(f"{name} is not a finite number since step {step}", step)
-        return {
-            name: float(torch.cat(parts).mean()) / self._global_batch_size
-            for name, parts in columns.items()
-        }
+        self.held = {name: torch.cat(parts, 1) for name, parts in columns.items()}

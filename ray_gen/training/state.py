@@ -37,6 +37,9 @@ from ray_gen.training import foreach
 from ray_gen.training.build import build_networks, build_optimizers
 from ray_gen.training.optimizers import PhaseOptimizer
 
+_REPORTED, _UNREPORTED = "/reported", "/unreported/"
+"""Names beside the optimisers' moments, which begin with the name of a phase."""
+
 
 @dataclass(frozen=True)
 class Average:
@@ -72,6 +75,11 @@ class State:
     """Steps done."""
     settled: dict[str, float] = field(default_factory=dict[str, float])
     """The memory of the objective's stopping rule: see `ray_gen.core.Settles`."""
+    unreported: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Values of the steps since the last report, by tag: see `Meter.held`. Empty right after a
+    report."""
+    reported: int = 0
+    """Steps done at the last report, if there is anything unreported."""
     averaged: tuple[str, ...] | None = None
     """Names in `ema` that are averages. The others are copies. None: all are averages."""
 
@@ -116,7 +124,9 @@ class State:
         sample."""
         save_file(_on_cpu(_tensors(self.networks)), folder / NETWORKS)
         save_file(_on_cpu(_tensors(self.ema)), folder / EMA)
-        save_file(_on_cpu(self.moments()), folder / OPTIMIZERS)
+        unreported = {_UNREPORTED + tag: values for tag, values in self.unreported.items()}
+        unreported |= {_REPORTED: torch.tensor(self.reported)} if unreported else {}
+        save_file(_on_cpu(self.moments() | unreported), folder / OPTIMIZERS)
         (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
         Manifest(
             step=self.step,
@@ -131,7 +141,11 @@ class State:
         manifest = Manifest.checked(folder)
         _fill(_tensors(self.networks), _read(folder, NETWORKS), folder / NETWORKS)
         _fill(_tensors(self.ema), _read(folder, EMA), folder / EMA)
-        _fill(self.moments(), _read(folder, OPTIMIZERS), folder / OPTIMIZERS)
+        moments = _read(folder, OPTIMIZERS)
+        found = sorted(name for name in moments if name.startswith(_UNREPORTED))
+        self.unreported = {name.removeprefix(_UNREPORTED): moments.pop(name) for name in found}
+        self.reported = int(moments.pop(_REPORTED, manifest.step))
+        _fill(self.moments(), moments, folder / OPTIMIZERS)
         self.step = manifest.step
         self.settled = dict(manifest.settled)
 

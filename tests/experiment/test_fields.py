@@ -360,7 +360,7 @@ def test_one_wrong_letter_in_a_path_suggests_the_right_path(field: Any, random: 
         (VAE, "optimizers.autoencoder.weight_decay=1", "these kinds have it: adamw, sgd"),
         (VAE, "objective.r1_weight=1", "these kinds have it: gan"),
         # Siblings, where nothing is near.
-        (VAE, "checkpoints.whatever=1", "there are: best, keep"),
+        (VAE, "checkpoints.whatever=1", "there are: best, every_minutes, keep"),
         (GAN, "data.whatever=1", "see `ray-gen fields data`"),
     ],
 )

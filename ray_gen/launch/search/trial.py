@@ -37,9 +37,11 @@ from ray_gen.runs.checkpoints import (
     checkpoints,
     commit,
     fetched,
+    images_of,
     newest_manifest,
     prune,
     take_up_due,
+    with_reports,
 )
 from ray_gen.runs.manifest import EXPERIMENT, Manifest
 from ray_gen.runs.writer import METRICS_FILE, PROGRESS, SPREAD, STOP
@@ -113,8 +115,10 @@ class TrialProcess(ray.tune.Trainable):
         return next(self._results)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Copies the newest checkpoint, so that another trial can go on from it."""
-        with fetched(self._run) as (_, newest):
+        """Copies the newest checkpoint that came with a report, so that another trial can go on
+        from it."""
+        images = images_of(next(with_reports(self._run)))
+        with fetched(self._run, choice=images) as (_, newest):
             shutil.copytree(newest, Path(checkpoint_dir) / "checkpoint")
         (Path(checkpoint_dir) / DONOR).write_text(json.dumps({"trial": self.trial_name}))
 
@@ -269,7 +273,8 @@ def in_this_process(experiment: Experiment, run: Folder, shared: Shared) -> Judg
                 finally:
                     shutil.rmtree(saved)
             ended = report.stop
-            yield {"images": report.images, **report.metrics}, report.stop
+            if not report.between:
+                yield {"images": report.images, **report.metrics}, report.stop
     if ended is None:
         before = ended_before(experiment, run)
         yield {"images": before["images"], **before["metrics"]}, before["stop"]
