@@ -1,11 +1,13 @@
-"""Seconds from a command to its first step: `ray-gen train` against a minimal TorchTrainer.
+"""Seconds from a command to its first step: `ray-gen train` on Ray and without Ray, against a
+minimal TorchTrainer.
 
-    python jobs/startup.py [--pairs 5]
+    python jobs/startup.py [--rounds 5]
 
-The minimal script trains a linear layer with Adam on one worker and does nothing else. Both start
-their own local Ray with the same environment variables, one after the other, in pairs; the data of
-`vae-mnist5k` are decoded beforehand. The first step of `ray-gen train` is the moment when its
-worker first reports a step. Prints every pair, and the median of the ratios.
+The minimal script trains a linear layer with Adam on one worker and does nothing else. It and
+`ray-gen train --ray` start their own local Ray with the same environment variables; `ray-gen train
+--local` starts no Ray. The three run one after the other, in rounds; the data of `vae-mnist5k` are
+decoded beforehand. The first step of `ray-gen train` is the moment when its worker first reports a
+step. Prints every round, and the medians.
 """
 
 from __future__ import annotations
@@ -82,29 +84,42 @@ def seconds_until(told: Path, command: list[str]) -> float:
 
 
 def main() -> None:
-    """Measures the pairs, after one pair that is not counted."""
+    """Measures the rounds, after one round that is not counted."""
     parser = argparse.ArgumentParser(description=__doc__, add_help=True)
-    parser.add_argument("--pairs", type=int, default=5)
-    pairs = parser.parse_args().pairs
-    ratios: list[float] = []
-    for pair in range(pairs + 1):
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    counted: list[tuple[float, float, float]] = []
+    for number in range(rounds + 1):
         folder = Path(tempfile.mkdtemp(prefix="startup-"))
         script = folder / "minimal.py"
         script.write_text(MINIMAL, encoding="utf-8")
         minimal = seconds_until(folder / "told", [sys.executable, str(script), str(folder)])
-        train = [sys.executable, "-m", "ray_gen", "train", "vae-mnist5k", "training.images=128"]
-        ours = seconds_until(
-            folder / "ours" / "progress.json", [*train, "--storage", str(folder), "--name", "ours"]
+        on_ray, alone = (
+            seconds_until(folder / how / "progress.json", [*TRAIN, f"--{how}", *named(folder, how)])
+            for how in ("ray", "local")
         )
         shutil.rmtree(folder)
-        if pair:
-            ratios.append(ours / minimal)
+        if number:
+            counted.append((minimal, on_ray, alone))
         print(
-            f"{pair or 'not counted'}: minimal {minimal:.1f} s, "
-            f"ray-gen train {ours:.1f} s, ratio {ours / minimal:.2f}",
+            f"{number or 'not counted'}: minimal {minimal:.1f} s, ray-gen train --ray "
+            f"{on_ray:.1f} s (ratio {on_ray / minimal:.2f}), --local {alone:.1f} s",
             flush=True,
         )
-    print(f"median ratio {statistics.median(ratios):.2f} of {pairs} pairs")
+    ratio = statistics.median(on_ray / minimal for minimal, on_ray, _ in counted)
+    minimal, on_ray, alone = (statistics.median(column) for column in zip(*counted, strict=True))
+    print(
+        f"medians of {rounds} rounds: minimal {minimal:.1f} s, --ray {on_ray:.1f} s "
+        f"(ratio {ratio:.2f}), --local {alone:.1f} s"
+    )
+
+
+TRAIN = [sys.executable, "-m", "ray_gen", "train", "vae-mnist5k", "training.images=128"]
+
+
+def named(folder: Path, name: str) -> list[str]:
+    """The arguments that set where a run lies."""
+    return ["--storage", str(folder), "--name", name]
 
 
 if __name__ == "__main__":
