@@ -123,7 +123,7 @@ def test_before_training_all_ends_and_nothing_is_promised(
 ) -> None:
     if stage == "starting Ray":  # in its middle
         command.wait_for(lambda: len(command.processes) > 4, "Ray's first processes")
-    command.wait_for(lambda: stage in command.said, stage)
+    command.wait_for(lambda: any(line.startswith(stage) for line in command.said), stage)
     processes = to_all(command, number)
     assert command.ends() == 128 + number
     assert command.said[-1] == "stopped: training had not begun; nothing was saved"
