@@ -130,6 +130,7 @@ def test_what_fails_does_not_end_the_search(cluster, storage: Path) -> None:
     assert same(*(final(storage / "fragile/trials" / states[e].name) for e in ("kill", "never")))
 
 
+@pytest.mark.slow
 def test_population_based_training_can_be_repeated(cluster, storage: Path, tmp_path: Path) -> None:
     import ray_gen
     from ray_gen.experiment import Experiment
@@ -156,6 +157,7 @@ def test_population_based_training_can_be_repeated(cluster, storage: Path, tmp_p
     assert same(final(longest), trained_here(longest / "experiment.yaml", tmp_path / "again"))
 
 
+@pytest.mark.slow
 def test_a_trial_of_two_workers_goes_on(cluster, storage: Path) -> None:
     import ray_gen
 
