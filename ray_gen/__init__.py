@@ -2,8 +2,14 @@
 
 import ray_gen
 
-run = ray_gen.train(ray_gen.recipe("vae-mnist5k"))
-images = ray_gen.load(run).sample(64)  # float (64, C, H, W) in [0, 1]
+run = ray_gen.train("vae-mnist5k", {"training.images": 100_000}, name="digits")
+run.history()                              # numbers of its reports, a pandas DataFrame
+images = run.load().sample(64)             # float (64, C, H, W) in [0, 1]
+scores = ray_gen.evaluate(run, metrics=["sliced_wasserstein"])
+ray_gen.Run("digits").plot()               # a run that is there, by name, path or URI
+
+A call that cannot work raises Refused, whose message says what to do; a run that did not end well
+raises Failed.
 """
 
 from __future__ import annotations
@@ -12,11 +18,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ray_gen.errors import Failed, Refused
     from ray_gen.evaluation.scores import Scores
     from ray_gen.experiment import Experiment, ExperimentError
     from ray_gen.launch import train
     from ray_gen.launch.evaluate import evaluate
     from ray_gen.launch.resume import resume
+    from ray_gen.launch.run import Run
     from ray_gen.launch.search.driver import search
     from ray_gen.pipeline import Pipeline, load
     from ray_gen.pipeline.export import export
@@ -27,8 +35,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Experiment",
     "ExperimentError",
+    "Failed",
     "Mixture",
     "Pipeline",
+    "Refused",
+    "Run",
     "Scores",
     "evaluate",
     "export",
@@ -43,6 +54,9 @@ __all__ = [
 _HOMES = {
     "Experiment": "ray_gen.experiment",
     "ExperimentError": "ray_gen.experiment",
+    "Failed": "ray_gen.errors",
+    "Refused": "ray_gen.errors",
+    "Run": "ray_gen.launch.run",
     "Mixture": "ray_gen.pipeline.mixture",
     "Pipeline": "ray_gen.pipeline",
     "load": "ray_gen.pipeline",

@@ -293,13 +293,18 @@ def test_the_runs_own_data_is_reconstructed_and_fitted(runs, tmp_path: Path, mon
     said = use(tmp_path, "mixture", runs["vae"], *fit, output="m.safetensors")
     assert "Mixture(components=2, latent_size=5)" in said
     mixture = str(tmp_path / "m.safetensors")
-    use(tmp_path, "sample", runs["vae"], "--mixture", mixture, "--truncation", "1", output="s.png")
+    use(tmp_path, "sample", runs["vae"], "--prior", mixture, "--truncation", "1", output="s.png")
+    earlier = [str(runs["vae"]), "--mixture", mixture, "--truncation", "1", "--output"]
+    done = CliRunner().invoke(main, ["sample", *earlier, str(tmp_path / "t.png")])
+    assert "--mixture: is now called --prior" in done.stderr
+    assert (tmp_path / "t.png").read_bytes() == (tmp_path / "s.png").read_bytes()
+    assert "leave it out" in refused("sample", *earlier[:-1], "--prior", mixture)
     assert "no.safetensors: there is no such file" in refused(
-        "sample", runs["vae"], "--mixture", "no.safetensors"
+        "sample", runs["vae"], "--prior", "no.safetensors"
     )
     said = use(tmp_path, "mixture", runs["vae"], *fit, "--weights", "raw", output="r.safetensors")
-    assert said.endswith(f"--mixture {tmp_path / 'r.safetensors'} --weights raw\n")
-    said = refused("sample", runs["vae"], "--mixture", str(tmp_path / "r.safetensors"))
+    assert said.endswith(f"--prior {tmp_path / 'r.safetensors'} --weights raw\n")
+    said = refused("sample", runs["vae"], "--prior", str(tmp_path / "r.safetensors"))
     assert "prior: the mixture was fitted to other weights of vae than these" in said
 
 

@@ -81,7 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluators": set(),
     "evaluation.evaluator": {"torch"},
     "evaluation.request": {"pydantic"},
-    "launch": {"ray", "torch", "optuna", "rich"},
+    "launch": {"ray", "torch", "optuna", "rich", "pandas", "plotly", "IPython"},
     "cli": {"click", "rich", "tensorboard"},
     "__main__": set(),
 }

@@ -28,7 +28,8 @@ _LABELS = click.option(
 @options.of_a_run
 @options.of_samples
 @click.option("--count", default=64, show_default=True, type=click.IntRange(min=1))
-@click.option("--mixture", help="Draw z from this file of `ray-gen mixture`.")
+@click.option("--prior", help="Draw z from this file of `ray-gen mixture`, not the model's prior.")
+@click.option("--mixture", hidden=True, help="The name of --prior before 0.2.")
 @options.output_to(
     "samples.png",
     "A .png (one grid), a .npz (uint8 NHWC; uint16 for 16 bits), or a folder (one PNG per image; "
@@ -44,6 +45,7 @@ def sample(
     conditions: tuple[str, ...],
     truncation: float | None,
     count: int,
+    prior: str | None,
     mixture: str | None,
     output: Path,
 ) -> None:
@@ -56,14 +58,19 @@ def sample(
     Needs no data set.
     """
     options.check_output(output, ".png", ".npz")
+    if mixture is not None:
+        if prior is not None:
+            raise Refused("--mixture: is the earlier name of --prior; leave it out")
+        click.echo("--mixture: is now called --prior, as in Python; use that name", err=True)
     pipeline = options.opened(run, weights, checkpoint)
     from ray_gen.pipeline.mixture import Mixture
     from ray_gen.runs import pictures
 
-    prior = None if mixture is None else Mixture.load(mixture)
+    file = mixture if prior is None else prior
+    drawn_from = None if file is None else Mixture.load(file)
     numbers = options.condition_numbers(conditions)
     classes = options.in_turn(labels, count)
-    batches = pipeline.batches(count, classes, seed, truncation, prior, numbers)
+    batches = pipeline.batches(count, classes, seed, truncation, drawn_from, numbers)
     with options.writing(output):
         click.echo(pictures.save_samples(batches, count, output, zoom, pipeline.pixel_format))
 
@@ -206,7 +213,7 @@ def mixture(
 
     \b
         ray-gen mixture RUN --data --components 20
-        ray-gen sample RUN --mixture mixture.safetensors
+        ray-gen sample RUN --prior mixture.safetensors
 
     A variational autoencoder often gives better samples with it than with N(0, I). A plain
     autoencoder needs it for samples. Needs scikit-learn.
@@ -224,7 +231,7 @@ def mixture(
     click.echo(f"{output}: {fitted}")
     same = " --weights raw" if weights == "raw" else ""
     same += "" if checkpoint == "newest" else f" --checkpoint {checkpoint}"
-    click.echo(f"  sample: ray-gen sample {run} --mixture {output}{same}")
+    click.echo(f"  sample: ray-gen sample {run} --prior {output}{same}")
 
 
 def _write_csv(rows: Sequence[Sequence[str | float]], output: Path) -> None:

@@ -10,6 +10,10 @@ Better = Literal["lower", "higher"] | None
 """Which of two values is better. None: neither a low nor a high value is good in itself."""
 
 
+SHOWN = 6
+"""Most scores that the repr of `Scores` names."""
+
+
 @dataclass(frozen=True)
 class Score:
     """A value and its protocol: how it was measured. Only values with equal protocols are
@@ -31,6 +35,10 @@ class Scores:
     scores: tuple[Score, ...]
     without: tuple[str, ...] = ()
     """Sentences: metrics that were left out, and why. Empty if the user named the metrics."""
+
+    def __repr__(self) -> str:
+        shown = [f"{score.name} {score.value:.4g}" for score in self.scores[:SHOWN]]
+        return f"Scores({', '.join([*shown, *(['…'] if len(self) > SHOWN else [])])})"
 
     def __iter__(self) -> Iterator[Score]:
         return iter(self.scores)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -13,6 +14,10 @@ from ray_gen.experiment.data import Data, DataSettings, from_short_form
 from ray_gen.experiment.fields import kinds_at
 from ray_gen.experiment.refusals import problems_of
 from ray_gen.settings import ExperimentError, Settings, absolute_path
+
+Changes = Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
+"""New values of fields: {"training.images": 1000}, {"training": {"images": 1000}}, or
+["training.images=1000"]."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -81,6 +86,58 @@ def apply_override(given: Any, assignment: str, model: type[Settings]) -> None:
             [f"{assignment!r} is not of the form path=value, e.g. training.images=100000"]
         )
     set_field(given, path, parse_yaml(text, assignment), model)
+
+
+def apply_changes(given: Any, changes: Changes, model: type[Settings]) -> list[str]:
+    """Make changes in a plain mapping, in their order. Returns the dotted paths of the fields that
+    they set. model: its settings class.
+
+    A mapping inside a mapping changes the fields that it names and keeps the others. With a `kind`
+    it takes the whole place instead.
+    """
+    paths: list[str] = []
+    for change in [changes] if isinstance(changes, (str, Mapping)) else changes:
+        if isinstance(change, str):
+            apply_override(given, change, model)
+            paths.append(change.partition("=")[0])
+            continue
+        for path, value in _fields_in(given, change):
+            set_field(given, path, value, model)
+            paths.append(path)
+    return paths
+
+
+def _fields_in(
+    given: Any, changes: Mapping[str, Any], around: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """(dotted path, plain value) of each change. given: the plain mapping as it is now."""
+    for key, value in changes.items():
+        path = f"{around}{key}"
+        if isinstance(value, Mapping) and "kind" not in value and _has_fields(given, path):
+            yield from _fields_in(given, value, f"{path}.")
+        else:
+            yield path, _plain(value)
+
+
+def _has_fields(given: Any, path: str) -> bool:
+    """Whether a mapping of fields stands at a dotted path. A range of a search is a value."""
+    if path == "data":
+        return True  # also as a short form
+    here = given
+    for part in _keys(path):
+        here = here.get(part) if isinstance(here, dict) else None
+    return isinstance(here, dict) and not path.startswith("search.space.")
+
+
+def _plain(value: Any) -> Any:
+    """A value from Python as YAML would give it. Paths become text."""
+    if isinstance(value, Settings):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def set_field(given: Any, path: str, value: Any, model: type[Settings]) -> None:

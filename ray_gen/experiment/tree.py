@@ -16,7 +16,14 @@ from ray_gen.experiment.loggers import Loggers, TensorBoardLogger
 from ray_gen.experiment.networks import Network
 from ray_gen.experiment.objectives import Objective, ObjectiveSettings
 from ray_gen.experiment.optimizers import Optimizer
-from ray_gen.experiment.reading import Dumper, apply_override, parse_yaml, set_field, unshared
+from ray_gen.experiment.reading import (
+    Changes,
+    Dumper,
+    apply_changes,
+    parse_yaml,
+    set_field,
+    unshared,
+)
 from ray_gen.experiment.refusals import misnamed, problems_of
 from ray_gen.experiment.schedules import counts_in
 from ray_gen.experiment.search import OFFLINE, Search, better_of_score
@@ -74,6 +81,10 @@ class Tree(Settings):
     search: Search | None = free(None)
     """Settings of `ray-gen search`; `ray-gen train` ignores them."""
 
+    def __repr__(self) -> str:
+        images = f"{self.training.images:,} images"
+        return f"{type(self).__name__}({self.name}: {self.objective.kind}, {images})"
+
     def problems(self) -> Iterator[str]:
         """The problems of several fields together. None here: see `Experiment`."""
         yield from ()
@@ -120,15 +131,19 @@ class Tree(Settings):
                 yield (section, name), misnamed(section, str(name), f"the objective {kind}", names)
 
     @classmethod
-    def from_yaml(
-        cls, text: str, overrides: Sequence[str] = (), source: str = "the experiment"
-    ) -> Self:
-        """From YAML, then `path=value` assignments in their order. source: for messages, where the
-        text is from."""
+    def from_yaml(cls, text: str, changes: Changes = (), source: str = "the experiment") -> Self:
+        """From YAML, with changes. source: for messages, where the text is from."""
         given = unshared(parse_yaml(text, source))
-        for assignment in overrides if isinstance(given, dict) else ():
-            apply_override(given, assignment, cls)
+        if isinstance(given, dict):
+            apply_changes(given, changes, cls)
         return cls.of(given)
+
+    def changed(self, changes: Changes) -> Self:
+        """A checked copy with changes: {"training.images": 1000}, {"training": {"images": 1000}},
+        or ["training.images=1000"]."""
+        given = self.model_dump(mode="json")
+        apply_changes(given, changes, type(self))
+        return self.of(given)
 
     def to_yaml(self) -> str:
         """Complete YAML, including defaults."""

@@ -23,7 +23,8 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 if TYPE_CHECKING:
-    from ray_gen.launch.driver import Run, train
+    from ray_gen.launch.driver import train
+    from ray_gen.launch.run import Run
 
 __all__ = ["Run", "train"]
 
@@ -32,4 +33,5 @@ def __getattr__(name: str) -> Any:
     # Imported on first use: `launch.notice` needs no torch, whose import takes seconds.
     if name not in __all__:
         raise AttributeError(name)
-    return getattr(importlib.import_module("ray_gen.launch.driver"), name)
+    home = "ray_gen.launch.run" if name == "Run" else "ray_gen.launch.driver"
+    return getattr(importlib.import_module(home), name)

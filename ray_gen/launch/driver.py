@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -17,13 +17,16 @@ from ray_gen.errors import Failed, Interrupted, Refused
 from ray_gen.evaluation.evaluator import during_training
 from ray_gen.evaluation.metrics import OF_SAMPLES
 from ray_gen.experiment import Experiment, ExperimentError, absolute_path, differences
+from ray_gen.experiment.reading import Changes
 from ray_gen.launch import alone
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.home import check_home
 from ray_gen.launch.place import why_ray
-from ray_gen.launch.progress import ProgressLine
+from ray_gen.launch.progress import ProgressLine, watched
+from ray_gen.launch.run import Ended, Run
 from ray_gen.launch.signals import Interruption, what_was_saved
 from ray_gen.launch.watch import Watch
+from ray_gen.recipes import as_experiment
 from ray_gen.runs.checkpoints import DUE, checkpoints, fetched, take_up_due
 from ray_gen.runs.loggers import check_loggers
 from ray_gen.runs.manifest import (
@@ -35,7 +38,7 @@ from ray_gen.runs.reports import OnReport
 from ray_gen.runs.writer import PROGRESS, STOP
 from ray_gen.storage import DEFAULT, Folder, StorageError, default_storage
 from ray_gen.training.build import build_networks, build_objective
-from ray_gen.training.loop import ALL_SEEN, ASKED, failure_of, finished
+from ray_gen.training.loop import ALL_SEEN, failure_of, finished
 from ray_gen.training.sources import as_begun, open_data, resolved_by
 
 LONGEST_NAME_BYTES = 200
@@ -47,57 +50,43 @@ def _before(ended: str) -> str:
     return "had seen all images before" if ended == ALL_SEEN else f"had ended before: {ended}"
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run that has ended. It can be used as a path: `ray_gen.load(run)`."""
-
-    location: str
-    images: int
-    stop: str
-    """Why it ended: "all images seen", "asked to stop", …"""
-    metrics: dict[str, float]
-    failure: str | None = None
-    """Why training no longer helped at its end, in the objective's words. None if it helped."""
-
-    def __fspath__(self) -> str:
-        return self.location
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of the command: 130 after an interruption, as in shells; 1 after a failure
-        that the objective has seen."""
-        return 130 if self.stop == ASKED else int(self.failure is not None)
-
-
 def train(
-    experiment: Experiment,
+    experiment: Experiment | str | os.PathLike[str],
+    changes: Changes = (),
     *,
-    storage: str | None = None,
+    storage: str | os.PathLike[str] | None = None,
     name: str | None = None,
     fresh: bool = False,
-    show: bool = False,
+    show: bool | None = None,
     local: bool | None = None,
     on_report: OnReport | None = None,
 ) -> Run:
     """Train and return the run.
 
+        run = ray_gen.train("vae-mnist5k", {"training.images": 100_000}, name="digits")
+        run.load().grid(64)
+
+    experiment: the name of a recipe, a file, or an Experiment. changes: new values of its fields,
+    as for `ray_gen.recipe`: {"training.images": 1000}, {"training": {"images": 1000}} or
+    ["training.images=1000"].
     storage: folder or URI of run folders. None: the experiment's, $RAY_GEN_STORAGE, or
     ~/ray_gen_runs. name: if a run has it, that run is resumed. None: the experiment's name and the
-    time. fresh: refuse a name that exists. show: a progress line and a few words on stderr. local:
-    True trains in one process of this machine, without Ray; False trains on Ray; None uses Ray only
-    if a cluster is there or the experiment needs it. The weights are the same. on_report: is called
-    in this process with the images and the metrics of each report, e.g. (20_096, {"loss/kl": 9.1}).
-    What it raises ends the run; what was saved is kept.
+    time. fresh: refuse a name that exists. show: a progress line and a few words. None: in a
+    terminal and in a notebook. local: True trains in one process of this machine, without Ray;
+    False trains on Ray; None uses Ray only if a cluster is there or the experiment needs it. The
+    weights are the same. on_report: is called in this process with the images and the metrics of
+    each report, e.g. (20_096, {"loss/kl": 9.1}). What it raises ends the run; what was saved is
+    kept.
     Raises Refused if the run cannot start, Failed if it did not end well.
     """
-    check_is_experiment(experiment)
-    experiment = experiment.absolute()
+    show = watched() if show is None else show
+    experiment = as_experiment(experiment, changes).absolute()
     ray = why_ray(experiment, local)
     run = folder_of(experiment, storage, name or timed(experiment.name), on_ray=ray is not None)
     if fresh and (run.exists(EXPERIMENT) or checkpoints(run)):
         raise Refused(f"{run.location}: the run exists; leave out --fresh to resume it")
     try:
-        result = _train(experiment, run, show, ray, on_report)
+        result = Run(run.location, _train(experiment, run, show, ray, on_report))
     except Interrupted as interrupted:
         told = f"training had not begun{_saved(run)}"
         raise Interrupted(told, number=interrupted.number) from None
@@ -108,26 +97,21 @@ def train(
     return result
 
 
-def check_is_experiment(given: object) -> None:
-    """Raises TypeError if `given` is not an Experiment, and says what to give instead."""
-    if not isinstance(given, Experiment):
-        raise TypeError(
-            f"experiment: {given!r} is not an Experiment; ray_gen.recipe(NAME_OR_FILE, "
-            "'path=value') gives one"
-        )
-
-
 def timed(name: str) -> str:
     """A name that no run has yet: `name` and the time."""
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def folder_of(
-    experiment: Experiment, storage: str | None, name: str, *, on_ray: bool = True
+    experiment: Experiment,
+    storage: str | os.PathLike[str] | None,
+    name: str,
+    *,
+    on_ray: bool = True,
 ) -> Folder:
     """The folder of a run or search. Raises Refused if it cannot be written, or if a local Ray that
     `on_ray` needs could not start."""
-    storage = storage or experiment.storage
+    storage = os.fspath(storage) if storage else experiment.storage
     check_home(
         runs=not storage and default_storage() == DEFAULT,
         cache=experiment.data.placement != "stream",
@@ -170,7 +154,7 @@ def _starts_ray() -> bool:
 
 def _train(
     experiment: Experiment, run: Folder, show: bool, ray: str | None, on_report: OnReport | None
-) -> Run:
+) -> Ended:
     """`train` in a run folder that can be written. ray: why it trains on Ray, or None."""
     images = experiment.steps * experiment.training.global_batch_size
     with ExitStack() as stack:
@@ -204,7 +188,7 @@ def _train(
             if ended is not None:
                 failure = failure_of(objective, manifest.settled, manifest.images)
                 metrics = dict(manifest.metrics)
-                return Run(run.location, manifest.images, _before(ended), metrics, failure)
+                return Ended(manifest.images, _before(ended), metrics, failure)
         if ray is not None and experiment.evaluation.every_images is not None:
             line.stage("checking the evaluation")  # before Ray starts, which takes longer
             networks = build_networks(experiment, objective).eval()
@@ -218,7 +202,7 @@ def _train(
         ended = fit(experiment, run, watch, partial(_saving, run, interruption))
     if "failed" in ended:
         raise Failed(f"{ended['failed']}{_saved(run)}; {ended['try']}")
-    return Run(run.location, ended["images"], ended["stop"], ended["metrics"], ended["failure"])
+    return Ended(ended["images"], ended["stop"], ended["metrics"], ended["failure"])
 
 
 def _fit_on_ray(*given: Any) -> dict[str, Any]:

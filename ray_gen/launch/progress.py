@@ -1,5 +1,5 @@
-"""One line that shows how far a run is. A terminal updates it; a log gets a new line from time to
-time."""
+"""One line that shows how far a run is. A terminal and a notebook update it; a log gets a new line
+from time to time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from rich.table import Column
 from ray_gen.storage import Folder
 
 LOG_SECONDS = 10.0
-"""Time between two lines if there is no terminal."""
+"""Time between two lines if there is neither a terminal nor a notebook."""
+BAR_WIDTH = 12
+
+
+def watched() -> bool:
+    """Whether somebody looks at the output of this process: in a terminal or in a notebook."""
+    console = Console(stderr=True)
+    return console.is_terminal or console.is_jupyter
 
 
 class ProgressLine:
@@ -25,9 +32,10 @@ class ProgressLine:
     def __init__(self, total_images: int, *, show: bool) -> None:
         self._console = Console(stderr=True, highlight=False, quiet=not show)
         self._total = total_images
+        self._notebook = _NotebookLine() if show and self._console.is_jupyter else None
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
+            BarColumn(bar_width=BAR_WIDTH),
             TextColumn("{task.fields[left]}", style="progress.remaining"),
             TextColumn("{task.fields[detail]}", table_column=Column(overflow="ellipsis")),
             console=self._console,
@@ -47,6 +55,38 @@ class ProgressLine:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+        if self._notebook is not None:
+            self._notebook.show("")
+
+    @property
+    def _is_updated(self) -> bool:
+        """Whether a reader sees one line that changes, and not one line after the other."""
+        return self._console.is_terminal or self._notebook is not None
+
+    def _draw(
+        self,
+        description: str,
+        *,
+        left: str = "",
+        detail: str = "",
+        completed: int = 0,
+        total: int | None = None,
+    ) -> None:
+        assert self._task is not None
+        self._bar.update(
+            self._task,
+            description=description,
+            left=left,
+            detail=detail,
+            completed=completed,
+            total=total,
+        )
+        if self._notebook is not None:
+            done = round(BAR_WIDTH * min(completed, total) / total) if total else 0
+            bar = "━" * done + "╌" * (BAR_WIDTH - done) if total else ""
+            self._notebook.show(
+                "  ".join(part for part in (description, bar, left, detail) if part)
+            )
 
     def say(self, text: str) -> None:
         """Prints a sentence that stays on the screen."""
@@ -60,17 +100,14 @@ class ProgressLine:
 
     def stage(self, description: str) -> None:
         """Shows what goes on before training begins."""
-        assert self._task is not None
-        self._bar.update(self._task, description=description, total=None, left="", detail="")
-        if not self._console.is_terminal:
+        self._draw(description)
+        if not self._is_updated:
             self.say(description)
 
     def decoded(self, done: int, total: int) -> None:
         """Shows how many images are decoded."""
-        assert self._task is not None
-        self._bar.update(
-            self._task,
-            description="decoding images",
+        self._draw(
+            "decoding images",
             completed=done,
             total=total,
             left=_clock(self._bar.tasks[0].time_remaining),
@@ -82,7 +119,6 @@ class ProgressLine:
         a second (None: not known yet), the `metrics` of the last report, `passed_over`: sentences
         about checkpoints that were skipped, `warnings`: sentences about loggers, and `failure`: why
         training no longer helps."""
-        assert self._task is not None
         for sentence in progress.get("passed_over", ()):
             self.say_once(sentence)
         for sentence in progress.get("warnings", ()):
@@ -96,9 +132,8 @@ class ProgressLine:
         rate = progress["rate"] or metrics.get("speed/images_per_second")
         left = max(0, self._total - images) / rate if rate else None
         detail = f"{images:,}/{self._total:,} images  {rate or 0:,.0f}/s  {losses(metrics)}"
-        self._bar.update(
-            self._task,
-            description=progress["doing"],
+        self._draw(
+            progress["doing"],
             completed=images,
             total=self._total,
             left=_clock(left),
@@ -107,7 +142,7 @@ class ProgressLine:
         now = time.monotonic()
         if self._logged_at is None:
             self._logged_at = now
-        if self._console.is_terminal or progress == self._logged:
+        if self._is_updated or progress == self._logged:
             return
         if now - self._logged_at >= LOG_SECONDS:
             self._logged_at, self._logged = now, dict(progress)
@@ -115,6 +150,22 @@ class ProgressLine:
                 self.say(f"{progress['doing']}  {detail}")
             else:
                 self.say(f"{'waiting' if left is None else f'{left:,.0f} s left'}  {detail}")
+
+
+class _NotebookLine:
+    """A line in the output of a notebook's cell. Each text replaces the one before. Plain text
+    needs no widgets, which many notebooks do not have."""
+
+    def __init__(self) -> None:
+        from IPython.display import display  # a notebook has it
+
+        self._text = ""
+        self._handle: Any = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def show(self, text: str) -> None:
+        if text != self._text:
+            self._text = text
+            self._handle.update({"text/plain": text}, raw=True)
 
 
 def _clock(seconds: float | None) -> str:

@@ -6,74 +6,72 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray_gen import temporary
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, differences
-from ray_gen.experiment.reading import apply_override
+from ray_gen.experiment.reading import Changes, apply_changes
 from ray_gen.experiment.tree import Change
 from ray_gen.launch.claim import Claim
-from ray_gen.runs.checkpoints import checkpoint_name, checkpoints, commit, is_in_a_run
+from ray_gen.launch.progress import watched
+from ray_gen.launch.run import Run, existing
+from ray_gen.runs.checkpoints import checkpoint_name, checkpoints, commit
 from ray_gen.runs.manifest import EXPERIMENT, CheckpointError, Manifest
-from ray_gen.runs.names import run_folder
-from ray_gen.searches.records import SEARCH
+from ray_gen.runs.reports import OnReport
 from ray_gen.settings import is_marked
 from ray_gen.storage import Folder
 from ray_gen.training.build import distrust
 from ray_gen.training.state import copy_of
 
-if TYPE_CHECKING:
-    from ray_gen.launch.driver import Run
-
 
 def resume(
     run: str | os.PathLike[str],
-    changes: Mapping[str, Any] | Sequence[str] = (),
+    changes: Changes = (),
     *,
-    show: bool = False,
+    show: bool | None = None,
     local: bool | None = None,
+    on_report: OnReport | None = None,
 ) -> Run:
     """Go on with a run from its newest whole checkpoint, by its own experiment, and return it.
 
-    run: its path, its URI, or its name in the storage. changes: new values of fields, by dotted
-    path or as "path=value": of `free` fields ({"training.images": 100_000} trains longer), and of
+        ray_gen.resume("digits", {"training.images": 200_000})
+
+    run: its path, its URI, or its name in the storage. changes: new values of fields, in the forms
+    that `ray_gen.train` takes: of `free` fields (the line above trains longer), and of
     `live` fields, which change at the images of the checkpoint and are recorded in `lineage`.
-    show: a progress line and a few words on stderr. local: as for `train`.
+    show, local, on_report: as for `ray_gen.train`.
 
     Raises Refused if the run cannot go on, or if another field would change; Failed if it did not
     end well.
     """
     from ray_gen.launch.driver import train
 
+    show = watched() if show is None else show
     folder = _folder_of(run)
     before = _experiment_of(folder)
-    experiment = _changed(before, changes)
+    given = before.model_dump(mode="json")
+    paths = apply_changes(given, changes, Experiment)
+    experiment = Experiment.of(given)
     manifest = _newest(folder)
     if manifest is not None:
-        experiment = _as_it_goes_on(folder, before, experiment, _paths(changes), manifest.step)
+        experiment = _as_it_goes_on(folder, before, experiment, paths, manifest.step)
     if show:
         print(_told(folder, experiment, manifest), file=sys.stderr)
     storage = folder.parent.location
-    return train(experiment, storage=storage, name=folder.name, show=show, local=local)
+    return train(
+        experiment,
+        storage=storage,
+        name=folder.name,
+        show=show,
+        local=local,
+        on_report=on_report,
+    )
 
 
 def _folder_of(run: str | os.PathLike[str]) -> Folder:
     """The folder of a run that can go on. Its modules are not imported."""
-    folder = run_folder(run)
-    if not folder.exists():
-        raise Refused(f"{folder.location}: there is no such run; `ray-gen runs` lists all")
-    if folder.exists(SEARCH):
-        raise Refused(
-            f"{folder.location}: is a search; it goes on by `ray-gen search` with the same --name"
-        )
-    if not (folder.exists(EXPERIMENT) or checkpoints(folder)):
-        raise Refused(f"{folder.location}: is not the folder of a run; correct the path")
-    if is_in_a_run(folder.name) and folder.parent.exists(EXPERIMENT):
-        raise Refused(
-            f"{folder.location}: is a checkpoint, and a run goes on from its newest; name "
-            f"{folder.parent.location}"
-        )
+    folder = existing(run)
     if folder.is_local:
         distrust(folder.path)
     return folder
@@ -100,20 +98,6 @@ def _newest(folder: Folder) -> Manifest | None:
         with suppress(CheckpointError, FileNotFoundError):
             return Manifest.unchecked(checkpoint)
     return None
-
-
-def _changed(before: Experiment, changes: Mapping[str, Any] | Sequence[str]) -> Experiment:
-    """The experiment with the changes, checked as a whole."""
-    if isinstance(changes, Mapping):
-        return before.with_values(changes)
-    given = before.model_dump(mode="json")
-    for assignment in changes:
-        apply_override(given, assignment, Experiment)
-    return Experiment.of(given)
-
-
-def _paths(changes: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    return [change.partition("=")[0] for change in changes]
 
 
 def _as_it_goes_on(

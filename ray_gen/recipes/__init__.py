@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.manual import commented, schema_line
+from ray_gen.experiment.reading import Changes
 from ray_gen.storage import Folder
 
 
@@ -65,6 +69,28 @@ def claim(name: str) -> str:
     return "\n".join(line.removeprefix("#").strip() for line in head)
 
 
-def recipe(name_or_file: str, *overrides: str) -> Experiment:
-    """The experiment of a recipe or file, changed by `path=value` assignments."""
-    return Experiment.from_yaml(recipe_text(name_or_file), overrides, name_or_file)
+def recipe(name_or_file: str | os.PathLike[str], *changes: str | Mapping[str, Any]) -> Experiment:
+    """The experiment of a recipe or file, with changes of its fields.
+
+        ray_gen.recipe("vae-mnist5k", "training.images=1000", "seed=1")
+        ray_gen.recipe("my.yaml", {"training": {"images": 1000}, "objective.latent_size": 8})
+
+    name_or_file: a name (`ray-gen recipes` lists all), a path or a URI. changes: assignments, whose
+    values are YAML, or mappings by dotted path or nested. A mapping inside a mapping changes only
+    the fields that it names; with a `kind` it takes the whole place. Raises ExperimentError.
+    """
+    return as_experiment(name_or_file, changes)
+
+
+def as_experiment(given: Experiment | str | os.PathLike[str], changes: Changes = ()) -> Experiment:
+    """The experiment that a user means: an Experiment, or a recipe's name, a path or a URI, with
+    changes. Raises ExperimentError, or TypeError for another type."""
+    if isinstance(given, Experiment):
+        return given.changed(changes) if changes else given
+    if isinstance(given, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        name = os.fspath(given)
+        return Experiment.from_yaml(recipe_text(name), changes, name)
+    raise TypeError(
+        f"experiment: {given!r} is none; give the name of a recipe, a file, or what "
+        "ray_gen.recipe returns"
+    )

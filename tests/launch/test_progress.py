@@ -273,3 +273,23 @@ def test_a_failure_that_the_objective_sees_is_a_warning_told_once(
             assert found is not None and found.get("failure") == failure
             line.trained(found)
     assert capsys.readouterr().err.splitlines().count(f"warning: {why}") == 1
+
+
+def test_a_notebook_shows_one_line_that_changes() -> None:
+    """In a real kernel, without widgets. Its stderr is no terminal."""
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    begin = """
+from ray_gen.launch.progress import ProgressLine, watched
+line = ProgressLine(1000, show=watched()).__enter__()
+line.stage("starting")
+line.trained({"images": 250, "doing": "training", "rate": 10.0, "metrics": {"loss/kl": 2.0}})
+"""
+    cells = [nbformat.v4.new_code_cell(text) for text in (begin, "line.say('told')")]
+    nbclient.NotebookClient(nbformat.v4.new_notebook(cells=cells), timeout=300).execute()
+    (shown,) = cells[0].outputs
+    assert shown.data["text/plain"].split("  ") == [
+        *("training", "━━━╌╌╌╌╌╌╌╌╌", "0:01:15", "250/1,000 images", "10/s", "kl 2"),
+    ]
+    assert [output.data["text/plain"] for output in cells[1].outputs] == ["told\n"]

@@ -20,6 +20,7 @@ from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
 from ray_gen.launch import driver
 from ray_gen.launch.driver import goes_on_from
+from ray_gen.launch.run import Ended, Run
 from ray_gen.runs.checkpoints import checkpoint_name, checkpoints
 from ray_gen.runs.manifest import EXPERIMENT
 from ray_gen.storage import Folder
@@ -61,12 +62,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, str]]:
     """What `driver.train` was called for: experiments and run folders."""
     asked: list[tuple[Experiment, str]] = []
 
-    def train(this: Experiment, *, storage: str, name: str, **_: Any) -> driver.Run:
+    def train(this: Experiment, *, storage: str, name: str, **_: Any) -> Run:
         manifest = goes_on_from(
             Folder(storage) / name, this, print
         )  # refuses what Ray would not do
         asked.append((this, f"{storage}/{name}"))
-        return driver.Run(f"{storage}/{name}", manifest.images if manifest else 0, "tried", {})
+        return Run(f"{storage}/{name}", Ended(manifest.images if manifest else 0, "tried", {}))
 
     monkeypatch.setattr(driver, "train", train)
     return asked

@@ -25,9 +25,11 @@ from ray.tune.stopper import FunctionStopper
 from ray_gen.data.told import lines
 from ray_gen.errors import Failed, Interrupted, Refused
 from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.experiment.reading import Changes
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.cluster import check_shared, connected, outlives_signals, when_there
-from ray_gen.launch.driver import check_is_experiment, folder_of, timed
+from ray_gen.launch.driver import folder_of, timed
+from ray_gen.launch.progress import watched
 from ray_gen.launch.search.board import Board
 from ray_gen.launch.search.checks import (
     bundles_of_trials,
@@ -44,6 +46,7 @@ from ray_gen.launch.search.schedulers import scheduler_of
 from ray_gen.launch.search.study import DEATHS, Study
 from ray_gen.launch.search.trial import Shared, TrialProcess
 from ray_gen.launch.signals import Interruption, what_was_saved
+from ray_gen.recipes import as_experiment
 from ray_gen.runs.checkpoints import checkpoints
 from ray_gen.runs.manifest import EXPERIMENT
 from ray_gen.runs.writer import STOP
@@ -96,21 +99,28 @@ class Searched:
 
 
 def search(
-    experiment: Experiment,
+    experiment: Experiment | str | os.PathLike[str],
+    changes: Changes = (),
     *,
-    storage: str | None = None,
+    storage: str | os.PathLike[str] | None = None,
     name: str | None = None,
     fresh: bool = False,
-    show: bool = False,
+    show: bool | None = None,
 ) -> Searched:
     """Search the space of `experiment.search` on Ray, and return all trials.
 
-    storage: folder or URI of search folders. None: the experiment's, $RAY_GEN_STORAGE, or
-    ~/ray_gen_runs. name: if a search has it, that search goes on. None: the experiment's name and
-    the time. fresh: refuse a name that exists. show: a table and a few words on stderr. Raises
-    Refused if the search cannot start, Failed if no trial got a score.
+        rates = {"optimizers.autoencoder.learning_rate": {"loguniform": [1e-4, 1e-2]}}
+        found = ray_gen.search("vae-mnist5k", {"search": {"space": rates, "trials": 8}})
+        ray_gen.load(found.best_run).grid(64)
+
+    experiment, changes: as for `ray_gen.train`. storage: folder or URI of search folders. None: the
+    experiment's, $RAY_GEN_STORAGE, or ~/ray_gen_runs. name: if a search has it, that search goes
+    on. None: the experiment's name and the time. fresh: refuse a name that exists. show: a table
+    and a few words. None: in a terminal and in a notebook. Raises Refused if the search cannot
+    start, Failed if no trial got a score.
     """
-    check_is_experiment(experiment)
+    show = watched() if show is None else show
+    experiment = as_experiment(experiment, changes)
     if experiment.search is None:
         phase = next(iter(experiment.optimizers))
         raise Refused(
