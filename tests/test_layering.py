@@ -86,7 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": set(),
 }
 # torchvision takes seconds to import, so only these files know it.
-OF_TORCHVISION = {"data.deep", "data.sources.torchvision", "evaluation.extractors.torchvision"}
+OF_TORCHVISION = {"data.sources.torchvision", "evaluation.extractors.torchvision"}
 
 # What runs in a step on the device.
 IN_A_STEP = {

@@ -286,7 +286,8 @@ def _too_many(pixels: int, limit: int, channels: int = 1) -> CorruptImageError:
 
 @cache
 def _silence() -> None:
-    """Keeps Pillow from printing warnings about damaged EXIF data and large images. Pixels that
-    cannot be read are errors."""
+    """Keeps Pillow and tifffile from printing warnings about damaged EXIF data, damaged tags and
+    large images. Pixels that cannot be read are errors."""
     warnings.filterwarnings("ignore", module=r"PIL\..*")
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    for library in ("PIL", "tifffile"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)

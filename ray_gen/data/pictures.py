@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from ray_gen.data.formats import (
     not_read,
     open_image,
 )
+from ray_gen.data.png import check_pixels_whole, deep_values
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,6 +62,8 @@ def read_picture(
     check_bytes(file.seek(0, io.SEEK_END))
     file.seek(0)
     data = file.read()
+    if known == "PNG":
+        check_pixels_whole(data)
     try:
         image = open_image(io.BytesIO(data), known)
     except (OSError, SyntaxError):
@@ -180,10 +184,8 @@ def _is_beyond_pillow(image: Any) -> bool:
 
 
 def _deep_png(data: bytes, image: Image) -> Bands:
-    from ray_gen.data.deep import decode_png
-
-    values = decode_png(data)
-    image.load()  # the EXIF data may come after the pixels
+    values = deep_values(data, image)
+    # Decompressed before: EXIF data may come after the pixels.
     values = _turned(values, image.getexif().get(274, 1))
     if image.mode == "RGB":
         return _with_key(values, image)
@@ -245,6 +247,8 @@ def _tiff_page(page: Any) -> Bands:
         )
     if _lacks_codec(page):
         raise CorruptImageError(not_read(COMPRESSED_TIFF))
+    _check_tags(page)
+    _check_inflated(page)
     values = page.asarray()
     if values.ndim == 3 and page.planarconfig == 2:
         values = values.transpose(1, 2, 0)
@@ -269,6 +273,54 @@ def _tiff_page(page: Any) -> Bands:
     orientation = page.tags.get(274)
     values = _turned(values, 1 if orientation is None else int(orientation.value))
     return Bands(values, alpha=last in (_PREMULTIPLIED, _OPACITY))
+
+
+_OF_PIXELS = {
+    *(256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325),
+    *(338, 339, 32997),
+}
+"""Tags that say where the pixels of a page lie and what they mean (TIFF 6.0)."""
+
+
+def _check_tags(page: Any) -> None:
+    """Raises CorruptImageError if one of the tags cannot be read. tifffile leaves it out and takes
+    its default, which gives other pixels: their values may be the last bytes of a file that is
+    cut."""
+    tiff, file = page.parent.tiff, page.parent.filehandle
+    order = "little" if tiff.byteorder == "<" else "big"
+    file.seek(page.offset)
+    count = int.from_bytes(file.read(tiff.tagnosize), order)
+    table = file.read(count * tiff.tagsize)
+    told = {int.from_bytes(table[i : i + 2], order) for i in range(0, len(table), tiff.tagsize)}
+    lost = [tag for tag in sorted(told & _OF_PIXELS) if tag not in page.tags]
+    if lost:
+        raise CorruptImageError(
+            f"its tag {lost[0]} cannot be read: the file is damaged, or cut at its end"
+        )
+
+
+_DEFLATE = (8, 32946)
+_DEFLATE_MOST = 1032
+"""Deflate makes no more bytes of one."""
+_HARMLESS_BYTES = 2**28
+
+
+def _check_inflated(page: Any) -> None:
+    """Raises CorruptImageError for a compressed part of a page that holds more than it should:
+    without its plug-in, tifffile decompresses all of it. Most parts are too small to do harm; the
+    others are decompressed twice."""
+    if page.is_tiled:
+        check_pixels(page.tilewidth, page.tilelength * page.tiledepth, page.samplesperpixel)
+    if page.compression not in _DEFLATE or is_read(COMPRESSED_TIFF):
+        return
+    most = math.prod(page.chunks) * page.dtype.itemsize
+    file = page.parent.filehandle
+    for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if size * _DEFLATE_MOST <= max(most, _HARMLESS_BYTES):
+            continue
+        file.seek(offset)
+        if len(zlib.decompressobj().decompress(file.read(size), most + 1)) > most:
+            raise CorruptImageError(f"a part of it is larger than the {most:,} bytes that it tells")
 
 
 def _lacks_codec(page: Any) -> bool:

@@ -12,13 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from ray_gen.data import DataError, ImageFolder, ImageTar, ImageZip, Parquet, Store
 from ray_gen.data.check.reading import contents_of
+from ray_gen.data.errors import CorruptImageError
 from ray_gen.data.pictures import Bands, read_picture, write_tiff
 from ray_gen.data.sources.files import FolderFiles
 from ray_gen.data.told import remarks, summary
+from tests.data.faults import encoded
 from tests.data.pictures import noise, opened, write
 from tests.data.test_convert import converted
 
@@ -36,13 +40,34 @@ def png(values_HWC: np.ndarray, key: Any = None) -> bytes:
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, kind, 0, 0, 0])
     transparent = b"" if key is None else chunk(b"tRNS", np.asarray(key, ">u2").tobytes())
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values_HWC)
+    rows = filtered(values_HWC)
     return b"".join(
         (
             *(b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header), transparent),
             *(chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")),
         )
     )
+
+
+def filtered(values_HWC: np.ndarray) -> bytes:
+    """The rows of a PNG file of 16 bits, each by another of its five filters (PNG, section 9.2)."""
+    height, width, channels = values_HWC.shape
+    size = 2 * channels
+    rows = values_HWC.astype(">u2").view(np.uint8).reshape(height, width * size).astype(int)
+    padded = np.pad(rows, ((1, 0), (size, 0)))
+    x, left, up, corner = (
+        padded[a:b, c:d] for a, b in ((1, None), (0, -1)) for c, d in ((size, None), (0, -size))
+    )
+    guess = left + up - corner
+    far = [abs(guess - known) for known in (left, up, corner)]
+    paeth = np.where(
+        (far[0] <= far[1]) & (far[0] <= far[2]), left, np.where(far[1] <= far[2], up, corner)
+    )
+    by_kind = [x, x - left, x - up, x - (left + up) // 2, x - paeth]
+    lines = (
+        bytes([k % 5]) + (by_kind[k % 5][k] % 256).astype(np.uint8).tobytes() for k in range(height)
+    )
+    return b"".join(lines)
 
 
 def deep_noise(height: int, width: int, channels: int, most: int, seed: int = 0) -> np.ndarray:
@@ -67,6 +92,36 @@ def pages(path: Path, images: list[np.ndarray], **options: Any) -> Path:
 
 def images_of(store: Store) -> np.ndarray:
     return store.train.images_NHWC.numpy()
+
+
+# PNG of 16 bits.
+
+
+def array_of(data: bytes) -> np.ndarray:
+    """(H, W, C) of an image file."""
+    picture = read_picture(io.BytesIO(data))
+    if isinstance(picture, Bands):
+        return picture.values_HWC
+    return np.asarray(picture).reshape(picture.height, picture.width, -1)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_every_bit_of_a_deep_png_file_is_read(channels: int) -> None:
+    values = deep_noise(11, 7, channels, 65_535)
+    np.testing.assert_array_equal(array_of(png(values)), values)
+
+
+@given(st.integers(33, 10_000), st.integers(0, 7), st.sampled_from([8, 16]))
+def test_a_changed_bit_of_a_png_file_gives_no_other_image(place: int, bit: int, bits: int) -> None:
+    """Of 8 bits it gave other pixels, of 16 it ended the process."""
+    whole = png(deep_noise(11, 7, 3, 65_535)) if bits == 16 else encoded(noise(11, 7, 3), "PNG")
+    damaged = bytearray(whole)
+    damaged[33 + (place - 33) % (len(whole) - 33 - 12)] ^= 1 << bit
+    try:
+        read = array_of(bytes(damaged))
+    except Exception:  # a damaged file raises almost anything; `decode` tells what
+        return
+    np.testing.assert_array_equal(read, array_of(whole))
 
 
 # Opacity.
@@ -147,6 +202,37 @@ def test_the_transparent_colour_of_deep_png_files_is_read_as_that_of_others(
         ]
         assert np.array_equal(images_of(stores[0]), images_of(stores[1]))
         assert stores[0].found.transparent == stores[1].found.transparent == 1
+
+
+# Damaged TIFF.
+
+
+@pytest.mark.parametrize("compression", ["tiff_deflate", "packbits", "tiff_lzw", "raw"])
+def test_a_tiff_file_that_is_cut_anywhere_gives_no_other_image(compression: str) -> None:
+    """Pillow writes what describes the pixels last; tifffile did without what was cut off."""
+    whole = encoded(noise(16, 16, 3), "TIFF", compression=compression)
+    expected = array_of(whole)
+    for end in range(len(whole) - 60, len(whole)):
+        try:
+            read = array_of(whole[:end])
+        except Exception:  # a damaged file raises almost anything
+            continue
+        np.testing.assert_array_equal(read, expected)
+
+
+@pytest.mark.skipif(HAS_CODECS, reason="imagecodecs decompresses no more than it is told")
+def test_a_part_of_a_tiff_file_may_not_grow_beyond_its_size(tmp_path: Path) -> None:
+    bomb = zlib.compress(bytes(2**28 + 1), 9)
+    path = pages(
+        tmp_path / "a.tif", [deep_noise(8, 8, 3, 9)], compression="zlib", photometric="rgb"
+    )
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        places = {tag: file.pages[0].tags[tag].valueoffset for tag in (273, 279)}  # pyright: ignore
+    for tag, value in ((273, len(data)), (279, len(bomb))):
+        data[places[tag] : places[tag] + 4] = value.to_bytes(4, "little")
+    with pytest.raises(CorruptImageError, match="larger than the 384 bytes that it tells"):
+        read_picture(io.BytesIO(bytes(data) + bomb))
 
 
 # Compressed TIFF.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ray_gen.data import DataError, ImageFolder
+from ray_gen.data import DataError, ImageFolder, ImageList, ImageTar
 from ray_gen.data.build import split_of
 from tests.data.pictures import damage, noise, opened, write, write_classes
 
@@ -161,6 +162,28 @@ def test_each_folder_that_holds_no_data_set_has_its_sentence(tmp_path: Path) -> 
     link.parent.mkdir()
     link.symlink_to(tmp_path / "no-such.png")
     refused(link.parent, r"data\.path: \S*gone\.png cannot be decoded: it is a link to nothing")
+
+
+def test_pipes_and_devices_are_told_and_never_opened(tmp_path: Path) -> None:
+    """Opening a pipe that nobody writes to waits for ever."""
+    folder = write_classes(tmp_path / "set", {"a": 2})
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(folder / "a" / "pipe.png")
+    (folder / "a" / "link.png").symlink_to(tmp_path / "pipe")
+    (folder / "metadata.csv").symlink_to(tmp_path / "pipe")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    store = opened(ImageFolder(path=str(folder)), tmp_path / "cache")
+    assert len(store.train) == 2 and not store.skipped
+    (note,) = store.found.notes
+    assert note.endswith("devices, which are not read: 4; the first is a/link.png")
+    (tmp_path / "list.txt").write_text("set/a/000.png\npipe\n")
+    with pytest.raises(DataError, match=r"\(it is a pipe or a device\): \S*pipe \(line 2\)"):
+        opened(ImageList(path=str(tmp_path / "list.txt")), tmp_path / "cache")
+    with tarfile.open(tmp_path / "set.tar", "w") as file:
+        file.add(folder / "a", "a")
+    store = opened(ImageTar(path=str(tmp_path / "set.tar")), tmp_path / "cache", on_corrupt="skip")
+    assert len(store.train) == 2 and store.skipped == 1  # the link to a pipe outside
+    assert "1 members are pipes or devices, which are not read: a/pipe.png" in store.found.notes
 
 
 @pytest.fixture

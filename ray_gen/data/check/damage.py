@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import math
 import re
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 
+from ray_gen.data import png
 from ray_gen.data.formats import HEAD_BYTES, NPY, format_of
 
 
@@ -43,20 +43,13 @@ def _without_end(data: bytes) -> str:
 
 
 def _png(data: bytes) -> str | None:
-    at = 8
-    while at + 8 <= len(data):
-        size = int.from_bytes(data[at : at + 4], "big")
-        name = data[at + 4 : at + 8]
-        end = at + 12 + size
+    name = b""
+    for name, start, end in png.chunks(data):
         if end > len(data):
             return _truncated(data, end, exact=name == b"IEND")
-        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            shown = name.decode("ascii", "replace")
-            return f"its {shown} chunk at byte {at:,} of {len(data):,} has a wrong checksum"
-        if name == b"IEND":
-            return None
-        at = end
-    return _without_end(data)
+        if (why := png.wrong_checksum(data, name, start, end)) is not None:
+            return why
+    return None if name == b"IEND" else _without_end(data)
 
 
 def _jpeg(data: bytes) -> str | None:

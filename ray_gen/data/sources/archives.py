@@ -61,6 +61,8 @@ class Tree:
         """Paths that occur again."""
         self.foreign: list[str] = []
         """Paths with letters of an unknown encoding."""
+        self.special: list[str] = []
+        """Paths of pipes and devices."""
 
     def path_of(self, name: str, *, folder: bool = False) -> str | None:
         """The path of a member. None if it is a folder, may not be data, or leads out."""
@@ -92,6 +94,7 @@ class Tree:
             "members have the name of an earlier one, which is not read": self.twice,
             "names are not UTF-8 and are read as code page 437, so their letters may be"
             " wrong": self.foreign,
+            "members are pipes or devices, which are not read": self.special,
         }
         return tuple(
             f"{len(names):,} {what}: {_named(names)}" for what, names in found.items() if names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,15 +115,17 @@ class FolderFiles:
             files: list[File] = []
             empty: list[str] = []
             broken: list[str] = []
+            special: list[str] = []
             for path, entry in _walk(root):
                 if entry is None:
                     empty.append(path)
                 elif entry.is_symlink() and not Path(entry.path).exists():
                     broken.append(path)
-                else:
-                    status = entry.stat()
+                elif stat.S_ISREG((status := entry.stat()).st_mode):
                     files.append(File(path, status.st_size, status.st_mtime_ns))
-            return Scan(files, tuple(empty), tuple(broken))
+                else:  # to open it may wait for ever
+                    special.append(path)
+            return Scan(files, tuple(empty), tuple(broken), _notes(special))
         except OSError as error:
             where = Path(error.filename or root)
             if isinstance(error, FileNotFoundError) and where == root:
@@ -144,6 +147,12 @@ class FolderFiles:
     def name(self, path: str) -> str:
         """The absolute path."""
         return self._prefix + path
+
+
+def _notes(special: list[str]) -> tuple[str, ...]:
+    """What to tell of pipes, sockets and devices."""
+    told = f"pipes, sockets and devices, which are not read: {len(special):,}; the first is "
+    return (f"{told}{special[0]}",) if special else ()
 
 
 def _remedy_for_file(path: Path) -> str:
@@ -178,7 +187,7 @@ def _walk(
     for entry in entries:
         if _is_folder(entry):
             yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, this))
-        elif entry.is_symlink() or entry.is_file():
+        else:
             yield f"{prefix}{entry.name}", entry
 
 

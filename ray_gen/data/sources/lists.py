@@ -6,6 +6,7 @@ import csv
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -135,9 +136,11 @@ class ListedFiles:
     def _status(self, name: str) -> os.stat_result | OSError:
         place = self._place(name)
         try:
-            if place.is_dir():
-                raise IsADirectoryError(0, "it is a folder")
-            return place.stat()
+            status = place.stat()
+            if not stat.S_ISREG(status.st_mode):
+                is_folder = stat.S_ISDIR(status.st_mode)
+                raise OSError(0, f"it is a {'folder' if is_folder else 'pipe or a device'}")
+            return status
         except OSError as error:
             return error
 

@@ -307,6 +307,8 @@ def _add(shard: _Shard, info: tarfile.TarInfo, file: IO[bytes], conditions: Sequ
             told = _told_in(path, content, conditions, shard.keys)
             if told is not None:
                 shard.told[path] = told
+    else:
+        shard.tree.special.append(path)
 
 
 def _headers(shard: _Shard, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
