@@ -21,6 +21,7 @@ from PIL import Image
 import ray_gen
 from ray_gen.cli import main
 from ray_gen.recipes import names
+from ray_gen.runs.captions import line_height
 from tests.helpers import gan, vae
 from tests.runs import SHORT, saved
 
@@ -192,11 +193,16 @@ def refused(command: str, run: Path, *arguments: str) -> str:
     return done.stderr
 
 
-def tile(path: Path, row: int, column: int, zoom: int = 1) -> np.ndarray:
-    """An 8 x 8 image out of a grid."""
-    picture = np.asarray(Image.open(path))[::zoom, ::zoom]
-    top, left = 2 + 10 * row, 2 + 10 * column
+def tile(path: Path, row: int, column: int, *, above: int = 0) -> np.ndarray:
+    """An 8 x 8 image out of a grid. above: pixels of the caption above each image."""
+    picture = np.asarray(Image.open(path))
+    top, left = 2 + (10 + above) * row + above, 2 + 10 * column
     return picture[top : top + 8, left : left + 8]
+
+
+def array(path: Path) -> np.ndarray:
+    """The images of a .npz, without channels."""
+    return np.load(path)["images"][..., 0]
 
 
 def near(ours: np.ndarray, theirs: np.ndarray) -> bool:
@@ -209,34 +215,40 @@ def test_numbers_name_the_samples_of_the_grid(runs, tmp_path: Path, name: str) -
     """Also with labels and with truncation: a number picks the sample that the grid shows there."""
     labels = ["--labels", "3"] if name == "cgan" else []
     same = ["--seed", "5", "--truncation", "0.9", *labels]
-    use(tmp_path, "sample", runs[name], *same, "--count", "9", output="grid.png")
-    grid = tmp_path / "grid.png"
+    use(tmp_path, "sample", runs[name], *same, "--count", "9", output="all.npz")
+    samples = array(tmp_path / "all.npz")
     said = use(
         tmp_path, "interpolate", runs[name], *same, "--from", "3", "--to", "7", "--rows", "2",
-        "--steps", "4", "--zoom", "3", output="way.png",
+        "--steps", "4", output="way.npz",
     )  # fmt: skip
-    assert "2 rows of 4 steps" in said
-    for row in range(2):
-        assert near(tile(tmp_path / "way.png", row, 0, 3), tile(grid, *divmod(3 + row, 3)))
-        assert near(tile(tmp_path / "way.png", row, 3, 3), tile(grid, *divmod(7 + row, 3)))
+    assert "2 rows of 4 steps" in said or "(2, 4, 8, 8, 1)" in said
+    way = array(tmp_path / "way.npz")
+    assert near(way[:, 0], samples[3:5])
+    assert near(way[:, 3], samples[7:9])
     use(
         tmp_path, "arithmetic", runs[name], *same, "--plus", "0,1,2", "--plus", "6-8", "--minus",
-        "3,5", output="sum.png",
+        "3,5", "--zoom", "1", output="sum.png",
     )  # fmt: skip
     for row in range(3):
-        assert near(tile(tmp_path / "sum.png", row, 0), tile(grid, 0, row))
-    use(tmp_path, "traverse", runs[name], *same, "--base", "4", "--steps", "3", output="t.png")
-    for row in range(5):  # of five dimensions
-        assert near(tile(tmp_path / "t.png", row, 1), tile(grid, 1, 1))
+        assert near(tile(tmp_path / "sum.png", row, 0, above=line_height(8)), samples[row])
+    use(tmp_path, "traverse", runs[name], *same, "--base", "4", "--steps", "3", output="t.npz")
+    assert near(array(tmp_path / "t.npz")[:, 1], samples[[4] * 5])  # of five dimensions
+    for annotated in ([], ["--annotate"]):
+        given = [*same, "--count", "9", "--zoom", "1", *annotated]
+        use(tmp_path, "sample", runs[name], *given, output="grid.png")
+        above = line_height(8) if annotated else 0
+        for number, sample in enumerate(samples):
+            found = tile(tmp_path / "grid.png", *divmod(number, 3), above=above)
+            assert near(found, sample)
 
 
 def test_a_conditional_row_keeps_the_class_of_its_first_sample(runs, tmp_path: Path) -> None:
-    use(tmp_path, "sample", runs["cgan"], "--count", "16", output="grid.png")
-    use(tmp_path, "interpolate", runs["cgan"], "--from", "3", "--to", "13", output="same.png")
-    use(tmp_path, "interpolate", runs["cgan"], "--from", "3", "--to", "4", output="other.png")
-    grid = tmp_path / "grid.png"
-    assert near(tile(tmp_path / "same.png", 0, 8), tile(grid, *divmod(13, 4)))
-    assert not near(tile(tmp_path / "other.png", 0, 8), tile(grid, *divmod(4, 4)))
+    use(tmp_path, "sample", runs["cgan"], "--count", "16", output="all.npz")
+    use(tmp_path, "interpolate", runs["cgan"], "--from", "3", "--to", "13", output="same.npz")
+    use(tmp_path, "interpolate", runs["cgan"], "--from", "3", "--to", "4", output="other.npz")
+    samples = array(tmp_path / "all.npz")
+    assert near(array(tmp_path / "same.npz")[0, 8], samples[13])
+    assert not near(array(tmp_path / "other.npz")[0, 8], samples[4])
     said = refused("arithmetic", runs["cgan"], "--plus", "0,1")
     assert "--labels: the samples have 2 classes and the result needs one" in said
     use(tmp_path, "arithmetic", runs["cgan"], "--plus", "0,10", "--minus", "20", output="s.png")
@@ -246,7 +258,7 @@ def test_a_conditional_row_keeps_the_class_of_its_first_sample(runs, tmp_path: P
 
 
 @pytest.mark.parametrize("command", ["interpolate", "traverse"])
-@pytest.mark.parametrize("output", ["a.gif", "a.npz", "folder"])
+@pytest.mark.parametrize("output", ["a.gif", "a.mp4", "a.npz", "folder"])
 def test_rows_are_written_in_every_format(runs, tmp_path: Path, command: str, output: str) -> None:
     steps = ["--steps", "3", *(["--range", "2"] if command == "traverse" else ["--straight"])]
     use(tmp_path, command, runs["gan"], *steps, "--weights", "raw", output=output)
@@ -258,16 +270,18 @@ def test_image_files_stand_beside_numbers_where_there_is_an_encoder(runs, tmp_pa
     folder = str(tmp_path / "images")
     use(tmp_path, "interpolate", runs["vae"], "--from", first, "--to", "7", output="i.png")
     both = f"{first},{second}"
-    use(tmp_path, "arithmetic", runs["vae"], "--plus", both, "--minus", "3", output="a.png")
-    assert near(tile(tmp_path / "a.png", 1, 0), np.asarray(Image.open(second)))
+    sums = ["--plus", both, "--minus", "3", "--zoom", "1"]
+    use(tmp_path, "arithmetic", runs["vae"], *sums, output="a.png")
+    found = tile(tmp_path / "a.png", 1, 0, above=line_height(8))
+    assert near(found, np.asarray(Image.open(second)))
     use(tmp_path, "traverse", runs["vae"], "--base", first, output="t.png")
 
     said = use(tmp_path, "reconstruct", runs["vae"], folder, "--count", "3", output="r.png")
     assert "3 images, each above its reconstruction" in said
-    assert np.array_equal(tile(tmp_path / "r.png", 0, 1), np.asarray(Image.open(second)))
     use(tmp_path, "reconstruct", runs["vae"], first, second, "--seed", "1", output="r.npz")
     written = np.load(tmp_path / "r.npz")
     assert written["images"].shape == written["reconstructions"].shape == (2, 8, 8, 1)
+    assert np.array_equal(written["images"][1, ..., 0], np.asarray(Image.open(second)))
     use(tmp_path, "reconstruct", runs["cvae"], first, "--labels", "3", output="r")
 
     assert "has no encoder" in refused("reconstruct", runs["gan"], first)
@@ -347,7 +361,7 @@ def test_what_cannot_be_discriminated_is_refused(runs, tmp_path: Path) -> None:
 
 WRITES = {
     "sample": ["a.png", "a.npz", "folder"],
-    "interpolate": ["a.png", "a.gif", "a.npz", "folder"],
+    "interpolate": ["a.png", "a.gif", "a.mp4", "a.npz", "folder"],
     "arithmetic": ["a.png"],
     "traverse": ["a.png", "a.gif", "a.npz", "folder"],
     "reconstruct": ["a.png", "a.npz", "folder"],

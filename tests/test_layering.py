@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"errors", "version", "core", "distributed", "pixels", "temporary"},
     {"noise", "losses", "storage"},
     {"augment", "sampling", "runs.manifest", "settings"},
-    {"objectives", "networks", "data", "evaluation", "runs.names"},
+    {"objectives", "networks", "data", "evaluation", "runs.names", "runs.captions"},
     {"experiment", "runs.pictures"},
     {"recipes", "searches", "training"},
     {"runs"},
@@ -69,7 +69,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "searches": {"plotly", "optuna"},
     "training": {"torch", "safetensors"},
     "runs.manifest": set(),
-    "runs.pictures": {"torch", "numpy", "PIL"},
+    "runs.captions": {"numpy", "PIL"},
+    "runs.pictures": {"torch", "numpy", "PIL", "av"},
     "runs.names": set(),
     "runs": {"torch", "numpy", "wandb", "mlflow"},
     "pipeline": {

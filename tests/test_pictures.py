@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import tifffile
@@ -15,6 +17,7 @@ from ray_gen.data.pictures import Bands, read_picture
 from ray_gen.errors import Refused
 from ray_gen.pixels import PixelFormat
 from ray_gen.runs import pictures
+from ray_gen.runs.captions import Captions, count_shown, drawable
 
 
 def rows(count: int, steps: int, channels: int = 1) -> torch.Tensor:
@@ -67,6 +70,84 @@ def test_rows_are_written_as_a_grid_an_animation_an_array_or_files(
         pictures.save_rows(images, tmp_path / "folder")
 
 
+@pytest.mark.parametrize("size", [28, 64, 256])
+def test_images_are_shown_as_large_as_a_person_needs(size: int) -> None:
+    assert 80 <= size * pictures.zoom_of(size, size) <= max(size, 130)
+    assert pictures.zoom_of(4, 4) == 4
+
+
+def test_a_zoomed_grid_is_the_grid_with_larger_pixels() -> None:
+    images = random_images(5, 3)
+    plain = pictures.grid(images, 3)
+    assert np.array_equal(pictures.grid(images, 3, zoom=4), plain.repeat(4, 0).repeat(4, 1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_captions_stand_beside_the_images_and_change_none(channels: int) -> None:
+    images = random_images(6, channels)
+    plain = pictures.grid(images, 3, zoom=4)
+    height, width, _ = plain.shape
+    told = Captions(columns=["cat", "", "a long name of a class"], rows=["one", ""])
+    picture = pictures.grid(images, 3, zoom=4, captions=told)
+    assert np.array_equal(picture[-height:, -width:], plain)
+    above, beside = picture[:-height, -width:], picture[-height:, :-width]
+    right = 4 * (17 + 2)
+    starts = range(8, 3 * right, right)
+    inks = [(above[:, start : start + right - 8] < 128).any() for start in starts]
+    assert inks == [True, False, True]
+    down = 4 * (12 + 2)
+    assert [(beside[start : start + down] < 128).any() for start in (0, down)] == [True, False]
+    assert (picture[:-height, :-width] == 255).all()
+
+
+def test_the_classes_of_samples_have_a_column_each() -> None:
+    names = ["cat", "dog", "cow"]
+    images = torch.arange(1, 25).reshape(24, 1, 1, 1).expand(24, 1, 8, 8) / 255
+    picture = pictures.samples_grid(images, names)
+    lefts = range(2, picture.shape[1] - 2, 10)
+    columns = [set(np.unique(picture[-80:, left : left + 8])) for left in lefts]
+    of_each = [{(level - 1) % 3 for level in levels & set(range(1, 25))} for levels in columns]
+    assert of_each == [{0}, {1}, {2}, {0}, {1}, {2}]
+    assert [count_shown(n) % max(n, 1) for n in range(17)] == [0] * 17
+    assert all(50 <= count_shown(n) <= 80 for n in range(17))
+    assert count_shown(0) == count_shown(1000) == 64
+
+
+def test_numbers_and_classes_of_many_samples_stand_above_them() -> None:
+    images = random_images(4, 1)
+    numbered = pictures.samples_grid(images, numbered=True)
+    assert len(numbered) > len(pictures.samples_grid(images))
+    told = pictures.samples_grid(images, [f"{i}" for i in range(20)], numbered=True, zoom=4)
+    bare = pictures.samples_grid(images, numbered=True, zoom=4)
+    assert (told < 128).sum() > (bare < 128).sum()
+
+
+def test_a_name_that_the_font_lacks_is_written_without_accents_or_as_a_number() -> None:
+    assert drawable("cat 3", "0") == "cat 3"
+    assert drawable("Äpfel", "1") == "Apfel"
+    assert drawable("中文", "2") == "2"
+
+
+def test_a_film_shows_the_frames_there_and_back(tmp_path: Path) -> None:
+    images = rows(1, 3, 3)[:, :, :, :3, :5].repeat_interleave(30, 3).repeat_interleave(30, 4) * 60
+    said = pictures.save_rows(images, tmp_path / "a.mp4")
+    assert said.endswith("1 row of 3 steps, forwards and backwards")
+    with av.open(str(tmp_path / "a.mp4")) as film:
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert len(frames) == 4
+    for found, step in zip(frames, (0, 1, 2, 1), strict=True):
+        expected = pictures.grid(images[:, step])
+        height, width, _ = expected.shape
+        assert (len(found) % 2, found.shape[1] % 2) == (0, 0)
+        assert np.abs(found[:height, :width].astype(int) - expected).mean() < 3
+
+
+def test_a_film_without_its_package_is_refused_with_the_remedy(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Refused, match=r"pip install 'ray_gen\[video\]', or write a .gif"):
+        pictures.check_film(tmp_path / "a.mp4", "--output")
+
+
 def random_images(count: int, channels: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.rand(count, channels, 12, 17, generator=generator)
@@ -75,7 +156,7 @@ def random_images(count: int, channels: int) -> torch.Tensor:
 def test_transparent_images_lie_on_a_checkerboard_that_grows_with_the_zoom() -> None:
     images = torch.zeros(2, 4, 32, 40)
     images[1, 3] = 1.0  # opaque black
-    picture = pictures.zoomed(pictures.grid(images, 2, gap=0, opacity=True), 3)
+    picture = pictures.grid(images, 2, gap=0, opacity=True, zoom=3)
     nothing, black = picture[:, :120], picture[:, 120:]
     assert not black.any()
     assert set(np.unique(nothing)) == {191, 217}
@@ -261,7 +342,8 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatc
     monkeypatch.setattr(np, "savez_compressed", full)
     monkeypatch.setattr(Image.Image, "save", full)
     monkeypatch.setattr(tifffile, "imwrite", full)
-    for name in ("a.png", "a.gif", "a.npz"):
+    monkeypatch.setattr(av, "open", full)
+    for name in ("a.png", "a.gif", "a.mp4", "a.npz"):
         with pytest.raises(OSError, match="No space"):
             pictures.save_rows(rows(2, 3), tmp_path / name)
     with pytest.raises(OSError, match="No space"):

@@ -13,8 +13,8 @@ from ray_gen.cli import options
 from ray_gen.errors import Refused
 
 _ROWS = (
-    "A .png (one row per path), a .gif (forward and back), a .npz (uint8; uint16 for 16 bits), or "
-    "a folder of PNGs (TIFFs for images that PNG cannot hold)."
+    "A .png (one row per path), a .gif or .mp4 (forward and back), a .npz (uint8; uint16 for 16 "
+    "bits), or a folder of PNGs (TIFFs for images that PNG cannot hold)."
 )
 
 
@@ -36,7 +36,7 @@ def interpolate(
     run: str,
     weights: str,
     checkpoint: str,
-    zoom: int,
+    zoom: int | None,
     seed: int,
     labels: str | None,
     conditions: tuple[str, ...],
@@ -52,13 +52,13 @@ def interpolate(
 
     \b
         ray-gen interpolate RUN --from 3 --to 13
-        ray-gen interpolate RUN --rows 6 --output path.gif
+        ray-gen interpolate RUN --rows 6 --steps 30 --output path.mp4
 
-    A sample number is the place in the grid of `ray-gen sample` with the same --seed, --labels and
-    --truncation, in reading order from 0. If the model has an encoder, you can also give image
+    `ray-gen sample RUN --annotate` writes the number of each sample above it; give the same --seed,
+    --labels and --truncation. If the model has an encoder, you can also give image
     files. In a conditional model a row has the class and the numbers of its first sample.
     """
-    options.check_output(output, ".png", ".gif", ".npz")
+    options.check_output(output, ".png", ".gif", ".mp4", ".npz")
     if (first is None) != (last is None):
         raise Refused("--from, --to: give both or neither")
     if first is None or last is None:
@@ -80,9 +80,20 @@ def interpolate(
     a, b = samples.chosen(starts), samples.chosen(ends)
     images = pipeline.interpolate(a.z, b.z, steps, a.labels, not straight, a.conditions)
     from ray_gen.runs import pictures
+    from ray_gen.runs.captions import Captions
 
+    ends_of = [f"{_told(one)} to {_told(other)}" for one, other in zip(starts, ends, strict=True)]
+    zoom, form = options.zoom_for(pipeline, zoom), pipeline.pixel_format
     with options.writing(output):
-        click.echo(pictures.save_rows(images, output, zoom, pipeline.pixel_format))
+        captions = Captions(rows=ends_of)
+        click.echo(pictures.save_rows(images, output, zoom, form, captions=captions))
+
+
+def _told(name: int | Path) -> str:
+    """A sample or an image file, for a caption."""
+    from ray_gen.runs.captions import drawable
+
+    return str(name) if isinstance(name, int) else drawable(name.stem, "file")
 
 
 def _as_many(names: list[int | Path], rows: int | None) -> list[int | Path]:
@@ -103,7 +114,7 @@ def arithmetic(
     run: str,
     weights: str,
     checkpoint: str,
-    zoom: int,
+    zoom: int | None,
     seed: int,
     labels: str | None,
     conditions: tuple[str, ...],
@@ -117,8 +128,8 @@ def arithmetic(
     \b
         ray-gen arithmetic RUN --plus 0,1,2 --minus 3,4,5 --plus 6,7,8
 
-    Look at the grid of `ray-gen sample RUN --seed 0`, pick samples that share something, and give
-    their numbers, in reading order from 0. If the model has an encoder, you can also give image
+    Look at the grid of `ray-gen sample RUN --annotate`, pick samples that share something, and give
+    their numbers. If the model has an encoder, you can also give image
     files. Each column shows a group and, below it, the image of its mean. On the right, the result
     is in the middle of eight neighbours.
     """
@@ -156,9 +167,11 @@ def arithmetic(
         for (sign, group), mean in zip(groups, means, strict=True)
     ]
     opacity = pipeline.pixel_format.opacity
+    of_groups = [[_told(name) for name in names] for _, names in named]
+    zoom = options.zoom_for(pipeline, zoom)
+    picture = pictures.equation(shown, nine, opacity=opacity, zoom=zoom, names=of_groups)
     with options.writing(output):
-        picture = pictures.equation(shown, nine, opacity=opacity)
-        pictures.save_png(pictures.zoomed(picture, zoom), output)
+        pictures.save_png(picture, output)
     shown = pictures.channels_viewed(nine.shape[1], opacity=opacity)
     click.echo(f"{output}: {len(groups)} groups with their means, and the result{shown}")
 
@@ -210,7 +223,7 @@ def traverse(
     run: str,
     weights: str,
     checkpoint: str,
-    zoom: int,
+    zoom: int | None,
     seed: int,
     labels: str | None,
     conditions: tuple[str, ...],
@@ -230,7 +243,7 @@ def traverse(
     The base is in the middle. In a conditional model the rows have the class and the numbers of the
     base; without --base, those of sample 0.
     """
-    options.check_output(output, ".png", ".gif", ".npz")
+    options.check_output(output, ".png", ".gif", ".mp4", ".npz")
     rows = None if dimensions is None else options.whole_numbers(dimensions, "--dimensions")
     names = [] if base is None else options.names_of(base, "--base")
     if base is not None and len(names) != 1:
@@ -248,6 +261,13 @@ def traverse(
     numbers = samples.numbers(names[0] if names else 0)
     images = pipeline.traverse(rows, start, extent, steps, label, latent_name, numbers)
     from ray_gen.runs import pictures
+    from ray_gen.runs.captions import Captions
 
+    reach = pipeline.reach(latent_name) if extent is None else extent
+    moves = [reach * (2 * step / (steps - 1) - 1) for step in range(steps)]
+    captions = Captions(
+        [f"{move:+.3g}" if move else "0" for move in moves], [f"z[{row}]" for row in rows]
+    )
+    zoom, form = options.zoom_for(pipeline, zoom), pipeline.pixel_format
     with options.writing(output):
-        click.echo(pictures.save_rows(images, output, zoom, pipeline.pixel_format))
+        click.echo(pictures.save_rows(images, output, zoom, form, captions=captions))

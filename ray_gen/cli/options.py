@@ -82,12 +82,17 @@ def output_to(default: str, text: str, *, zoom: bool = True) -> Callable[[Comman
     )
     zoomed = click.option(
         "--zoom",
-        default=1,
-        show_default=True,
         type=click.IntRange(1, 64),
-        help="Side of one model pixel in the picture, in pixels.",
+        help="Side of one model pixel in the picture, in pixels [1 to 4, by the images' size].",
     )
     return (lambda command: option(zoomed(command))) if zoom else option
+
+
+def zoom_for(pipeline: Pipeline, zoom: int | None) -> int:
+    """--zoom, or what suits the size of the model's images."""
+    from ray_gen.runs.pictures import zoom_of
+
+    return zoom or zoom_of(*pipeline.experiment.image_shape[1:])
 
 
 def check_output(output: Path, *kinds: str, folder: bool = True, option: str = "--output") -> None:
@@ -100,6 +105,10 @@ def check_output(output: Path, *kinds: str, folder: bool = True, option: str = "
         begin = "neither " if words else "not "
         raise Refused(f"{option}: {output} is {begin}{words}{listed[-1]}")
     with writing(output, option):
+        if output.suffix.lower() == ".mp4":
+            from ray_gen.runs.pictures import check_film
+
+            check_film(output, option)
         if output.suffix and output.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         there = next(place for place in output.absolute().parents if place.exists())

@@ -27,7 +27,14 @@ _LABELS = click.option(
 @click.command()
 @options.of_a_run
 @options.of_samples
-@click.option("--count", default=64, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    help="How many images [64; a grid of classes: about 64, in whole rows].",
+)
+@click.option(
+    "--annotate", is_flag=True, help="Write the number of each sample above it, in a .png."
+)
 @click.option("--prior", help="Draw z from this file of `ray-gen mixture`, not the model's prior.")
 @click.option("--mixture", hidden=True, help="The name of --prior before 0.2.")
 @options.output_to(
@@ -39,12 +46,13 @@ def sample(
     run: str,
     weights: str,
     checkpoint: str,
-    zoom: int,
+    zoom: int | None,
     seed: int,
     labels: str | None,
     conditions: tuple[str, ...],
     truncation: float | None,
-    count: int,
+    count: int | None,
+    annotate: bool,
     prior: str | None,
     mixture: str | None,
     output: Path,
@@ -53,11 +61,15 @@ def sample(
 
     \b
         ray-gen sample RUN --count 64 --seed 0 --output grid.png
+        ray-gen sample RUN --annotate
         ray-gen sample RUN --checkpoint best --count 1000 --output folder
 
-    Needs no data set.
+    Needs no data set. In a grid of a conditional model each column is a class, if there are at most
+    16. `interpolate`, `arithmetic` and `traverse` take the numbers that --annotate writes.
     """
     options.check_output(output, ".png", ".npz")
+    if annotate and output.suffix.lower() != ".png":
+        raise Refused(f"--annotate: {output} is no grid; give --output FILE.png, or leave it out")
     if mixture is not None:
         if prior is not None:
             raise Refused("--mixture: is the earlier name of --prior; leave it out")
@@ -65,14 +77,22 @@ def sample(
     pipeline = options.opened(run, weights, checkpoint)
     from ray_gen.pipeline.mixture import Mixture
     from ray_gen.runs import pictures
+    from ray_gen.runs.captions import SHOWN, count_shown
 
     file = mixture if prior is None else prior
     drawn_from = None if file is None else Mixture.load(file)
     numbers = options.condition_numbers(conditions)
+    names = pipeline.classes_in_turn(options.class_list(labels))
+    if count is None:
+        count = count_shown(len(names)) if output.suffix.lower() == ".png" else SHOWN
     classes = options.in_turn(labels, count)
     batches = pipeline.batches(count, classes, seed, truncation, drawn_from, numbers)
+    zoom, form = options.zoom_for(pipeline, zoom), pipeline.pixel_format
     with options.writing(output):
-        click.echo(pictures.save_samples(batches, count, output, zoom, pipeline.pixel_format))
+        said = pictures.save_samples(
+            batches, count, output, zoom, form, classes=names, numbered=annotate
+        )
+    click.echo(said)
 
 
 @click.command()
@@ -94,7 +114,7 @@ def reconstruct(
     run: str,
     weights: str,
     checkpoint: str,
-    zoom: int,
+    zoom: int | None,
     images: tuple[Path, ...],
     data: bool,
     count: int,
@@ -129,6 +149,7 @@ def reconstruct(
         for some, classes, numbers in parts
     )
     with options.writing(output):
+        zoom = options.zoom_for(pipeline, zoom)
         click.echo(pictures.save_pairs(pairs, output, zoom, pipeline.pixel_format))
 
 

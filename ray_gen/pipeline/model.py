@@ -36,6 +36,7 @@ from ray_gen.pipeline.arguments import (
     checked_images,
     checked_levels,
     checked_numbers,
+    class_number,
     class_numbers,
     condition_numbers,
     levels_in_words,
@@ -85,7 +86,7 @@ class Model:
         self.experiment = experiment
         self.objective = objective
         self.networks = networks
-        self.class_names = experiment.data.classes or ()
+        self.class_names = tuple(experiment.data.classes or ())
         self.facts = facts or Facts()
         self.name = self.facts.name or experiment.name
         self._checkpoint = checkpoint
@@ -486,6 +487,13 @@ class Model:
             one.name: one.mean + one.deviation * x
             for one, x in zip(known, standardised, strict=True)
         }
+
+    def classes_in_turn(self, labels: Sequence[int | str] | None = None) -> tuple[str, ...]:
+        """The names of these classes, or of all that samples have in turn if none are given. Empty
+        for a model without classes."""
+        if not self.experiment.label_count or labels is None:
+            return self.class_names if self.experiment.label_count else ()
+        return tuple(self.class_names[class_number(label, self.class_names)] for label in labels)
 
     def _labels(
         self,

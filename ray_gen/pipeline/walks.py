@@ -167,6 +167,10 @@ class Walks(Model):
         label = self._labels(labels, 1, conditions, in_turn=True)
         return self._decoded_rows(ways, None if label is None else label[[0] * len(rows)])
 
+    def reach(self, name: str | None = None) -> float:
+        """How far `traverse` goes to each side if no extent is given. name: of the latent."""
+        return _mean_and_reach(self.objective.latents[self.moved(name)])[1]
+
     def moved(self, name: str | None) -> str:
         """The latent that moves. name None: the only one. Raises Refused."""
         shapes = self.latent_shapes

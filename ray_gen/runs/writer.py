@@ -29,6 +29,7 @@ from ray_gen.evaluation.scores import score_in
 from ray_gen.experiment import Experiment
 from ray_gen.pixels import to_range
 from ray_gen.runs import pictures
+from ray_gen.runs.captions import SHOWN, count_shown
 from ray_gen.runs.checkpoints import BEST, DUE, commit, discard, mend_best
 from ray_gen.runs.evaluations import EVALUATIONS, evaluation_file
 from ray_gen.runs.loggers import Loggers
@@ -46,8 +47,8 @@ SAMPLES = "samples"
 SPREAD = "samples/spread"
 """How much samples differ from each other, relative to real images. Near 0: all samples are
 alike."""
-PICTURED = 64
-"""Number of images in a grid."""
+PICTURED = SHOWN
+"""Number of images in a grid, and of samples that are compared with each other."""
 PACE_SECONDS = 30.0
 """Duration of training over which its pace is measured."""
 
@@ -139,6 +140,7 @@ class RunWriter:
         self._real_spread = _spread(self._real).clamp(min=1e-6)
         channels = self._real.shape[1]
         self._opacity = experiment.data.has_opacity()
+        self._zoom = pictures.zoom_of(*self._real.shape[2:])
         apart = channels > 3 and not self._opacity
         self._tagged = f"_channels_1-3_of_{channels}" if apart else ""
 
@@ -241,7 +243,7 @@ class RunWriter:
         grids = self._grids(samples)
         if not self._reported:
             self._reported = True
-            grids["real"] = pictures.grid(self._real, opacity=self._opacity)
+            grids["real"] = pictures.grid(self._real, opacity=self._opacity, zoom=self._zoom)
         for name, picture in grids.items():
             file_name = "real.png" if name == "real" else f"{name}_{report.images:012d}.png"
             pictures.save_png(picture, self._folder / SAMPLES / file_name)
@@ -328,12 +330,9 @@ class RunWriter:
         device = next(iter(networks.parameters())).device
         dtype = DTYPES[experiment.training.precision]
         if samples is not None:
-            classes = experiment.label_count
-            # One column per class, if there are at most 16.
-            grids["samples"] = pictures.grid(
-                samples,
-                classes if classes and classes <= 16 else None,
-                opacity=self._opacity,
+            names = (experiment.data.classes or ()) if experiment.label_count else ()
+            grids["samples"] = pictures.samples_grid(
+                samples[: count_shown(len(names))], names, opacity=self._opacity, zoom=self._zoom
             )
         held_out = self._store.held_out
         if isinstance(objective, Reconstructs) and len(held_out.images_NHWC):
@@ -346,10 +345,12 @@ class RunWriter:
                 objective.sampling_noise, networks, experiment.seed, "fixed", numbers, dtype
             )
             reconstructed = objective.reconstruct(networks, images, labels, noise)
-            pairs = pictures.in_turn_rows(
-                to_range(stored, (0.0, 1.0)), reconstructed.float(), 8, opacity=self._opacity
+            grids["reconstructions"] = pictures.pairs_grid(
+                to_range(stored, (0.0, 1.0)),
+                reconstructed.float(),
+                opacity=self._opacity,
+                zoom=self._zoom,
             )
-            grids["reconstructions"] = pictures.grid(pairs, 8)
         return grids
 
     def _push(self) -> None:
