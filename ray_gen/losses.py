@@ -79,6 +79,35 @@ def generator_loss_hinge(fake_logits: Tensor) -> Tensor:
     return -fake_logits.flatten(1).sum(1)
 
 
+def discriminator_loss_least_squares(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """½ (D(x) - 1)² + ½ D(G(z))² on logits. Mao et al. 2017, eq. 9. Returns (N,)."""
+    return 0.5 * ((real_logits - 1.0).square() + fake_logits.square()).flatten(1).sum(1)
+
+
+def generator_loss_least_squares(fake_logits: Tensor) -> Tensor:
+    """½ (D(G(z)) - 1)² on logits. Mao et al. 2017, eq. 9. Returns (N,)."""
+    return 0.5 * (fake_logits - 1.0).square().flatten(1).sum(1)
+
+
+def discriminator_loss_wasserstein(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """D(G(z)) - D(x) on logits. Arjovsky et al. 2017, eq. 2. Returns (N,)."""
+    return (fake_logits - real_logits).flatten(1).sum(1)
+
+
+def generator_loss_wasserstein(fake_logits: Tensor) -> Tensor:
+    """-D(G(z)) on logits. Arjovsky et al. 2017, section 3. Returns (N,)."""
+    return -fake_logits.flatten(1).sum(1)
+
+
+def relativistic_loss(ahead: Tensor, behind: Tensor) -> Tensor:
+    """-log σ(D(a) - D(b)) of pairs of images a, b, where a should get the higher logit: x and G(z)
+    for the discriminator, G(z) and x for the generator.
+
+    Jolicoeur-Martineau 2019, section 4.2; Huang et al. 2024, eq. 2. Returns (N,).
+    """
+    return F.softplus(behind - ahead).flatten(1).sum(1)
+
+
 def squared_gradient_norm(logits: Tensor, images: Tensor) -> Tensor:
     """‖∇_x D(x)‖² of each image, summed over C, H, W: R1 of Mescheder et al. 2018, eq. 9, without
     the factor γ/2. On generated images it is R2.
@@ -88,3 +117,15 @@ def squared_gradient_norm(logits: Tensor, images: Tensor) -> Tensor:
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().flatten(1).sum(1)
+
+
+def gradient_norm_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """(‖∇_x D(x)‖₂ - 1)² of each image: the penalty of Gulrajani et al. 2017, eq. 3, without λ. Its
+    images are mixes of a real and a generated one.
+
+    images: (N, C, H, W) with requires_grad; logits: computed from them. Returns (N,),
+    differentiable; at a gradient of 0 its own gradient is 0.
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    return (norms - 1.0).square()

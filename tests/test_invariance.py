@@ -36,6 +36,15 @@ EXPERIMENTS = {
         *o,
         kind="dcgan",
     ),
+    "wgan-gp": lambda *o: gan(
+        "objective.loss=wasserstein",
+        "objective.gradient_penalty_weight=10",
+        "objective.r2_weight=1",
+        "objective.r2_every=2",
+        "networks.discriminator.batch_norm=false",
+        *o,
+        kind="dcgan",
+    ),
     "vae-gan": lambda *o: vae_gan(*o),
     "relativistic": lambda *o: relativistic(*o),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -158,6 +159,33 @@ def test_squared_gradient_norm_of_a_quadratic() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_gradient_norm_penalty_of_a_quadratic_and_where_the_gradient_is_zero() -> None:
+    matrix, vector = randn(12, 12), torch.zeros(12, dtype=torch.float64)
+    matrix = (matrix + matrix.T).requires_grad_()
+    images = rand(N, 3, 2, 2)
+    images[0] = 0.0
+    images.requires_grad_()
+    found = losses.gradient_norm_penalty(quadratic(images, matrix, vector), images)
+    slopes = (images.flatten(1) @ matrix).detach()
+    assert not slopes[0].any()
+    torch.testing.assert_close(found, (slopes.square().sum(1).sqrt() - 1).square())
+    (of_weights,) = torch.autograd.grad(found.sum(), matrix)
+    assert of_weights.isfinite().all()
+
+
+def test_losses_on_logits_are_their_equations() -> None:
+    real, fake = randn(N, 1, scale=2.0), randn(N, 1, scale=2.0, seed=9)
+    x, g = real[:, 0].numpy(), fake[:, 0].numpy()
+    for found, expected in [
+        (losses.discriminator_loss_least_squares(real, fake), ((x - 1) ** 2 + g**2) / 2),
+        (losses.generator_loss_least_squares(fake), (g - 1) ** 2 / 2),
+        (losses.discriminator_loss_wasserstein(real, fake), g - x),
+        (losses.generator_loss_wasserstein(fake), -g),
+        (losses.relativistic_loss(real, fake), -np.log(1 / (1 + np.exp(-(x - g))))),
+    ]:
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+
+
 def test_squared_gradient_norm_is_differentiable_in_the_weights() -> None:
     matrix, vector = randn(12, 12, scale=0.3), randn(12, seed=6)
     matrix = (matrix + matrix.T).requires_grad_()
@@ -198,6 +226,7 @@ def test_extreme_logits_give_finite_losses_and_gradients(size: float) -> None:
         losses.generator_loss_non_saturating(logits),
         losses.generator_loss_minimax(logits),
         losses.generator_loss_hinge(logits),
+        losses.relativistic_loss(logits, -logits),
     ]
     for value in values:
         assert value.shape == (2,)

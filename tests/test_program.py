@@ -46,6 +46,22 @@ FAMILIES: dict[str, Experiment] = {
         kind="dcgan",
     ),
     "hinge": gan("objective.loss=hinge", "objective.latent_distribution=uniform", kind="dcgan"),
+    "relativistic": gan(
+        "objective.loss=relativistic",
+        "objective.r1_weight={kind: cosine, start: 2, end: 1, until_images: 900}",
+        "objective.r2_weight=1",
+        "objective.r2_every=3",
+        "networks.discriminator.batch_norm=false",
+        "training.precision=bf16",
+        kind="dcgan",
+    ),
+    "wasserstein": gan(
+        "objective.loss=wasserstein",
+        "objective.gradient_penalty_weight={kind: linear, start: 1, end: 10, until_images: 900}",
+        "objective.gradient_penalty_every=2",
+        "networks.discriminator.batch_norm=false",
+        kind="dcgan",
+    ),
     "bf16": gan("training.precision=bf16", "objective.r1_weight=1", kind="dcgan"),
 }
 

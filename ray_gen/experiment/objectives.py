@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from ray_gen.experiment.networks import NetworkSettings
 from ray_gen.experiment.schedules import Count, CountSteps, Fraction, NonNegative
 from ray_gen.settings import Component, live
 
@@ -48,6 +49,10 @@ class ObjectiveSettings(Component):
         """Why `training.stop_at_equilibrium` cannot end a run of this objective. None if it can."""
         kind = getattr(self, "kind", "custom")
         return f"a {kind} objective has no equilibrium" if self.at_rest is None else None
+
+    def network_problems(self, networks: Mapping[str, NetworkSettings]) -> Iterator[str]:
+        """Problems of networks that cannot be trained with this objective."""
+        yield from ()
 
 
 class AutoencoderObjective(ObjectiveSettings):
@@ -122,8 +127,14 @@ class GanObjective(ObjectiveSettings):
     """How many numbers the latent vector z has."""
     latent_distribution: Literal["normal", "uniform"] = "normal"
     """Where z is drawn from: N(0, I), or uniform on [-1, 1] as in the DCGAN paper."""
-    loss: Literal["non_saturating", "minimax", "hinge"] = "non_saturating"
-    """The generator's loss: -log D(G(z)), log(1 - D(G(z))), or hinge for both networks."""
+    loss: Literal[
+        "non_saturating", "minimax", "hinge", "least_squares", "wasserstein", "relativistic"
+    ] = "non_saturating"
+    """The losses of both networks. non_saturating: the generator minimises -log D(G(z)). minimax:
+    it minimises log(1 - D(G(z))). hinge: Lim and Ye 2017. least_squares: Mao et al. 2017.
+    wasserstein: Arjovsky et al. 2017; it needs gradient_penalty_weight. relativistic: each
+    generated image is compared with a real one (Jolicoeur-Martineau 2019), as in R3GAN; it needs
+    r1_weight and r2_weight."""
     discriminator_steps: Count = live(1)
     """Discriminator updates, each on new images, for one update of the generator: k."""
     label_smoothing: Fraction = live(0.0)
@@ -135,23 +146,51 @@ class GanObjective(ObjectiveSettings):
     r1_every: Count = live(1)
     """Discriminator updates between two R1 terms. Each term's weight is multiplied by this number
     (StyleGAN2: 16)."""
+    r2_weight: NonNegative = live(0.0)
+    """Weight γ of the gradient penalty R2 = γ/2 · E‖∇D(G(z))‖² on generated images (Mescheder et
+    al. 2018). R3GAN uses it together with R1, with the same weight."""
+    r2_every: Count = live(1)
+    """Discriminator updates between two R2 terms. Each term's weight is multiplied by this
+    number."""
+    gradient_penalty_weight: NonNegative = live(0.0)
+    """Weight λ of the gradient penalty λ · E(‖∇D(x̂)‖₂ - 1)² on mixes x̂ of a real and a generated
+    image (Gulrajani et al. 2017: 10, with the Wasserstein loss). The discriminator must have no
+    BatchNorm."""
+    gradient_penalty_every: Count = live(1)
+    """Discriminator updates between two such terms. Each term's weight is multiplied by this
+    number."""
     augment: tuple[Literal["color", "translation", "cutout"], ...] = ()
     """Augmentations of DiffAugment (Zhao et al. 2020) on all images that the discriminator sees.
     For data sets of a few thousand images."""
 
     @model_validator(mode="after")
     def _smoothing_has_a_probability(self) -> Self:
-        if self.loss == "hinge" and self.label_smoothing != 0.0:
+        if not self.gives_probability and self.label_smoothing != 0.0:
             raise ValueError(
-                "label_smoothing moves a probability, but the hinge loss has none: "
+                f"label_smoothing moves a probability, but the {self.loss} loss has none: "
                 "set label_smoothing to 0 or choose another loss"
             )
         return self
 
+    @property
+    def gives_probability(self) -> bool:
+        """Whether the sigmoid of D's logit is D(x), the probability that x is real."""
+        return self.loss in ("non_saturating", "minimax")
+
+    def network_problems(self, networks: Mapping[str, NetworkSettings]) -> Iterator[str]:
+        """A gradient penalty of each image needs logits that depend on this image alone."""
+        discriminator = networks.get("discriminator")
+        if self.gradient_penalty_weight != 0.0 and getattr(discriminator, "batch_norm", False):
+            yield (
+                "objective.gradient_penalty_weight: penalises the gradient at each image, and with "
+                "BatchNorm a logit depends on the other images too (Gulrajani et al. 2017, section "
+                "4); set networks.discriminator.batch_norm=false"
+            )
+
     def stop_problem(self) -> str | None:
-        """A problem for the hinge loss: D(x) = ½ is an equilibrium of probabilities."""
-        if self.loss == "hinge":
-            return "the hinge loss gives no probability, so D(x) = ½ is not its equilibrium"
+        """A problem for losses on logits: D(x) = ½ is an equilibrium of probabilities."""
+        if not self.gives_probability:
+            return f"the {self.loss} loss gives no probability, so D(x) = ½ is not its equilibrium"
         return None
 
 

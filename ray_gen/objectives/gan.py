@@ -1,10 +1,12 @@
 """Generative adversarial networks (Goodfellow et al. 2014), also conditional (Mirza and Osindero
-2014), and methods that stabilise them: hinge loss, R1, label smoothing, DiffAugment."""
+2014): six losses, and what stabilises them: gradient penalties, label smoothing, DiffAugment."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ray_gen import losses
@@ -23,6 +25,7 @@ from ray_gen.core import (
     Schedule,
     Signature,
     Term,
+    Weight,
     Window,
     noise_of,
     value_at,
@@ -35,6 +38,26 @@ _OF_DISCRIMINATOR: Noises = {
     "judged_fake": NoiseOf("discriminator"),
 }
 """Noise of D for real and for generated images. Most discriminators have none."""
+_OF_MIXES: Noises = {
+    "mix": Noise((1, 1, 1), "uniform"),
+    "judged_mix": NoiseOf("discriminator"),
+}
+"""Noise of the gradient penalty: the share of the real image in each mix, and D's."""
+
+_OF_GENERATOR = {
+    "non_saturating": losses.generator_loss_non_saturating,
+    "minimax": losses.generator_loss_minimax,
+    "hinge": losses.generator_loss_hinge,
+    "least_squares": losses.generator_loss_least_squares,
+    "wasserstein": losses.generator_loss_wasserstein,
+}
+_ON_LOGITS = {
+    "hinge": losses.discriminator_loss_hinge,
+    "least_squares": losses.discriminator_loss_least_squares,
+    "wasserstein": losses.discriminator_loss_wasserstein,
+    "relativistic": losses.relativistic_loss,
+}
+"""The discriminator's losses that have no probability."""
 
 
 class Gan(Objective):
@@ -61,6 +84,10 @@ class Gan(Objective):
         r1_weight: Number,
         r1_every: int,
         augment: Sequence[str],
+        r2_weight: Number = 0.0,
+        r2_every: int = 1,
+        gradient_penalty_weight: Number = 0.0,
+        gradient_penalty_every: int = 1,
         opacity: bool = False,
     ) -> None:
         """opacity: whether the last channel of the images is opacity."""
@@ -70,14 +97,15 @@ class Gan(Objective):
         self._loss = loss
         self._discriminator_steps = discriminator_steps
         self._label_smoothing = label_smoothing
-        self._r1_weight = _halved(r1_weight)
-        self._r1_every = r1_every
+        self._r1 = Weight(_halved(r1_weight), r1_every)
+        self._r2 = Weight(_halved(r2_weight), r2_every)
+        self._gradient_penalty = Weight(gradient_penalty_weight, gradient_penalty_every)
         self._augment = tuple(augment)
         self._opacity = opacity
         normal = latent_distribution == "normal"
         z = Noise((latent_size,)) if normal else Noise((latent_size,), "uniform", -1.0, 1.0)
         self.latents = {"z": z}
-        self.gives_probability = loss != "hinge"
+        self.gives_probability = loss not in _ON_LOGITS
 
     def networks(self) -> Mapping[str, Signature]:
         """A generator from z to an image and a discriminator from an image to one logit."""
@@ -96,17 +124,38 @@ class Gan(Objective):
             **_OF_DISCRIMINATOR,
             **augment_noise(self._augment),
         }
-        terms = [Term("discriminator", self._discriminator_loss)]
-        if self._r1_weight:
-            r1 = Term("r1", self._r1, self._r1_weight, self._r1_every, full_precision=True)
-            terms.append(r1)
+        of_discriminator = {**noise, **_OF_MIXES} if self._gradient_penalty.value else noise
         generator = Term("generator", self._generator_loss)
         every = self._discriminator_steps
         numbers = {"label_smoothing": self._label_smoothing}
         return [
-            Phase("discriminator", ("discriminator",), tuple(terms), noise, numbers=numbers),
+            Phase(
+                "discriminator",
+                ("discriminator",),
+                tuple(self._discriminator_terms()),
+                of_discriminator,
+                numbers=numbers,
+            ),
             Phase("generator", ("generator",), (generator,), noise, every=every),
         ]
+
+    def _discriminator_terms(self) -> Iterator[Term]:
+        """The loss, then the penalties, whose passes of D are in full precision. The relativistic
+        loss shares its two passes with R1 and R2 (Huang et al. 2024, algorithm 1)."""
+        penalties = {"r1": (self._r1, self._r1_loss), "r2": (self._r2, self._r2_loss)}
+        used = {name: both for name, both in penalties.items() if both[0].value}
+        if self._loss == "relativistic" and used:
+            exact = {n: replace(weight, full_precision=True) for n, (weight, _) in used.items()}
+            weights = {"discriminator": Weight(), **exact}
+            yield Term("discriminator", self._discriminator_losses, weights=weights)
+        else:
+            yield Term("discriminator", self._discriminator_losses)
+            for name, (weight, loss) in used.items():
+                yield Term(name, loss, weight.value, weight.every, full_precision=True)
+        mixes = self._gradient_penalty
+        if mixes.value:
+            name = "gradient_penalty"
+            yield Term(name, self._mixes_loss, mixes.value, mixes.every, full_precision=True)
 
     def _logits(self, networks: Networks, images: Tensor, batch: Batch, call: str) -> Tensor:
         """D's logits (N, 1) of augmented images, real or generated."""
@@ -120,11 +169,17 @@ class Gan(Objective):
             batch.noise["z"], batch.labels, **noise_of(batch.noise, "fakes")
         )
 
-    def _discriminator_loss(self, networks: Networks, batch: Batch) -> Losses:
-        fake = self._logits(networks, self._fakes(networks, batch), batch, "judged_fake")
-        real = self._logits(networks, batch.images, batch, "judged_real")
-        if self._loss == "hinge":
-            loss = losses.discriminator_loss_hinge(real, fake)
+    def _discriminator_losses(self, networks: Networks, batch: Batch) -> Losses:
+        """The loss, and R1 and R2 from its own passes of D, if they are due in this term."""
+        images, fakes = batch.images, self._fakes(networks, batch)
+        if "r1" in batch.due:
+            images = _leaf(images)
+        if "r2" in batch.due:
+            fakes = _leaf(fakes.to(images.dtype))
+        fake = self._logits(networks, fakes, batch, "judged_fake")
+        real = self._logits(networks, images, batch, "judged_real")
+        if self._loss in _ON_LOGITS:
+            loss = _ON_LOGITS[self._loss](real, fake)
             reported = {"discriminator/real_logit": real, "discriminator/fake_logit": fake}
         else:
             loss = losses.discriminator_loss(real, fake, batch.numbers["label_smoothing"])
@@ -132,22 +187,37 @@ class Gan(Objective):
                 "discriminator/real": real.detach().sigmoid(),  # D(x)
                 "discriminator/fake": fake.detach().sigmoid(),  # D(G(z))
             }
-        return Losses({"discriminator": loss}, {t: v.flatten() for t, v in reported.items()})
+        minimised = {"discriminator": loss}
+        for name, logits, judged in (("r1", real, images), ("r2", fake, fakes)):
+            if name in batch.due:
+                minimised[name] = losses.squared_gradient_norm(logits, judged)
+        return Losses(minimised, {t: v.detach().flatten() for t, v in reported.items()})
 
-    def _r1(self, networks: Networks, batch: Batch) -> Losses:
+    def _r1_loss(self, networks: Networks, batch: Batch) -> Losses:
         """‖∇_x D(x)‖² on real images; its weight is γ/2."""
-        images = batch.images.detach().requires_grad_()
+        images = _leaf(batch.images)
         logits = self._logits(networks, images, batch, "judged_real")
         return Losses({"r1": losses.squared_gradient_norm(logits, images)})
 
+    def _r2_loss(self, networks: Networks, batch: Batch) -> Losses:
+        """‖∇_x D(x)‖² on generated images; its weight is γ/2."""
+        fakes = _leaf(self._fakes(networks, batch))
+        logits = self._logits(networks, fakes, batch, "judged_fake")
+        return Losses({"r2": losses.squared_gradient_norm(logits, fakes)})
+
+    def _mixes_loss(self, networks: Networks, batch: Batch) -> Losses:
+        """(‖∇_x D(x̂)‖₂ - 1)² on mixes of a real and a generated image; its weight is λ."""
+        fakes = self._fakes(networks, batch).to(batch.images.dtype)
+        mixes = _leaf(torch.lerp(fakes, batch.images, batch.noise["mix"].to(fakes.dtype)))
+        logits = self._logits(networks, mixes, batch, "judged_mix")
+        return Losses({"gradient_penalty": losses.gradient_norm_penalty(logits, mixes)})
+
     def _generator_loss(self, networks: Networks, batch: Batch) -> Losses:
         fake = self._logits(networks, self._fakes(networks, batch), batch, "judged_fake")
-        equation = {
-            "non_saturating": losses.generator_loss_non_saturating,
-            "minimax": losses.generator_loss_minimax,
-            "hinge": losses.generator_loss_hinge,
-        }[self._loss]
-        return Losses({"generator": equation(fake)})
+        if self._loss == "relativistic":
+            real = self._logits(networks, batch.images, batch, "judged_real")
+            return Losses({"generator": losses.relativistic_loss(fake, real)})
+        return Losses({"generator": _OF_GENERATOR[self._loss](fake)})
 
     def sample(
         self,
@@ -161,8 +231,8 @@ class Gan(Objective):
         return unstretched(fakes.float(), self.image_range)
 
     def discriminate(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
-        """D's logits (N,) of images without augmentation. Their sigmoid is D(x), except with the
-        hinge loss: there it is no probability."""
+        """D's logits (N,) of images without augmentation. Their sigmoid is D(x), if
+        `gives_probability`."""
         return networks["discriminator"](images, labels).float().flatten()
 
     def watch(self, memory: dict[str, float], metrics: Mapping[str, float], steps: int) -> None:
@@ -176,13 +246,18 @@ class Gan(Objective):
         return settled(memory, images, window, (1.0 - smoothing) / 2)
 
     def note(self, memory: dict[str, float], metrics: Mapping[str, float], before: int) -> None:
-        """Take note of D(x) and D(G(z)). The hinge loss has no such probabilities."""
+        """Take note of D(x) and D(G(z)), if the loss has such probabilities."""
         if self.gives_probability:
             note_win(memory, metrics, before)
 
     def failure(self, memory: Mapping[str, float], images: int) -> str | None:
         """The words, if D(x) has been 1 and D(G(z)) 0 for 50,000 images."""
         return won(memory, images)
+
+
+def _leaf(images: Tensor) -> Tensor:
+    """The images as an input whose gradient is asked for."""
+    return images.detach().requires_grad_()
 
 
 class _Half:

@@ -378,6 +378,16 @@ REFUSALS = [
         r"objective: label_smoothing .* hinge .*set label_smoothing to 0",
     ),
     (
+        GAN,
+        ["objective.loss=wasserstein", "objective.label_smoothing=0.1"],
+        r"objective: label_smoothing .* wasserstein .*set label_smoothing to 0",
+    ),
+    (
+        GAN,
+        ["objective.gradient_penalty_weight=10", "networks.discriminator={kind: dcgan}"],
+        r"gradient_penalty_weight: .* BatchNorm .*set networks\.discriminator\.batch_norm=false",
+    ),
+    (
         VAE,
         ["objective.binarize=true", "objective.likelihood=gaussian"],
         r"objective: binarize .* gaussian .*set binarize to false or likelihood to bernoulli",

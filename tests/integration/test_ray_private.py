@@ -39,7 +39,8 @@ import ray_gen
 
 short = ("training.images=1280", "training.report_every_images=640",
          "training.checkpoint_every_images=640", "workers.count=1", "workers.cpus=1")
-run = ray_gen.train(ray_gen.recipe("vae-mnist5k", *short), storage=sys.argv[1], name="a", local=False)
+this = ray_gen.recipe("vae-mnist5k", *short)
+run = ray_gen.train(this, storage=sys.argv[1], name="a", local=False)
 print(json.dumps([run.stop, run.images]))
 """
 

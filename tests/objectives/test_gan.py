@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ray_gen.augment import augment
-from ray_gen.core import Batch, Losses, Phase
+from ray_gen.core import Batch, Losses, Noise, Phase
 from ray_gen.distributed import World
 from ray_gen.noise import draw, key_of
 from ray_gen.objectives import equilibrium
@@ -57,24 +57,48 @@ def step_by_hand(networks, objective, experiment, step: int, images: Tensor) -> 
             for parameter, gradient in zip(network.parameters(), gradients, strict=True):
                 parameter -= RATE * gradient
 
-    x = images.clone().requires_grad_()
-    real = discriminator(x, None)
-    fake = discriminator(generator(z_of(objective, "discriminator", step), None).detach(), None)
-    if settings.loss == "hinge":
-        loss = (1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean()
-    else:
-        loss = -(t * log_sigmoid(real) + (1 - t) * log_sigmoid(-real) + log_sigmoid(-fake)).mean()
-    if settings.r1_weight and (step + 1) % settings.r1_every == 0:
-        (slope,) = torch.autograd.grad(real.sum(), x, create_graph=True)
-        penalty = slope.square().sum((1, 2, 3)).mean()
+    def slopes(images: Tensor) -> Tensor:
+        """∇D(x) of each image, flat: (N, C·H·W)."""
+        x = images.detach().clone().requires_grad_()
+        (slope,) = torch.autograd.grad(discriminator(x, None).sum(), x, create_graph=True)
+        return slope.flatten(1)
+
+    generated = generator(z_of(objective, "discriminator", step), None).detach()
+    real, fake = discriminator(images, None), discriminator(generated, None)
+    loss = {
+        "hinge": (1 - real).clamp(min=0) + (1 + fake).clamp(min=0),
+        "least_squares": ((real - 1) ** 2 + fake**2) / 2,
+        "wasserstein": fake - real,
+        "relativistic": -log_sigmoid(real - fake),
+    }.get(
+        settings.loss,
+        -(t * log_sigmoid(real) + (1 - t) * log_sigmoid(-real) + log_sigmoid(-fake)),
+    )
+    loss = loss.mean()
+    if (step + 1) % settings.r1_every == 0:
+        penalty = slopes(images).square().sum(1).mean()
         loss = loss + settings.r1_every * settings.r1_weight / 2 * penalty
+    if (step + 1) % settings.r2_every == 0:
+        penalty = slopes(generated).square().sum(1).mean()
+        loss = loss + settings.r2_every * settings.r2_weight / 2 * penalty
+    if settings.gradient_penalty_weight and (step + 1) % settings.gradient_penalty_every == 0:
+        key = key_of(0, "discriminator", "mix")
+        shares = draw(Noise((1, 1, 1), "uniform"), key, torch.tensor([step]), torch.arange(24))
+        mixes = shares[0].double() * images + (1 - shares[0].double()) * generated
+        penalty = (slopes(mixes).square().sum(1).sqrt() - 1).square().mean()
+        weight = settings.gradient_penalty_every * settings.gradient_penalty_weight
+        loss = loss + weight * penalty
     descend(discriminator, loss)
     if (step + 1) % settings.discriminator_steps == 0:
         fake = discriminator(generator(z_of(objective, "generator", step), None), None)
+        real = discriminator(images, None)
         loss = {
             "non_saturating": -log_sigmoid(fake),
             "minimax": log_sigmoid(-fake),
             "hinge": -fake,
+            "least_squares": (fake - 1) ** 2 / 2,
+            "wasserstein": -fake,
+            "relativistic": -log_sigmoid(fake - real),
         }[settings.loss]
         descend(generator, loss.mean())
 
@@ -87,6 +111,21 @@ def step_by_hand(networks, objective, experiment, step: int, images: Tensor) -> 
         ["objective.loss=hinge", "objective.r1_weight=0.7"],
         ["objective.label_smoothing=0.2", "objective.r1_weight=3", "objective.r1_every=2"],
         ["objective.latent_distribution=uniform", "objective.discriminator_steps=3"],
+        ["objective.loss=least_squares", "objective.r2_weight=2", "objective.r2_every=3"],
+        [
+            "objective.loss=wasserstein",
+            "objective.gradient_penalty_weight=10",
+            "objective.gradient_penalty_every=2",
+            "objective.discriminator_steps=2",
+        ],
+        ["objective.loss=relativistic"],
+        [
+            "objective.loss=relativistic",
+            "objective.r1_weight=0.7",
+            "objective.r2_weight=1.3",
+            "objective.r2_every=2",
+        ],
+        ["objective.loss=relativistic", "objective.gradient_penalty_weight=1"],
     ],
 )
 @pytest.mark.parametrize("micro", [[], ["training.micro_batch_size=6"]])
