@@ -10,6 +10,11 @@ class Failed(RuntimeError):
     """A run that failed. The message is whole sentences. Everything that it saved is intact."""
 
 
+class GpuMemoryError(Failed):
+    """A step of training needs more memory than a GPU has. With a smaller
+    `training.micro_batch_size` it may need less."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM ended a command. The message says what was saved; it may be empty."""
 

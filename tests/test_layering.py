@@ -301,6 +301,7 @@ def test_all_but_launch_works_where_ray_and_torchvision_are_not_installed() -> N
     ]
     # These choose between Ray and no Ray, or are part of a run without it.
     without = ("evaluate", "driver", "alone", "place", "worker", "claim", "progress", "signals")
+    without += ("memory",)
     modules += [f"ray_gen.launch.{name}" for name in without]
     code = (
         "import sys, importlib\n"

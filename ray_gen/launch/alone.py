@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
@@ -23,9 +23,10 @@ from typing import IO, Any
 
 import torch
 
-from ray_gen.errors import Failed, Refused
+from ray_gen.errors import Failed, GpuMemoryError, Refused
 from ray_gen.experiment import Experiment
 from ray_gen.launch.imports import import_failure, searched_first
+from ray_gen.launch.memory import with_half_the_images
 from ray_gen.launch.place import cores, own_share
 from ray_gen.launch.processes import Process, end, start_of, with_descendants
 from ray_gen.launch.signals import shielded
@@ -38,6 +39,10 @@ from ray_gen.training.loop import Report
 
 READY = "ready"
 """What the process writes when it has imported everything."""
+
+
+ERRORS = (Refused, GpuMemoryError, Failed)
+"""Errors that reach the driver, the special ones before the general ones."""
 
 
 class WorkerProcess:
@@ -77,8 +82,8 @@ class WorkerProcess:
             self._say(line)
 
     def train(self, work: Work, device: str, look: Callable[[], None]) -> dict[str, Any] | None:
-        """Trains a run. Returns how it ended, or None if the process died. Raises Refused or Failed
-        if the run did.
+        """Trains a run. Returns how it ended, or None if the process died. Raises the error of the
+        run, one of ERRORS.
 
         look: is called twice a second.
         """
@@ -100,11 +105,7 @@ class WorkerProcess:
             raise Failed(import_failure(told) or f"the process that trains did not start: {last}")
         if self._answers[-1] == READY:
             return None
-        answer = json.loads(self._answers[-1])
-        for kind in (Refused, Failed):
-            if kind.__name__ in answer:
-                raise kind(answer[kind.__name__])
-        return answer["ended"]
+        return ended_of(json.loads(self._answers[-1]))
 
     @property
     def death(self) -> str:
@@ -167,17 +168,26 @@ def fit(
     saving: inside this context the user's signals make the run save and stop.
     """
     device, threads = own_share(experiment)
-    work = Work(experiment.to_yaml(), run.location, threads)
     run.write_text(EXPERIMENT, experiment.to_yaml())
     watch.line.stage("starting")
+    restarts = experiment.workers.max_restarts
     with saving(True):
-        for left in reversed(range(experiment.workers.max_restarts + 1)):
-            ended = processes[-1].train(work, device, watch.look)
-            if ended is not None:
-                return ended
-            if left:
-                watch.line.say(f"{processes[-1].death}; going on from the last checkpoint")
-                processes.append(WorkerProcess(watch.line.say))
+        while True:
+            try:
+                work = Work(experiment.to_yaml(), run.location, threads)
+                ended = processes[-1].train(work, device, watch.look)
+            except GpuMemoryError as error:
+                experiment, told = with_half_the_images(experiment, error)
+                run.write_text(EXPERIMENT, experiment.to_yaml())
+            else:
+                if ended is not None:
+                    return ended
+                if not restarts:
+                    break
+                restarts -= 1
+                told = f"{processes[-1].death}; going on from the last checkpoint"
+            watch.line.say(told)
+            processes.append(WorkerProcess(watch.line.say))
     raise Failed(
         "the process that trains died more often than workers.max_restarts allows: "
         f"{processes[-1].death}"
@@ -215,17 +225,24 @@ class Commits:
 
 
 def answered(work: Work, device: torch.device) -> dict[str, Any]:
-    """Trains a run. Returns how it `ended`, or the sentence of an error by the error's kind."""
+    """Trains a run. Returns how it `ended`, or the sentence of an error by the error's kind, for
+    `ended_of`."""
     experiment = Experiment.from_yaml(work.experiment)
     commits = Commits(Folder(work.run), experiment.checkpoints.keep)
     try:
         ended = trained(work, lambda: device, commits.deliver)
         commits.wait()
-    except Refused as error:
-        return {Refused.__name__: str(error)}
-    except Failed as error:
-        return {Failed.__name__: str(error)}
+    except ERRORS as error:
+        return {next(kind.__name__ for kind in ERRORS if isinstance(error, kind)): str(error)}
     return {"ended": ended}
+
+
+def ended_of(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run ended. Raises the error if the answer is one."""
+    for kind in ERRORS:
+        if kind.__name__ in answer:
+            raise kind(answer[kind.__name__])
+    return answer["ended"]
 
 
 def main() -> None:

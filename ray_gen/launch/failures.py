@@ -8,14 +8,14 @@ from ray.exceptions import RayActorError
 from ray.train import ControllerError, UserCallback, WorkerGroupError
 
 from ray_gen.distributed import WorkerLostError
-from ray_gen.errors import Failed, Refused
+from ray_gen.errors import Failed, GpuMemoryError, Refused
 from ray_gen.launch.imports import import_failure
 from ray_gen.launch.worker import is_of_ray
 from ray_gen.storage import INTACT, StorageError, reason_of
 
 
 class EndOnError(UserCallback):
-    """Ends a run after an exception of our code or of a user's class, which would come again at
+    """Ends a fit after an exception of our code or of a user's class, which would come again at
     the same step. After a worker's death Ray replaces the worker. Runs in Ray Train's controller.
 
     When one rank dies, the others raise WorkerLostError in their collectives, sometimes before
@@ -25,6 +25,9 @@ class EndOnError(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raises to make Ray give up. Ray then reports this exception as the cause."""
         errors = list(worker_exceptions.values())
+        for error in errors:
+            if isinstance(error, GpuMemoryError):
+                raise error
         if any(is_of_ray(error) or isinstance(error, WorkerLostError) for error in errors):
             return
         raise errors[0]

@@ -27,6 +27,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from ray_gen.errors import GpuMemoryError
 from ray_gen.experiment import Experiment
 from ray_gen.launch.cluster import (
     Share,
@@ -42,6 +43,7 @@ from ray_gen.launch.cluster import (
 )
 from ray_gen.launch.evaluate_beside import evaluate_checkpoint, failures_beside
 from ray_gen.launch.failures import EndOnError, in_words, is_of_the_controller
+from ray_gen.launch.memory import with_half_the_images
 from ray_gen.launch.ray_private import preemption_notice, snapshot_file
 from ray_gen.launch.watch import Watch
 from ray_gen.launch.worker import Work, commit_and_prune, trained
@@ -177,21 +179,24 @@ def trainer_of(
 
 
 def _fit(experiment: Experiment, run: Folder, share: Share, watch: Watch) -> dict[str, Any]:
-    """Runs Ray Train to the end, and starts it again if its controller dies."""
-    trainer = trainer_of(experiment, run, share)
-    before = placement_groups()
-    for _ in range(CONTROLLER_RESTARTS):
-        ended = _fit_in_thread(trainer, run, watch.look)
-        if not (isinstance(ended, Exception) and is_of_the_controller(ended)):
-            break
+    """Runs Ray Train to the end. Starts it again if its controller dies, or with less memory."""
+    before, restarts = placement_groups(), CONTROLLER_RESTARTS
+    while True:
+        ended = _fit_in_thread(trainer_of(experiment, run, share), run, watch.look)
+        if not isinstance(ended, Exception):
+            return ended
+        error = in_words(ended)
+        if isinstance(error, GpuMemoryError):
+            experiment, told = with_half_the_images(experiment, error, share.workers)
+            run.write_text(EXPERIMENT, experiment.to_yaml())
+        elif restarts and is_of_the_controller(ended):
+            restarts -= 1
+            told = "Ray Train's controller died; going on from the last checkpoint"
+        else:
+            raise error
         remove_placement_groups(placement_groups() - before)  # without a dashboard Ray keeps them
         run.remove(snapshot_file())  # this also waits until the storage answers again
-        watch.line.say("Ray Train's controller died; going on from the last checkpoint")
-    else:
-        ended = _fit_in_thread(trainer, run, watch.look)
-    if isinstance(ended, Exception):
-        raise in_words(ended)
-    return ended
+        watch.line.say(told)
 
 
 def _beside(experiment: Experiment, run: Folder, share: Share) -> ValidationConfig | None:

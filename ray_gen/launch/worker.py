@@ -18,7 +18,7 @@ import torch
 from ray_gen.core import Objective
 from ray_gen.data import Store
 from ray_gen.distributed import WorkerLostError, World, use_cores
-from ray_gen.errors import Failed, Refused
+from ray_gen.errors import Failed, GpuMemoryError, Refused
 from ray_gen.evaluation.evaluator import during_training, subject_of
 from ray_gen.experiment import Experiment
 from ray_gen.launch.imports import import_failure
@@ -113,10 +113,8 @@ def explained(run: Folder) -> Generator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise Failed(
-            "a GPU ran out of memory: lower training.micro_batch_size "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+        told = str(error).splitlines()[0].rstrip(".")
+        raise GpuMemoryError(f"a GPU ran out of memory ({told})") from error
     except StorageError as error:
         raise error if INTACT in str(error) else StorageError(f"{error}; {INTACT}") from error
     except OSError as error:

@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from ray_gen.distributed import World
-from ray_gen.errors import Failed, Refused
+from ray_gen.errors import Failed, GpuMemoryError, Refused
 from ray_gen.experiment import Experiment
 from ray_gen.launch import alone, driver, train
 from ray_gen.launch.driver import experiment_before, goes_on_from
+from ray_gen.launch.memory import with_half_the_images
 from ray_gen.launch.worker import Work, check_agreement, restore
+from ray_gen.networks.mlp import Mlp
 from ray_gen.objectives import equilibrium
 from ray_gen.runs.checkpoints import DUE, checkpoint_name, checkpoints
 from ray_gen.runs.manifest import CheckpointError
@@ -268,9 +271,7 @@ class Here(alone.WorkerProcess):
     def train(self, work: Work, device: str, look: Callable[[], None]) -> dict[str, Any] | None:
         answer = alone.answered(work, torch.device(device))
         look()
-        if "Failed" in answer:
-            raise Failed(answer["Failed"])
-        return answer["ended"]
+        return alone.ended_of(answer)
 
     def close(self) -> None:
         pass
@@ -411,6 +412,69 @@ def test_an_ended_run_whose_last_checkpoint_is_damaged_says_so(
     (sentence,) = said
     assert sentence.startswith(f"{run.location}/{checkpoint_name(480)}/networks.safetensors: is da")
     assert sentence.endswith(f"going on from {checkpoint_name(240)}")
+
+
+GREEDY = (
+    "networks.encoder={kind: custom, target: 'tests.launch.test_driver:Greedy', options: "
+    "{hidden_sizes: [32], activation: relu, initial_weights: glorot, label_size: 0, "
+    "spectral_norm: false}}"
+)
+
+
+class Greedy(Mlp):
+    """Trains as many images at once as there is memory for."""
+
+    room = 0
+
+    def forward(self, inputs: torch.Tensor, *more: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.training and len(inputs) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return super().forward(inputs, *more)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("room", "sizes"), [(12, [12]), (6, [12, 6])])
+def test_a_gpu_with_too_little_memory_gets_fewer_images_at_once(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys,
+    room: int,
+    sizes: list[int],
+) -> None:
+    found: list[Any] = []
+    for name, memory in (("plenty", 1000), ("little", room)):
+        monkeypatch.setattr(Greedy, "room", memory)
+        train(given(images, GREEDY), storage=str(tmp_path), name=name, show=True)
+        checkpoint = tmp_path / name / checkpoint_name(480)
+        found.append(load_file(checkpoint / "networks.safetensors"))
+        told = capsys.readouterr().err
+    for size in sizes:
+        assert f"with {2 * size} images at a time; going on from the last checkpoint with " in told
+    experiment = Experiment.from_yaml((checkpoint / "experiment.yaml").read_text())
+    assert experiment.training.micro_batch_size == sizes[-1]
+    plenty, little = found
+    assert all(torch.allclose(plenty[name], little[name], atol=1e-5) for name in plenty)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_gpu_without_room_for_one_group_ends_the_run(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        Failed, match=r"^a GPU ran .* 20\.00 GiB\), even with one group of 6 images"
+    ):
+        train(given(images, GREEDY), storage=str(tmp_path), name="a")
+
+
+def test_the_micro_batch_is_halved_in_whole_groups_of_a_workers_part() -> None:
+    error, seen = GpuMemoryError("a GPU ran out of memory"), list[int]()
+    experiment = vae("training.global_batch_size=600", "training.micro_batch_size=480")
+    for workers, sizes in ((1, [240, 120, 60, 30, 18, 12, 6]), (4, [78, 42, 24, 12, 6])):
+        seen, smaller = [], experiment
+        with pytest.raises(Failed, match="even with one group of 6"):
+            while True:
+                smaller, _ = with_half_the_images(smaller, error, workers)
+                seen.append(smaller.training.micro_batch_size or 0)
+        assert seen == sizes
 
 
 class RunsOutOfMemory(torch.nn.Module):

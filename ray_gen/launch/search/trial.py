@@ -7,6 +7,7 @@ several workers starts its own Ray Train and follows its reports.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shutil
@@ -22,11 +23,12 @@ import ray.tune
 import torch
 
 from ray_gen import temporary
-from ray_gen.errors import Failed, Refused
+from ray_gen.errors import Failed, GpuMemoryError, Refused
 from ray_gen.experiment import Change, Experiment
 from ray_gen.launch.claim import STALE_SECONDS, Claim
 from ray_gen.launch.cluster import Share
 from ray_gen.launch.failures import in_words
+from ray_gen.launch.memory import with_half_the_images
 from ray_gen.launch.on_ray import trainer_of
 from ray_gen.launch.ray_private import snapshot_file
 from ray_gen.launch.worker import ended_before, explained, prepare, reports
@@ -167,8 +169,7 @@ class TrialProcess(ray.tune.Trainable):
     def _judgements(self) -> Generator[dict[str, Any]]:
         began = time.monotonic()
         every, before, alike = self._shared.every_images, _saved(self._run), 0
-        train = in_this_process if self._shared.share.workers == 1 else on_workers
-        for metrics, stop in train(self._experiment(), self._run, self._shared):
+        for metrics, stop in trained(self._experiment(), self._run, self._shared):
             score, images = score_of(metrics, self._shared.metric), int(metrics["images"])
             if stop is None and (score is None or images // every == before // every):
                 continue
@@ -259,6 +260,20 @@ def _has_adopted(
 
 Judged = Iterator[tuple[Mapping[str, Any], str | None]]
 """Metrics of a report, and why the run ends there; None if it goes on."""
+
+
+def trained(experiment: Experiment, run: Folder, shared: Shared) -> Judged:
+    """Trains a trial, with less memory if a GPU has too little."""
+    train = in_this_process if shared.share.workers == 1 else on_workers
+    while True:
+        try:
+            yield from train(experiment, run, shared)
+            return
+        except GpuMemoryError as error:
+            experiment, _ = with_half_the_images(experiment, error, shared.share.workers)
+        run.write_text(EXPERIMENT, experiment.to_yaml())
+        gc.collect()  # the tensors of the failed step
+        torch.cuda.empty_cache()
 
 
 def in_this_process(experiment: Experiment, run: Folder, shared: Shared) -> Judged:
