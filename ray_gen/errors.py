@@ -15,6 +15,11 @@ class GpuMemoryError(Failed):
     `training.micro_batch_size` it may need less."""
 
 
+class MachineMemoryError(Failed):
+    """Processes of a run were ended because the memory of a machine ran short. The message says who
+    had it."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM ended a command. The message says what was saved; it may be empty."""
 

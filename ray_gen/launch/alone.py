@@ -26,9 +26,15 @@ import torch
 from ray_gen.errors import Failed, GpuMemoryError, Refused
 from ray_gen.experiment import Experiment
 from ray_gen.launch.imports import import_failure, searched_first
-from ray_gen.launch.memory import with_half_the_images
+from ray_gen.launch.memory import kills_for_memory, ran_short, with_half_the_images
 from ray_gen.launch.place import cores, own_share
-from ray_gen.launch.processes import Process, end, start_of, with_descendants
+from ray_gen.launch.processes import (
+    Process,
+    end,
+    resident_bytes,
+    start_of,
+    with_descendants,
+)
 from ray_gen.launch.signals import shielded
 from ray_gen.launch.watch import Watch
 from ray_gen.launch.worker import Work, commit_and_prune, trained
@@ -39,10 +45,6 @@ from ray_gen.training.loop import Report
 
 READY = "ready"
 """What the process writes when it has imported everything."""
-
-
-ERRORS = (Refused, GpuMemoryError, Failed)
-"""Errors that reach the driver, the special ones before the general ones."""
 
 
 class WorkerProcess:
@@ -67,6 +69,7 @@ class WorkerProcess:
                 text=True,
                 errors="replace",
             )
+        self._kills, self._bytes = kills_for_memory(), 0
         self._answers: list[str] = []
         self._printed: list[str] = []
         assert self._process.stdout is not None and self._process.stderr is not None
@@ -82,8 +85,8 @@ class WorkerProcess:
             self._say(line)
 
     def train(self, work: Work, device: str, look: Callable[[], None]) -> dict[str, Any] | None:
-        """Trains a run. Returns how it ended, or None if the process died. Raises the error of the
-        run, one of ERRORS.
+        """Trains a run. Returns how it ended, or None if the process died. Raises Refused, Failed
+        or GpuMemoryError if the run did.
 
         look: is called twice a second.
         """
@@ -95,6 +98,7 @@ class WorkerProcess:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.5)
                 break
+            self._bytes = resident_bytes(self._process.pid)
             look()
         look()
         for reader in self._readers:
@@ -113,9 +117,11 @@ class WorkerProcess:
         code = self._process.wait()
         if code >= 0:
             return f"the process that trains ended with exit code {code}"
-        name = signal.Signals(-code).name
-        memory = ", as the system does when memory is short" * (-code == signal.SIGKILL)
-        return f"the process that trains was killed ({name}{memory})"
+        told = f"the process that trains was killed ({signal.Signals(-code).name})"
+        if -code != signal.SIGKILL:
+            return told
+        sure = kills_for_memory() > self._kills
+        return f"{told}{', because' if sure else ', perhaps because'} {ran_short(self._bytes)}"
 
     def close(self) -> None:
         """Ends the process, and all that it has started."""
@@ -232,14 +238,18 @@ def answered(work: Work, device: torch.device) -> dict[str, Any]:
     try:
         ended = trained(work, lambda: device, commits.deliver)
         commits.wait()
-    except ERRORS as error:
-        return {next(kind.__name__ for kind in ERRORS if isinstance(error, kind)): str(error)}
+    except Refused as error:
+        return {Refused.__name__: str(error)}
+    except GpuMemoryError as error:
+        return {GpuMemoryError.__name__: str(error)}
+    except Failed as error:
+        return {Failed.__name__: str(error)}
     return {"ended": ended}
 
 
 def ended_of(answer: Mapping[str, Any]) -> dict[str, Any]:
     """How a run ended. Raises the error if the answer is one."""
-    for kind in ERRORS:
+    for kind in (Refused, GpuMemoryError, Failed):
         if kind.__name__ in answer:
             raise kind(answer[kind.__name__])
     return answer["ended"]

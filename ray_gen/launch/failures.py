@@ -8,15 +8,17 @@ from ray.exceptions import RayActorError
 from ray.train import ControllerError, UserCallback, WorkerGroupError
 
 from ray_gen.distributed import WorkerLostError
-from ray_gen.errors import Failed, GpuMemoryError, Refused
+from ray_gen.errors import Failed, GpuMemoryError, MachineMemoryError, Refused
 from ray_gen.launch.imports import import_failure
+from ray_gen.launch.memory import ended_for_memory
 from ray_gen.launch.worker import is_of_ray
 from ray_gen.storage import INTACT, StorageError, reason_of
 
 
 class EndOnError(UserCallback):
     """Ends a fit after an exception of our code or of a user's class, which would come again at
-    the same step. After a worker's death Ray replaces the worker. Runs in Ray Train's controller.
+    the same step. After a worker's death Ray replaces the worker, but if the memory of its machine
+    ran short, the driver begins another fit, and says so. Runs in Ray Train's controller.
 
     When one rank dies, the others raise WorkerLostError in their collectives, sometimes before
     Ray notices the death.
@@ -28,6 +30,9 @@ class EndOnError(UserCallback):
         for error in errors:
             if isinstance(error, GpuMemoryError):
                 raise error
+            short = ended_for_memory(str(error))
+            if short is not None:
+                raise MachineMemoryError(short)
         if any(is_of_ray(error) or isinstance(error, WorkerLostError) for error in errors):
             return
         raise errors[0]
@@ -47,6 +52,11 @@ def is_of_the_controller(error: Exception) -> bool:
 
 def in_words(error: Exception) -> Exception:
     """The exception that ended a fit, without Ray's layers around it."""
+    of_workers = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    for told in map(str, (error, *of_workers)):
+        short = ended_for_memory(told)
+        if short is not None:
+            return MachineMemoryError(short)
     if isinstance(error, RayActorError) and error.actor_init_failed:
         told = str(error).strip()
         return Failed(import_failure(told) or f"Ray Train: {told.splitlines()[-1]}")

@@ -27,7 +27,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from ray_gen.errors import GpuMemoryError
+from ray_gen.errors import Failed, GpuMemoryError, MachineMemoryError
 from ray_gen.experiment import Experiment
 from ray_gen.launch.cluster import (
     Share,
@@ -181,6 +181,7 @@ def trainer_of(
 def _fit(experiment: Experiment, run: Folder, share: Share, watch: Watch) -> dict[str, Any]:
     """Runs Ray Train to the end. Starts it again if its controller dies, or with less memory."""
     before, restarts = placement_groups(), CONTROLLER_RESTARTS
+    ends_for_memory = 0
     while True:
         ended = _fit_in_thread(trainer_of(experiment, run, share), run, watch.look)
         if not isinstance(ended, Exception):
@@ -189,6 +190,11 @@ def _fit(experiment: Experiment, run: Folder, share: Share, watch: Watch) -> dic
         if isinstance(error, GpuMemoryError):
             experiment, told = with_half_the_images(experiment, error, share.workers)
             run.write_text(EXPERIMENT, experiment.to_yaml())
+        elif isinstance(error, MachineMemoryError):
+            ends_for_memory += 1
+            if ends_for_memory > experiment.workers.max_restarts:
+                raise Failed(f"workers died more often than workers.max_restarts allows: {error}")
+            told = f"{error}; going on from the last checkpoint"
         elif restarts and is_of_the_controller(ended):
             restarts -= 1
             told = "Ray Train's controller died; going on from the last checkpoint"

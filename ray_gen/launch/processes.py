@@ -15,6 +15,8 @@ from pathlib import Path
 
 from ray_gen.launch.signals import shielded
 
+PROC = Path("/proc")
+"""What the system tells of its processes."""
 GRACE_SECONDS = 1.0
 """How long processes may take to end by themselves before they are killed."""
 GONE_SECONDS = 5.0
@@ -80,6 +82,15 @@ def with_descendants(processes: Collection[Process]) -> set[Process]:
         found |= new
         waiting += new
     return found
+
+
+def resident_bytes(pid: int, proc: Path = PROC) -> int:
+    """The memory that a process has, without what lies in files. 0 if it has ended."""
+    try:
+        pages = (proc / str(pid) / "statm").read_text(encoding="ascii").split()
+    except OSError:
+        return 0
+    return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE")
 
 
 def end(processes: Collection[Process]) -> None:

@@ -11,6 +11,7 @@ from ray.tune import Callback
 
 from ray_gen.experiment import Experiment
 from ray_gen.launch.imports import import_failure
+from ray_gen.launch.memory import ended_for_memory
 from ray_gen.launch.progress import read_progress
 from ray_gen.runs.writer import PROGRESS, STOP
 from ray_gen.searches.records import (
@@ -187,5 +188,8 @@ def _error_of(trial: Any) -> str:
     lines = [line for line in _text_of(trial).splitlines()[1:] if line.strip()]
     if not lines:
         return "it did not say why"
+    short = ended_for_memory("\n".join(lines))
+    if short is not None:
+        return short
     # The last line of a traceback names the error.
     return lines[-1].strip() if "ray::" in lines[0] else lines[0].strip()
