@@ -29,6 +29,7 @@ from ray_gen.experiment.reading import Changes
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.cluster import check_shared, connected, outlives_signals, when_there
 from ray_gen.launch.driver import folder_of, timed
+from ray_gen.launch.memory import ended_for_memory
 from ray_gen.launch.progress import watched
 from ray_gen.launch.search.board import Board
 from ray_gen.launch.search.checks import (
@@ -243,7 +244,8 @@ def run_trials(study: Study, shared: Shared, room: int, board: Board) -> None:
             )
         # Ray kills the process that takes too much memory. This also ends Tune, which does not say
         # which trial it was. From here on, trials run one at a time.
-        study.lost("its process died: this machine ran out of memory", blame=room == 1)
+        short = ended_for_memory(failure) or "this machine ran out of memory"
+        study.lost(f"its process died: {short}", blame=room == 1)
         room = 1
         board.say("the machine ran out of memory; going on, with one trial at a time")
     if study.ends is not None:
