@@ -108,6 +108,19 @@ def relativistic_loss(ahead: Tensor, behind: Tensor) -> Tensor:
     return F.softplus(behind - ahead).flatten(1).sum(1)
 
 
+def lecam_penalty(
+    real_logits: Tensor, fake_logits: Tensor, real_anchor: Tensor, fake_anchor: Tensor
+) -> Tensor:
+    """max(0, D(x) - α_F)² + max(0, α_R - D(G(z)))²: keeps the logits of real images near those that
+    generated ones had, and the reverse.
+
+    Tseng et al. 2021, eq. 3, with the rectifiers of the authors' code. anchors α_R, α_F:
+    0-dimensional. Returns (N,).
+    """
+    above = F.relu(real_logits - fake_anchor).square()
+    return (above + F.relu(real_anchor - fake_logits).square()).flatten(1).sum(1)
+
+
 def squared_gradient_norm(logits: Tensor, images: Tensor) -> Tensor:
     """‖∇_x D(x)‖² of each image, summed over C, H, W: R1 of Mescheder et al. 2018, eq. 9, without
     the factor γ/2. On generated images it is R2.

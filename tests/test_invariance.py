@@ -28,6 +28,8 @@ EXPERIMENTS = {
     "cdcgan-tamed": lambda *o: gan(
         "objective.conditional=true",
         "objective.loss=hinge",
+        "objective.lecam_weight=0.3",
+        "objective.lecam_every=2",
         "objective.r1_weight=1",
         "objective.r1_every=2",
         "objective.augment=[color,translation,cutout]",

@@ -181,6 +181,10 @@ def test_losses_on_logits_are_their_equations() -> None:
         (losses.generator_loss_least_squares(fake), (g - 1) ** 2 / 2),
         (losses.discriminator_loss_wasserstein(real, fake), g - x),
         (losses.generator_loss_wasserstein(fake), -g),
+        (
+            losses.lecam_penalty(real, fake, torch.tensor(0.5), torch.tensor(-0.75)),
+            np.maximum(x + 0.75, 0) ** 2 + np.maximum(0.5 - g, 0) ** 2,
+        ),
         (losses.relativistic_loss(real, fake), -np.log(1 / (1 + np.exp(-(x - g))))),
     ]:
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)

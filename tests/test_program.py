@@ -45,7 +45,12 @@ FAMILIES: dict[str, Experiment] = {
         "networks.discriminator.spectral_norm=true",
         kind="dcgan",
     ),
-    "hinge": gan("objective.loss=hinge", "objective.latent_distribution=uniform", kind="dcgan"),
+    "hinge": gan(
+        "objective.loss=hinge",
+        "objective.latent_distribution=uniform",
+        "objective.lecam_weight={kind: steps, values: [[0, 0.0], [300, 0.3]]}",
+        kind="dcgan",
+    ),
     "relativistic": gan(
         "objective.loss=relativistic",
         "objective.r1_weight={kind: cosine, start: 2, end: 1, until_images: 900}",

@@ -159,6 +159,13 @@ class GanObjective(ObjectiveSettings):
     gradient_penalty_every: Count = live(1)
     """Discriminator updates between two such terms. Each term's weight is multiplied by this
     number."""
+    lecam_weight: NonNegative = live(0.0)
+    """Weight λ of LeCam: each logit is held near the running mean of the other kind's logits (Tseng
+    et al. 2021: 0.3 with the hinge loss). For few images. A schedule of kind steps starts it
+    later."""
+    lecam_every: Count = live(1)
+    """Discriminator updates between two LeCam terms. Each term's weight is multiplied by this
+    number."""
     augment: tuple[Literal["color", "translation", "cutout"], ...] = ()
     """Augmentations of DiffAugment (Zhao et al. 2020) on all images that the discriminator sees.
     For data sets of a few thousand images."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ray_gen import losses
 from ray_gen.augment import augment, augment_noise
@@ -30,6 +30,7 @@ from ray_gen.core import (
     noise_of,
     value_at,
 )
+from ray_gen.objectives.anchors import Anchors
 from ray_gen.objectives.equilibrium import note_win, settled, watch, won
 from ray_gen.pixels import unstretched
 
@@ -88,6 +89,8 @@ class Gan(Objective):
         r2_every: int = 1,
         gradient_penalty_weight: Number = 0.0,
         gradient_penalty_every: int = 1,
+        lecam_weight: Number = 0.0,
+        lecam_every: int = 1,
         opacity: bool = False,
     ) -> None:
         """opacity: whether the last channel of the images is opacity."""
@@ -100,6 +103,7 @@ class Gan(Objective):
         self._r1 = Weight(_halved(r1_weight), r1_every)
         self._r2 = Weight(_halved(r2_weight), r2_every)
         self._gradient_penalty = Weight(gradient_penalty_weight, gradient_penalty_every)
+        self._lecam = Weight(lecam_weight, lecam_every)
         self._augment = tuple(augment)
         self._opacity = opacity
         normal = latent_distribution == "normal"
@@ -116,6 +120,10 @@ class Gan(Objective):
             "discriminator": Signature(self._image_shape, (1,), self._label_count),
         }
 
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The running means of the logits, if LeCam needs them."""
+        return {"anchors": Anchors()} if self._lecam.value else {}
+
     def phases(self) -> Sequence[Phase]:
         """The discriminator's phase at every step, the generator's phase at every k-th."""
         noise: Noises = {
@@ -131,7 +139,7 @@ class Gan(Objective):
         return [
             Phase(
                 "discriminator",
-                ("discriminator",),
+                ("discriminator", *self.modules()),
                 tuple(self._discriminator_terms()),
                 of_discriminator,
                 numbers=numbers,
@@ -144,14 +152,16 @@ class Gan(Objective):
         loss shares its two passes with R1 and R2 (Huang et al. 2024, algorithm 1)."""
         penalties = {"r1": (self._r1, self._r1_loss), "r2": (self._r2, self._r2_loss)}
         used = {name: both for name, both in penalties.items() if both[0].value}
-        if self._loss == "relativistic" and used:
-            exact = {n: replace(weight, full_precision=True) for n, (weight, _) in used.items()}
-            weights = {"discriminator": Weight(), **exact}
-            yield Term("discriminator", self._discriminator_losses, weights=weights)
-        else:
-            yield Term("discriminator", self._discriminator_losses)
-            for name, (weight, loss) in used.items():
-                yield Term(name, loss, weight.value, weight.every, full_precision=True)
+        weights = {"lecam": self._lecam} if self._lecam.value else dict[str, Weight]()
+        if self._loss == "relativistic":
+            for name, (weight, _) in used.items():
+                weights[name] = replace(weight, full_precision=True)
+            used = {}
+        if weights:
+            weights["discriminator"] = Weight()
+        yield Term("discriminator", self._discriminator_losses, weights=weights)
+        for name, (weight, loss) in used.items():
+            yield Term(name, loss, weight.value, weight.every, full_precision=True)
         mixes = self._gradient_penalty
         if mixes.value:
             name = "gradient_penalty"
@@ -170,7 +180,7 @@ class Gan(Objective):
         )
 
     def _discriminator_losses(self, networks: Networks, batch: Batch) -> Losses:
-        """The loss, and R1 and R2 from its own passes of D, if they are due in this term."""
+        """The loss, and from its own passes of D what else is due in this term."""
         images, fakes = batch.images, self._fakes(networks, batch)
         if "r1" in batch.due:
             images = _leaf(images)
@@ -191,6 +201,10 @@ class Gan(Objective):
         for name, logits, judged in (("r1", real, images), ("r2", fake, fakes)):
             if name in batch.due:
                 minimised[name] = losses.squared_gradient_norm(logits, judged)
+        if self._lecam.value:  # the means move in each phase
+            anchors = networks["anchors"](real, fake)
+            if "lecam" in batch.due:
+                minimised["lecam"] = losses.lecam_penalty(real, fake, *anchors)
         return Losses(minimised, {t: v.detach().flatten() for t, v in reported.items()})
 
     def _r1_loss(self, networks: Networks, batch: Batch) -> Losses:

@@ -503,3 +503,45 @@ def test_a_run_whose_discriminator_wins_says_so_in_its_reports(store_8, monkeypa
     state, reports = trained(gan(), store_8)
     assert [report.failure is not None for report in reports] == [False, True]
     assert state.settled == {"won_since": 0}
+
+
+@pytest.mark.parametrize("micro", [[], ["training.micro_batch_size=6"]])
+def test_lecam_holds_logits_near_the_running_means_of_the_others(store_8, micro: list[str]) -> None:
+    """Against a simulation: the means of a phase are those of the phases before."""
+    lecam = ["objective.loss=hinge", "objective.lecam_weight=0.3", "objective.lecam_every=2"]
+    experiment = gan(FP64, *SGD, *lecam, *micro)
+    objective = build_objective(experiment)
+    state = State.build(experiment, objective, World())
+    networks = copy.deepcopy(state.networks)
+    stepped(experiment, objective, store_8, 6, state)
+    generator, discriminator = networks["generator"], networks["discriminator"]
+    real_means: list[float] = []
+    fake_means: list[float] = []
+
+    def anchor(means: list[float]) -> float:
+        shares = [0.01 * 0.99 ** (len(means) - 1 - i) for i in range(len(means))]
+        total = sum(share * mean for share, mean in zip(shares, means, strict=True))
+        return total / sum(shares) if means else 0.0
+
+    for step, (images, _) in enumerate(batches(experiment, objective, store_8, 0, 6)):
+        real = discriminator(images, None)
+        fake = discriminator(generator(z_of(objective, "discriminator", step), None).detach(), None)
+        loss = ((1 - real).clamp(min=0) + (1 + fake).clamp(min=0)).mean()
+        if (step + 1) % 2 == 0:
+            above = (real - anchor(fake_means)).clamp(min=0).square()
+            below = (anchor(real_means) - fake).clamp(min=0).square()
+            loss = loss + 2 * 0.3 * (above + below).mean()
+        gradients = torch.autograd.grad(loss, list(discriminator.parameters()))
+        real_means.append(float(real.detach().mean()))
+        fake_means.append(float(fake.detach().mean()))
+        with torch.no_grad():
+            for parameter, gradient in zip(discriminator.parameters(), gradients, strict=True):
+                parameter -= RATE * gradient
+        fake = discriminator(generator(z_of(objective, "generator", step), None), None)
+        gradients = torch.autograd.grad(-fake.mean(), list(generator.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(generator.parameters(), gradients, strict=True):
+                parameter -= RATE * gradient
+    for name, parameter in networks.named_parameters():
+        found = state.networks.get_parameter(name)
+        torch.testing.assert_close(found, parameter, rtol=1e-6, atol=1e-7)  # the means are fp32
