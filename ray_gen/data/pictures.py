@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,11 +60,11 @@ def read_picture(
         known = format_of(file.read(HEAD_BYTES), "")
     if known == NPY:
         return _pillow_if_possible(Bands(_npy(file, frame)))
-    check_bytes(file.seek(0, io.SEEK_END))
-    file.seek(0)
-    data = file.read()
+    data = _read(file, known)
     if known == "PNG":
         check_pixels_whole(data)
+    if known == "PPM" and (values := _deep_ppm(data)) is not None:
+        return Bands(values)
     try:
         image = open_image(io.BytesIO(data), known)
     except (OSError, SyntaxError):
@@ -78,6 +79,18 @@ def read_picture(
     if _is_deep_png(image):
         return _deep_png(data, image)
     return image
+
+
+def _read(file: IO[bytes], known: str | None) -> bytes:
+    """All bytes of a file. Raises CorruptImageError for too large an image."""
+    try:
+        check_bytes(file.seek(0, io.SEEK_END))
+    except CorruptImageError:
+        file.seek(0)
+        open_image(file, known)  # its pixels may be too many, too: then they are the reason
+        raise
+    file.seek(0)
+    return file.read()
 
 
 def frames_of(file: IO[bytes], known: str | None, *, every: bool) -> int:
@@ -117,7 +130,10 @@ def lacks_codec(file: IO[bytes], *, pages: bool) -> bool:
 
 def opened_bands(image: Image) -> Bands:
     """The numbers of a decompressed image of one deep channel."""
-    return _with_key(np.asarray(image)[..., None], image)
+    values = np.asarray(image)[..., None]
+    if image.format in ("PNG", "PPM") and image.mode == "I":  # of 16 bits
+        values = values.astype(np.uint16)
+    return _with_key(values, image)
 
 
 def write_tiff(file: Any, values_HWC: NDArray[Any], *, opacity: bool) -> None:
@@ -190,6 +206,34 @@ def _deep_png(data: bytes, image: Image) -> Bands:
     if image.mode == "RGB":
         return _with_key(values, image)
     return Bands(values, alpha=True)
+
+
+def ppm_header(data: bytes) -> tuple[int, int, int, int, int] | None:
+    """Channels, width, height, largest value, and place of the values in a binary PGM or PPM file.
+    None: it is another file."""
+    between = rb"(?:\s|#[^\n]*\n)+"
+    header = re.match(between.join((rb"P([56])", rb"(\d+)", rb"(\d+)", rb"(\d+)")) + rb"\s", data)
+    if header is None:
+        return None
+    kind, width, height, most = map(int, header.groups())
+    return 3 if kind == 6 else 1, width, height, most, header.end()
+
+
+def _deep_ppm(data: bytes) -> NDArray[np.uint16] | None:
+    """A colour image of 16 bits, of which Pillow would keep 8: (H, W, C) from 0 to 65,535, as
+    Pillow reads grey ones. None: it is another image."""
+    header = ppm_header(data)
+    if header is None or header[0] == 1 or not 255 < header[3] <= 65_535:
+        return None
+    channels, width, height, most, start = header
+    check_pixels(width, height)
+    count = channels * width * height
+    if len(data) < start + 2 * count:
+        raise CorruptImageError(
+            f"it is truncated: it ends at byte {len(data):,} of {start + 2 * count:,}"
+        )
+    values = np.frombuffer(data, ">u2", count, start).reshape(height, width, channels)
+    return np.rint(values * (65_535 / most)).clip(0, 65_535).astype(np.uint16)
 
 
 def _with_key(values_HWC: NDArray[Any], image: Image) -> Bands:

@@ -23,7 +23,7 @@ from ray_gen.data.pictures import Bands, read_picture, write_tiff
 from ray_gen.data.sources.files import FolderFiles
 from ray_gen.data.told import remarks, summary
 from tests.data.faults import encoded
-from tests.data.pictures import noise, opened, write
+from tests.data.pictures import damage, noise, opened, write
 from tests.data.test_convert import converted
 
 HAS_CODECS = importlib.util.find_spec("imagecodecs") is not None
@@ -122,6 +122,40 @@ def test_a_changed_bit_of_a_png_file_gives_no_other_image(place: int, bit: int, 
     except Exception:  # a damaged file raises almost anything; `decode` tells what
         return
     np.testing.assert_array_equal(read, array_of(whole))
+
+
+# Netpbm of 16 bits.
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("P5", 1), ("P6", 3)])
+@pytest.mark.parametrize("most", [1000, 65_535])
+def test_every_bit_of_a_deep_netpbm_file_is_read(
+    kind: str, channels: int, most: int, tmp_path: Path
+) -> None:
+    values = deep_noise(9, 7, channels, most)
+    header = f"{kind}\n# by hand\n7 9\n# 16 bits\n{most}\n".encode()
+    put(tmp_path / "a" / "0.ppm", header + values.astype(">u2").tobytes())
+    for value_range in ("full", "auto"):
+        store = opened(
+            ImageFolder(path=str(tmp_path / "a")),
+            tmp_path / "cache",
+            element="uint16",
+            value_range=value_range,
+        )
+        assert store.found.types == ("uint16",)
+        np.testing.assert_array_equal(images_of(store)[0], np.rint(values / most * 65_535))
+    damage(tmp_path / "a" / "0.ppm")
+    with pytest.raises(DataError, match=r"truncated|not enough"):
+        opened(ImageFolder(path=str(tmp_path / "a")), tmp_path / "cache")
+
+
+def test_the_limit_of_pixels_that_is_named_suffices(tmp_path: Path) -> None:
+    """Large files are refused before they are read, by their bytes."""
+    write(tmp_path / "a" / "0.tif", noise(40, 40, 3))
+    source = ImageFolder(path=str(tmp_path / "a"))
+    with pytest.raises(DataError, match=r"set data\.max_pixels=1600 to read it"):
+        opened(source, tmp_path / "cache", max_pixels=100)
+    assert len(opened(source, tmp_path / "cache", max_pixels=1600).train) == 1
 
 
 # Opacity.

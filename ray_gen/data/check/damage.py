@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-import re
 from collections.abc import Callable
 
 import numpy as np
 
 from ray_gen.data import png
 from ray_gen.data.formats import HEAD_BYTES, NPY, format_of
+from ray_gen.data.pictures import ppm_header
 
 
 def place_of_damage(data: bytes, known: str | None = None) -> str | None:
@@ -116,12 +116,11 @@ def _tiff(data: bytes) -> str | None:
 
 
 def _ppm(data: bytes) -> str | None:
-    header = re.match(rb"P([56])(?:\s+|#[^\n]*\n)+(\d+)\s+(\d+)\s+(\d+)\s", data)
+    header = ppm_header(data)
     if header is None:
         return None
-    kind, width, height, most = (int(number) for number in header.groups())
-    values = width * height * (3 if kind == 6 else 1) * (2 if most > 255 else 1)
-    return _truncated(data, header.end() + values)
+    channels, width, height, most, start = header
+    return _truncated(data, start + width * height * channels * (2 if most > 255 else 1))
 
 
 def _npy(data: bytes) -> str | None:
