@@ -2,6 +2,7 @@
 
 import ray_gen
 
+print(ray_gen.check("vae-mnist5k"))        # what a run would be; nothing starts
 run = ray_gen.train("vae-mnist5k", {"training.images": 100_000}, name="digits")
 run.history()                              # numbers of its reports, a pandas DataFrame
 images = run.load().sample(64)             # float (64, C, H, W) in [0, 1]
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ray_gen.errors import Failed, Refused
     from ray_gen.evaluation.scores import Scores
     from ray_gen.experiment import Experiment, ExperimentError
-    from ray_gen.launch import train
+    from ray_gen.launch import check, train
     from ray_gen.launch.evaluate import evaluate
     from ray_gen.launch.resume import resume
     from ray_gen.launch.run import Run
@@ -41,6 +42,7 @@ __all__ = [
     "Refused",
     "Run",
     "Scores",
+    "check",
     "evaluate",
     "export",
     "load",
@@ -59,6 +61,7 @@ _HOMES = {
     "Run": "ray_gen.launch.run",
     "Mixture": "ray_gen.pipeline.mixture",
     "Pipeline": "ray_gen.pipeline",
+    "check": "ray_gen.launch",
     "load": "ray_gen.pipeline",
     "recipe": "ray_gen.recipes",
     "resume": "ray_gen.launch.resume",

@@ -21,6 +21,8 @@ _place = click.option(
 @click.option("--storage", help="Folder or URI for run folders [$RAY_GEN_STORAGE, ~/ray_gen_runs].")
 @click.option("--name", help="Name of the run. An existing run is resumed [recipe and time].")
 @click.option("--fresh", is_flag=True, help="Refuse a name that exists.")
+@click.option("--check", is_flag=True, help="Say what the run would be, and start nothing.")
+@click.option("--full", is_flag=True, help="With --check: print every field of the experiment.")
 @_place
 def train(
     recipe_or_file: str,
@@ -28,6 +30,8 @@ def train(
     storage: str | None,
     name: str | None,
     fresh: bool,
+    check: bool,
+    full: bool,
     local: bool | None,
 ) -> None:
     """Train a recipe (see `ray-gen recipes`) or an experiment file.
@@ -40,12 +44,23 @@ def train(
     training.images=1000000 data=folder:~/images. Runs on the Ray cluster of RAY_ADDRESS or of a
     running `ray start --head`. Without one, a single worker runs without Ray, and several run on a
     local Ray. Use the same --name again to resume the run.
+
+    --check reads the data and prints the networks, the steps, about how much memory a worker needs,
+    when reports, checkpoints and evaluations come, where it would train, and the experiment.
     """
     from ray_gen.cli.options import import_from_here
     from ray_gen.recipes import recipe
 
     import_from_here()
     experiment = recipe(recipe_or_file, *assignments)
+    if full and not check:
+        raise Refused("--full: belongs to --check; `ray-gen recipes NAME --full` prints a recipe")
+    if check:
+        from ray_gen.launch import check as plan
+
+        found = plan(experiment, storage=storage, name=name, fresh=fresh, show=True, local=local)
+        click.echo(found.text(full=full))
+        return
     from ray_gen.launch import train as launch
 
     run = launch(experiment, storage=storage, name=name, fresh=fresh, show=True, local=local)

@@ -208,6 +208,38 @@ def commented(experiment: Experiment) -> str:
     return "".join(_yaml(experiment, experiment.model_dump(mode="json"), "identity", ""))
 
 
+def brief_yaml(experiment: Experiment) -> str:
+    """The YAML of an experiment without the fields that have their default. It reads as the same
+    experiment."""
+    given = _without_defaults(experiment, experiment.model_dump(mode="json"))
+    return yaml.dump(
+        given,
+        Dumper=Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=100,
+    )
+
+
+def _without_defaults(value: Any, plain: Any) -> Any:
+    """value: settings, or what holds some. plain: the same as `Experiment.to_yaml` has it."""
+    if isinstance(value, Settings) and isinstance(plain, dict):
+        told = {"kind": plain["kind"]} if "kind" in plain else {}
+        for name, info in type(value).model_fields.items():
+            inner, default = getattr(value, name), info.get_default(call_default_factory=True)
+            # Data with a digest but without `rules` were read by the first rules.
+            kept = info.is_required() or inner != default or name == "rules"
+            if name in plain and kept:
+                told[name] = _without_defaults(inner, plain[name])
+        return told
+    if isinstance(value, dict) and isinstance(plain, dict):
+        return {name: _without_defaults(inner, plain[name]) for name, inner in value.items()}
+    if isinstance(value, tuple) and isinstance(plain, list):
+        return [_without_defaults(*pair) for pair in zip(value, plain, strict=True)]
+    return plain
+
+
 def _yaml(settings: Settings, plain: dict[str, Any], mark: Mark, indent: str) -> Iterator[str]:
     """The lines of some settings. plain: the same as a mapping, as in `Experiment.to_yaml`."""
     model = type(settings)

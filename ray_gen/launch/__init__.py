@@ -23,10 +23,10 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 if TYPE_CHECKING:
-    from ray_gen.launch.driver import train
+    from ray_gen.launch.driver import check, train
     from ray_gen.launch.run import Run
 
-__all__ = ["Run", "train"]
+__all__ = ["Run", "check", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,10 +7,13 @@ import shlex
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from typing import Any
 
+from ray_gen.core import Networks, Objective
+from ray_gen.data import Store
 from ray_gen.data.told import lines
 from ray_gen.distributed import World
 from ray_gen.errors import Failed, Interrupted, Refused
@@ -22,6 +25,7 @@ from ray_gen.launch import alone
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.home import check_home
 from ray_gen.launch.place import why_ray
+from ray_gen.launch.plan import Plan, plan_of
 from ray_gen.launch.progress import ProgressLine, watched
 from ray_gen.launch.run import Ended, Run
 from ray_gen.launch.signals import Interruption, what_was_saved
@@ -83,8 +87,7 @@ def train(
     experiment = as_experiment(experiment, changes).absolute()
     ray = why_ray(experiment, local)
     run = folder_of(experiment, storage, name or timed(experiment.name), on_ray=ray is not None)
-    if fresh and (run.exists(EXPERIMENT) or checkpoints(run)):
-        raise Refused(f"{run.location}: the run exists; leave out --fresh to resume it")
+    _check_fresh(run, fresh)
     try:
         result = Run(run.location, _train(experiment, run, show, ray, on_report))
     except Interrupted as interrupted:
@@ -95,6 +98,42 @@ def train(
     if show:
         _tell(result)
     return result
+
+
+def check(
+    experiment: Experiment | str | os.PathLike[str],
+    changes: Changes = (),
+    *,
+    storage: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    fresh: bool = False,
+    show: bool | None = None,
+    local: bool | None = None,
+) -> Plan:
+    """What `train` would do with the same arguments. Nothing is started, and no run is written.
+
+        print(ray_gen.check("vae-mnist5k", {"training.images": 1_000_000}))
+
+    Reads the data, and keeps the decoded images, as training does; may download the weights of
+    `evaluation.features`. Measures the memory by one small step on the CPU. show: a progress line.
+    Raises Refused if `train` would refuse it.
+    """
+    show = watched() if show is None else show
+    experiment = as_experiment(experiment, changes).absolute()
+    ray = why_ray(experiment, local)
+    named = name or timed(experiment.name)
+    run = folder_of(experiment, storage, named, on_ray=ray is not None, probe=False)
+    _check_fresh(run, fresh)
+    with ProgressLine(0, show=show) as line:
+        ready = prepared(experiment, run, line, lambda told: None)
+        check_evaluation(ready, line)
+        line.stage("measuring memory")
+        return planned(ready, run, ray, measured=True)
+
+
+def _check_fresh(run: Folder, fresh: bool) -> None:
+    if fresh and (run.exists(EXPERIMENT) or checkpoints(run)):
+        raise Refused(f"{run.location}: the run exists; leave out --fresh to resume it")
 
 
 def timed(name: str) -> str:
@@ -108,9 +147,10 @@ def folder_of(
     name: str,
     *,
     on_ray: bool = True,
+    probe: bool = True,
 ) -> Folder:
     """The folder of a run or search. Raises Refused if it cannot be written, or if a local Ray that
-    `on_ray` needs could not start."""
+    `on_ray` needs could not start. probe: whether to write a file there, and remove it again."""
     storage = os.fspath(storage) if storage else experiment.storage
     check_home(
         runs=not storage and default_storage() == DEFAULT,
@@ -120,7 +160,8 @@ def folder_of(
     parent = Folder(absolute_path(storage or default_storage()))
     check_name(name, parent)
     folder = parent / name
-    folder.check_writable()
+    if probe:
+        folder.check_writable()
     return folder
 
 
@@ -165,35 +206,19 @@ def _train(
             fit = partial(alone.fit, stack.enter_context(alone.started(line.say)))
         else:
             fit = _fit_on_ray
-        line.stage("reading data")
-        experiment = as_begun(experiment, experiment_before(run), line.say)
-        store = open_data(experiment, line.decoded)
-        for told in lines(store):
-            line.say(told)
-        experiment = resolved_by(experiment, store)
-        manifest = goes_on_from(run, experiment, line.say_once)
-        objective = build_objective(experiment)
-        build_networks(experiment, objective)  # a user's class fails here, not in a worker
-        check_loggers(experiment, run)
-        best = experiment.checkpoints.best
-        if best is not None and best.metric not in OF_SAMPLES and not len(store.held_out):
-            raise ExperimentError(
-                [
-                    "checkpoints.best: needs held-out images and there are none; set it to null, "
-                    f"or {store.to_hold_out}"
-                ]
-            )
+        ready = prepared(experiment, run, line, line.say)
+        experiment, objective, manifest = ready.experiment, ready.objective, ready.manifest
         if manifest is not None:
             ended = finished(experiment, manifest.step, manifest.settled)
             if ended is not None:
                 failure = failure_of(objective, manifest.settled, manifest.images)
                 metrics = dict(manifest.metrics)
                 return Ended(manifest.images, _before(ended), metrics, failure)
-        if ray is not None and experiment.evaluation.every_images is not None:
-            line.stage("checking the evaluation")  # before Ray starts, which takes longer
-            networks = build_networks(experiment, objective).eval()
-            during_training(experiment, objective, networks, store, World())
-            del networks
+        if ray is not None:
+            check_evaluation(ready, line)  # before Ray starts, which takes longer
+        for told in planned(ready, run, ray).lines():
+            line.say(told)
+        del ready  # networks, which would stay in memory during the run
         for file in (STOP, PROGRESS, DUE):
             run.remove(file)
         if ray is not None:
@@ -203,6 +228,72 @@ def _train(
     if "failed" in ended:
         raise Failed(f"{ended['failed']}{_saved(run)}; {ended['try']}")
     return Ended(ended["images"], ended["stop"], ended["metrics"], ended["failure"])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs before it starts."""
+
+    experiment: Experiment
+    """Resolved."""
+    store: Store
+    objective: Objective
+    networks: Networks
+    """With their initial weights."""
+    manifest: Manifest | None
+    """Of the checkpoint that the run goes on from."""
+    told: tuple[str, ...]
+    """What was read: a line, and remarks."""
+
+
+def prepared(
+    experiment: Experiment, run: Folder, line: ProgressLine, tell: Callable[[str], None]
+) -> Prepared:
+    """Reads the data, finds the newest checkpoint, and builds the networks: so a user's class fails
+    here, not in a worker. Raises Refused. tell: gets what was read."""
+    line.stage("reading data")
+    experiment = as_begun(experiment, experiment_before(run), line.say)
+    store = open_data(experiment, line.decoded)
+    told = tuple(lines(store))
+    for sentence in told:
+        tell(sentence)
+    experiment = resolved_by(experiment, store)
+    manifest = goes_on_from(run, experiment, line.say_once)
+    objective = build_objective(experiment)
+    networks = build_networks(experiment, objective)
+    check_loggers(experiment, run)
+    best = experiment.checkpoints.best
+    if best is not None and best.metric not in OF_SAMPLES and not len(store.held_out):
+        raise ExperimentError(
+            [
+                "checkpoints.best: needs held-out images and there are none; set it to null, "
+                f"or {store.to_hold_out}"
+            ]
+        )
+    return Prepared(experiment, store, objective, networks, manifest, told)
+
+
+def check_evaluation(ready: Prepared, line: ProgressLine) -> None:
+    """Raises Refused if the evaluations of a run cannot work."""
+    if ready.experiment.evaluation.every_images is not None:
+        line.stage("checking the evaluation")
+        networks = build_networks(ready.experiment, ready.objective).eval()
+        during_training(ready.experiment, ready.objective, networks, ready.store, World())
+
+
+def planned(ready: Prepared, run: Folder, ray: str | None, *, measured: bool = False) -> Plan:
+    """The plan of a run. measured: with its memory."""
+    return plan_of(
+        ready.experiment,
+        run.location,
+        ready.store,
+        ready.objective,
+        ready.networks,
+        data=ready.told,
+        from_images=None if ready.manifest is None else ready.manifest.images,
+        ray=ray,
+        measured=measured,
+    )
 
 
 def _fit_on_ray(*given: Any) -> dict[str, Any]:

@@ -193,6 +193,18 @@ def _due(step: int, batch: int, every_images: int) -> bool:
     return step * batch // every_images > (step - 1) * batch // every_images
 
 
+def count_due(steps: int, batch: int, every_images: int) -> int:
+    """In how many of the steps something is due that comes every `every_images` images, and at the
+    end."""
+    regular = min(steps, steps * batch // every_images)
+    return regular + (not _due(steps, batch, every_images))
+
+
+def first_due(batch: int, every_images: int) -> int:
+    """After how many images it is due for the first time: whole steps."""
+    return -(-every_images // batch) * batch
+
+
 def build_feed(experiment: Experiment, objective: Objective, store: Store, world: World) -> Feed:
     """The images of this rank."""
     settings = FeedSettings(

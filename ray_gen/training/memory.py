@@ -1,0 +1,149 @@
+"""About how much memory a worker's device needs, measured by one small step on the CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from ray_gen.core import Objective, Phase
+from ray_gen.distributed import World
+from ray_gen.experiment import Experiment
+from ray_gen.training.build import DTYPES
+from ray_gen.training.labels import labels_in_turn
+from ray_gen.training.meter import Meter
+from ray_gen.training.state import State
+from ray_gen.training.step import Step
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device of one worker. Of a GPU, CUDA itself takes some 0.5 GiB more."""
+
+    weights: int
+    gradients: int
+    """Of the phase with the most; twice, if workers sum them in a flat buffer."""
+    optimizers: int
+    ema: int
+    images: int
+    """The training images, if they lie on the device."""
+    activations: int
+    """Tensors that backward passes of one micro-batch need. What one operation needs for itself
+    comes on top."""
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def memory_of(
+    experiment: Experiment,
+    objective: Objective,
+    *,
+    micro_batch: int,
+    several: bool = False,
+    images: int = 0,
+) -> Memory:
+    """What a worker needs. micro_batch: images in one forward pass. several: whether there are
+    other workers. images: bytes of training images on the device.
+
+    Trains a copy with one group of images for one step in which all losses are due, and scales what
+    backward passes keep to the micro-batch. Takes as long as this step.
+    """
+    group = experiment.group_size
+    small = experiment.with_fields(
+        training__global_batch_size=group,
+        training__group_size=group,
+        training__micro_batch_size=None,
+        training__compile=False,
+        workers__count=1,
+        lineage=[],
+    )
+    world = World()
+    state = State.build(small, objective, world)
+    phases = objective.phases()
+    weights, gradients = _bytes(_tensors(state.networks)), 0
+    for phase in phases:
+        own = [p for name in phase.updates for p in state.networks[name].parameters()]
+        gradients = max(gradients, _bytes(own))
+    # Every phase, term and loss is due at this step.
+    every = [phase.every * math.lcm(1, *_every_of(phase)) for phase in phases]
+    state.step = math.lcm(*every) - 1
+    low, high = objective.image_range
+    dtype = DTYPES[small.training.precision]
+    shape = (group, *small.image_shape)
+    given = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    kept = _Kept(_tensors(state.networks))
+    step = Step(small, objective, state, world, Meter(group, world))
+    with (
+        torch.random.fork_rng(devices=[]),  # a step seeds it for users' classes
+        torch.autograd.graph.saved_tensors_hooks(kept.pack, _unpack),
+    ):
+        step(low + given * (high - low), labels_in_turn(small, torch.arange(group)))
+    return Memory(
+        weights=weights,
+        gradients=gradients * (2 if several else 1),
+        optimizers=_bytes(state.moments().values()),
+        ema=_bytes(_tensors(state.ema)),
+        images=images,
+        activations=kept.peak * micro_batch // group,
+    )
+
+
+def _every_of(phase: Phase) -> Iterator[int]:
+    for term in phase.terms:
+        yield term.every
+        yield from (weight.every for weight in term.weights.values())
+
+
+class _Kept:
+    """Counts the bytes of tensors that autograd keeps for backward passes, each storage once."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        """known: tensors that do not count."""
+        self.peak = self._now = 0
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._users: dict[int, int] = {}
+
+    def pack(self, tensor: Tensor) -> _Saved:
+        storage = tensor.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        if place in self._known:
+            return _Saved(tensor, None)
+        self._users[place] = self._users.get(place, 0) + 1
+        if self._users[place] == 1:
+            self._now += size
+            self.peak = max(self.peak, self._now)
+
+        def free() -> None:
+            self._users[place] -= 1
+            if not self._users[place]:
+                self._now -= size
+
+        return _Saved(tensor, free)
+
+
+class _Saved:
+    """A tensor that autograd keeps. It is deleted when autograd needs it no longer."""
+
+    def __init__(self, tensor: Tensor, free: Callable[[], None] | None) -> None:
+        self.tensor, self._free = tensor, free
+
+    def __del__(self) -> None:
+        if self._free is not None:
+            self._free()
+
+
+def _unpack(saved: _Saved) -> Tensor:
+    return saved.tensor
+
+
+def _tensors(networks: nn.Module) -> list[Tensor]:
+    return [*networks.parameters(), *networks.buffers()]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
