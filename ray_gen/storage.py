@@ -275,13 +275,17 @@ class Folder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file. On a local disk or object store it is written whole or not at all."""
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """As `write_text`."""
         if not self.is_local:
-            self._tried(lambda system, path: _write(system, f"{path}/{name}", text))
+            self._tried(lambda system, path: _write(system, f"{path}/{name}", data))
             return
         self.path.mkdir(parents=True, exist_ok=True)
         partial = self.path / f".{name}.partial"
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(data)
             partial.replace(self.path / name)
         except OSError:
             partial.unlink(missing_ok=True)
@@ -414,7 +418,9 @@ class Folder:
                 self.write_text(probe, text)
                 self.remove(probe)
             else:
-                self._tried(lambda system, path: _write(system, f"{path}/{probe}", text), 0.0)
+                self._tried(
+                    lambda system, path: _write(system, f"{path}/{probe}", text.encode()), 0.0
+                )
                 self._tried(lambda system, path: delete_path(system, f"{path}/{probe}"), 0.0)
         except (OSError, StorageError) as error:
             cause = error.__cause__ or error
@@ -467,10 +473,10 @@ def _leads_out(name: str) -> bool:
     return ".." in name.split("/")
 
 
-def _write(system: Any, path: str, text: str) -> None:
+def _write(system: Any, path: str, data: bytes) -> None:
     def write(path: str) -> None:
         with system.open_output_stream(path, compression=None) as stream:
-            stream.write(text.encode())
+            stream.write(data)
 
     _with_parent(system, path, write)
 

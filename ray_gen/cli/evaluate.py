@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_gen.cli.options import CHECKPOINT, check_output, import_from_here, writing
+from ray_gen.cli.options import CHECKPOINT, TRUST_CODE, check_output, import_from_here, writing
 from ray_gen.errors import Failed, Refused
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def _size(context: object, option: object, text: str | None) -> int | tuple[int,
 )
 @click.option("--weights", type=click.Choice(["ema", "raw"]), help="Weights that are evaluated.")
 @CHECKPOINT
+@TRUST_CODE
 @click.option("--seed", type=click.IntRange(min=0), help="Of samples, subsets and projections.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images in a network at once.")
 @click.option("--kid-subset-size", type=click.IntRange(min=2), help="Images in a subset of KID.")
@@ -115,6 +116,7 @@ def evaluate(
     features_weights: str | None,
     samples: int | None,
     checkpoint: str,
+    trust_code: bool,
     output: Path | None,
     **given: Any,
 ) -> None:
@@ -132,7 +134,7 @@ def evaluate(
 
     arguments = {name: value for name, value in given.items() if value is not None}
     arguments |= {"generated": generated, "reference": reference}
-    arguments |= {"checkpoint": checkpoint} if runs else {}
+    arguments |= {"checkpoint": checkpoint, "trust_code": trust_code} if runs else {}
     if metrics is not None:
         arguments["metrics"] = [name.strip() for name in metrics.split(",")]
     if samples is not None:

@@ -14,7 +14,9 @@ from ray_gen.cli import options
     "--formats",
     help="Some of safetensors,torch,onnx [all; onnx only if ray_gen[export] is installed].",
 )
-def export(run: str, folder: str, weights: str, checkpoint: str, formats: str | None) -> None:
+def export(
+    run: str, folder: str, weights: str, checkpoint: str, trust_code: bool, formats: str | None
+) -> None:
     """Write a trained model into a new folder DIR, for others to use.
 
     \b
@@ -33,7 +35,12 @@ def export(run: str, folder: str, weights: str, checkpoint: str, formats: str | 
     chosen = None if formats is None else [name.strip() for name in formats.split(",")]
     raw = weights == "raw"
     written = write(
-        run, folder, weights="raw" if raw else "ema", checkpoint=checkpoint, formats=chosen
+        run,
+        folder,
+        weights="raw" if raw else "ema",
+        checkpoint=checkpoint,
+        formats=chosen,
+        trust_code=trust_code,
     )
     click.echo(written.source, err=True)
     for file in written.files:

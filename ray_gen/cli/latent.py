@@ -36,6 +36,7 @@ def interpolate(
     run: str,
     weights: str,
     checkpoint: str,
+    trust_code: bool,
     zoom: int | None,
     seed: int,
     labels: str | None,
@@ -75,7 +76,7 @@ def interpolate(
             f"--from, --to, --rows: {len(starts)} first and {len(ends)} last samples for {rows} "
             "rows; give the same number of both"
         )
-    pipeline = options.opened(run, weights, checkpoint)
+    pipeline = options.opened(run, weights, checkpoint, trust_code)
     samples = options.samples(pipeline, seed, labels, truncation, conditions)
     a, b = samples.chosen(starts), samples.chosen(ends)
     images = pipeline.interpolate(a.z, b.z, steps, a.labels, not straight, a.conditions)
@@ -114,6 +115,7 @@ def arithmetic(
     run: str,
     weights: str,
     checkpoint: str,
+    trust_code: bool,
     zoom: int | None,
     seed: int,
     labels: str | None,
@@ -146,7 +148,7 @@ def arithmetic(
         (sign, options.names_of(text, "--plus" if sign == "+" else "--minus"))
         for sign, text in written
     ]
-    pipeline = options.opened(run, weights, checkpoint)
+    pipeline = options.opened(run, weights, checkpoint, trust_code)
     samples = options.samples(pipeline, seed, labels, truncation, conditions)
     groups = [(sign, samples.chosen(names)) for sign, names in named]
     label = _shared_class([label for _, group in groups for label in group.labels or ()])
@@ -223,6 +225,7 @@ def traverse(
     run: str,
     weights: str,
     checkpoint: str,
+    trust_code: bool,
     zoom: int | None,
     seed: int,
     labels: str | None,
@@ -248,7 +251,7 @@ def traverse(
     names = [] if base is None else options.names_of(base, "--base")
     if base is not None and len(names) != 1:
         raise Refused(f"--base: {base} names {len(names)} images; name one")
-    pipeline = options.opened(run, weights, checkpoint)
+    pipeline = options.opened(run, weights, checkpoint, trust_code)
     samples = options.samples(pipeline, seed, labels, truncation, conditions)
     if rows is None:
         size = math.prod(pipeline.latent_shapes[pipeline.moved(latent_name)])

@@ -40,8 +40,15 @@ CHECKPOINT = click.option(
 )
 
 
+TRUST_CODE = click.option(
+    "--trust-code",
+    is_flag=True,
+    help="Run the source files of own classes that RUN holds; first says which.",
+)
+
+
 def of_a_run(command: Command) -> Command:
-    """RUN, --weights and --checkpoint."""
+    """RUN, --weights, --checkpoint and --trust-code."""
     weights = click.option(
         "--weights",
         type=click.Choice(["ema", "raw"]),
@@ -49,7 +56,7 @@ def of_a_run(command: Command) -> Command:
         show_default=True,
         help="ema: the average of the weights. raw: the last weights.",
     )
-    return click.argument("run")(weights(CHECKPOINT(command)))
+    return click.argument("run")(weights(CHECKPOINT(TRUST_CODE(command))))
 
 
 def of_samples(command: Command) -> Command:
@@ -147,14 +154,20 @@ def import_from_here(*runs: str) -> None:
 
 
 def opened(
-    run: str, weights: str, checkpoint: str, used: Literal["ema", "raw"] | None = None
+    run: str,
+    weights: str,
+    checkpoint: str,
+    trust_code: bool,
+    *,
+    used: Literal["ema", "raw"] | None = None,
 ) -> Pipeline:
     """The pipeline for the run of a command line. Says on stderr what it has loaded. used: the
     weights that the command uses, if they are not these."""
     import_from_here(run)
     from ray_gen.pipeline import load
 
-    pipeline = load(run, weights="raw" if weights == "raw" else "ema", checkpoint=checkpoint)
+    taken = "raw" if weights == "raw" else "ema"
+    pipeline = load(run, weights=taken, checkpoint=checkpoint, trust_code=trust_code)
     facts = replace(pipeline.facts, weights=used or pipeline.facts.weights)
     click.echo(f"{pipeline.name}: {facts}", err=True)
     return pipeline

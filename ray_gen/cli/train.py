@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from ray_gen.cli.options import TRUST_CODE
 from ray_gen.errors import Refused
 
 _place = click.option(
@@ -70,8 +71,9 @@ def train(
 @click.command()
 @click.argument("run")
 @click.argument("assignments", nargs=-1, metavar="[PATH=VALUE]...")
+@TRUST_CODE
 @_place
-def resume(run: str, assignments: tuple[str, ...], local: bool | None) -> None:
+def resume(run: str, assignments: tuple[str, ...], trust_code: bool, local: bool | None) -> None:
     """Go on with a run from its newest checkpoint, by its own experiment.
 
     \b
@@ -86,7 +88,8 @@ def resume(run: str, assignments: tuple[str, ...], local: bool | None) -> None:
     from ray_gen.launch.resume import resume as launch
 
     import_from_here(run)
-    sys.exit(launch(run, assignments, show=True, local=local).exit_code)
+    ended = launch(run, assignments, show=True, local=local, trust_code=trust_code)
+    sys.exit(ended.exit_code)
 
 
 @click.command()

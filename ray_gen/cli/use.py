@@ -46,6 +46,7 @@ def sample(
     run: str,
     weights: str,
     checkpoint: str,
+    trust_code: bool,
     zoom: int | None,
     seed: int,
     labels: str | None,
@@ -74,7 +75,7 @@ def sample(
         if prior is not None:
             raise Refused("--mixture: is the earlier name of --prior; leave it out")
         click.echo("--mixture: is now called --prior, as in Python; use that name", err=True)
-    pipeline = options.opened(run, weights, checkpoint)
+    pipeline = options.opened(run, weights, checkpoint, trust_code)
     from ray_gen.pipeline.mixture import Mixture
     from ray_gen.runs import pictures
     from ray_gen.runs.captions import SHOWN, count_shown
@@ -114,6 +115,7 @@ def reconstruct(
     run: str,
     weights: str,
     checkpoint: str,
+    trust_code: bool,
     zoom: int | None,
     images: tuple[Path, ...],
     data: bool,
@@ -133,7 +135,7 @@ def reconstruct(
     training. --data needs the data set.
     """
     options.check_output(output, ".png", ".npz")
-    pipeline = options.opened(run, weights, checkpoint)
+    pipeline = options.opened(run, weights, checkpoint, trust_code)
     parts = _parts(pipeline, images, "held_out" if data else None, labels, conditions, count)
     from ray_gen.runs import pictures
 
@@ -156,6 +158,7 @@ def reconstruct(
 @click.command()
 @click.argument("run")
 @options.CHECKPOINT
+@options.TRUST_CODE
 @_IMAGES
 @_LABELS
 @options.CONDITION
@@ -167,6 +170,7 @@ def reconstruct(
 def discriminate(
     run: str,
     checkpoint: str,
+    trust_code: bool,
     images: tuple[Path, ...],
     labels: str | None,
     conditions: tuple[str, ...],
@@ -185,7 +189,7 @@ def discriminate(
         options.check_output(output, ".csv", folder=False)
     if not images:
         raise Refused("IMAGES: name image files or folders of them")
-    pipeline = options.opened(run, "ema", checkpoint, used="raw")
+    pipeline = options.opened(run, "ema", checkpoint, trust_code, used="raw")
     pipeline.discriminator()  # refuses before it reads any image
     from ray_gen.pipeline.files import from_files, image_files
 
@@ -222,6 +226,7 @@ def mixture(
     run: str,
     weights: str,
     checkpoint: str,
+    trust_code: bool,
     images: tuple[Path, ...],
     data: bool,
     components: int,
@@ -240,7 +245,7 @@ def mixture(
     autoencoder needs it for samples. Needs scikit-learn.
     """
     options.check_output(output, ".safetensors", folder=False)
-    pipeline = options.opened(run, weights, checkpoint)
+    pipeline = options.opened(run, weights, checkpoint, trust_code)
     pipeline.check_mixture()  # refuses before it reads any image
     parts = _parts(pipeline, images, "train" if data else None, labels, conditions, None)
     from ray_gen.pipeline.mixture import Mixture

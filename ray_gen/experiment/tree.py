@@ -39,6 +39,9 @@ from ray_gen.settings import (
 
 AUTO_GROUP_SIZE = 16
 
+SourceFile = Annotated[str, Field(pattern=r"^([^\W\d]\w*/)*[^\W\d]\w*\.py$"), Told("path")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$"), Told("SHA-256")]
+
 
 class Change(Settings):
     """New values of some fields from a number of images on."""
@@ -75,6 +78,9 @@ class Tree(Settings):
     [tensorboard, csv, wandb, mlflow]. The first worker calls the loggers."""
     storage: Location | None = free(None)
     """Folder or URI that holds the run folder. None: $RAY_GEN_STORAGE, else ~/ray_gen_runs."""
+    code: dict[SourceFile, Digest] = free({})
+    """SHA-256 of each source file of your own classes (kind: custom). Training fills it in, and the
+    run folder holds the files in `code/`."""
     lineage: tuple[Change, ...] = ()
     """Changes during the run, in the order of images. Population based training records them here;
     a new training of the experiment repeats them."""

@@ -42,6 +42,7 @@ from ray_gen.runs.reports import OnReport
 from ray_gen.runs.writer import PROGRESS, STOP
 from ray_gen.storage import DEFAULT, Folder, StorageError, default_storage
 from ray_gen.training.build import build_networks, build_objective
+from ray_gen.training.code import changed, check_importable, collected, with_code
 from ray_gen.training.loop import ALL_SEEN, failure_of, finished
 from ray_gen.training.sources import as_begun, open_data, resolved_by
 
@@ -252,15 +253,23 @@ def prepared(
     """Reads the data, finds the newest checkpoint, and builds the networks: so a user's class fails
     here, not in a worker. Raises Refused. tell: gets what was read."""
     line.stage("reading data")
-    experiment = as_begun(experiment, experiment_before(run), line.say)
+    before = experiment_before(run)
+    experiment = as_begun(experiment, before, line.say)
     store = open_data(experiment, line.decoded)
     told = tuple(lines(store))
     for sentence in told:
         tell(sentence)
     experiment = resolved_by(experiment, store)
     manifest = goes_on_from(run, experiment, line.say_once)
+    if before is not None:
+        check_importable(run, before)
     objective = build_objective(experiment)
     networks = build_networks(experiment, objective)
+    sources = collected(experiment)
+    differs = None if before is None else changed(run, before, sources)
+    if differs is not None:
+        line.say(differs)
+    experiment = with_code(experiment, sources)
     check_loggers(experiment, run)
     best = experiment.checkpoints.best
     if best is not None and best.metric not in OF_SAMPLES and not len(store.held_out):

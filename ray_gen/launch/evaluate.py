@@ -11,6 +11,7 @@ from ray_gen.distributed import World
 from ray_gen.evaluation.progress import Progress, silent
 from ray_gen.evaluation.request import Request, measure
 from ray_gen.evaluation.scores import Scores
+from ray_gen.pipeline.loading import trust
 from ray_gen.runs.checkpoints import NEWEST, Choice
 
 
@@ -25,6 +26,7 @@ def evaluate(
     channels: int | None = None,
     on_corrupt: str | None = None,
     checkpoint: Choice = NEWEST,
+    trust_code: bool = False,
     workers: int = 1,
     progress: Progress = silent,
     **settings: Any,
@@ -32,8 +34,9 @@ def evaluate(
     """The scores of a run folder, a checkpoint, an exported model or pictures, with protocols.
 
     run: path, URI or name of a run, a checkpoint or an exported model. checkpoint: of a run,
-    "newest", "best" or a number of images. generated: instead of a
-    run, a folder of pictures (or `parquet:…`). reference: real images in the form of an
+    "newest", "best" or a number of images. trust_code: run the source files of own classes that the
+    run holds, and first say on stderr which. generated: instead of a run, a folder of pictures (or
+    `parquet:…`). reference: real images in the form of an
     experiment's `data`, e.g. "folder:~/photos" or "mnist5k". None: the data that the run was
     trained on. data: where the data of the run lie now, if they have moved; they must be the same
     images. split: "train" or "held_out", of the reference. None: `evaluation.reference` of the
@@ -44,6 +47,8 @@ def evaluate(
     the first worker. settings: fields of `evaluation` that replace the run's own, e.g.
     metrics=["fid"], count=10_000. Raises Refused or Failed.
     """
+    if trust_code and run is not None:
+        trust(run, checkpoint)
     request = Request.of(
         run,
         generated=generated,

@@ -19,6 +19,7 @@ from ray_gen.runs.evaluations import EVALUATIONS, evaluation_file
 from ray_gen.runs.loggers.tensorboard import write_scalars
 from ray_gen.runs.manifest import EXPERIMENT
 from ray_gen.storage import Folder
+from ray_gen.training.code import take
 
 
 def evaluate_checkpoint(checkpoint: Checkpoint, **config: Any) -> dict[str, Any]:
@@ -29,6 +30,7 @@ def evaluate_checkpoint(checkpoint: Checkpoint, **config: Any) -> dict[str, Any]
     until the evaluation has ended.
     """
     sys.path += [path for path in config["python_path"] if path not in sys.path]
+    take(config["trusted"])
     use_cores(1)
     run = Folder(config["run"])
     settings = Evaluation.model_validate({**config["settings"], "weights": "ema"})

@@ -25,6 +25,7 @@ from ray_gen.evaluation.scores import Scores
 from ray_gen.launch.cluster import check_seen, connected, equal_share, when_there
 from ray_gen.launch.failures import EndOnError, in_words
 from ray_gen.storage import Folder
+from ray_gen.training.code import carried, take
 
 POLL_SECONDS = 0.5
 """Time between two reads of the workers' progress."""
@@ -52,6 +53,7 @@ def evaluate_on_workers(request: Request, workers: int, progress: Progress) -> S
                 "request": request.to_json(),
                 "threads": cpus,
                 "python_path": [path for path in sys.path if path],
+                "trusted": carried(),
                 "board": board,
             },
             scaling_config=ScalingConfig(
@@ -142,6 +144,7 @@ def _told_to(board: Any) -> Progress:
 def evaluate_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Runs on every worker. All return the same scores."""
     sys.path += [path for path in config["python_path"] if path not in sys.path]
+    take(config["trusted"])
     use_cores(config["threads"])
     world = World.joined(ray.train.torch.get_device())
     progress = _told_to(config["board"]) if world.rank == 0 else silent

@@ -51,6 +51,7 @@ from ray_gen.runs.checkpoints import AWAITED, checkpoint_name, prune
 from ray_gen.runs.loggers import log_late_scores
 from ray_gen.runs.manifest import EXPERIMENT
 from ray_gen.storage import Folder, encoded
+from ray_gen.training.code import carried
 from ray_gen.training.loop import Report
 
 CONTROLLER_RESTARTS = 3
@@ -214,6 +215,7 @@ def _beside(experiment: Experiment, run: Folder, share: Share) -> ValidationConf
         "run": run.location,
         "settings": experiment.evaluation.model_dump(mode="json"),
         "python_path": [path for path in sys.path if path],
+        "trusted": carried(),
     }
     return ValidationConfig(
         fn=evaluate_checkpoint,

@@ -16,6 +16,7 @@ from ray_gen.experiment.tree import Change
 from ray_gen.launch.claim import Claim
 from ray_gen.launch.progress import watched
 from ray_gen.launch.run import Run, existing
+from ray_gen.pipeline.loading import trust
 from ray_gen.runs.checkpoints import checkpoint_name, checkpoints, commit
 from ray_gen.runs.manifest import EXPERIMENT, CheckpointError, Manifest
 from ray_gen.runs.reports import OnReport
@@ -32,6 +33,7 @@ def resume(
     show: bool | None = None,
     local: bool | None = None,
     on_report: OnReport | None = None,
+    trust_code: bool = False,
 ) -> Run:
     """Go on with a run from its newest whole checkpoint, by its own experiment, and return it.
 
@@ -40,7 +42,9 @@ def resume(
     run: its path, its URI, or its name in the storage. changes: new values of fields, in the forms
     that `ray_gen.train` takes: of `free` fields (the line above trains longer), and of
     `live` fields, which change at the images of the checkpoint and are recorded in `lineage`.
-    show, local, on_report: as for `ray_gen.train`.
+    show, local, on_report: as for `ray_gen.train`. trust_code: train with the source files of own
+    classes that the run holds, and first say on stderr which; without it, with those that an import
+    finds.
 
     Raises Refused if the run cannot go on, or if another field would change; Failed if it did not
     end well.
@@ -50,6 +54,8 @@ def resume(
     show = watched() if show is None else show
     folder = _folder_of(run)
     before = _experiment_of(folder)
+    if trust_code:
+        trust(folder.location)
     given = before.model_dump(mode="json")
     paths = apply_changes(given, changes, Experiment)
     experiment = Experiment.of(given)

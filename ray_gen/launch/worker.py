@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import shutil
 import sys
 import traceback
@@ -36,6 +37,8 @@ from ray_gen.runs.manifest import CheckpointError
 from ray_gen.runs.writer import RunWriter, write_environment
 from ray_gen.storage import INTACT, Folder, StorageError
 from ray_gen.training.build import build_objective
+from ray_gen.training.code import carried, collected, take, with_code
+from ray_gen.training.code import store as store_code
 from ray_gen.training.loop import Control, Report, failure_of, finished, train
 from ray_gen.training.meter import NonFiniteError
 from ray_gen.training.sources import open_data
@@ -54,6 +57,8 @@ class Work:
     """CPU cores of the worker."""
     python_path: list[str] = field(default_factory=lambda: [path for path in sys.path if path])
     """Folders in which users' own classes may lie."""
+    trusted: list[list[str]] = field(default_factory=carried)
+    """Sources of users' own classes that the driver trusts: see `training.code`."""
     compared: list[str] = field(default_factory=list)
     """Fields by which TensorBoard compares this run with others. If empty: all fields."""
 
@@ -72,6 +77,7 @@ def trained(
     """
     run = Folder(work.run)
     prepare(work.python_path, work.threads)
+    take(work.trusted)
     experiment = Experiment.from_yaml(work.experiment)
     ended: dict[str, Any] | None = None
     try:
@@ -164,6 +170,8 @@ def reports(
     world = World.joined(device)
     store = open_data(experiment)
     objective = build_objective(experiment)
+    sources = collected(experiment)
+    experiment = with_code(experiment, sources)
     state = State.build(experiment, objective, world)
     passed_over = restore(state, run, world)
     check_agreement(experiment, state, store, world)
@@ -171,6 +179,7 @@ def reports(
     if world.rank == 0:
         writer = RunWriter(run, experiment, objective, store, state, compared, passed_over)
         write_environment(run, world, _images(experiment, state))
+        store_code(run, sources)
     try:
         yield from _written(experiment, objective, state, store, world, writer, notice)
     finally:
@@ -315,11 +324,14 @@ def _restored(state: State, found: Sequence[Folder]) -> tuple[Folder | None, lis
 
 
 def check_agreement(experiment: Experiment, state: State, store: Store, world: World) -> None:
-    """Raises Failed if ranks have different checkpoints or data. With different checkpoints they
-    would wait for each other for ever. With other data they would train another run. Collective:
-    every rank."""
+    """Raises Failed if ranks have different checkpoints, data or sources of own classes. With
+    different checkpoints they would wait for each other for ever. With other data or classes they
+    would train another run. Collective: every rank."""
     other_data = int(store.digest != experiment.data.digest)
-    latest, minus_earliest, other_data = world.maxima([state.step, -state.step, other_data])
+    code = int(hashlib.sha256(repr(sorted(experiment.code.items())).encode()).hexdigest()[:8], 16)
+    latest, minus_earliest, other_data, most, minus_least = world.maxima(
+        [state.step, -state.step, other_data, code, -code]
+    )
     if latest != -minus_earliest:
         raise Failed(
             "the workers do not see the same checkpoint: the storage differs between nodes; use "
@@ -330,6 +342,11 @@ def check_agreement(experiment: Experiment, state: State, store: Store, world: W
             "data: a worker's images differ from the driver's: a file was added or removed since "
             "the start, or nodes have different files or versions of Pillow; use files that do not "
             "change and that all nodes share"
+        )
+    if most != -minus_least:
+        raise Failed(
+            f"the workers import different versions of {', '.join(experiment.code)}: copies differ "
+            "between nodes, or a file was changed since the start; give all nodes the same files"
         )
 
 

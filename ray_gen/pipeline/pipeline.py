@@ -70,12 +70,22 @@ def load(
     weights: Weights = "ema",
     device: str | torch.device | None = None,
     checkpoint: Choice = NEWEST,
+    trust_code: bool = False,
 ) -> Pipeline:
     """A pipeline from a run, one of its checkpoints, or a folder of `export`.
 
     run: a path, a URI, or the name of a run in the storage ($RAY_GEN_STORAGE, else
     ~/ray_gen_runs). device None: a GPU if there is one. checkpoint: "newest", "best", or a number
-    of images; `str(pipeline.facts)` says what was taken. Raises Refused or its subclass
-    CheckpointError; a damaged checkpoint is refused, and the message names the others.
+    of images; `str(pipeline.facts)` says what was taken. trust_code: run the source files of own
+    classes (`kind: custom`) that the folder holds, and first say on stderr which; without it, these
+    classes are imported as any other module, and nothing in the folder runs. Raises Refused or its
+    subclass CheckpointError; a damaged checkpoint is refused, and the message names the others.
     """
-    return load_as(Pipeline, run, weights=weights, device=device, checkpoint=checkpoint)
+    return load_as(
+        Pipeline,
+        run,
+        weights=weights,
+        device=device,
+        checkpoint=checkpoint,
+        trust_code=trust_code,
+    )

@@ -25,10 +25,17 @@ from torch import nn
 from ray_gen.core import Networks, Objective
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
-from ray_gen.experiment.networks import CustomNetwork
-from ray_gen.experiment.objectives import CustomObjective
 from ray_gen.runs.manifest import CheckpointError
+from ray_gen.storage import Folder
 from ray_gen.training.build import build_networks, build_objective, distrust
+from ray_gen.training.code import (
+    Source,
+    check_importable,
+    collected,
+    held,
+    store,
+    with_code,
+)
 from ray_gen.version import __version__
 
 FORMAT = 1
@@ -85,6 +92,8 @@ class Facts:
     """Name of its run. None if unknown."""
     source: str | None = None
     """What it was loaded from, in a few words. None: from no file."""
+    code: tuple[Source, ...] = field(default=(), repr=False)
+    """The source files of its own classes. Empty if its folder does not hold them."""
 
     def __str__(self) -> str:
         images = "" if self.images is None else f" of {self.images:,} images"
@@ -113,17 +122,14 @@ def published(experiment: Experiment) -> Experiment:
     return experiment.with_fields(storage=None, evaluation={}, data=data)
 
 
-def custom_targets(experiment: Experiment) -> list[str]:
-    """The "module:Name" of each class that is not ray_gen's. Building the model imports them."""
-    parts = (experiment.objective, *experiment.networks.values())
-    targets = [part.target for part in parts if isinstance(part, (CustomObjective, CustomNetwork))]
-    return list(dict.fromkeys(targets))
-
-
 def write_pretrained(
     folder: Path, experiment: Experiment, objective: Objective, networks: Networks, facts: Facts
 ) -> None:
-    """Write both files into an existing folder, with the networks of `objective.sampled_from`."""
+    """Write both files into an existing folder, with the networks of `objective.sampled_from`, and
+    the source files of the model's own classes."""
+    sources = facts.code or collected(experiment)
+    experiment = with_code(experiment, sources)
+    store(Folder(str(folder)), sources)
     tensors = {
         key: tensor.detach().cpu().contiguous()
         for key, tensor in _sampled(objective, networks).state_dict().items()
@@ -179,6 +185,7 @@ def read_config(folder: Path) -> tuple[Experiment, Facts]:
         about.get("metrics") or {},
         about.get("name") or experiment.name,  # exports of 0.1 have no name of their run
         "exported model",
+        held(Folder(str(folder)), experiment),
     )
     return experiment, facts
 
@@ -200,6 +207,8 @@ def read_pretrained(
             f"{folder}: holds averaged weights (EMA) and no raw ones; use the run itself, or "
             "export it with --weights raw"
         )
+    programs = [file.name for file in sorted(folder.glob("*.pt2")) + sorted(folder.glob("*.onnx"))]
+    check_importable(Folder(str(folder)), experiment, programs)
     objective = build_objective(experiment)
     networks = build_networks(experiment, objective, objective.sampled_from)
     path = folder / MODEL

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from ray_gen.experiment.objectives import CustomObjective
 from ray_gen.networks.batch_norm import with_group_batch_norm
 from ray_gen.noise import seed_of
 from ray_gen.training import v0_1
+from ray_gen.training.code import is_trusted, specs_to
 from ray_gen.training.optimizers import PhaseOptimizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
@@ -37,24 +37,20 @@ def distrust(folder: Path) -> None:
 
 
 def _check_is_in_no_run(module: str, field: str) -> None:
-    """Raises ExperimentError if a module lies in a run folder. Looks for the module as an import
-    would, but imports nothing, not even its package."""
-    name, within = "", None
-    for part in module.split("."):
-        name = f"{name}.{part}" if name else part
-        specs = (finder.find_spec(name, within) for finder in sys.meta_path)
-        spec = next((spec for spec in specs if spec is not None), None)
-        if spec is None:
-            return  # the import then gives the better message
+    """Raises ExperimentError if a module lies in a run folder, and is not trusted. Looks for the
+    module as an import would, but imports nothing, not even its package."""
+    for spec in specs_to(module):
         within = spec.submodule_search_locations
         places = [*([spec.origin] if spec.has_location and spec.origin else []), *(within or ())]
+        if is_trusted(spec):
+            continue
         for place in (Path(place).resolve() for place in places):
             if any(place.is_relative_to(run) for run in _runs):
                 raise ExperimentError(
                     [
                         f"{field}: {module} lies in a run folder ({place}), and ray_gen runs no "
-                        "code from run folders; if you trust the module, move it out and put it on "
-                        "PYTHONPATH"
+                        "code from run folders; if you trust the module, give --trust-code (in "
+                        "Python trust_code=True), or move it out and put it on PYTHONPATH"
                     ]
                 )
 

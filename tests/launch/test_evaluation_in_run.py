@@ -135,7 +135,7 @@ def test_a_checkpoint_that_an_evaluation_awaits_is_not_pruned(tmp_path: Path) ->
     assert [found.name for found in checkpoints(run)] == [checkpoint_name(n) for n in (96, 72, 24)]
     settings = {"every_images": 24, "metrics": ["sliced_wasserstein"], "count": 10}
     metrics = evaluate_checkpoint(
-        Checkpoint(str(first)), run=run.location, settings=settings, python_path=[]
+        Checkpoint(str(first)), run=run.location, settings=settings, python_path=[], trusted=[]
     )
     assert "evaluation/sliced_wasserstein" in metrics
     prune(run, 2)
@@ -156,6 +156,7 @@ def test_an_evaluation_that_fails_or_is_lost_is_told_of_and_awaited_no_longer(
         run=run.location,
         settings={},
         python_path=[],
+        trusted=[],
     )
     assert not found
     failed, lost = failures_beside(run)

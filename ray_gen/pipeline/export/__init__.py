@@ -27,13 +27,13 @@ from ray_gen.pipeline.pretrained import (
     MODEL,
     Weights,
     checked_weights,
-    custom_targets,
     read_config,
     read_pretrained,
     write_pretrained,
 )
 from ray_gen.runs.checkpoints import NEWEST, Choice
 from ray_gen.runs.manifest import CheckpointError
+from ray_gen.training.code import CODE, custom_targets
 
 __all__ = ["FORMATS", "Exported", "export", "from_pretrained", "push_to_hub", "save_pretrained"]
 
@@ -63,13 +63,15 @@ def export(
     weights: Weights = "ema",
     checkpoint: Choice = NEWEST,
     formats: Sequence[str] | None = None,
+    trust_code: bool = False,
 ) -> Exported:
     """Write a trained model into a new or empty folder, whole or not at all.
 
     run: a run (its path, URI or name), a checkpoint, an exported folder or a pipeline. weights,
     checkpoint: only for a run, as in `ray_gen.load`; a pipeline has its weights already. formats:
     some of "safetensors" (`model.safetensors` and `config.json`), "torch" (.pt2) and "onnx"; None:
-    all three, ONNX only if it is installed. A README.md is always written too.
+    all three, ONNX only if it is installed. A README.md is always written too. The source files of
+    own classes (`kind: custom`) lie in `code/`. trust_code: as in `ray_gen.load`.
 
     Every file is read back and compared with the model. Raises Refused if the folder is not empty,
     Failed if a file differs by more than `programs.TOLERANCE`.
@@ -77,7 +79,7 @@ def export(
     weights = checked_weights(weights)
     chosen, notes = _chosen(formats)
     target = _target(folder)
-    pipeline = _opened(run, weights, checkpoint)
+    pipeline = _opened(run, weights, checkpoint, trust_code)
     facts = replace(pipeline.facts, name=pipeline.name)
     experiment, objective, networks = pipeline.experiment, pipeline.objective, pipeline.networks
     made, missing = programs.programs_of(pipeline)
@@ -88,6 +90,9 @@ def export(
             difference = _reread(work, made)
             files.append(_file(work / CONFIG, "the experiment"))
             files.append(_file(work / MODEL, "the networks", difference))
+            for file in sorted((work / CODE).rglob("*.py")):
+                named = file.relative_to(work).as_posix()
+                files.append(ExportedFile(named, file.stat().st_size, "source of its own classes"))
         kinds = [kind for kind in _WRITERS if kind in chosen]
         notes += missing if kinds else []
         for program in made if kinds else ():
@@ -233,11 +238,15 @@ def _target(folder: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _opened(run: str | os.PathLike[str] | Model, weights: Weights, checkpoint: Choice) -> Model:
+def _opened(
+    run: str | os.PathLike[str] | Model, weights: Weights, checkpoint: Choice, trust_code: bool
+) -> Model:
     """The model to export."""
     if isinstance(run, Model):
         return run
-    return load_as(Model, run, weights=weights, device="cpu", checkpoint=checkpoint)
+    return load_as(
+        Model, run, weights=weights, device="cpu", checkpoint=checkpoint, trust_code=trust_code
+    )
 
 
 def _reread(folder: Path, made: Sequence[programs.ModelProgram]) -> float | None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from ray_gen.core import Objective
 from ray_gen.experiment import Experiment
 from ray_gen.experiment.data import Condition
-from ray_gen.pipeline.pretrained import Facts, custom_targets, finite_metrics, published
+from ray_gen.pipeline.pretrained import Facts, finite_metrics, published
 from ray_gen.pixels import channels_in_words
+from ray_gen.training.code import custom_targets
 from ray_gen.version import __version__
 
 CARD = "README.md"
@@ -99,8 +100,9 @@ def _use(experiment: Experiment, objective: Objective, files: Sequence[ExportedF
     if targets:
         parts.append(
             f"Its classes are not part of ray_gen: {', '.join(f'`{name}`' for name in targets)}. "
-            "They must be installed; loading the model imports them. A model from a repository "
-            "needs `Pipeline.from_pretrained(..., custom_classes=True)`."
+            "They must be importable; loading the model imports them. A model from a repository "
+            "needs `Pipeline.from_pretrained(..., custom_classes=True)`. If `code/` holds their "
+            "source, `ray_gen.load(FOLDER, trust_code=True)` runs it: read it first."
         )
     for name, z in objective.latents.items() if objective.has_prior else ():
         drawn = "N(0, 1)" if z.distribution == "normal" else f"U[{z.low:g}, {z.high:g})"
