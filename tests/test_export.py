@@ -162,7 +162,10 @@ def test_every_program_gives_what_the_run_gives_at_any_batch_size(
         torch.testing.assert_close(both, expected, atol=1e-5, rtol=0.0)
     assert (written.path / "encoder.onnx").exists() == ("encoder" in networks)
     differences = [file.difference for file in written.files if file.difference is not None]
-    assert len(differences) == len(written.files) - 2  # config.json and README.md are not run
+    sources = [file for file in written.files if file.name.endswith(".py")]
+    assert bool(sources) == (model == "custom")
+    # config.json, README.md and sources are not run.
+    assert len(differences) == len(written.files) - 2 - len(sources)
     assert max(differences) < 1e-6
     assert written.notes == ()
 
@@ -173,7 +176,8 @@ def test_an_exported_folder_is_the_run_bit_for_bit(model: str, run_of, tmp_path:
     for weights in ("ema", "raw"):
         folder = tmp_path / weights
         export(run_of(this), folder, weights=weights, formats=["safetensors"])
-        assert names(folder) == ["README.md", "config.json", "model.safetensors"]
+        code = ["code"] if model == "custom" else []
+        assert names(folder) == sorted(["README.md", "config.json", "model.safetensors", *code])
         pipeline, expected = (
             Pipeline.from_pretrained(folder),
             ray_gen.load(run_of(this), weights=weights),
@@ -350,7 +354,7 @@ def test_a_network_that_cannot_be_traced_is_said_and_its_weights_are_exported_al
         export(this, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     written = export(this, tmp_path / "out", formats=["safetensors"])
-    assert len(written.files) == 3
+    assert len([file for file in written.files if not file.name.endswith(".py")]) == 3
     text = (written.path / "README.md").read_text()
     assert "`tests.test_export:Branches`" in text
     assert "custom_classes=True" in text
