@@ -171,11 +171,14 @@ class Run:
         weights: Weights = "ema",
         device: str | torch.device | None = None,
         checkpoint: Choice = NEWEST,
+        trust_code: bool = False,
     ) -> Pipeline:
         """Its model: see `ray_gen.load`."""
         from ray_gen.pipeline import load
 
-        return load(self, weights=weights, device=device, checkpoint=checkpoint)
+        return load(
+            self, weights=weights, device=device, checkpoint=checkpoint, trust_code=trust_code
+        )
 
     def _listed(self) -> Listed:
         """How far it is, as `ray-gen runs` says it. Raises Refused if the folder is damaged."""
