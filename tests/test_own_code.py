@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -296,7 +296,7 @@ def test_workers_with_different_sources_are_refused(store_8) -> None:
     class Two(World):
         """A group of two, in which the other rank has another number where there is a choice."""
 
-        def maxima(self, values: list[int]) -> list[int]:
+        def maxima(self, values: Sequence[int]) -> list[int]:
             return [*values[:3], values[3] + 1, values[4]]
 
     this = own("torch.nn:Linear").with_fields(data__digest=store_8.digest)
