@@ -182,12 +182,13 @@ def test_an_exported_folder_is_the_run_bit_for_bit(model: str, run_of, tmp_path:
             Pipeline.from_pretrained(folder),
             ray_gen.load(run_of(this), weights=weights),
         )
-        assert pipeline.experiment == this.with_fields(code=pipeline.experiment.code)
+        again = this.with_fields(code=pipeline.experiment.code)
+        assert pipeline.experiment == again
         tensors = pipeline.networks.state_dict()
         torch.testing.assert_close(tensors, expected.networks.state_dict(), rtol=0.0, atol=0.0)
         if pipeline.objective.has_prior:
             assert torch.equal(pipeline.sample(5, seed=1), expected.sample(5, seed=1))
-    assert Pipeline.from_pretrained(tmp_path / "raw", weights="raw").experiment == this
+    assert Pipeline.from_pretrained(tmp_path / "raw", weights="raw").experiment == again
     with pytest.raises(CheckpointError, match="holds averaged weights"):
         Pipeline.from_pretrained(tmp_path / "ema", weights="raw")
 
