@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-FORMAT = 6
+FORMAT = 7
 """Part of every key. Raise it when the same settings give other bytes, or when the content of the
 manifest changes."""
 MANIFEST = "manifest.json"

@@ -92,8 +92,8 @@ def _names(schema: pa.Schema, column: str, where: str) -> Iterator[str]:
         yield column
     else:
         raise DataError(
-            f"{FIELD}: {column!r} of {where} is {kind}; name columns of numbers, or of lists of"
-            " numbers with one fixed length"
+            f"{FIELD}: {column!r} of {where} is {kind}; name columns of numbers, or of lists whose"
+            " type has one fixed length (fixed_size_list)"
         )
 
 
