@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image
 
 import ray_gen
 from ray_gen.cli import main
+from ray_gen.errors import Refused
 from ray_gen.recipes import names
 from ray_gen.runs.captions import line_height
 from tests.helpers import gan, vae
@@ -45,6 +47,7 @@ def test_nothing_heavy_is_imported_for_an_answer(arguments: list[str]) -> None:
 import sys
 from click.testing import CliRunner
 from ray_gen.cli import main
+from ray_gen.errors import Refused
 done = CliRunner().invoke(main, {arguments!r})
 assert done.output and (done.exception is None or isinstance(done.exception, SystemExit)), done
 print([name for name in {HEAVY!r} if name in sys.modules])
@@ -320,6 +323,49 @@ def test_the_runs_own_data_is_reconstructed_and_fitted(runs, tmp_path: Path, mon
     assert said.endswith(f"--prior {tmp_path / 'r.safetensors'} --weights raw\n")
     said = refused("sample", runs["vae"], "--prior", str(tmp_path / "r.safetensors"))
     assert "prior: the mixture was fitted to other weights of vae than these" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "arguments"),
+    [
+        ("vae", [], {}),
+        ("gan", ["--count", "5", "--zoom", "3", "--annotate"], {"zoom": 3, "numbered": True}),
+        ("cgan", ["--seed", "4", "--truncation", "1"], {"seed": 4, "truncation": 1}),
+        ("cgan", ["--count", "5", "--labels", "3,7"], {"labels": ["3", 7]}),
+        ("cgan", ["--count", "5", "--labels", "3"], {"labels": 3}),
+    ],
+)
+def test_a_grid_in_python_is_that_of_the_command(
+    runs, tmp_path: Path, name: str, options: list[str], arguments: dict[str, Any]
+) -> None:
+    use(tmp_path, "sample", runs[name], *options, output="grid.png")
+    count = 5 if "--count" in options else None
+    grid = ray_gen.load(runs[name]).grid(count, **arguments)
+    written = (tmp_path / "grid.png").read_bytes()
+    assert grid._repr_png_() == written
+    assert grid.save(tmp_path / "new" / "same.png").read_bytes() == written
+    assert "\n" not in repr(grid) and f"samples of {name}" in repr(grid)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"zoom": 0}, "zoom: 0 is not 1 to 64"),
+        ({"zoom": 1.5}, "zoom: 1.5 is not a whole number"),
+        ({"labels": []}, "labels: is empty"),
+        ({"labels": "cat"}, "labels: "),
+        ({"count": 0}, "count: "),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(runs, arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(Refused, match=told):
+        ray_gen.load(runs["cgan"]).grid(**arguments)
+
+
+def test_a_grid_is_a_png(runs, tmp_path: Path) -> None:
+    grid = ray_gen.load(runs["vae"]).grid(4)
+    with pytest.raises(Refused, match=r"a\.jpg is not a \.png"):
+        grid.save(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("name", ["gan", "cgan", "hinge"])

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
+import pydoc
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -206,6 +210,33 @@ def test_public_names_say_what_they_are() -> None:
     for name in ray_gen.__all__:
         assert getattr(ray_gen, name).__doc__, name
     assert {"Run", "Refused", "Failed", "train", "search", "evaluate"} <= {*ray_gen.__all__}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Pipeline",
+        "Run",
+        "check",
+        "evaluate",
+        "export",
+        "load",
+        "recipe",
+        "resume",
+        "search",
+        "train",
+    ],
+)
+def test_help_has_an_example_of_each_that_python_reads(name: str) -> None:
+    text = inspect.getdoc(getattr(ray_gen, name)) or ""
+    example = "\n".join(re.findall(r"(?m)^    (.+)$", text))
+    ast.parse(example)
+    assert re.search(rf"\b(ray_gen\.{name}|pipeline)\b", example)
+
+
+def test_help_of_the_package_shows_the_public_names() -> None:
+    text = pydoc.render_doc(ray_gen, renderer=pydoc.plaintext)
+    assert all(re.search(rf"\b{name}\(|\b{name}\b", text) for name in ray_gen.__all__)
 
 
 def one_line(given: Sequence[object]) -> None:

@@ -33,6 +33,10 @@ def evaluate(
 ) -> Scores:
     """The scores of a run folder, a checkpoint, an exported model or pictures, with protocols.
 
+        scores = ray_gen.evaluate("digits", metrics=["sliced_wasserstein"], count=2000)
+        scores["sliced_wasserstein"].value
+        ray_gen.evaluate(generated="~/pictures", reference="folder:~/photos", image_size=64)
+
     run: path, URI or name of a run, a checkpoint or an exported model. checkpoint: of a run,
     "newest", "best" or a number of images. trust_code: run the source files of own classes that the
     run holds, and first say on stderr which. generated: instead of a run, a folder of pictures (or

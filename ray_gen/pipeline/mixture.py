@@ -40,7 +40,11 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """p(z) = Σ_k w_k N(z; μ_k, L_k L_kᵀ), in float64 on the CPU."""
+    """p(z) = Σ_k w_k N(z; μ_k, L_k L_kᵀ), in float64 on the CPU: a prior to sample a model with.
+
+    mixture = pipeline.fit_mixture(images, components=10)
+    pipeline.sample(64, prior=mixture)
+    """
 
     weights: Tensor
     """w: (K,), positive; their sum is 1."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import io
 import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -230,6 +231,13 @@ def save_png(picture: Levels, path: Path) -> None:
     uint16 grey."""
     with _whole(path) as partial:
         _pillow(picture).save(partial, format="PNG")
+
+
+def png_of(picture: Levels) -> bytes:
+    """The bytes of the file that `save_png` writes."""
+    file = io.BytesIO()
+    _pillow(picture).save(file, format="PNG")
+    return file.getvalue()
 
 
 def save_tiff(picture: Levels, path: Path, *, opacity: bool = False) -> None:

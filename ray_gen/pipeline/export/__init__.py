@@ -67,6 +67,9 @@ def export(
 ) -> Exported:
     """Write a trained model into a new or empty folder, whole or not at all.
 
+        ray_gen.export("digits", "digits-model", formats=["safetensors"])
+        ray_gen.Pipeline.from_pretrained("digits-model").grid(64)
+
     run: a run (its path, URI or name), a checkpoint, an exported folder or a pipeline. weights,
     checkpoint: only for a run, as in `ray_gen.load`; a pipeline has its weights already. formats:
     some of "safetensors" (`model.safetensors` and `config.json`), "torch" (.pt2) and "onnx"; None:
