@@ -142,6 +142,12 @@ def test_a_run_by_name_is_the_run_that_train_returned(run: ray_gen.Run) -> None:
     assert run.load().sample(2, seed=0).equal(ray_gen.load("digits").sample(2, seed=0))
 
 
+def test_load_of_a_run_takes_what_load_takes() -> None:
+    _, *ours = inspect.signature(ray_gen.Run.load).parameters.values()
+    _, *theirs = inspect.signature(ray_gen.load).parameters.values()
+    assert ours == theirs
+
+
 def test_history_is_the_reports(run: ray_gen.Run) -> None:
     history = run.history()
     assert history.index.name == "images"
