@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, ExperimentError, too_many_workers
 from ray_gen.experiment.training import Span
-from ray_gen.launch.home import check_home
+from ray_gen.launch.home import check_home, private_token
 from ray_gen.launch.imports import searched_first
 from ray_gen.launch.processes import (
     Process,
@@ -47,6 +50,10 @@ SILENCE_SECONDS = 20.0
 """If no node has been on its way for this long, none is expected. An autoscaler looks every 5 s."""
 NEEDED_TO_DISCONNECT = ("raylet", "gcs_server")
 """Processes of a local Ray without which `ray.shutdown` would wait or print errors."""
+SLOW_SECONDS = 45.0
+"""Ray starts in 10 to 40 s on 2 busy cores. After this time the user is told that it is slow."""
+ANSWER_SECONDS = 60.0
+"""How long nodes may take to say whether torch sees their GPUs. They import torch for it."""
 BLIND_SECONDS = 600.0
 """The same if Ray does not tell of nodes on their way: cloud nodes with GPUs may take this long."""
 
@@ -83,12 +90,15 @@ def connected() -> Generator[None]:
     address = running_cluster()
     if address is None:
         check_home(runs=False, cache=False, starts_ray=True)
+        private_token()
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
+    # Ray gives the token of this machine only to the cluster that it finds by itself.
+    given = address if os.environ.get("RAY_ADDRESS") else None
     before = children_of(os.getpid())
     try:
-        with deferred(), own_sigterm_handler(), shielded():
+        with told_if_slow(address), deferred(), own_sigterm_handler(), shielded():
             ray.init(
-                address=address or "local",
+                address="local" if address is None else given,
                 job_config=job_with(searched_first()),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -109,6 +119,29 @@ def connected() -> Generator[None]:
             yield
         finally:
             _shut_down(started)
+
+
+@contextmanager
+def told_if_slow(address: str | None) -> Generator[None]:
+    """Says so on stderr if the code inside the `with` statement does not answer within
+    SLOW_SECONDS: Ray waits in silence. address: the cluster's; None: Ray starts here."""
+    what, look = f"the cluster {address}", "its head, and at the ports that are open from here"
+    if address is None:
+        folder = os.environ.get("RAY_TMPDIR") or "/tmp"
+        what = "Ray, which starts on this machine,"
+        look = (
+            f"{folder}/ray/session_latest/logs (gcs_server.out, raylet.out), the free space there, "
+            "free memory, and whether a proxy or firewall stops connections of this machine to "
+            "itself"
+        )
+    told = f"{what} has not answered for {SLOW_SECONDS:.0f} s; waiting for it; look at {look}"
+    timer = threading.Timer(SLOW_SECONDS, lambda: print(told, file=sys.stderr))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def outlives_signals() -> bool:
@@ -338,6 +371,44 @@ def equal_share(workers: int) -> tuple[bool, int]:
             f"{gpus or sum(cores)}"
         )
     return gpus > 0, 1 if gpus else fitting[-1]
+
+
+def check_gpus(each: float, workers: int) -> None:
+    """Raises Refused if torch does not see the GPUs that Ray would give to `workers` workers on
+    some node. Without this, the first of them ends in a traceback of NCCL.
+
+    each: GPUs of a worker. A node whose GPUs are in use may not answer in time and is passed over.
+    """
+    if not each:
+        return
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def missing_there(count: int) -> str | None:
+        from ray_gen.launch.gpus import missing
+
+        return missing(count)
+
+    asked: dict[ray.ObjectRef[str | None], str] = {}
+    for node in ray.nodes():
+        there = int(node["Resources"].get("GPU", 0)) if node["Alive"] else 0
+        if there < each:
+            continue
+        count = min(there, math.ceil(each * workers))
+        answer = missing_there.options(
+            num_gpus=each if each < 1 else count,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        ).remote(count)
+        asked[answer] = node["NodeManagerHostname"]
+    answered, busy = ray.wait([*asked], num_returns=len(asked), timeout=ANSWER_SECONDS)
+    for answer in busy:
+        ray.cancel(answer, force=True)
+    why = {asked[answer]: ray.get(answer) for answer in answered}
+    for node, told in why.items():
+        if told is not None:
+            raise Refused(
+                f"workers.gpu: Ray gives workers the GPUs of node {node}, but {told}; mend the "
+                "driver or the installation of torch there, or train on the CPU: workers.gpu=false"
+            )
 
 
 def check_shared(run: Folder) -> None:

@@ -22,7 +22,7 @@ from ray_gen.errors import Failed
 from ray_gen.evaluation.progress import Progress, silent
 from ray_gen.evaluation.request import Request, measure, prepared
 from ray_gen.evaluation.scores import Scores
-from ray_gen.launch.cluster import check_seen, connected, equal_share, when_there
+from ray_gen.launch.cluster import check_gpus, check_seen, connected, equal_share, when_there
 from ray_gen.launch.failures import EndOnError, in_words
 from ray_gen.storage import Folder
 from ray_gen.training.code import carried, take
@@ -43,6 +43,7 @@ def evaluate_on_workers(request: Request, workers: int, progress: Progress) -> S
             [{"CPU": 1.0}] * workers,
             lambda words: progress(0, 1, words),
         )
+        check_gpus(gpu, workers)
         if request.run is not None:
             check_seen(Folder(request.run))
         each = {"CPU": cpus, **({"GPU": 1} if gpu else {})}

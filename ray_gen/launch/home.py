@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from ray_gen.errors import Refused
@@ -39,6 +41,22 @@ def check_home(*, runs: bool, cache: bool, starts_ray: bool) -> None:
             f"and {listed} would lie there; set HOME to a folder that can be written, or set "
             + ("each of these variables" if first else "this variable")
         )
+
+
+def private_token() -> None:
+    """Makes the token that a local Ray needs, and that later clusters on this machine use, too.
+    Only this user can read it: whoever has it can run anything on the cluster. Ray's own would be
+    readable for all."""
+    file = Path(_TOKEN).expanduser()
+    if _has_no_token():
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # another process has made it meanwhile
+            made = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(made, "w", encoding="ascii") as token:
+                token.write(secrets.token_hex(32))
+    with suppress(OSError):  # there is none, or it is another user's
+        if file.stat().st_mode & 0o077:
+            file.chmod(0o600)
 
 
 def _has_no_token() -> bool:

@@ -32,6 +32,7 @@ from ray_gen.experiment import Experiment
 from ray_gen.launch.cluster import (
     Share,
     bundles_of,
+    check_gpus,
     check_shared,
     connected,
     missed_on_a_cluster,
@@ -81,6 +82,7 @@ def fit(
     with connected():
         share = when_there(partial(share_of, experiment), bundles_of(experiment), line.stage)
         check_shared(run)
+        check_gpus(share.gpu, share.workers)
         for sentence in missed_on_a_cluster():
             line.say(sentence)
         experiment = bounded(experiment, share)

@@ -11,6 +11,7 @@ import torch
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.training import Span
+from ray_gen.launch.gpus import missing
 
 
 def why_ray(experiment: Experiment, local: bool | None) -> str | None:
@@ -70,7 +71,10 @@ def own_share(experiment: Experiment) -> tuple[str, int]:
     there = torch.cuda.device_count() > 0
     if asked.gpu is True and not there:
         raise ExperimentError(
-            ["workers.gpu: true, and torch sees no GPU on this machine; use workers.gpu=false"]
+            [
+                f"workers.gpu: true, and torch sees no GPU on this machine ({missing(1)}); use "
+                "workers.gpu=false"
+            ]
         )
     if asked.cpus != "auto" and asked.cpus > have:
         raise ExperimentError(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -46,26 +48,59 @@ def shielded() -> Generator[None]:
 def deferred() -> Generator[None]:
     """Inside the `with` statement a signal waits: its handler answers at the end. An exception in
     the middle of `ray.init` would leave locks behind, or Ray would swallow it. The second signal
-    ends this process at once."""
+    ends this process at once, also while the main thread hangs in code that is not Python."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     heard: list[tuple[int, float]] = []
 
-    def note(number: int, frame: object) -> None:
+    def note(number: int) -> None:
         now = time.monotonic()
         if heard and now - heard[0][1] > ECHO_SECONDS:
             os._exit(128 + number)
+        if not heard:
+            told = "stopping as soon as Ray has answered; press Ctrl-C again to leave at once"
+            print(told, file=sys.stderr)
         heard.append((number, now))
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    with _heard_in_a_thread(note):
+        before = {number: signal.signal(number, _ignored) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if heard:
+        signal.raise_signal(heard[0][0])
+
+
+def _ignored(number: int, frame: object) -> None:
+    """A handler: without one, Python tells nobody of a signal."""
+
+
+@contextmanager
+def _heard_in_a_thread(note: Callable[[int], None]) -> Generator[None]:
+    """Inside the `with` statement a thread calls `note` with the number of each signal. Python's
+    handlers wait for the main thread, which may hang in a library."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+
+    def listen() -> None:
+        while numbers := ours.recv(64):
+            for number in numbers:
+                if number in SIGNALS:
+                    note(number)
+
+    listening = threading.Thread(target=listen, name="deferred", daemon=True)
+    listening.start()
+    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        if heard:
-            signal.raise_signal(heard[0][0])
+        signal.set_wakeup_fd(before)
+        theirs.close()
+        listening.join()
+        ours.close()
 
 
 class Interruption:

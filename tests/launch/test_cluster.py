@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -217,3 +218,17 @@ def test_workers_look_for_modules_where_the_driver_does_and_not_in_the_working_d
     assert searched_first() == ["/bin", "/mine"]
     monkeypatch.setattr(sys, "path", ["", *standard])  # as `python -c` has it
     assert searched_first() == [str(tmp_path)]
+
+
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_a_ray_that_does_not_answer_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str | None
+) -> None:
+    with cluster.told_if_slow(address):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(cluster, "SLOW_SECONDS", 0.0)
+    with cluster.told_if_slow(address):
+        time.sleep(0.2)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert (address or "starts on this machine") in told and "; look at " in told

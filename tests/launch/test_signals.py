@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -96,20 +97,35 @@ def test_an_exception_that_a_library_swallows_is_not_forgotten() -> None:
 @pytest.mark.usefixtures("left")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_deferred_signal_is_answered_at_the_end(number: int, monkeypatch) -> None:
-    now, reached = [0.0], []
-    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    reached = []
     with pytest.raises(Interrupted), Interruption(print, lambda: ""), deferred():
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
         reached.append("the end")
     assert reached
-    with pytest.raises(Left), deferred():
-        os.kill(os.getpid(), number)
-        now[0] += 2 * signals.ECHO_SECONDS
-        try:
-            os.kill(os.getpid(), number)
-        finally:
-            monkeypatch.setattr(signal, "raise_signal", lambda number: None)
+
+
+HANGS = """
+import ctypes
+from ray_gen.launch.signals import deferred, shielded
+with deferred(), shielded():
+    print("hangs", flush=True)
+    ctypes.CDLL(None).sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_two_signals_end_a_process_that_hangs_in_a_library(number: int) -> None:
+    command = [sys.executable, "-c", HANGS]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "hangs\n"
+        process.send_signal(number)
+        assert "press Ctrl-C again" in process.stderr.readline()
+        time.sleep(1.2 * signals.ECHO_SECONDS)
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(10) == 128 + number
 
 
 def test_off_the_main_thread_nothing_is_heard() -> None:

@@ -27,7 +27,13 @@ from ray_gen.errors import Failed, Interrupted, Refused
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.reading import Changes
 from ray_gen.launch.claim import Claim
-from ray_gen.launch.cluster import check_shared, connected, outlives_signals, when_there
+from ray_gen.launch.cluster import (
+    check_gpus,
+    check_shared,
+    connected,
+    outlives_signals,
+    when_there,
+)
 from ray_gen.launch.driver import folder_of, timed
 from ray_gen.launch.memory import ended_for_memory
 from ray_gen.launch.progress import watched
@@ -191,6 +197,7 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
                 enough=lambda found: found[1] >= wanted,
             )
             check_shared(folder)
+            check_gpus(share.gpu, share.workers * room)
             folder.write_text(SEARCH, experiment.to_yaml())
             shared = Shared(
                 folder.location,
