@@ -34,6 +34,7 @@ from ray_gen.launch.processes import (
 )
 from ray_gen.launch.ray_private import (
     address_of_started_cluster,
+    asks_for_a_token,
     coming_nodes,
     ended_by,
     hears_notices,
@@ -92,8 +93,9 @@ def connected() -> Generator[None]:
         check_home(runs=False, cache=False, starts_ray=True)
         private_token()
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
-    # Ray gives the token of this machine only to the cluster that it finds by itself.
-    given = address if os.environ.get("RAY_ADDRESS") else None
+    # Ray uses the token of this machine only for the cluster that it finds by itself.
+    finds = not os.environ.get("RAY_ADDRESS") and (address is None or asks_for_a_token(address))
+    given = None if finds else address
     before = children_of(os.getpid())
     try:
         with told_if_slow(address), deferred(), own_sigterm_handler(), shielded():

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,21 @@ def address_of_started_cluster() -> str | None:
     except OSError:
         return None
     return text.strip() or None
+
+
+def asks_for_a_token(address: str, proc: Path = Path("/proc")) -> bool:
+    """Whether the cluster to which this machine belongs was started with a token. On a cluster
+    without one, an actor of a driver that has one never starts.
+
+    Reads it from Ray's process of this machine. If there is none, or it has other names: True, so
+    that Ray uses the token if it finds one.
+    """
+    for folder in proc.iterdir():
+        with suppress(OSError):  # it has ended, or belongs to another user
+            program, *options = (folder / "cmdline").read_bytes().split(b"\0")
+            if program.endswith(b"raylet") and f"--gcs-address={address}".encode() in options:
+                return b"RAY_AUTH_MODE=token" in (folder / "environ").read_bytes().split(b"\0")
+    return True
 
 
 def coming_nodes(gcs_address: str) -> int | None:
