@@ -50,12 +50,18 @@ def subject_of(
 
 
 def during_training(
-    experiment: Experiment, objective: Objective, networks: Networks, store: Store, world: World
+    experiment: Experiment,
+    objective: Objective,
+    networks: Networks,
+    store: Store,
+    world: World,
+    progress: Progress = silent,
 ) -> tuple[Evaluator, Comparison]:
     """What evaluates the models of a run, and its comparison for these networks. Raises Refused for
     what cannot be measured. Collective: every rank, same order."""
     seen = with_labels_of(store, experiment, "data")
-    evaluator = Evaluator(experiment.evaluation, seen, experiment.data.short_form, world)
+    name = experiment.data.short_form
+    evaluator = Evaluator(experiment.evaluation, seen, name, world, progress)
     subject = subject_of(experiment, objective, networks, {"weights": "ema"})
     return evaluator, evaluator.checked(subject)
 

@@ -26,7 +26,7 @@ from ray_gen.launch.claim import Claim
 from ray_gen.launch.home import check_home
 from ray_gen.launch.place import why_ray
 from ray_gen.launch.plan import Plan, plan_of
-from ray_gen.launch.progress import ProgressLine, watched
+from ray_gen.launch.progress import ProgressLine, scores, watched
 from ray_gen.launch.run import Ended, Run
 from ray_gen.launch.signals import Interruption, what_was_saved
 from ray_gen.launch.watch import Watch
@@ -416,8 +416,7 @@ def _check_same(run: Folder, experiment: Experiment, before: Experiment) -> None
 
 def _tell(run: Run) -> None:
     """Prints where the run is and how to look at it."""
-    scores = {tag: value for tag, value in run.metrics.items() if tag.startswith("held_out/")}
-    told = "".join(f"  {tag} {value:.4g}" for tag, value in scores.items())
+    told = "".join(f"  {name} {value:.4g}" for name, value in scores(run.metrics).items())
     failure = f"; {run.failure}" if run.failure else ""
     print(f"{run.location}: {run.images:,} images, {run.stop}{told}{failure}")
     quoted = shlex.quote(run.location)

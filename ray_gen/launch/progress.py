@@ -115,10 +115,9 @@ class ProgressLine:
         )
 
     def trained(self, progress: Mapping[str, Any]) -> None:
-        """Shows how far the run is: `images`, what it is `doing`, the `rate` of training in images
-        a second (None: not known yet), the `metrics` of the last report, `passed_over`: sentences
-        about checkpoints that were skipped, `warnings`: sentences about loggers, and `failure`: why
-        training no longer helps."""
+        """Shows how far the run is, from its progress file (`runs/progress.py`). In it `passed_over`
+        holds sentences about checkpoints that were skipped, `warnings` sentences about loggers, and
+        `failure` says why training no longer helps."""
         for sentence in progress.get("passed_over", ()):
             self.say_once(sentence)
         for sentence in progress.get("warnings", ()):
@@ -130,15 +129,18 @@ class ProgressLine:
             self.say(f"the workers were started again, at {images:,} images")
         self._images = images
         rate = progress["rate"] or metrics.get("speed/images_per_second")
-        left = max(0, self._total - images) / rate if rate else None
-        detail = f"{images:,}/{self._total:,} images  {rate or 0:,.0f}/s  {losses(metrics)}"
-        self._draw(
-            progress["doing"],
-            completed=images,
-            total=self._total,
-            left=_clock(left),
-            detail=detail,
-        )
+        left = progress.get("seconds_left")
+        if left is None and "seconds_left" not in progress and rate:  # of a version before 0.2
+            left = max(0, self._total - images) / rate
+        doing, done, total, until = progress["doing"], images, self._total, left
+        detail = f"{images:,}/{self._total:,} images"
+        part = progress.get("part")
+        if part is not None:
+            doing, done, total, until = "evaluating", part["done"], part["of"], part["seconds_left"]
+            detail = f"{part['what']} {done:,}/{total:,}"
+        told = "  ".join([detail, f"{rate:,.0f}/s" if rate else "", losses(metrics)]).strip()
+        told = told if part is None else f"{detail}  at {images:,} images"
+        self._draw(doing, completed=done, total=total, left=_clock(until), detail=told)
         now = time.monotonic()
         if self._logged_at is None:
             self._logged_at = now
@@ -146,10 +148,14 @@ class ProgressLine:
             return
         if now - self._logged_at >= LOG_SECONDS:
             self._logged_at, self._logged = now, dict(progress)
-            if progress["doing"] != "training":
-                self.say(f"{progress['doing']}  {detail}")
+            evaluations = progress.get("evaluations_left", 0)
+            until_then = "" if until is None else f"{in_words(until)} left"
+            if until_then and evaluations and part is None:
+                until_then += f" and {evaluations} evaluation{'s' * (evaluations > 1)}"
+            if doing == "training":
+                self.say(f"{until_then or 'training'}  {told}")
             else:
-                self.say(f"{'waiting' if left is None else f'{left:,.0f} s left'}  {detail}")
+                self.say("  ".join(text for text in (doing, until_then, told) if text))
 
 
 class _NotebookLine:
@@ -168,9 +174,32 @@ class _NotebookLine:
             self._handle.update({"text/plain": text}, raw=True)
 
 
+def in_words(seconds: float) -> str:
+    """A time that is left: 95 s, 12 min, 3 h 5 min."""
+    if seconds < 120:
+        return f"{seconds:,.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+
+
 def _clock(seconds: float | None) -> str:
     """1:23:45, or nothing if unknown."""
     return "" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+def scores(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What a person wants to know of a run at its end, by name: scores of held-out images and of
+    evaluations, and what the discriminator of a GAN sees."""
+    shown = {
+        tag: value
+        for tag, value in metrics.items()
+        if tag.startswith(("held_out/", "evaluation/")) and not tag.endswith("_spread")
+    }
+    names = {"discriminator/real": "D(x)", "discriminator/fake": "D(G(z))"}
+    names |= {f"{tag}_logit": f"{name} logit" for tag, name in names.items()}
+    return shown | {name: metrics[tag] for tag, name in names.items() if tag in metrics}
 
 
 def losses(metrics: Mapping[str, float]) -> str:

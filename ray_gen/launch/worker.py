@@ -21,6 +21,7 @@ from ray_gen.data import Store
 from ray_gen.distributed import WorkerLostError, World, use_cores
 from ray_gen.errors import Failed, GpuMemoryError, Refused
 from ray_gen.evaluation.evaluator import during_training, subject_of
+from ray_gen.evaluation.progress import silent
 from ray_gen.experiment import Experiment
 from ray_gen.launch.imports import import_failure
 from ray_gen.runs.checkpoints import (
@@ -40,7 +41,7 @@ from ray_gen.training.build import build_objective
 from ray_gen.training.code import carried, collected, take, with_code
 from ray_gen.training.code import store as store_code
 from ray_gen.training.loop import Control, Report, failure_of, finished, train
-from ray_gen.training.meter import NonFiniteError
+from ray_gen.training.meter import Meter, NonFiniteError
 from ray_gen.training.sources import open_data
 from ray_gen.training.state import State
 
@@ -202,13 +203,14 @@ def _written(
     if evaluation.every_images is not None and evaluation.placement == "inline":
         evaluate = evaluation_of(experiment, objective, state, store, world, writer)
     latest: dict[str, float] = {}
+    meter = Meter(experiment.training.global_batch_size, world)
 
     known = None
 
     def control(images: int) -> Control:
         nonlocal known
         if writer is not None:
-            writer.progress(images, latest)
+            writer.progress(images, latest, meter.latest)
             if writer.stop_is_asked():
                 return Control.SAVE_AND_STOP
             if writer.save_is_due():
@@ -216,7 +218,7 @@ def _written(
         before, known = known, notice()
         return Control.GO_ON if known == before else Control.SAVE
 
-    for report in train(experiment, objective, state, store, world, control, evaluate):
+    for report in train(experiment, objective, state, store, world, control, evaluate, meter):
         saved = None
         if report.between:
             if writer is not None:
@@ -248,7 +250,8 @@ def evaluation_of(
     """Returns a function that evaluates the EMA on all workers together. Making the function and
     calling it are collective."""
     # Before training, refuse what cannot be measured.
-    evaluator, _ = during_training(experiment, objective, state.ema, store, world)
+    progress = silent if writer is None else writer.evaluated_so_far
+    evaluator, _ = during_training(experiment, objective, state.ema, store, world, progress)
 
     def evaluate() -> dict[str, float]:
         images = _images(experiment, state)

@@ -1,17 +1,20 @@
 """`progress.json`: how far a run is, and how it ended.
 
     {"state": "training", "why": null, "doing": "training", "images": 3200, "of": 60000,
-     "time": 1764417600.0, "rate": 5300.0, "metrics": {"loss/generator": 0.7}}
+     "time": 1764417600.0, "rate": 5300.0, "seconds_left": 12.0,
+     "metrics": {"loss/generator": 0.7}}
 
-`doing`, `rate` and `metrics` are of the progress line. Files of versions before 0.2 have no
-`state`, `why`, `of` and `time`.
+`doing` and what follows is of the progress line: `rate` is of training alone, `seconds_left` is
+until the end. `evaluations_left` is the number of evaluations that `seconds_left` does not count,
+because none has ended yet. During an evaluation `part` says how far it is (`Part`). Files of
+versions before 0.2 have no `state`, `why`, `of`, `time` and `seconds_left`.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from ray_gen.errors import Refused
 from ray_gen.runs.checkpoints import checkpoints, images_of
@@ -21,6 +24,17 @@ from ray_gen.storage import Folder
 PROGRESS = "progress.json"
 METRICS_FILE = "metrics.jsonl"
 """The reports of a run, one a line."""
+
+
+class Part(TypedDict):
+    """How far an evaluation is."""
+
+    what: str
+    """What is counted, e.g. "generated images"."""
+    done: int
+    of: int
+    seconds_left: float | None
+
 
 RunState = Literal["training", "stopped", "ended", "failed"]
 """stopped: somebody asked for it, or its processes died. ended: it will train no longer unless

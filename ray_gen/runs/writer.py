@@ -10,8 +10,7 @@ import platform
 import shutil
 import sys
 import time
-from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import metadata
@@ -34,7 +33,8 @@ from ray_gen.runs.checkpoints import BEST, DUE, commit, discard, mend_best
 from ray_gen.runs.evaluations import EVALUATIONS, evaluation_file
 from ray_gen.runs.loggers import Loggers
 from ray_gen.runs.manifest import CheckpointError, Manifest
-from ray_gen.runs.progress import METRICS_FILE, PROGRESS, RunState, ending_of
+from ray_gen.runs.pace import Pace
+from ray_gen.runs.progress import METRICS_FILE, PROGRESS, Part, RunState, ending_of
 from ray_gen.sampling import noise_for, sampled
 from ray_gen.storage import Folder, StorageError
 from ray_gen.training.build import DTYPES
@@ -49,42 +49,6 @@ SPREAD = "samples/spread"
 alike."""
 PICTURED = SHOWN
 """Number of images in a grid, and of samples that are compared with each other."""
-PACE_SECONDS = 30.0
-"""Duration of training over which its pace is measured."""
-
-
-class Pace:
-    """Images per second of training alone, without the time of reports and evaluations."""
-
-    def __init__(self) -> None:
-        self._parts: deque[tuple[float, int]] = deque()  # seconds, images
-        self._seconds, self._images = 0.0, 0
-        self._last: tuple[float, int] | None = None
-
-    def trained(self, images: int) -> None:
-        """Note that `images` images are done. Since the last call there was only training, or a
-        call of `interrupted`."""
-        now = time.monotonic()
-        if self._last is not None:
-            part = now - self._last[0], images - self._last[1]
-            self._parts.append(part)
-            self._add(*part)
-        self._last = now, images
-        while self._parts and self._seconds - self._parts[0][0] >= PACE_SECONDS:
-            seconds, count = self._parts.popleft()
-            self._add(-seconds, -count)
-
-    def interrupted(self) -> None:
-        """Note that something other than training has happened since the last call, or begins."""
-        self._last = None
-
-    def _add(self, seconds: float, images: int) -> None:
-        self._seconds, self._images = self._seconds + seconds, self._images + images
-
-    @property
-    def rate(self) -> float | None:
-        """Images per second over the last half minute of training, or None if not known yet."""
-        return self._images / self._seconds if self._parts and self._seconds > 0 else None
 
 
 class RunWriter:
@@ -114,12 +78,17 @@ class RunWriter:
         self._passed_over = passed_over
         self._beside = None if run.is_local else temporary.new_folder("run-")
         self._folder = self._beside or run.path
-        self._pace = Pace()
+        evaluation = experiment.evaluation
+        inline = None if evaluation.is_beside else evaluation.every_images
+        self._total = experiment.steps * experiment.training.global_batch_size
+        self._pace = Pace(self._total, inline)
         self._latest: Mapping[str, float] = {}
         self._failure: str | None = None
         self._ending: tuple[RunState, str | None] = ("training", None)
         self._told = state.step * experiment.training.global_batch_size, "training"
         """Images, and what the run was doing, when progress was last shown."""
+        self._part: tuple[str, float, int] | None = None
+        """What the present evaluation counts, since when, and from which number."""
         self._warnings: list[str] = []
         self._progress_at = 0.0
         self._asked_at = 0.0
@@ -162,36 +131,62 @@ class RunWriter:
                 if digits.isdigit() and int(digits) > images:
                     (self._run / part).remove(name)
 
-    def progress(self, images: int, metrics: Mapping[str, float]) -> None:
-        """Show the progress of the run during training, at most once a second."""
+    def progress(
+        self,
+        images: int,
+        metrics: Mapping[str, float],
+        losses: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
+        """Show the progress of the run during training, at most once a second. metrics: of the last
+        report. losses: gives newer values of them; it is called only if they are shown."""
         self._pace.trained(images)
-        self._latest = metrics
         if time.time() - self._progress_at >= 1.0:
+            self._latest = {**metrics, **losses()}
             self._tell(images)
 
-    def _tell(self, images: int, doing: str = "training") -> None:
-        """Write the progress file: at once in a local folder, with the next report behind a URI."""
+    def _tell(self, images: int, doing: str = "training", part: Part | None = None) -> None:
+        """Write the progress file: at once in a local folder, with the next report behind a URI.
+        part: of an evaluation, how much is done."""
         self._progress_at, self._told = time.time(), (images, doing)
-        total = self._experiment.steps * self._experiment.training.global_batch_size
         state, why = self._ending
         told: dict[str, Any] = {"state": state, "why": why, "doing": doing, "images": images}
-        told |= {"of": total, "time": self._progress_at, "rate": self._pace.rate}
+        told |= {"of": self._total, "time": self._progress_at, "rate": self._pace.rate}
+        told |= {"seconds_left": self._pace.left(images)}
+        unknown = self._pace.unknown_evaluations(images)
+        told |= {"evaluations_left": unknown} if unknown else {}
+        told |= {} if part is None else {"part": part}
         told |= {"passed_over": self._passed_over} if self._passed_over else {}
         told |= {"warnings": list(self._warnings)} if self._warnings else {}
         told |= {} if self._failure is None else {"failure": self._failure}
         text = json.dumps({**told, "metrics": dict(self._latest)})
         Folder(str(self._folder)).write_text(PROGRESS, text)
 
+    def evaluated_so_far(self, done: int, total: int, what: str) -> None:
+        """Show how far the present evaluation is, at most once a second. what: what is counted."""
+        now = time.monotonic()
+        if self._part is None or self._part[0] != what:
+            self._part = what, now, done
+        if time.time() - self._progress_at < 1.0:
+            return
+        left = self._pace.evaluation_left
+        _, since, first = self._part
+        if left is None and done > first:
+            left = (now - since) * (total - done) / (done - first)
+        part: Part = {"what": what, "done": done, "of": total, "seconds_left": left}
+        self._tell(self._told[0], "evaluating", part)
+
     @contextmanager
     def evaluating(self, images: int) -> Generator[None]:
         """Show an evaluation while it runs. Save the checkpoint that is due with it, so that
         `take_up_due` can use it if the run ends here."""
-        self._pace.interrupted()
+        self._pace.evaluates()
+        self._part = None
         self._tell(images, "evaluating")
         folder = self._saved({})
         try:
             commit(folder, self._run, DUE)
             yield
+            self._pace.evaluated()
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -76,11 +76,13 @@ def train(
     world: World,
     control: Callable[[int], Control] = lambda images: Control.GO_ON,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
+    meter: Meter | None = None,
 ) -> Iterator[Report]:
     """Trains `state` from its step to the end of the experiment. Collective: every rank.
 
     Calls `control(images)` at control steps. Calls `evaluate()` for further metrics when
-    `evaluation.every_images` is due and at the end; it must not change the state. Raises
+    `evaluation.every_images` is due and at the end; it must not change the state. meter: collects
+    the losses; a caller who gives one can look at the latest of them at control steps. Raises
     NonFiniteError on every rank, at the next report if a loss is not a finite number, at the next
     checkpoint if a weight is not. Such a report is never yielded.
     """
@@ -89,7 +91,7 @@ def train(
     training = experiment.training
     batch = training.global_batch_size
     every = experiment.evaluation.every_images
-    meter = Meter(batch, world)
+    meter = meter or Meter(batch, world)
     stages = dict(experiment.stages())  # first step -> settings: they may change during a run
     start = max(first for first in stages if first <= state.step)
     of_stage = objective if start == 0 else build_objective(stages[start])

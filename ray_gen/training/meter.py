@@ -52,6 +52,11 @@ class TagSums:
             self._earlier.append((self._steps, self._now.clone()))
             self._steps = {}
 
+    def latest(self) -> Tensor | None:
+        """Sums over the images of the present block's updates, (tags, updates). None if it has none
+        yet."""
+        return self._now[:, list(self._steps)] if self._steps else None
+
     def take(self) -> list[tuple[dict[int, int], Tensor]]:
         """Everything written since the last call: the step of each column, and sums (tags, length).
         Columns without a step mean nothing."""
@@ -123,6 +128,20 @@ class Meter:
         for rows in self._rows.values():
             if rows.block is block:
                 rows.turn()
+
+    def latest(self) -> dict[str, float]:
+        """Means over this rank's images of the last updates, at most a block of them. Waits for the
+        device. Not collective. The next report still counts them."""
+        sums: dict[str, list[Tensor]] = {}
+        for (_, tags), table in self._rows.items():
+            rows = table.latest()
+            for name, row in zip(tags, () if rows is None else rows.unbind(), strict=False):
+                sums.setdefault(name, []).append(row)
+        if not sums:
+            return {}
+        means = torch.stack([torch.cat(parts).double().mean() for parts in sums.values()])
+        own = self._global_batch_size / self._world.size
+        return dict(zip(sums, (means / own).tolist(), strict=True))
 
     def report(self) -> dict[str, float]:
         """Means since the last report. Raises NonFiniteError for the first value that is not

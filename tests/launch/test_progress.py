@@ -15,15 +15,16 @@ from ray_gen.data import Store
 from ray_gen.distributed import World
 from ray_gen.errors import Failed, Interrupted, Refused
 from ray_gen.launch.claim import Claim
-from ray_gen.launch.progress import LOG_SECONDS, ProgressLine, read_progress
+from ray_gen.launch.progress import LOG_SECONDS, ProgressLine, read_progress, scores
 from ray_gen.runs.manifest import EXPERIMENT
+from ray_gen.runs.pace import Pace
 from ray_gen.runs.progress import PROGRESS
 from ray_gen.runs.progress import read_progress as progress_of
-from ray_gen.runs.writer import Pace, RunWriter
+from ray_gen.runs.writer import RunWriter
 from ray_gen.storage import Folder, StorageError
 from ray_gen.training.build import build_objective
-from ray_gen.training.loop import ASKED, Report, train
-from ray_gen.training.meter import NonFiniteError
+from ray_gen.training.loop import ASKED, Control, Report, train
+from ray_gen.training.meter import Meter, NonFiniteError
 from ray_gen.training.state import State
 from tests.helpers import vae
 
@@ -74,6 +75,59 @@ def test_the_pace_forgets_what_was_slow_at_first(clock: Clock) -> None:
     assert pace.rate == pytest.approx(100)
 
 
+def estimates(clock: Clock, total: int, every: int | None) -> Iterator[tuple[int, float, float]]:
+    """(images, estimate, truth) at each second of a run of 500 images a second, in which reports
+    take 1 s, evaluations 12 s and the first step 20 s, while others slow it down at times."""
+    pace = Pace(total, every)
+    told: list[tuple[int, float | None, float]] = []
+    clock.passes(20.0)
+    images = 0
+    while images < total:
+        pace.trained(images)
+        told.append((images, pace.left(images), clock.now))
+        slow = 1.5 if int(clock.now) % 7 < 2 else 1.0
+        clock.passes(slow)
+        images += 500
+        if every is not None and images % every == 0:
+            pace.evaluates()
+            clock.passes(12.0)
+            pace.evaluated()
+        if images % 5_000 == 0:
+            pace.interrupted()
+            clock.passes(1.0)
+    end = clock.now
+    for seen, left, now in told:
+        if left is not None:
+            yield seen, left, end - now
+
+
+@pytest.mark.parametrize("every", [None, 10_000, 3_000, 40_000])
+def test_the_time_left_counts_all_that_interrupts_training(clock: Clock, every: int | None) -> None:
+    found = list(estimates(clock, 200_000, every))
+    assert found[0][0] <= 2_000  # soon
+    for images, left, truth in found:
+        if images > max(20_000, every or 0):  # a tenth, and the first evaluation has ended
+            assert left == pytest.approx(truth, rel=0.3, abs=15)
+    _, first, truth = found[0]
+    assert truth / 4 < first < truth * 1.5
+
+
+def test_evaluations_that_the_time_left_does_not_count_are_told(clock: Clock) -> None:
+    pace = Pace(10_000, 3_000)
+    pace.trained(0)
+    clock.passes(4.0)
+    pace.trained(1_000)
+    assert (pace.left(1_000), pace.unknown_evaluations(1_000)) == (pytest.approx(36.0), 4)
+    pace.evaluates()
+    assert pace.evaluation_left is None
+    clock.passes(10.0)
+    pace.evaluated()
+    assert (pace.left(3_000), pace.unknown_evaluations(3_000)) == (pytest.approx(58.0), 0)
+    pace.evaluates()
+    clock.passes(4.0)
+    assert pace.evaluation_left == pytest.approx(6.0)
+
+
 @pytest.fixture
 def writer(store_8, tmp_path: Path) -> Iterator[RunWriter]:
     this = vae()
@@ -90,6 +144,7 @@ def test_a_run_tells_what_it_is_doing(writer: RunWriter, clock: Clock, tmp_path:
         assert found is not None
         assert (found.pop("state"), found.pop("why"), found.pop("of")) == ("training", None, 480)
         assert found.pop("time") == clock.now - since
+        found.pop("seconds_left")
         return found
 
     since = 2.0
@@ -101,7 +156,12 @@ def test_a_run_tells_what_it_is_doing(writer: RunWriter, clock: Clock, tmp_path:
     since = 0.0
     with writer.evaluating(72):
         assert told() == expected | {"doing": "evaluating"}
-        clock.passes(100.0)
+        for done in (50, 100):
+            clock.passes(2.0)
+            writer.evaluated_so_far(done, 200, "generated images")
+        part = {"what": "generated images", "done": 100, "of": 200, "seconds_left": 4.0}
+        assert told() == expected | {"doing": "evaluating", "part": part}
+        clock.passes(96.0)
     writer.report(Report(3, 72, {"loss/kl": 2.0}, save=True, evaluate=True))
     assert told()["doing"] == "training"
     assert told()["metrics"]["loss/kl"] == 2.0
@@ -109,6 +169,33 @@ def test_a_run_tells_what_it_is_doing(writer: RunWriter, clock: Clock, tmp_path:
         clock.passes(2.0)
         writer.progress(images, {"loss/kl": 2.0})
     assert told()["rate"] == 12.0
+
+
+def test_losses_are_shown_before_the_first_report(store_8, tmp_path: Path) -> None:
+    """Values of the last updates, which the report still counts."""
+    this = vae("training.report_every_images=240")
+    objective = build_objective(this)
+    meter = Meter(this.training.global_batch_size, World())
+    state = State.build(this, objective, World())
+    seen: list[dict[str, float]] = []
+
+    def control(images: int) -> Control:
+        seen.append(meter.latest())
+        return Control.GO_ON
+
+    run = train(this, objective, state, store_8, World(), control, meter=meter)
+    report = next(run)
+    plain = State.build(this, objective, World())
+    assert (
+        next(train(this, objective, plain, store_8, World())).metrics["loss/kl"]
+        == (report.metrics["loss/kl"])
+    )
+    tags = {tag for tag in report.metrics if tag.startswith("loss/")}
+    assert tags
+    assert tags <= seen[0].keys()
+    one = vae("training.report_every_images=24")
+    first = next(train(one, objective, State.build(one, objective, World()), store_8, World()))
+    assert seen[0]["loss/kl"] == pytest.approx(first.metrics["loss/kl"])
 
 
 def ended(run: Path) -> tuple[str, str | None, int]:
@@ -247,6 +334,38 @@ def test_an_evaluation_is_told_of_though_it_begins_just_after_a_line(
             clock.passes(0.5)
     said = capsys.readouterr().err.splitlines()
     assert [text.split("  ")[0] for text in said] == ["16 s left", "evaluating"]
+
+
+def test_an_evaluation_has_its_own_progress_and_time(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = {"what": "generated images", "done": 1200, "of": 2000, "seconds_left": 12.0}
+    told = progress(500, "evaluating") | {"part": part, "seconds_left": 700.0}
+    early = progress(100) | {"seconds_left": 300.0, "evaluations_left": 9}
+    with ProgressLine(1000, show=True) as line:
+        for one in (early, told, progress(900) | {"seconds_left": 11_100.0}):
+            line.trained(one)
+            clock.passes(LOG_SECONDS + 1)
+            line.trained(one)
+    assert capsys.readouterr().err.splitlines() == [
+        "5 min left and 9 evaluations  100/1,000 images  50/s  kl 1",
+        "evaluating  12 s left  generated images 1,200/2,000  at 500 images",
+        "3 h 5 min left  900/1,000 images  50/s  kl 1",
+    ]
+
+
+def test_the_end_of_a_run_names_its_scores() -> None:
+    found = scores(
+        {
+            "loss/generator": 1.0,
+            "held_out/elbo": -114.8,
+            "evaluation/kid": 0.01,
+            "evaluation/kid_spread": 0.002,
+            "discriminator/real": 0.7,
+            "discriminator/fake": 0.3,
+        }
+    )
+    assert found == {"held_out/elbo": -114.8, "evaluation/kid": 0.01, "D(x)": 0.7, "D(G(z))": 0.3}
 
 
 def test_workers_that_begin_again_and_what_they_passed_over_are_told_once(
