@@ -115,8 +115,8 @@ class ProgressLine:
         )
 
     def trained(self, progress: Mapping[str, Any]) -> None:
-        """Shows how far the run is, from its progress file (`runs/progress.py`). In it `passed_over`
-        holds sentences about checkpoints that were skipped, `warnings` sentences about loggers, and
+        """Shows how far the run is, from its progress file (`runs/progress.py`): `passed_over` has
+        sentences about checkpoints that were skipped, `warnings` sentences about loggers, and
         `failure` says why training no longer helps."""
         for sentence in progress.get("passed_over", ()):
             self.say_once(sentence)

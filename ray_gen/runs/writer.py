@@ -81,7 +81,7 @@ class RunWriter:
         evaluation = experiment.evaluation
         inline = None if evaluation.is_beside else evaluation.every_images
         self._total = experiment.steps * experiment.training.global_batch_size
-        self._pace = Pace(self._total, inline)
+        self._pace = Pace(self._total, inline, experiment.training.global_batch_size)
         self._latest: Mapping[str, float] = {}
         self._failure: str | None = None
         self._ending: tuple[RunState, str | None] = ("training", None)

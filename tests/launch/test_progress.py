@@ -128,6 +128,15 @@ def test_evaluations_that_the_time_left_does_not_count_are_told(clock: Clock) ->
     assert pace.evaluation_left == pytest.approx(6.0)
 
 
+def test_a_last_step_with_an_evaluation_has_one() -> None:
+    for total, every, batch, expected in (
+        (300_032, 100_000, 128, 3),  # 300,000 lies in the last step
+        (300_000, 100_000, 100, 3),
+        (320_000, 100_000, 100, 4),
+    ):
+        assert Pace(total, every, batch).unknown_evaluations(0) == expected
+
+
 @pytest.fixture
 def writer(store_8, tmp_path: Path) -> Iterator[RunWriter]:
     this = vae()
