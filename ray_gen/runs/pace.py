@@ -22,7 +22,7 @@ class Pace:
         self, total_images: int = 0, evaluate_every: int | None = None, batch_size: int = 1
     ) -> None:
         """total_images: of the whole run. evaluate_every: images between two evaluations that
-        interrupt training; one more is at the end. None: none does. batch_size: images of a step."""
+        interrupt training; one more is at the end. None: none. batch_size: images of a step."""
         self._total, self._evaluate_every = total_images, evaluate_every
         self._batch_size = batch_size
         self._parts: deque[tuple[float, int]] = deque()  # seconds, images
