@@ -189,17 +189,18 @@ def _clock(seconds: float | None) -> str:
     return "" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
+NO_SCORES = ("loss", "speed", "memory", "samples")
+"""Groups of metrics that say little about a model at its end."""
+
+
 def scores(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What a person wants to know of a run at its end, by name: scores of held-out images and of
-    evaluations, and what the discriminator of a GAN sees."""
-    shown = {
+    """What a person wants to know of a run at its end: scores of held-out images and of
+    evaluations, and what the objective reports besides its losses."""
+    return {
         tag: value
         for tag, value in metrics.items()
-        if tag.startswith(("held_out/", "evaluation/")) and not tag.endswith("_spread")
+        if tag.partition("/")[0] not in NO_SCORES and not tag.endswith("_spread")
     }
-    names = {"discriminator/real": "D(x)", "discriminator/fake": "D(G(z))"}
-    names |= {f"{tag}_logit": f"{name} logit" for tag, name in names.items()}
-    return shown | {name: metrics[tag] for tag, name in names.items() if tag in metrics}
 
 
 def losses(metrics: Mapping[str, float]) -> str:
