@@ -216,6 +216,13 @@ def rays_handler_answers_while_it_starts(monkeypatch, tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def ray_ends_its_processes_itself(monkeypatch, tmp_path: Path) -> None:
+    ended: list[str] = []
+    with ray_private.ended_by(lambda: ended.append("by us")):
+        pass
+    assert not ended
+
+
 WITHOUT: dict[str, Callable[[Any, Path], None]] = {
     ray_private.PRINT: deaths_are_printed,
     ray_private.ADDRESS: the_documented_file_is_read,
@@ -225,6 +232,7 @@ WITHOUT: dict[str, Callable[[Any, Path], None]] = {
     ray_private.NOTICE: notices_are_missed,
     ray_private.SNAPSHOT: the_file_has_its_old_name,
     ray_private.WORKER: the_title_is_the_old_one,
+    ray_private.NODE: ray_ends_its_processes_itself,
     ray_private.SIGTERM_HANDLER: rays_handler_answers_while_it_starts,
 }
 
