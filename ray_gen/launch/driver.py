@@ -42,8 +42,15 @@ from ray_gen.runs.reports import OnReport
 from ray_gen.runs.writer import PROGRESS, STOP
 from ray_gen.storage import DEFAULT, Folder, StorageError, default_storage
 from ray_gen.training.build import build_networks, build_objective
-from ray_gen.training.code import changed, check_importable, collected, with_code
+from ray_gen.training.code import (
+    changed,
+    check_importable,
+    collected,
+    custom_targets,
+    with_code,
+)
 from ray_gen.training.loop import ALL_SEEN, failure_of, finished
+from ray_gen.training.rehearsal import rehearse
 from ray_gen.training.sources import as_begun, open_data, resolved_by
 
 LONGEST_NAME_BYTES = 200
@@ -265,6 +272,9 @@ def prepared(
         check_importable(run, before)
     objective = build_objective(experiment)
     networks = build_networks(experiment, objective)
+    if custom_targets(experiment):
+        for sentence in rehearse(experiment, objective):
+            line.say(sentence)
     sources = collected(experiment)
     differs = None if before is None else changed(run, before, sources)
     if differs is not None:

@@ -3,6 +3,7 @@ when it is built."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
@@ -13,13 +14,14 @@ import torch
 from torch import nn
 
 from ray_gen.core import Networks, Objective, Phase, Settles, Signature
+from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.networks import CustomNetwork, Network
 from ray_gen.experiment.objectives import CustomObjective
 from ray_gen.networks.batch_norm import with_group_batch_norm
 from ray_gen.noise import seed_of
 from ray_gen.training import v0_1
-from ray_gen.training.code import is_trusted, specs_to
+from ray_gen.training.code import in_a_sentence, is_trusted, specs_to
 from ray_gen.training.optimizers import PhaseOptimizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
@@ -63,15 +65,21 @@ def import_target(target: str, field: str) -> Any:
     _check_is_in_no_run(module_name, field)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if f"{module_name}.".startswith(f"{error.name}."):
+            why = f"the module {error.name} is not found; start in the folder of "
+            why += f"{module_name.replace('.', '/')}.py, or put it on PYTHONPATH of every node"
+        else:
+            why = f"it needs the module {error.name}, which is not installed here; install it"
+        raise ExperimentError([f"{field}: {target} cannot be imported: {why}"]) from error
+    except Exception as error:  # a user's module, which may raise anything
         raise ExperimentError(
-            [
-                f"{field}: {target} cannot be imported ({error}); put its module on PYTHONPATH of "
-                "every node"
-            ]
+            [f"{field}: {target} cannot be imported: {in_a_sentence(error)}"]
         ) from error
     if not hasattr(module, name):
-        raise ExperimentError([f"{field}: the module {module_name} has no {name}"])
+        near = difflib.get_close_matches(name, vars(module), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ExperimentError([f"{field}: the module {module_name} has no {name}{hint}"])
     return getattr(module, name)
 
 
@@ -80,13 +88,22 @@ def class_of(target: str, field: str, *parts: str, of: type = object) -> type:
     classes, so an experiment from somebody else cannot call arbitrary functions."""
     found = import_target(target, field)
     if isinstance(found, type) and issubclass(found, of):
-        has = {name for base in found.__mro__[:-1] for name in vars(base)}
-        if has.issuperset(parts):
+        lacking = [part for part in parts if not _defines(found, part)]
+        if not lacking:
             return found
+        raise ExperimentError([f"{field}: {target} is a class without {', '.join(lacking)}"])
     wanted = f"a subclass of torch.nn.{of.__name__}" if of is not object else "a class"
     raise ExperimentError(
         [f"{field}: {target} is not {wanted}" + (f" with {', '.join(parts)}" if parts else "")]
     )
+
+
+def _defines(kind: type, method: str) -> bool:
+    """Whether a class has a method that is not only a line of the protocol `Objective`."""
+    for base in kind.__mro__[:-1]:
+        if method in vars(base):
+            return base is not Objective and vars(base)[method] is not None
+    return False
 
 
 def build_objective(experiment: Experiment) -> Objective:
@@ -98,25 +115,26 @@ def build_objective(experiment: Experiment) -> Objective:
         factory: Any = class_of(settings.target, field, "networks", "phases", "sample")
     else:
         factory = import_target(settings.targets["objective"], field)
-    try:
-        objective = factory(
-            image_shape=experiment.image_shape,
-            label_count=experiment.label_count,
-            **({"opacity": experiment.data.has_opacity()} if settings.knows_opacity else {}),
-            **settings.arguments(),
-        )
-    except (TypeError, ValueError) as error:
-        raise ExperimentError([f"objective.options: {error}"]) from error
-    except KeyError as error:
-        raise ExperimentError([f"objective.options: {error} is missing"]) from error
+    given: dict[str, Any] = {
+        "image_shape": experiment.image_shape,
+        "label_count": experiment.label_count,
+        **({"opacity": experiment.data.has_opacity()} if settings.knows_opacity else {}),
+    }
+    objective = _made(factory, (), given, settings.arguments(), "objective")
     objective = v0_1.objective_of(objective)
-    if not isinstance(objective, Objective):
-        lacking = [part for part in _PARTS if not hasattr(objective, part)]
+    lacking = [part for part in _PARTS if not hasattr(objective, part)]
+    if lacking:
+        subclass = isinstance(objective, Objective)
+        remedy = "set it" if subclass else "subclass it to inherit the optional members"
         raise ExperimentError(
             [
                 f"{field}: {type(objective).__name__} lacks {', '.join(lacking)} of "
-                "ray_gen.core.Objective; subclass it to inherit the optional members"
+                f"ray_gen.core.Objective; {remedy}"
             ]
+        )
+    if not isinstance(objective.latents, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ExperimentError(
+            [f'{field}: `latents` is a mapping of names to ray_gen.core.Noise: {{"z": Noise(...)}}']
         )
     own = [name for name, of in objective.networks().items() if isinstance(of, nn.Module)]
     if own:
@@ -140,6 +158,15 @@ def build_objective(experiment: Experiment) -> Objective:
     phases = {phase.name for phase in objective.phases()}
     _same_names("optimizers", experiment.optimizers, phases)
     _same_names("networks", experiment.networks, objective.networks())
+    known = {*objective.networks(), *_own_modules(experiment, objective)}
+    for phase in objective.phases():
+        for name in (name for name in phase.updates if name not in known):
+            raise ExperimentError(
+                [
+                    f"{field}: the phase {phase.name} updates {name}, which is neither in "
+                    "`networks()` nor in `modules()`"
+                ]
+            )
     _check_calls(objective, field)
     return objective
 
@@ -255,10 +282,44 @@ def _build_network(settings: Network, signature: Signature, name: str) -> nn.Mod
         if problem is not None:
             raise ExperimentError([f"{field}.kind: {problem}"])
         factory = import_target(settings.target_for(signature.form), f"{field}.kind")
+    return _made(factory, (signature,), {}, settings.arguments(), field)
+
+
+def _made(
+    factory: Any,
+    ordered: tuple[Any, ...],
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+    field: str,
+) -> Any:
+    """`factory(*ordered, **given, **options)`. Raises ExperimentError if it does not take these
+    arguments, or raises itself. given: what ray_gen passes; options: what the experiment passes."""
+    name = getattr(factory, "__name__", str(factory))
+    takes = [*inspect.signature(factory).parameters.values()][len(ordered) :]
+    names = [one.name for one in takes if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+    if not any(one.kind is one.VAR_KEYWORD for one in takes):
+        if any(one not in names for one in given):
+            raise ExperimentError(
+                [
+                    f"{field}.target: {name} must take {' and '.join(given)} by keyword: "
+                    f"def __init__(self, *, {', '.join(given)}, ...)"
+                ]
+            )
+        for one in (one for one in options if one not in names):
+            own = [other for other in names if other not in given]
+            told = f"takes {', '.join(own)}" if own else "takes none"
+            raise ExperimentError([f"{field}.options.{one}: {name} has no such option; it {told}"])
+    needed = [one.name for one in takes if one.name in names and one.default is one.empty]
+    for one in (one for one in needed if one not in given and one not in options):
+        raise ExperimentError([f"{field}.options: {one} is missing; {name} needs it"])
     try:
-        return factory(signature, **settings.arguments())
+        return factory(*ordered, **given, **options)
+    except Refused:
+        raise
     except (TypeError, ValueError) as error:
-        raise ExperimentError([f"{field}: {error}"]) from error
+        raise ExperimentError([f"{field}: {name}: {error}"]) from error
+    except Exception as error:
+        raise ExperimentError([f"{field}: {name} raised {in_a_sentence(error)}"]) from error
 
 
 def build_optimizers(

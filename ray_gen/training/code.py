@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import sys
 import sysconfig
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,8 @@ from importlib.abc import ExecutionLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
@@ -373,3 +376,17 @@ def carried() -> list[list[str]]:
 def take(given: Iterable[Sequence[str]]) -> None:
     """Trust what the process that sent this trusts."""
     trust([Source(file, place, text.encode("latin-1")) for file, place, text in given])
+
+
+def in_a_sentence(error: Exception) -> str:
+    """An exception of a user's code: its kind, its text, and the line of this code that raised it
+    or called what raised it."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*_OF_OTHERS, "<"))]
+    return f"{text} ({own[-1].filename}, line {own[-1].lineno})" if own else text
+
+
+_OF_OTHERS = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))

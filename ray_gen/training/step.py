@@ -421,7 +421,7 @@ def _term_loss(
         )
         with precision:
             losses = term.loss(networks, batch)
-        _check(term, losses, due, images.shape[0])
+        check_losses(term, losses, due, images.shape[0])
         if not losses.minimised:  # no loss is due
             none = images.new_zeros(0)
             return *_sums_by_tag(losses, none, images.shape[0]), None
@@ -535,7 +535,7 @@ def _sums_by_tag(losses: Losses, minimised: Tensor, count: int) -> tuple[tuple[s
     return tuple(tags), (minimised if len(sums) == 1 else torch.cat(sums))[:, None]
 
 
-def _check(term: Term, losses: Losses, due: frozenset[str], count: int) -> None:
+def check_losses(term: Term, losses: Losses, due: frozenset[str], count: int) -> None:
     """Raises ValueError if a term returned something that it must not return."""
     if term.weights:
         _check_turns(term, losses, due)
