@@ -32,6 +32,21 @@ _NOTHING: Mapping[str, Any] = {}  # torch.compile cannot trace `dict[str, Tensor
 class Signature:
     """The inputs and outputs of a network. Shapes are of one item of a batch.
 
+    An experiment with `networks.NAME: {kind: custom, target: "module:Name", options: {...}}` calls
+    the class, a `torch.nn.Module`, as `Name(signature, **options)`:
+
+        class Linear(nn.Module):
+            def __init__(self, signature, width=64):
+                super().__init__()
+                self.shape = signature.output_shape
+                inputs, outputs = math.prod(signature.input), math.prod(self.shape)
+                self.layers = nn.Sequential(
+                    nn.Flatten(), nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, outputs)
+                )
+
+            def forward(self, x, labels=None):
+                return self.layers(x).unflatten(1, self.shape)
+
     The call passes `labels` if `label_count` is set: int64 (N,); with `label_numbers`, see there.
     `conditions` are further inputs, (N, *shape) each, by keyword: a time, for example. A network
     with several outputs returns a mapping by name.
@@ -296,7 +311,40 @@ class Phase:
 class Objective(Protocol):
     """A model: its networks, the losses and phases that train them, and how to sample from it.
 
-    Subclass this. A subclass may omit every member that has a default here.
+    Subclass this. A subclass may omit every member that has a default here. An experiment with
+    `objective: {kind: custom, target: "module:Name", options: {...}}` calls the class as
+
+        Name(image_shape=(C, H, W), label_count=None, **options)
+
+    label_count: the number of classes if `objective.conditional` is true, else None. Each key of
+    `networks()` needs an architecture in `networks` of the experiment, and each phase an optimiser
+    in `optimizers`. The shortest example, an autoencoder:
+
+        class Autoencoder(Objective):
+            image_range = (0.0, 1.0)
+            sampled_from = ("decoder",)
+            has_prior = False
+
+            def __init__(self, *, image_shape, label_count, latent_size=8):
+                self.latents = {"z": Noise((latent_size,))}
+                self._signatures = {
+                    "encoder": Signature(image_shape, (latent_size,)),
+                    "decoder": Signature((latent_size,), image_shape),
+                }
+
+            def networks(self):
+                return self._signatures
+
+            def phases(self):
+                term = Term("reconstruction", self._loss)
+                return [Phase("both", ("encoder", "decoder"), (term,))]
+
+            def _loss(self, networks, batch):
+                again = networks["decoder"](networks["encoder"](batch.images))
+                return Losses({"mse": (again - batch.images).square().flatten(1).mean(1)})
+
+            def sample(self, networks, latents, labels, noise):
+                return networks["decoder"](latents["z"]).float().clamp(0, 1)
     """
 
     image_range: tuple[float, float]

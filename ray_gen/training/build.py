@@ -120,22 +120,9 @@ def build_objective(experiment: Experiment) -> Objective:
         "label_count": experiment.label_count,
         **({"opacity": experiment.data.has_opacity()} if settings.knows_opacity else {}),
     }
-    objective = _made(factory, (), given, settings.arguments(), "objective")
-    objective = v0_1.objective_of(objective)
-    lacking = [part for part in _PARTS if not hasattr(objective, part)]
-    if lacking:
-        subclass = isinstance(objective, Objective)
-        remedy = "set it" if subclass else "subclass it to inherit the optional members"
-        raise ExperimentError(
-            [
-                f"{field}: {type(objective).__name__} lacks {', '.join(lacking)} of "
-                f"ray_gen.core.Objective; {remedy}"
-            ]
-        )
-    if not isinstance(objective.latents, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ExperimentError(
-            [f'{field}: `latents` is a mapping of names to ray_gen.core.Noise: {{"z": Noise(...)}}']
-        )
+    made = _made(factory, (), given, settings.arguments(), "objective")
+    objective: Objective = v0_1.objective_of(made)
+    _check_parts(objective, field)
     own = [name for name, of in objective.networks().items() if isinstance(of, nn.Module)]
     if own:
         raise ExperimentError(
@@ -187,6 +174,22 @@ _PARTS = (
     *("image_range", "sampled_from", "latents", "has_prior", "sampling_noise", "averaged"),
     *("networks", "modules", "phases", "sample"),
 )
+
+
+def _check_parts(objective: object, field: str) -> None:
+    """Raises ExperimentError if an objective lacks a part, or if its latents have no names."""
+    name = type(objective).__name__
+    lacking = [part for part in _PARTS if not hasattr(objective, part)]
+    if lacking:
+        subclass = isinstance(objective, Objective)
+        remedy = "set it" if subclass else "subclass it to inherit the optional members"
+        raise ExperimentError(
+            [f"{field}: {name} lacks {', '.join(lacking)} of ray_gen.core.Objective; {remedy}"]
+        )
+    if not isinstance(getattr(objective, "latents"), Mapping):  # noqa: B009
+        raise ExperimentError(
+            [f"{field}: `latents` of {name} must map names to Noise, as in {{'z': Noise((64,))}}"]
+        )
 
 
 def _check_calls(objective: Objective, field: str) -> None:

@@ -17,7 +17,6 @@ from ray_gen.core import (
     Objective,
     Phase,
     Reconstructs,
-    Shape,
     Signature,
     Term,
     begin_phase,
@@ -25,6 +24,7 @@ from ray_gen.core import (
 )
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.experiment.objectives import CustomObjective
 from ray_gen.sampling import latents_of, noise_for
 from ray_gen.training.build import DTYPES, build_networks
 from ray_gen.training.code import in_a_sentence
@@ -45,50 +45,51 @@ def rehearse(experiment: Experiment, objective: Objective) -> list[str]:
         generator=torch.Generator().manual_seed(0),
     )
     images = low + (high - low) * images
+    wrong: list[str] = []
     for name, signature in objective.networks().items():
-        networks[name].register_forward_hook(_checks_output(name, signature))
+        networks[name].register_forward_hook(_noting(wrong, name, signature))
     with torch.random.fork_rng(devices=[]):
         before = torch.get_rng_state()
-        for phase in objective.phases():
-            for name in phase.updates:
-                begin_phase(networks[name])
-            for term in phase.terms:
-                _rehearse_term(experiment, networks, phase, term, images, numbers)
-        _rehearse_uses(experiment, objective, networks.eval(), images, numbers)
-        if torch.equal(before, torch.get_rng_state()):
-            return []
-    return [
-        "a class of your own draws random numbers from torch, so the result depends on the number "
-        "of workers; declare them as `noise` (see ray_gen.core.Noise and TakesNoise)"
-    ]
+        try:
+            for phase in objective.phases():
+                for name in phase.updates:
+                    begin_phase(networks[name])
+                for term in phase.terms:
+                    _rehearse_term(experiment, networks, phase, term, images, numbers)
+            _rehearse_uses(experiment, objective, networks.eval(), images, numbers)
+        except ExperimentError as error:
+            raise ExperimentError(wrong[:1] or error.problems) from error
+        draws = not torch.equal(before, torch.get_rng_state())
+    if wrong and not isinstance(experiment.objective, CustomObjective):
+        raise ExperimentError(wrong[:1])  # an objective of one's own may take what it likes
+    return [_DRAWS] if draws else []
 
 
-def _checks_output(name: str, signature: Signature) -> Any:
-    """A hook that compares what a network returns with its signature."""
-    several = isinstance(signature.outputs, Mapping)
-    shapes = dict(signature.outputs) if isinstance(signature.outputs, Mapping) else {}
+_DRAWS = (
+    "a class of your own draws random numbers from torch, so the result depends on the number of "
+    "workers; declare them as `noise` (see ray_gen.core.Noise and TakesNoise)"
+)
 
-    def check(network: nn.Module, given: object, found: Any) -> None:
-        where = f"networks.{name}: {type(network).__name__} returned"
-        if not several:
-            _check_shape(where, found, signature.output_shape)
-        elif not isinstance(found, Mapping) or found.keys() != shapes.keys():
-            told = ", ".join(found) if isinstance(found, Mapping) else f"a {type(found).__name__}"
-            raise ExperimentError(
-                [f"{where} {told}; its signature asks for a mapping with {', '.join(shapes)}"]
+
+def _noting(wrong: list[str], name: str, signature: Signature) -> Any:
+    """A hook that notes in `wrong` where the output of a network differs from its signature."""
+    wanted = signature.outputs
+
+    def note(network: nn.Module, given: object, found: Any) -> None:
+        several = isinstance(wanted, Mapping)
+        outputs = found if several and isinstance(found, Mapping) else {"": found}
+        for output, shape in (wanted if isinstance(wanted, Mapping) else {"": wanted}).items():
+            one = outputs.get(output)
+            if isinstance(one, Tensor) and one.shape[1:] == shape:
+                continue
+            told = _in_words(outputs.get(output, found)) + (f" as {output}" if output else "")
+            asked = ", ".join(map(str, ("N", *shape)))
+            wrong.append(
+                f"networks.{name}: {type(network).__name__} returned {told}; its signature asks "
+                f"for ({asked})"
             )
-        else:
-            for output, shape in shapes.items():
-                _check_shape(f"{where}, as {output},", found[output], shape)
 
-    return check
-
-
-def _check_shape(where: str, found: Any, shape: Shape) -> None:
-    if isinstance(found, Tensor) and found.shape[1:] == shape:
-        return
-    asked = ", ".join(map(str, ("N", *shape)))
-    raise ExperimentError([f"{where} {_in_words(found)}; its signature asks for ({asked})"])
+    return note
 
 
 def _in_words(found: object) -> str:
