@@ -10,6 +10,7 @@ import torch
 from ray_gen.core import ImageToVector, Objective, Signature, VectorToImage
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.networks.mlp import Mlp
+from ray_gen.objectives.vae import Vae
 from ray_gen.training.build import build_networks, build_objective
 from tests.helpers import vae
 
@@ -97,7 +98,7 @@ def test_conditions_are_refused_where_nobody_takes_them() -> None:
         build_networks(this, Wants(build_objective(this), signature))
 
 
-class Picky(Objective):
+class Picky(Vae):
     """An objective that refuses an option."""
 
     def __init__(self, **options: object) -> None:

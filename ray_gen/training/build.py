@@ -320,7 +320,7 @@ def _made(
     except Refused:
         raise
     except (TypeError, ValueError) as error:
-        raise ExperimentError([f"{field}: {name}: {error}"]) from error
+        raise ExperimentError([f"{field}.options: {error}"]) from error
     except Exception as error:
         raise ExperimentError([f"{field}: {name} raised {in_a_sentence(error)}"]) from error
 

@@ -59,6 +59,8 @@ def rehearse(experiment: Experiment, objective: Objective) -> list[str]:
             _rehearse_uses(experiment, objective, networks.eval(), images, numbers)
         except ExperimentError as error:
             raise ExperimentError(wrong[:1] or error.problems) from error
+        except (torch.OutOfMemoryError, MemoryError):  # the workers may have more
+            return []
         draws = not torch.equal(before, torch.get_rng_state())
     if wrong and not isinstance(experiment.objective, CustomObjective):
         raise ExperimentError(wrong[:1])  # an objective of one's own may take what it likes
@@ -183,7 +185,9 @@ def _told(where: str) -> Generator[None]:
     """Turns an exception of a user's class into a sentence with its place."""
     try:
         yield
-    except Refused:
+    except (Refused, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
+        if "can't allocate memory" in str(error):  # torch has no class of its own for it
+            raise MemoryError from error
         raise ExperimentError([f"{where} raised {in_a_sentence(error)}"]) from error
