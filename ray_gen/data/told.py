@@ -85,8 +85,8 @@ def remarks(store: Store) -> Iterator[str]:
         own = found.least_fraction is None  # the data set's own split
         more = "add held-out images" if own else "set a larger data.held_out_fraction"
         yield (
-            f"only {_count(held_out, 'held-out image')}: scores on them are noisy, and the best"
-            f" checkpoint is chosen by them; {more}, or checkpoints.best=null"
+            f"only {_count(held_out, 'held-out image')}: scores on them are noisy, also a score by"
+            f" which checkpoints.best chooses; {more}"
         )
 
 

@@ -45,6 +45,8 @@ from ray_gen.training.loop import Report
 
 READY = "ready"
 """What the process writes when it has imported everything."""
+END_SECONDS = 5.0
+"""How long the process may take to end after its answer."""
 
 
 class WorkerProcess:
@@ -80,9 +82,10 @@ class WorkerProcess:
         self._say = say
 
     def _heard(self, line: str) -> None:
-        self._printed.append(line)
-        if READY in self._answers:  # before, it may be the traceback of an import
+        if READY in self._answers:
             self._say(line)
+        else:  # it may be the traceback of an import
+            self._printed.append(line)
 
     def train(self, work: Work, device: str, look: Callable[[], None]) -> dict[str, Any] | None:
         """Trains a run. Returns how it ended, or None if the process died. Raises Refused, Failed
@@ -95,15 +98,21 @@ class WorkerProcess:
             self._process.stdin.write(json.dumps({"work": asdict(work), "device": device}) + "\n")
             self._process.stdin.flush()
         while True:
+            answered = len(self._answers) > 1
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(0.5)
+                self._process.wait(END_SECONDS if answered else 0.5)
+                break
+            if answered:  # a thread of a user's class goes on; `close` ends it
                 break
             self._bytes = resident_bytes(self._process.pid)
             look()
         look()
-        for reader in self._readers:
-            reader.join(5.0)  # a process that it has started may hold the pipe
+        if self._process.returncode is not None:
+            for reader in self._readers:
+                reader.join(5.0)  # a process that it has started may hold the pipe
         if READY not in self._answers:
+            if self._process.wait() < 0:  # killed
+                return None
             told = "\n".join(self._printed)
             last = self._printed[-1] if self._printed else self.death
             raise Failed(import_failure(told) or f"the process that trains did not start: {last}")
@@ -120,8 +129,11 @@ class WorkerProcess:
         told = f"the process that trains was killed ({signal.Signals(-code).name})"
         if -code != signal.SIGKILL:
             return told
-        sure = kills_for_memory() > self._kills
-        return f"{told}{', because' if sure else ', perhaps because'} {ran_short(self._bytes)}"
+        kills = kills_for_memory()
+        if kills is not None and kills == self._kills:  # somebody else has killed it
+            return told
+        because = "perhaps because" if kills is None else "because"
+        return f"{told}, {because} {ran_short(self._bytes)}"
 
     def close(self) -> None:
         """Ends the process, and all that it has started."""
@@ -223,6 +235,10 @@ class Commits:
         if self._last is not None:
             self._last.result()
 
+    def close(self) -> None:
+        """Waits for the last commit."""
+        self._thread.shutdown()
+
     def _commit(self, saved: Path, name: str) -> None:
         try:
             commit_and_prune(saved, self._run, name, self._keep)
@@ -244,6 +260,8 @@ def answered(work: Work, device: torch.device) -> dict[str, Any]:
         return {GpuMemoryError.__name__: str(error)}
     except Failed as error:
         return {Failed.__name__: str(error)}
+    finally:
+        commits.close()
     return {"ended": ended}
 
 

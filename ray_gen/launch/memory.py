@@ -81,10 +81,11 @@ def ran_short(own: int, proc: Path = PROC) -> str:
     )
 
 
-def kills_for_memory(proc: Path = PROC) -> int:
-    """How many processes the system has killed because memory ran short, since it started."""
+def kills_for_memory(proc: Path = PROC) -> int | None:
+    """How many processes the system has killed because memory ran short, since it started. None if
+    it does not tell."""
     try:
         found = re.search(r"^oom_kill (\d+)$", (proc / "vmstat").read_text(), re.MULTILINE)
     except OSError:
-        return 0
-    return 0 if found is None else int(found[1])
+        return None
+    return None if found is None else int(found[1])

@@ -51,7 +51,7 @@ def _cluster() -> str | None:
     Looks without Ray first, whose import takes seconds.
     """
     given = os.environ.get("RAY_ADDRESS")
-    if given is not None:
+    if given:
         return f"RAY_ADDRESS={given}"
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return "this process is connected to it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -158,6 +159,7 @@ def _told(folder: Folder, experiment: Experiment, manifest: Manifest | None) -> 
         return f"{folder.name}: nothing was saved yet; beginning anew"
     images = manifest.images
     if manifest.step >= experiment.steps:
-        more = f"ray-gen resume {folder.name} training.images={2 * images}"
+        run = shlex.quote(folder.location)  # its name is found only in the default storage
+        more = f"ray-gen resume {run} training.images={2 * images}"
         return f"{folder.name}: has seen all its {images:,} images; to train longer: {more}"
     return f"{folder.name}: going on from {images:,} images, to {experiment.training.images:,}"

@@ -121,6 +121,20 @@ def test_a_killed_process_changes_nothing(images: Path, tmp_path: Path) -> None:
     assert not workers()
 
 
+def test_a_process_that_is_killed_while_it_starts_is_replaced(images: Path, tmp_path: Path) -> None:
+    experiment = given(images, *SHORT)
+
+    def kill() -> None:
+        wait_until(lambda: bool(workers()), "the process")
+        workers()[0].kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    run = ray_gen.train(experiment, storage=str(tmp_path), name="a", local=True)
+    thread.join()
+    assert run.images == 480
+
+
 def test_a_process_that_dies_too_often_ends_the_run(images: Path, tmp_path: Path) -> None:
     experiment = given(images, *LONG, "workers.max_restarts=0")
 
@@ -130,7 +144,7 @@ def test_a_process_that_dies_too_often_ends_the_run(images: Path, tmp_path: Path
 
     thread = threading.Thread(target=kill)
     thread.start()
-    with pytest.raises(Failed, match=r"more often than workers\.max_restarts allows: .*SIGKILL"):
+    with pytest.raises(Failed, match=r"more often than workers\.max_restarts allows: .*SIGKILL\)$"):
         ray_gen.train(experiment, storage=str(tmp_path), name="a")
     thread.join()
 
@@ -184,6 +198,7 @@ def test_nothing_is_left_of_a_driver_that_is_killed(images: Path, tmp_path: Path
 
 MINE = """
 import os
+import threading
 from ray_gen.networks.mlp import Mlp
 
 
@@ -192,14 +207,17 @@ class Mine(Mlp):
         if os.environ["HOW"] == "prints":
             print("seen by", os.getpid())
             os.environ["HOW"] = "well"
+        if os.environ["HOW"] == "waits" and self.training:
+            threading.Thread(target=threading.Event().wait).start()
+            os.environ["HOW"] = "well"
         if os.environ["HOW"] == "breaks" and self.training:
             raise RuntimeError("broken on purpose")
         return super().forward(inputs, *more)
 """
 
 
-@pytest.mark.parametrize("how", ["prints", "breaks"])
-def test_what_a_users_class_prints_or_raises_is_told(
+@pytest.mark.parametrize("how", ["prints", "breaks", "waits"])
+def test_what_a_users_class_prints_or_raises_is_told_and_its_threads_hold_up_nothing(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setenv("HOW", how)
@@ -214,6 +232,8 @@ def test_what_a_users_class_prints_or_raises_is_told(
     if how == "prints":
         found = re.search(r"^seen by (\d+)$", told, re.MULTILINE)
         assert found is not None and int(found[1]) != driver.pid, told
+        assert driver.returncode == 0, told
+    elif how == "waits":
         assert driver.returncode == 0, told
     else:
         assert driver.returncode == 1, told
@@ -248,6 +268,8 @@ def test_ray_is_used_only_where_it_is_needed_asked_for_or_there(
     assert why_ray(one, None) is None
     assert why_ray(one, False) == "--ray"
     assert why_ray(given(images, "workers.count=2"), None) == "workers.count=2"
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    assert why_ray(one, None) is None
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert why_ray(one, None) == "RAY_ADDRESS=10.0.0.1:6379"
     assert why_ray(one, True) is None

@@ -70,9 +70,9 @@ def test_the_largest_process_and_the_free_memory_are_told(tmp_path: Path) -> Non
     assert "is small (process 7) with 1.0 GiB" in told
     assert "0.5 of 8.0 GiB are free" in told
     assert kills_for_memory(tmp_path) == 3
-    assert kills_for_memory(tmp_path / "none") == 0
+    assert kills_for_memory(tmp_path / "none") is None
 
 
 def test_this_machine_can_be_asked() -> None:
     assert "GiB are free" in ran_short(0)
-    assert kills_for_memory() >= 0
+    assert (kills_for_memory() or 0) >= 0
