@@ -33,7 +33,8 @@ FIRST_PAUSE_SECONDS = 0.5
 second."""
 LONGEST_PAUSE_SECONDS = 10.0
 
-INTACT = "what was saved before is intact: start again, with the same --name"
+KEPT = "what was saved before is intact"
+INTACT = f"{KEPT}: start again, with the same --name"
 """Message for a run that ended because its storage failed."""
 
 NEW_PATIENCE_SECONDS = 5.0

@@ -166,7 +166,7 @@ def _shut_down(started: Collection[Process]) -> None:
         for process in started:
             process.kill()
 
-    with ended_by(kill):
+    with own_sigterm_handler(), ended_by(kill):
         ray.shutdown()
     end(processes)
 

@@ -55,8 +55,9 @@ def silence_deaths() -> None:
 
 @contextmanager
 def own_sigterm_handler() -> Generator[None]:
-    """Inside the `with` statement `ray.init` leaves the handler of SIGTERM of this process as it
-    is. Ray's own handler waits up to 30 s for its node before it ends this process.
+    """After the `with` statement this process has the handler of SIGTERM that it had before, which
+    `ray.init` replaces and `ray.shutdown` removes. Ray's own handler waits up to 30 s for its node
+    before it ends this process.
 
     Without the name: Ray's handler answers while `ray.init` runs.
     """
@@ -73,7 +74,7 @@ def own_sigterm_handler() -> Generator[None]:
     finally:
         if own is not None:
             setattr(importlib.import_module(module), attribute, own)
-        if before is not None:  # Ray's library in C++ has set its own, too
+        if before is not None:  # Ray's library in C++ sets its own, and at the end none
             signal.signal(signal.SIGTERM, before)
 
 

@@ -20,6 +20,7 @@ from ray_gen.launch.run import Run, existing
 from ray_gen.pipeline.loading import trust
 from ray_gen.runs.checkpoints import checkpoint_name, checkpoints, commit
 from ray_gen.runs.manifest import EXPERIMENT, CheckpointError, Manifest
+from ray_gen.runs.names import called
 from ray_gen.runs.reports import OnReport
 from ray_gen.settings import is_marked
 from ray_gen.storage import Folder
@@ -159,7 +160,6 @@ def _told(folder: Folder, experiment: Experiment, manifest: Manifest | None) -> 
         return f"{folder.name}: nothing was saved yet; beginning anew"
     images = manifest.images
     if manifest.step >= experiment.steps:
-        run = shlex.quote(folder.location)  # its name is found only in the default storage
-        more = f"ray-gen resume {run} training.images={2 * images}"
+        more = f"ray-gen resume {shlex.quote(called(folder))} training.images={2 * images}"
         return f"{folder.name}: has seen all its {images:,} images; to train longer: {more}"
     return f"{folder.name}: going on from {images:,} images, to {experiment.training.images:,}"

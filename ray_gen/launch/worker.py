@@ -36,7 +36,7 @@ from ray_gen.runs.checkpoints import (
 )
 from ray_gen.runs.manifest import CheckpointError
 from ray_gen.runs.writer import RunWriter, write_environment
-from ray_gen.storage import INTACT, Folder, StorageError
+from ray_gen.storage import INTACT, KEPT, Folder, StorageError
 from ray_gen.training.build import build_objective
 from ray_gen.training.code import carried, collected, take, with_code
 from ray_gen.training.code import store as store_code
@@ -83,8 +83,12 @@ def trained(
     ended: dict[str, Any] | None = None
     try:
         with explained(run):
-            for report, saved in reports(experiment, run, device(), work.compared, notice):
-                deliver(report, saved)
+            training = reports(experiment, run, device(), work.compared, notice)
+            for report, saved in training:
+                try:
+                    deliver(report, saved)
+                except BaseException as error:
+                    training.throw(error)  # so that the run's own files say what ended it
                 ended = {
                     "stop": report.stop,
                     "images": report.images,
@@ -123,13 +127,13 @@ def explained(run: Folder) -> Generator[None]:
         told = str(error).splitlines()[0].rstrip(".")
         raise GpuMemoryError(f"a GPU ran out of memory ({told})") from error
     except StorageError as error:
-        raise error if INTACT in str(error) else StorageError(f"{error}; {INTACT}") from error
+        raise error if KEPT in str(error) else StorageError(f"{error}; {INTACT}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
             raise Failed(f"{error}\n{traceback.format_exc()}") from error
         raise StorageError(
-            f"{run.location}: {error.strerror or error}; what was saved before is intact: mend the "
-            "storage and start again with the same --name"
+            f"{run.location}: {error.strerror or error}; {KEPT}: mend the storage and start "
+            "again with the same --name"
         ) from error
     except (Refused, Failed, NonFiniteError, WorkerLostError):
         raise
@@ -159,7 +163,7 @@ def reports(
     device: torch.device,
     compared: Sequence[str] = (),
     notice: Callable[[], object] = lambda: None,
-) -> Iterator[tuple[Report, Path | None]]:
+) -> Generator[tuple[Report, Path | None]]:
     """Trains a run from its newest checkpoint, and writes everything except checkpoints. If a
     checkpoint is due, the first rank yields it as a folder, which the caller commits and deletes.
     Collective: every rank of a process group, or one process alone.

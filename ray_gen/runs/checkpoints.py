@@ -15,7 +15,7 @@ from typing import SupportsIndex
 
 from ray_gen.errors import Refused
 from ray_gen.runs.manifest import EXPERIMENT, MANIFEST, CheckpointError, Manifest
-from ray_gen.storage import Folder, StorageError
+from ray_gen.storage import KEPT, Folder, StorageError
 
 BEST = "best"
 """Name, in a run folder, of the copy of the best checkpoint."""
@@ -209,9 +209,8 @@ def commit(source: Path, run: Folder, name: str) -> None:
             if attempt < COMMITS and error.errno in _MET:
                 continue
             raise StorageError(
-                f"storage: {run.location} cannot take {name} ({error.strerror or error}); what was "
-                "saved before is intact: make room, or choose another --storage, and start again "
-                "with the same --name"
+                f"storage: {run.location} cannot take {name} ({error.strerror or error}); {KEPT}: "
+                "make room, or choose another --storage, and start again with the same --name"
             ) from error
 
 

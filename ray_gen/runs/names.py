@@ -41,6 +41,13 @@ def run_folder(run: str | os.PathLike[str]) -> Folder:
     raise Refused(f"no run {given!r}: it is neither a path here nor in {storage.location}{hint}")
 
 
+def called(run: Folder) -> str:
+    """What finds a run again: its name if it lies in the storage, else its location."""
+    storage = Folder(absolute_path(default_storage()))
+    named = (storage / run.name).location == run.location and run.name[0] not in ".~"
+    return run.name if named else run.location
+
+
 def near_names(given: str, names: Sequence[str]) -> list[str]:
     """The names that `given` may stand for, the nearest first: those that begin with it, else those
     that are like it, as a whole or at their beginning."""

@@ -43,7 +43,9 @@ RunState = Literal["training", "stopped", "ended", "failed"]
 
 def ending_of(error: BaseException) -> tuple[RunState, str]:
     """The state of a run that this error has ended, and why, in one line."""
-    if not isinstance(error, Exception):  # KeyboardInterrupt, GeneratorExit
+    if isinstance(error, GeneratorExit):  # only a search leaves a run before its end
+        return "stopped", "its search stopped it early"
+    if not isinstance(error, Exception):  # KeyboardInterrupt
         return "stopped", "interrupted"
     told = str(error).strip().partition("\n")[0]
     return "failed", told or type(error).__name__

@@ -205,12 +205,18 @@ class RunWriter:
         return folder
 
     def _saved(self, metrics: Mapping[str, float]) -> Path:
+        """Raises StorageError if the disk of temporary files is full."""
         folder = temporary.new_folder("checkpoint-")
         try:
             self._state.save(folder, self._experiment, metrics)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise
+            if not isinstance(error, OSError):
+                raise
+            raise StorageError(
+                f"temporary files: {folder.parent} cannot take a checkpoint "
+                f"({error.strerror or error}); make room, or set TMPDIR to a folder on another disk"
+            ) from error
         return folder
 
     def save_is_due(self) -> bool:

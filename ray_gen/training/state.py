@@ -9,6 +9,8 @@ last. Nothing is unpickled.
 from __future__ import annotations
 
 import copy
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -121,12 +123,12 @@ class State:
         self, folder: Path, experiment: Experiment, metrics: Mapping[str, float] | None = None
     ) -> None:
         """Write a checkpoint into an empty folder: all that is needed to continue training, or to
-        sample."""
-        save_file(_on_cpu(_tensors(self.networks)), folder / NETWORKS)
-        save_file(_on_cpu(_tensors(self.ema)), folder / EMA)
+        sample. Raises OSError if the disk is full."""
+        _write(_on_cpu(_tensors(self.networks)), folder / NETWORKS)
+        _write(_on_cpu(_tensors(self.ema)), folder / EMA)
         unreported = {_UNREPORTED + tag: values for tag, values in self.unreported.items()}
         unreported |= {_REPORTED: torch.tensor(self.reported)} if unreported else {}
-        save_file(_on_cpu(self.moments() | unreported), folder / OPTIMIZERS)
+        _write(_on_cpu(self.moments() | unreported), folder / OPTIMIZERS)
         (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
         Manifest(
             step=self.step,
@@ -205,6 +207,17 @@ def _fill(tensors: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> N
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name."""
     return dict(module.state_dict(keep_vars=True))
+
+
+def _write(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a safetensors file. Raises OSError, which safetensors hides in an error of its own."""
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

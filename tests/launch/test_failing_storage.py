@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import resource
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +19,13 @@ from ray_gen.distributed import World
 from ray_gen.errors import Failed
 from ray_gen.experiment import Experiment
 from ray_gen.launch import worker
-from ray_gen.runs.checkpoints import BEST, checkpoint_name, checkpoints, fetched
+from ray_gen.runs.checkpoints import BEST, checkpoint_name, checkpoints, commit, fetched
 from ray_gen.runs.loggers import tensorboard
+from ray_gen.runs.progress import read_progress
 from ray_gen.runs.writer import METRICS_FILE, PROGRESS, SAMPLES
-from ray_gen.storage import Folder, StorageError
+from ray_gen.storage import INTACT, Folder, StorageError
 from ray_gen.training.build import build_objective
+from ray_gen.training.loop import Report
 from ray_gen.training.state import State
 from tests.helpers import largest_difference, vae, weights
 from tests.s3 import S3, SECRET
@@ -60,6 +65,58 @@ def trained(
                 worker.commit_and_prune(saved, run, checkpoint_name(report.images), keep=2)
                 shutil.rmtree(saved)
             before(report.images)
+
+
+def test_a_checkpoint_that_cannot_be_delivered_ends_the_run_and_the_run_says_so(
+    tmp_path: Path,
+) -> None:
+    def deliver(report: Report, saved: Path | None) -> None:
+        if saved is not None:
+            shutil.rmtree(saved)
+            raise StorageError("storage: full")
+
+    work = worker.Work(THIS.to_yaml(), str(tmp_path / "run"), threads=1)
+    with pytest.raises(StorageError, match=r"^storage: full; what was saved before is intact"):
+        worker.trained(work, lambda: torch.device("cpu"), deliver)
+    told = read_progress(Folder(work.run))
+    assert told is not None and (told["state"], told["why"]) == ("failed", "storage: full")
+
+
+def test_a_trial_that_its_search_stops_says_so(tmp_path: Path) -> None:
+    run = Folder(str(tmp_path / "run"))
+    reports = worker.reports(THIS, run, torch.device("cpu"))
+    next(reports)
+    reports.close()
+    told = read_progress(run)
+    assert told is not None and told["why"] == "its search stopped it early"
+
+
+def test_a_full_disk_is_told_once_with_the_place_and_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = State.save
+
+    def into_little_room(*given: Any) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+        try:
+            save(*given)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(State, "save", into_little_room)
+    with pytest.raises(StorageError) as caught:
+        trained(Folder(str(tmp_path / "run")))
+    assert re.fullmatch(
+        r"temporary files: /\S+ cannot take a checkpoint \(File too large\); make room, or set "
+        rf"TMPDIR to a folder on another disk; {INTACT}",
+        str(caught.value),
+    )
+    (tmp_path / "no folder").touch()
+    run = Folder(str(tmp_path / "no folder"))
+    with pytest.raises(StorageError) as caught, worker.explained(run):
+        commit(tmp_path, run, BEST)
+    assert str(caught.value).count("what was saved before is intact") == 1
 
 
 def loaded(run: Folder) -> State:

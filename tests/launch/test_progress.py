@@ -251,7 +251,7 @@ def test_a_run_says_how_it_ended(store_8, tmp_path: Path) -> None:
         (StorageError("s3://b does not answer"), "failed", "s3://b does not answer"),
         (MemoryError(), "failed", "MemoryError"),
         (KeyboardInterrupt(), "stopped", "interrupted"),
-        (GeneratorExit(), "stopped", "interrupted"),  # the caller of a generator has left it
+        (GeneratorExit(), "stopped", "its search stopped it early"),
     ],
 )
 def test_a_run_that_an_error_ends_says_so(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,13 +87,18 @@ def test_a_run_goes_on_by_its_name_alone_and_trains_longer(
     assert asked == [(vae(), str(run)), (vae("training.images=720"), str(run))]
 
 
-def test_where_it_goes_on_is_said(run: Path, asked: list[tuple[Experiment, str]]) -> None:
+def test_where_it_goes_on_is_said(
+    run: Path, asked: list[tuple[Experiment, str]], tmp_path: Path
+) -> None:
     done = CliRunner().invoke(main, ["resume", "a", "training.images=720"], catch_exceptions=False)
     assert (done.exit_code, done.stderr) == (0, "a: going on from 192 images, to 720\n")
     done = CliRunner().invoke(main, ["resume", "a", "training.images=192"])
     assert done.stderr == (
         "a: has seen all its 192 images; to train longer: ray-gen resume a training.images=384\n"
     )
+    moved = shutil.copytree(run, tmp_path / "other runs" / "a")
+    done = CliRunner().invoke(main, ["resume", str(moved), "training.images=192"])
+    assert done.stderr.endswith(f"ray-gen resume '{moved}' training.images=384\n")
     (run / checkpoint_name(192) / "manifest.json").unlink()
     done = CliRunner().invoke(main, ["resume", "a"])
     assert done.stderr == "a: nothing was saved yet; beginning anew\n"
