@@ -394,6 +394,27 @@ def test_the_discriminators_view_of_each_image_is_printed(runs, tmp_path: Path, 
             torch.testing.assert_close(found, expected)
 
 
+def test_a_conditional_run_takes_the_classes_of_folders(runs, tmp_path: Path) -> None:
+    for name in ("3", "7"):
+        use(
+            tmp_path, "sample", runs["cgan"], "--count", "2", "--labels", name, output=f"all/{name}"
+        )
+    pipeline = ray_gen.load(runs["cgan"])
+    images = pipeline.read(tmp_path / "all")
+    expected = pipeline.discriminate(images, [3, 3, 7, 7]).sigmoid()
+    inner = tmp_path / "all" / "7" / "deep"
+    inner.mkdir()
+    (tmp_path / "all" / "7" / "000001.png").rename(inner / "z.png")
+    printed = use(tmp_path, "discriminate", runs["cgan"], str(tmp_path / "all"), output="d.csv")
+    found = [float(line.split()[-1]) for line in printed.splitlines()]
+    assert found == [pytest.approx(float(value), abs=1e-4) for value in expected]
+    one = use(tmp_path, "discriminate", runs["cgan"], str(inner.parent), output="e.csv")
+    assert one.splitlines()[0].split()[-1] == printed.splitlines()[2].split()[-1]
+    (tmp_path / "all" / "other.png").write_bytes((inner / "z.png").read_bytes())
+    told = refused("discriminate", runs["cgan"], str(tmp_path / "all"))
+    assert "other.png: lies in no folder with the name of a class" in told
+
+
 def test_what_cannot_be_discriminated_is_refused(runs, tmp_path: Path) -> None:
     use(tmp_path, "sample", runs["gan"], "--count", "2", output="images")
     folder = str(tmp_path / "images")

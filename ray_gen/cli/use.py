@@ -132,7 +132,8 @@ def reconstruct(
         ray-gen reconstruct RUN --data
 
     Takes files, or all images below folders. The images are cropped, resized and converted as in
-    training. --data needs the data set.
+    training. A conditional run takes the class of an image from the name of its folder, unless
+    --labels gives it. --data needs the data set.
     """
     options.check_output(output, ".png", ".npz")
     pipeline = options.opened(run, weights, checkpoint, trust_code)
@@ -182,8 +183,9 @@ def discriminate(
         ray-gen discriminate RUN ~/images --output realness.csv
 
     Takes files, or all images below folders. They are cropped, resized and converted as in
-    training. If a discriminator gives no probability, the value is the logit: higher means more
-    real. A run keeps no average (EMA) of a discriminator, so its last weights are used.
+    training. A conditional run takes the class of an image from the name of its folder, unless
+    --labels gives it. If a discriminator gives no probability, the value is the logit: higher means
+    more real. A run keeps no average (EMA) of a discriminator, so its last weights are used.
     """
     if output is not None:
         options.check_output(output, ".csv", folder=False)
@@ -198,7 +200,7 @@ def discriminate(
     width = max(len(str(file)) for file in files)
     rows: list[tuple[str, float, float]] = []
     given = options.condition_numbers(conditions)
-    parts = from_files(pipeline.experiment, files, options.class_list(labels), None, given)
+    parts = from_files(pipeline.experiment, images, options.class_list(labels), None, given)
     for some, classes, numbers in parts:
         logits = pipeline.discriminate(some, classes, numbers)
         scores = logits.sigmoid() if what == "D(x)" else logits

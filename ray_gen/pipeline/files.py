@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
@@ -149,9 +150,13 @@ def from_files(
 ) -> Iterator[Part]:
     """Images from files, and from all files below folders, in parts; at most `count`.
 
-    labels: one for all, or one for each. conditions: one of each name, for all.
+    labels: one for all, or one for each. None: for a conditional run, the folders that have names
+    of its classes, as in training. conditions: one of each name, for all.
     """
+    paths = [*paths]
     files = image_files(paths)
+    if labels is None and experiment.label_count:
+        labels = _classes_of_folders(files, paths, experiment.data.classes or ())
     if labels is not None and len(labels) not in (1, len(files)):
         raise Refused(
             f"labels: {len(labels)} given for {len(files)} images; give one for all, or one for "
@@ -163,6 +168,34 @@ def from_files(
         part = slice(start, start + BATCH)
         of_part = None if given is None else given[part]
         yield read_images(files[part], experiment), of_part, conditions
+
+
+def _classes_of_folders(
+    files: Sequence[Path], paths: Iterable[str | os.PathLike[str]], classes: Sequence[str]
+) -> list[str] | None:
+    """The class of each file: the name of the nearest folder above it that is a class, up to the
+    folder that was given. None if no file lies in such a folder. Raises Refused if only some do."""
+    known = {normalize("NFC", name): name for name in classes}
+    given = {Path(path).expanduser() for path in paths}
+    found: list[str | None] = []
+    for file in files:
+        above = [file.absolute().parent.name]
+        for folder in file.parents if file not in given else ():
+            above.append(folder.absolute().name)
+            if folder in given:
+                break
+        names = (normalize("NFC", name) for name in above)
+        found.append(next((known[name] for name in names if name in known), None))
+    if not any(name is not None for name in found):
+        return None
+    of_all = [name for name in found if name is not None]
+    if len(of_all) < len(found):
+        other = files[found.index(None)]
+        raise Refused(
+            f"{other}: lies in no folder with the name of a class of this run, and other images "
+            "do; give --labels, or leave it out"
+        )
+    return of_all
 
 
 def from_data(
