@@ -26,6 +26,10 @@ from ray_gen.pixels import selected
 from ray_gen.training.build import DTYPES, class_of, import_target
 from ray_gen.training.sources import cache_folder, with_labels_of
 
+LEAST_COUNT = 1_000
+"""Fewer images than this give scores that are mostly noise."""
+SHARE_OF_TRAINING = 0.25
+"""Images to generate in an evaluation, for each image trained between two evaluations."""
 COUNT = 50_000
 """Images to generate if `evaluation.count` is not set, but never more than the reference has."""
 
@@ -61,9 +65,20 @@ def during_training(
     what cannot be measured. Collective: every rank, same order."""
     seen = with_labels_of(store, experiment, "data")
     name = experiment.data.short_form
-    evaluator = Evaluator(experiment.evaluation, seen, name, world, progress)
+    settings = fitting(experiment.evaluation, seen)
+    evaluator = Evaluator(settings, seen, name, world, progress)
     subject = subject_of(experiment, objective, networks, {"weights": "ema"})
     return evaluator, evaluator.checked(subject)
+
+
+def fitting(settings: Evaluation, store: Store) -> Evaluation:
+    """The settings with a `count` that fits a run that evaluates every so many images, if none is
+    set: an evaluation must not take longer than the training between two of them."""
+    reference = store.train if settings.reference == "train" else store.held_out
+    if settings.count is not None or settings.every_images is None or not len(reference):
+        return settings
+    fits = max(LEAST_COUNT, round(settings.every_images * SHARE_OF_TRAINING))
+    return settings.model_copy(update={"count": min(fits, COUNT, len(reference))})
 
 
 class SplitImages:

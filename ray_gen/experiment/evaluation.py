@@ -109,7 +109,8 @@ class _ForAllMetrics(Settings):
     count: Annotated[PositiveInt, Told(unit="images")] | None = free(None)
     """Number of images to generate, and of reference images to compare them with. A likelihood is
     measured on at most `count` held-out images. None: as many as the reference has, at most 50,000,
-    and a likelihood on all held-out images."""
+    and a likelihood on all held-out images; during a run at most a quarter of every_images, but at
+    least 1,000."""
     reference: Literal["train", "held_out"] = free("train")
     """The split of the data that samples are compared with."""
     features: FeatureSettings = free(InceptionFeatures())
