@@ -194,7 +194,8 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_it_is_read_as_blocks() -> None:
-    text = "    $ ray-gen runs\n    ray-gen output\n\n    A=1 ray job \\\n        stop\n\n```python\nx\n```"
+    shell = "    $ ray-gen runs\n    ray-gen output\n\n    A=1 ray job \\\n        stop\n\n"
+    text = shell + "```python\nx\n```"
     assert [(b.line, b.language, b.text) for b in blocks(text)] == [
         (1, "shell", "ray-gen runs"),
         (4, "shell", "A=1 ray job  stop"),
@@ -230,9 +231,11 @@ def make_images(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_everything_runs_as_printed(tmp_path: Path) -> None:
-    """In a copy of the repository, with a home of its own. What differs from the page: trainings see
-    few images; `pip` is left out, since the package is here; `ray start` stays in the foreground, so
-    that its process can be ended, and `ray stop` would also end clusters of others."""
+    """In a copy of the repository, with a home of its own.
+
+    What differs from the page: trainings see few images, and searches have two trials. `pip` is
+    left out, since the package is here. `ray start` stays in the foreground, so that it can be
+    ended; `ray stop` would also end clusters of others."""
     here = tmp_path / "repository"
     shutil.copytree(ROOT / "ray_gen", here / "ray_gen")
     shutil.copytree(ROOT / "jobs", here / "jobs")
@@ -261,7 +264,7 @@ def test_everything_runs_as_printed(tmp_path: Path) -> None:
                     continue
                 if block.words[:2] == ["ray", "start"]:
                     cluster = subprocess.Popen(
-                        shlex.split(script) + ["--block"], cwd=here, env=environment
+                        [*shlex.split(script), "--block"], cwd=here, env=environment
                     )
                     wait_for_cluster(environment)
                     continue
@@ -275,10 +278,10 @@ def test_everything_runs_as_printed(tmp_path: Path) -> None:
                     text=True,
                     check=False,
                 )
-                taken = f"{time.monotonic() - began:.0f} s"
-                print(f"line {block.line}, {taken}, exit {done.returncode}: {script[:200]}", flush=True)
+                seconds = time.monotonic() - began
+                print(f"line {block.line}, {seconds:.0f} s, exit {done.returncode}: {script}")
                 if done.returncode:
-                    print(done.stdout[-2000:], flush=True)
+                    print(done.stdout[-2000:])
                     failed.append(f"line {block.line}: {script}\n{done.stdout[-2000:]}")
         finally:
             if cluster is not None:
