@@ -230,7 +230,7 @@ def _train(
         for file in (STOP, PROGRESS, DUE):
             run.remove(file)
         if ray is not None:
-            line.stage(f"starting Ray ({ray})")
+            line.stage(f"{'starting' if _starts_ray() else 'connecting to'} Ray ({ray})")
         watch = Watch(run, line, on_report, 0 if manifest is None else manifest.images)
         ended = fit(experiment, run, watch, partial(_saving, run, interruption))
     if "failed" in ended:

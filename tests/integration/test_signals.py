@@ -205,3 +205,23 @@ def test_an_interrupted_conversion_says_so_at_once(tmp_path: Path, apart: dict[s
         assert not (tmp_path / "to" / "writer.json").exists()
     finally:
         process.kill()
+
+
+HEARS = """
+import os, signal
+from ray_gen.launch.cluster import connected
+
+signal.signal(signal.SIGTERM, lambda number, frame: print("heard", flush=True))
+with connected():
+    pass
+os.kill(os.getpid(), signal.SIGTERM)
+print("goes on")
+"""
+
+
+def test_sigterm_is_heard_after_the_end_of_ray(apart: dict[str, str]) -> None:
+    """`ray.shutdown` gives SIGTERM its default action: a search then died before its report."""
+    ended = subprocess.run(
+        [sys.executable, "-c", HEARS], env=apart, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.split("\n") == ["heard", "goes on", ""]
