@@ -101,6 +101,11 @@ ELSEWHERE = (
     Called("nc img_channels image_channels in_channels", "data.channels"),
     Called("gpus devices gpu_count world_size nproc_per_node nodes", "workers.count"),
     Called(
+        "device accelerator cuda use_cuda use_gpu",
+        "workers.gpu",
+        "Write workers.gpu=true; without it a GPU is used if there is one",
+    ),
+    Called(
         "workers.num num_workers dataloader_workers",
         "workers.count",
         "It is the number of workers that train; loading images needs no setting",
@@ -111,9 +116,14 @@ ELSEWHERE = (
     Called("base_channels channel_base nf", "width"),
     Called("hidden hidden_dim hidden_dims hidden_size units layer_sizes", "hidden_sizes"),
     Called(
-        "gamma r1 r1_gamma r1_penalty gp_weight",
+        "gamma r1 r1_gamma r1_penalty",
         "r1_weight",
         "It is γ of γ/2 · E‖∇D(x)‖², as in StyleGAN",
+    ),
+    Called(
+        "gp gp_weight gp_lambda gp_coef gradient_penalty lambda_gp",
+        "gradient_penalty_weight",
+        "It is λ of λ · E(‖∇D(x̂)‖₂ - 1)², as in WGAN-GP",
     ),
     Called("d_reg_interval d_reg_every r1_interval", "r1_every"),
     Called("n_critic critic_iters critic_steps d_steps n_dis disc_steps", "discriminator_steps"),
@@ -159,7 +169,12 @@ ELSEWHERE = (
     Called(
         "resume resume_from resume_from_checkpoint restore",
         None,
-        "a run goes on if it is started again with the same --name",
+        "`ray-gen resume RUN` goes on with a run",
+    ),
+    Called(
+        "trunc truncation truncation_psi psi",
+        None,
+        "it belongs to sampling: `ray-gen sample RUN --truncation 1`",
     ),
 )
 """Looked up in this order. An entry counts only if the experiment at hand has the field."""

@@ -72,6 +72,9 @@ def _sentence(entry: Any, root: type[Settings], given: Any) -> str:
         message = str(context.get("error", entry["msg"]))
         inner = message.partition(": ")[0].isidentifier()  # a field inside the validated value
         return f"{path}{'.' if inner else ': '}{message}" if path else message
+    if kind == "model_type" and path:
+        fields = [f"{path}.{name}" for name in _names_in(_models_at(parts, root, given))]
+        return f"{path}: takes no value; set its fields: {_listed(fields, path)}"
     if isinstance(entry["input"], dict) and entry["input"].get("kind") in SCHEDULES:
         return f"{path}: takes no schedule"
     told = f"{path}: {entry['msg'][0].lower()}{entry['msg'][1:]}, not {entry['input']!r}"
@@ -89,7 +92,7 @@ def _tags(context: Mapping[str, Any]) -> list[str]:
 def _no_such_field(parts: list[str], root: type[Settings], given: Any, value: Any) -> str:
     *above, key = parts
     models = _models_at(above, root, given)
-    siblings = sorted({name for model in models for name in model.model_fields})
+    siblings = sorted(_names_in(models))
     around = "".join(f"{part}." for part in above)
     apart = [name for name in siblings if _one_letter_apart(key, name)]
     if apart:
@@ -108,10 +111,19 @@ def _no_such_field(parts: list[str], root: type[Settings], given: Any, value: An
     meant = meant or [path for path in known if _one_letter_apart(path.rpartition(".")[2], key)]
     if meant:
         return f"there is no such field; did you mean {either(meant[:3])}?"
-    listed = ", ".join(siblings[:_MOST_SIBLINGS])
-    page = f"ray-gen fields {'.'.join(above)}".strip()
-    more = "" if len(siblings) <= _MOST_SIBLINGS else f", …: see `{page}`"
-    return "there is no such field" + (f"; there are: {listed}{more}" if listed else "")
+    there = f"; there are: {_listed(siblings, '.'.join(above))}" if siblings else ""
+    return f"there is no such field{there}"
+
+
+def _names_in(models: Iterable[type[Settings]]) -> list[str]:
+    """The names of the fields of some classes of settings, each once, in their order."""
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+
+
+def _listed(names: list[str], above: str) -> str:
+    """Names of fields of the part `above`, or the first ones and where the others are told."""
+    more = f", …: see `{f'ray-gen fields {above}'.strip()}`"
+    return ", ".join(names[:_MOST_SIBLINGS]) + (more if len(names) > _MOST_SIBLINGS else "")
 
 
 def _models_at(parts: Iterable[str], root: type[Settings], given: Any) -> set[type[Settings]]:

@@ -406,7 +406,17 @@ def _verified(checkpoint: Folder, experiment: Experiment) -> Manifest:
 def _check_same(run: Folder, experiment: Experiment, before: Experiment) -> None:
     """Raises ExperimentError if the run is of another experiment or of other data."""
     digest = before.data.digest  # None in runs of versions without a digest
-    different = list(differences(experiment.with_fields(data__digest=digest), before))
+    given = experiment.with_fields(data__digest=digest)
+    different = list(differences(given, before))
+    known = given if given.lineage else given.with_fields(lineage=before.lineage)
+    if different and not list(differences(known, before)):  # it was resumed with other values
+        paths = dict.fromkeys(path for change in before.lineage for path in change.values)
+        raise ExperimentError(
+            [
+                f"{run.location} has changed {' and '.join(paths)} since it began; `ray-gen resume "
+                f"{shlex.quote(run.location)}` goes on with it; or choose another --name"
+            ]
+        )
     if different:
         raise ExperimentError(
             [

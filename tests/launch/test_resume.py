@@ -164,6 +164,20 @@ def test_a_live_field_changes_where_the_run_stands_and_the_run_stays_a_function_
     assert asked[-1][0] == this
 
 
+def test_the_recipe_of_a_run_that_has_changed_since_is_refused_with_the_remedy(
+    run: Path, store_8: Store, asked: list[tuple[Experiment, str]]
+) -> None:
+    ray_gen.resume("a", {RATE: 5e-4})
+    train_to(run, asked[-1][0], store_8, 12)
+    ray_gen.resume("a", {BETA: 0.5})
+    train_to(run, asked[-1][0], store_8, 16)
+    told = f"has changed {RATE} and {BETA} since it began; `ray-gen resume {run}` goes on with it"
+    with pytest.raises(Refused, match=re.escape(told)):
+        goes_on_from(Folder(str(run)), vae(), print)
+    with pytest.raises(Refused, match="seed: 1 here, 0 there"):
+        goes_on_from(Folder(str(run)), vae("seed=1"), print)
+
+
 def test_a_live_field_does_not_change_from_a_damaged_checkpoint(
     run: Path, asked: list[tuple[Experiment, str]]
 ) -> None:
