@@ -281,6 +281,7 @@ def test_image_files_stand_beside_numbers_where_there_is_an_encoder(runs, tmp_pa
 
     said = use(tmp_path, "reconstruct", runs["vae"], folder, "--count", "3", output="r.png")
     assert "3 images, each above its reconstruction" in said
+    assert "1 more not used: --count 4 takes all" in said
     use(tmp_path, "reconstruct", runs["vae"], first, second, "--seed", "1", output="r.npz")
     written = np.load(tmp_path / "r.npz")
     assert written["images"].shape == written["reconstructions"].shape == (2, 8, 8, 1)

@@ -138,6 +138,7 @@ def reconstruct(
     options.check_output(output, ".png", ".npz")
     pipeline = options.opened(run, weights, checkpoint, trust_code)
     parts = _parts(pipeline, images, "held_out" if data else None, labels, conditions, count)
+    from ray_gen.pipeline.files import image_files
     from ray_gen.runs import pictures
 
     pairs = (
@@ -154,6 +155,9 @@ def reconstruct(
     with options.writing(output):
         zoom = options.zoom_for(pipeline, zoom)
         click.echo(pictures.save_pairs(pairs, output, zoom, pipeline.pixel_format))
+    given = 0 if data else len(image_files(images))
+    if given > count:
+        click.echo(f"{given - count:,} more not used: --count {given} takes all")
 
 
 @click.command()
