@@ -210,10 +210,10 @@ def shortened(block: Block) -> str:
     """The command with few training images, if it trains."""
     words = words_of_ours(block.words)
     if words and words[0] in LONG and "--check" not in words:
-        number = 640 if words[0] != "resume" else 1280
+        number = 512 if words[0] == "resume" else 256
         assignments = f"training.images={number}"
         if words[0] == "search":
-            assignments += " search.trials=2 search.every_images=320"
+            assignments += " search.trials=2 search.every_images=128"
         return f"{block.text.partition(' #')[0]} {assignments}"
     return block.text
 
@@ -230,6 +230,7 @@ def make_images(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_everything_runs_as_printed(tmp_path: Path) -> None:
     """In a copy of the repository, with a home of its own.
 
@@ -279,7 +280,10 @@ def test_everything_runs_as_printed(tmp_path: Path) -> None:
                     check=False,
                 )
                 seconds = time.monotonic() - began
-                print(f"line {block.line}, {seconds:.0f} s, exit {done.returncode}: {script}")
+                print(
+                    f"line {block.line}, {seconds:.0f} s, exit {done.returncode}: {script}",
+                    flush=True,
+                )
                 if done.returncode:
                     print(done.stdout[-2000:])
                     failed.append(f"line {block.line}: {script}\n{done.stdout[-2000:]}")
@@ -309,7 +313,7 @@ def script_of(block: Block, here: Path) -> str | None:
 
 def few_images(text: str) -> str:
     """The same Python with few training images."""
-    text = re.sub(r"(\"training\.images\": )[\d_]+", r"\g<1>640", text)
+    text = re.sub(r"(\"training\.images\": )[\d_]+", r"\g<1>256", text)
     return text.replace("search.trials=32", "search.trials=2")
 
 
