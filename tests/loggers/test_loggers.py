@@ -120,7 +120,7 @@ def test_a_package_that_is_missing_is_refused(
 
 def test_a_class_that_is_no_logger_is_refused(tmp_path: Path) -> None:
     this = vae("loggers=[{kind: custom, target: 'tests.loggers.own:Lacking'}]")
-    with pytest.raises(ExperimentError, match=r"loggers.0.target: .*Lacking is a class without end"):
+    with pytest.raises(ExperimentError, match=r"loggers.0.target: .* is a class without end"):
         check_loggers(this, Folder(str(tmp_path)))
 
 
