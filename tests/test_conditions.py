@@ -332,7 +332,7 @@ def test_columns_that_cannot_condition_are_refused(tmp_path: Path) -> None:
 
 def test_lists_of_another_length_are_refused(tmp_path: Path) -> None:
     data = parquet(tmp_path / "set", pose=POSES.tolist())
-    refused(vae(data, "data.conditions=[pose]"), "'pose' of", "lists of numbers with one fixed")
+    refused(vae(data, "data.conditions=[pose]"), "'pose' of", "fixed_size_list")
     data = parquet(tmp_path / "two")
     table = pa.table({**rows(), "pose": pa.FixedSizeListArray.from_arrays(AGES, 1)})
     pq.write_table(table, tmp_path / "two" / "2.parquet")

@@ -451,7 +451,7 @@ def test_a_disk_is_not_asked_again(tmp_path: Path, monkeypatch) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     asked: list[int] = []
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         Folder(str(tmp_path)).write_text("a", "")
     assert asked == [1]
