@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from PIL import Image
 import ray_gen
 from ray_gen import recipes
 from ray_gen.cli import main
+from tests.helpers import wait_until
 from tests.s3 import S3
 
 ROOT = Path(__file__).parents[1]
@@ -261,13 +263,17 @@ def test_everything_runs_as_printed(tmp_path: Path) -> None:
         try:
             for block in blocks():
                 began = time.monotonic()
+                if block.language == "shell" and block.words[0] == "export":
+                    name, _, value = block.words[1].partition("=")
+                    environment[name] = value
+                    continue
                 if (script := script_of(block, here)) is None:
                     continue
                 if block.words[:2] == ["ray", "start"]:
                     cluster = subprocess.Popen(
                         [*shlex.split(script), "--block"], cwd=here, env=environment
                     )
-                    wait_for_cluster(environment)
+                    wait_for_dashboard()
                     continue
                 done = subprocess.run(
                     ["bash", "-euc", script],
@@ -304,7 +310,7 @@ def script_of(block: Block, here: Path) -> str | None:
     if block.language == "python":
         (here / "block.py").write_text(few_images(block.text), encoding="utf-8")
         return f"{shlex.quote(sys.executable)} block.py"
-    if block.language != "shell" or block.words[0] in ("pip", "export"):
+    if block.language != "shell" or block.words[0] == "pip":
         return None
     if block.text.startswith("ray stop") or "tensorboard" in block.words:
         return None  # the first would end clusters of others, the second runs until Ctrl-C
@@ -317,10 +323,11 @@ def few_images(text: str) -> str:
     return text.replace('"search.trials=32"', ", ".join(f'"{text}"' for text in SEARCHED))
 
 
-def wait_for_cluster(environment: dict[str, str]) -> None:
-    for _ in range(60):
-        asked = ["ray", "status"]
-        if not subprocess.run(asked, env=environment, capture_output=True, check=False).returncode:
-            return
-        time.sleep(1)
-    pytest.fail("the cluster did not start within 60 attempts")
+def wait_for_dashboard() -> None:
+    """Until jobs can be submitted."""
+
+    def answers() -> bool:
+        with socket.socket() as asked:
+            return asked.connect_ex(("127.0.0.1", 8265)) == 0
+
+    wait_until(answers, "the dashboard of Ray")
