@@ -84,17 +84,23 @@ def default_storage() -> str:
     return os.environ.get(VARIABLE) or DEFAULT
 
 
+def _split(location: str, what: str) -> SplitResult:
+    """The parts of a URI. Raises StorageError, without the host, if it is not valid. what: the word
+    for it in the message."""
+    try:
+        return urlsplit(location)
+    except ValueError:  # its message shows the host, and a password before the host
+        scheme = location.partition("://")[0]
+        raise StorageError(f"{scheme}://...: the {what} has no valid host; correct it") from None
+
+
 def without_credentials(location: str) -> str:
     """A path or URI, unchanged. Raises StorageError if a URI holds a secret: every experiment.yaml
     and log would show it. The message omits the secret. A web address is refused, and its whole
     query omitted: all of it may be a secret."""
     if "://" not in location:
         return location
-    try:
-        parts = urlsplit(location)
-    except ValueError:  # its message shows the host, and a password before the host
-        scheme = location.partition("://")[0]
-        raise StorageError(f"{scheme}://...: the URI has no valid host; correct it") from None
+    parts = _split(location, "URI")
     bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     if parts.scheme in _WEB:
         raise StorageError(
@@ -116,11 +122,7 @@ def server_without_credentials(address: str) -> str:
     `without_credentials`. The message omits the secret."""
     if "://" not in address:
         return address
-    try:
-        parts = urlsplit(address)
-    except ValueError:  # its message shows the host, and a password before the host
-        scheme = address.partition("://")[0]
-        raise StorageError(f"{scheme}://...: the address has no valid host; correct it") from None
+    parts = _split(address, "address")
     if _hold_credentials(parts):
         raise StorageError(
             f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}: the address holds "
