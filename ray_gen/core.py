@@ -206,6 +206,32 @@ def declared(noises: Noises, networks: Networks) -> dict[str, Noise]:
 
 
 @runtime_checkable
+class Styled(Protocol):
+    """A generator that works in two parts (Karras et al. 2019, StyleGAN): a vector z becomes a style
+    for each of its L layers, and styles become an image. Path length, truncation and interpolation
+    between styles use the parts; `forward(z, labels, noise=...)` is both.
+
+    `noise` is that of `forward`: all that the network declares in its present mode. Each part takes
+    from it what it needs.
+    """
+
+    def styles(
+        self,
+        z: Tensor,
+        labels: Tensor | None = None,
+        noise: Mapping[str, Tensor] = _NOTHING,
+        truncation: float = 1.0,
+    ) -> Tensor:
+        """z (N, D) to styles (N, L, W). truncation ψ: styles are mean + ψ (style - mean), with the
+        mean over z that the network keeps (Karras et al. 2019, appendix B). 1 changes nothing."""
+        ...
+
+    def synthesize(self, styles: Tensor, noise: Mapping[str, Tensor] = _NOTHING) -> Tensor:
+        """Styles (N, L, W) to images_NCHW."""
+        ...
+
+
+@runtime_checkable
 class Schedule(Protocol):
     """A number that changes with the images that a run has seen."""
 
