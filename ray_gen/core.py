@@ -65,6 +65,9 @@ class Signature:
     (`data.conditions`) and sets it; an objective does not. If there are any, `labels` is float32
     (N, 1 + label_numbers): the class, then standardised numbers. Without classes (`label_count` is
     0) it is float32 (N, label_numbers). `parts_of_labels` takes both apart."""
+    several_logits: bool = False
+    """Whether the network may return several logits of an image, (N, K) or (N, K, H, W), where the
+    output has the shape (1,). The objective takes means over them."""
 
     @property
     def form(self) -> str:

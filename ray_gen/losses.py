@@ -1,6 +1,8 @@
 """Losses as pure functions: one equation each, one value per image, (N,), never averaged.
 
-Every loss is minimised. Logits are pre-sigmoid scores of the discriminator, (N, 1).
+Every loss is minimised. Logits are pre-sigmoid scores of the discriminator, (N, 1), or several of
+an image: (N, K) or (N, K, H, W). A loss is then the mean over the logits of an image, and the
+gradient at the image is that of their mean.
 """
 
 from __future__ import annotations
@@ -46,6 +48,17 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).flatten(1).sum(1)
 
 
+def mean_of_each(logits: Tensor) -> Tensor:
+    """The mean of all numbers of an image: (N, ...) to (N,)."""
+    return logits.flatten(1).mean(1)
+
+
+def _sum_of_means(logits: Tensor) -> Tensor:
+    """Σ over images of the mean logit, 0-dimensional. Its gradient at an image is that of the
+    image's mean logit."""
+    return logits.sum() / (logits.numel() // len(logits))
+
+
 def discriminator_loss(
     real_logits: Tensor, fake_logits: Tensor, smoothing: float | Tensor = 0.0
 ) -> Tensor:
@@ -55,48 +68,48 @@ def discriminator_loss(
     p_data = p_G is D = t / 2. Returns (N,).
     """
     real = F.softplus(-real_logits) + smoothing * real_logits
-    return (real + F.softplus(fake_logits)).flatten(1).sum(1)
+    return mean_of_each(real + F.softplus(fake_logits))
 
 
 def generator_loss_non_saturating(fake_logits: Tensor) -> Tensor:
     """-log D(G(z)). Goodfellow et al. 2014, section 3. Returns (N,)."""
-    return F.softplus(-fake_logits).flatten(1).sum(1)
+    return mean_of_each(F.softplus(-fake_logits))
 
 
 def generator_loss_minimax(fake_logits: Tensor) -> Tensor:
     """log(1 - D(G(z))). Goodfellow et al. 2014, eq. 1. Returns (N,), at most 0."""
-    return -F.softplus(fake_logits).flatten(1).sum(1)
+    return mean_of_each(-F.softplus(fake_logits))
 
 
 def discriminator_loss_hinge(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """max(0, 1 - D(x)) + max(0, 1 + D(G(z))) on logits. Lim and Ye 2017, eq. 9; Miyato et al. 2018,
     eq. 16. Returns (N,)."""
-    return (F.relu(1.0 - real_logits) + F.relu(1.0 + fake_logits)).flatten(1).sum(1)
+    return mean_of_each(F.relu(1.0 - real_logits) + F.relu(1.0 + fake_logits))
 
 
 def generator_loss_hinge(fake_logits: Tensor) -> Tensor:
     """-D(G(z)) on logits. Miyato et al. 2018, eq. 17. Returns (N,)."""
-    return -fake_logits.flatten(1).sum(1)
+    return mean_of_each(-fake_logits)
 
 
 def discriminator_loss_least_squares(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """½ (D(x) - 1)² + ½ D(G(z))² on logits. Mao et al. 2017, eq. 9. Returns (N,)."""
-    return 0.5 * ((real_logits - 1.0).square() + fake_logits.square()).flatten(1).sum(1)
+    return mean_of_each(0.5 * ((real_logits - 1.0).square() + fake_logits.square()))
 
 
 def generator_loss_least_squares(fake_logits: Tensor) -> Tensor:
     """½ (D(G(z)) - 1)² on logits. Mao et al. 2017, eq. 9. Returns (N,)."""
-    return 0.5 * (fake_logits - 1.0).square().flatten(1).sum(1)
+    return mean_of_each(0.5 * (fake_logits - 1.0).square())
 
 
 def discriminator_loss_wasserstein(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """D(G(z)) - D(x) on logits. Arjovsky et al. 2017, eq. 2. Returns (N,)."""
-    return (fake_logits - real_logits).flatten(1).sum(1)
+    return mean_of_each(fake_logits - real_logits)
 
 
 def generator_loss_wasserstein(fake_logits: Tensor) -> Tensor:
     """-D(G(z)) on logits. Arjovsky et al. 2017, section 3. Returns (N,)."""
-    return -fake_logits.flatten(1).sum(1)
+    return mean_of_each(-fake_logits)
 
 
 def relativistic_loss(ahead: Tensor, behind: Tensor) -> Tensor:
@@ -105,7 +118,7 @@ def relativistic_loss(ahead: Tensor, behind: Tensor) -> Tensor:
 
     Jolicoeur-Martineau 2019, section 4.2; Huang et al. 2024, eq. 2. Returns (N,).
     """
-    return F.softplus(behind - ahead).flatten(1).sum(1)
+    return mean_of_each(F.softplus(behind - ahead))
 
 
 def lecam_penalty(
@@ -118,7 +131,7 @@ def lecam_penalty(
     0-dimensional. Returns (N,).
     """
     above = F.relu(real_logits - fake_anchor).square()
-    return (above + F.relu(real_anchor - fake_logits).square()).flatten(1).sum(1)
+    return mean_of_each(above + F.relu(real_anchor - fake_logits).square())
 
 
 def squared_gradient_norm(logits: Tensor, images: Tensor) -> Tensor:
@@ -128,7 +141,7 @@ def squared_gradient_norm(logits: Tensor, images: Tensor) -> Tensor:
     images: (N, C, H, W) with requires_grad; logits: computed from them. Returns (N,),
     differentiable.
     """
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    (gradient,) = torch.autograd.grad(_sum_of_means(logits), images, create_graph=True)
     return gradient.square().flatten(1).sum(1)
 
 
@@ -139,6 +152,6 @@ def gradient_norm_penalty(logits: Tensor, images: Tensor) -> Tensor:
     images: (N, C, H, W) with requires_grad; logits: computed from them. Returns (N,),
     differentiable; at a gradient of 0 its own gradient is 0.
     """
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    (gradient,) = torch.autograd.grad(_sum_of_means(logits), images, create_graph=True)
     norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
     return (norms - 1.0).square()

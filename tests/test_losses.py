@@ -190,6 +190,41 @@ def test_losses_on_logits_are_their_equations() -> None:
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
 
 
+SEVERAL = {"of-places": (N, 2, 5, 5), "in-a-row": (N, 50)}
+
+
+@pytest.mark.parametrize("shape", SEVERAL.values(), ids=SEVERAL)
+def test_a_loss_is_the_mean_over_the_logits_of_an_image(shape: tuple[int, ...]) -> None:
+    real, fake = randn(*shape), randn(*shape, seed=5)
+    anchors = torch.tensor(0.5), torch.tensor(-0.75)
+    for loss, logits in [
+        (lambda x, g: losses.discriminator_loss(x, g, 0.1), (real, fake)),
+        (losses.generator_loss_non_saturating, (fake,)),
+        (losses.generator_loss_minimax, (fake,)),
+        (losses.discriminator_loss_hinge, (real, fake)),
+        (losses.generator_loss_hinge, (fake,)),
+        (losses.discriminator_loss_least_squares, (real, fake)),
+        (losses.generator_loss_least_squares, (fake,)),
+        (losses.discriminator_loss_wasserstein, (real, fake)),
+        (losses.generator_loss_wasserstein, (fake,)),
+        (losses.relativistic_loss, (real, fake)),
+        (lambda x, g: losses.lecam_penalty(x, g, *anchors), (real, fake)),
+    ]:
+        each = [loss(*(x.flatten(1)[:, k : k + 1] for x in logits)) for k in range(50)]
+        torch.testing.assert_close(loss(*logits), torch.stack(each).mean(0))
+
+
+def test_penalties_on_gradients_are_of_the_mean_logit() -> None:
+    """D's k-th logit is v_k x, so the gradient of the mean is the mean of all v_k."""
+    vectors, images = randn(50, 12, scale=0.5), rand(N, 3, 2, 2).requires_grad_()
+    logits = (images.flatten(1) @ vectors.T).view(N, 2, 5, 5)
+    norm = vectors.mean(0).square().sum().sqrt()
+    squared = losses.squared_gradient_norm(logits, images)
+    torch.testing.assert_close(squared, norm.square().expand(N))
+    penalty = losses.gradient_norm_penalty(logits, images)
+    torch.testing.assert_close(penalty, (norm - 1).square().expand(N))
+
+
 def test_squared_gradient_norm_is_differentiable_in_the_weights() -> None:
     matrix, vector = randn(12, 12, scale=0.3), randn(12, seed=6)
     matrix = (matrix + matrix.T).requires_grad_()

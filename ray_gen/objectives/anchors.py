@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ray_gen.core import PhaseModule
+from ray_gen.losses import mean_of_each
 
 DECAY = 0.99
 """Of the running means, for each update of the discriminator (Tseng et al. 2021, appendix)."""
@@ -28,10 +29,11 @@ class Anchors(PhaseModule):
         self.register_buffer("_sums", torch.zeros(3), persistent=False)
 
     def forward(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, 1) of real and generated images -> α_R and α_F, 0-dimensional. Both are 0
+        """Logits (N, ...) of real and generated images -> α_R and α_F, 0-dimensional. Both are 0
         before the first update."""
         count = real.new_full((), len(real))
-        self._sums += torch.stack([real.detach().sum(), fake.detach().sum(), count]).float()
+        sums = [mean_of_each(logits.detach()).sum() for logits in (real, fake)]
+        self._sums += torch.stack([*sums, count]).float()
         real_anchor, fake_anchor = self.means / (1.0 - self.rest).clamp(min=1e-6)
         return real_anchor.to(real.dtype), fake_anchor.to(real.dtype)
 

@@ -117,7 +117,9 @@ class Gan(Objective):
             "generator": Signature(
                 (self._latent_size,), self._image_shape, self._label_count, "tanh"
             ),
-            "discriminator": Signature(self._image_shape, (1,), self._label_count),
+            "discriminator": Signature(
+                self._image_shape, (1,), self._label_count, several_logits=True
+            ),
         }
 
     def modules(self) -> Mapping[str, nn.Module]:
@@ -168,7 +170,7 @@ class Gan(Objective):
             yield Term(name, self._mixes_loss, mixes.value, mixes.every, full_precision=True)
 
     def _logits(self, networks: Networks, images: Tensor, batch: Batch, call: str) -> Tensor:
-        """D's logits (N, 1) of augmented images, real or generated."""
+        """D's logits of augmented images, real or generated: (N, 1), (N, K) or (N, K, H, W)."""
         seen = augment(images, self._augment, batch.noise, opacity=self._opacity)
         noise = noise_of(batch.noise, call)
         return networks["discriminator"](seen, batch.labels, **noise).to(batch.images.dtype)
@@ -190,12 +192,15 @@ class Gan(Objective):
         real = self._logits(networks, images, batch, "judged_real")
         if self._loss in _ON_LOGITS:
             loss = _ON_LOGITS[self._loss](real, fake)
-            reported = {"discriminator/real_logit": real, "discriminator/fake_logit": fake}
+            reported = {
+                "discriminator/real_logit": losses.mean_of_each(real),
+                "discriminator/fake_logit": losses.mean_of_each(fake),
+            }
         else:
             loss = losses.discriminator_loss(real, fake, batch.numbers["label_smoothing"])
             reported = {
-                "discriminator/real": real.detach().sigmoid(),  # D(x)
-                "discriminator/fake": fake.detach().sigmoid(),  # D(G(z))
+                "discriminator/real": losses.mean_of_each(real).sigmoid(),  # D(x)
+                "discriminator/fake": losses.mean_of_each(fake).sigmoid(),  # D(G(z))
             }
         minimised = {"discriminator": loss}
         for name, logits, judged in (("r1", real, images), ("r2", fake, fakes)):
@@ -205,7 +210,7 @@ class Gan(Objective):
             anchors = networks["anchors"](real, fake)
             if "lecam" in batch.due:
                 minimised["lecam"] = losses.lecam_penalty(real, fake, *anchors)
-        return Losses(minimised, {t: v.detach().flatten() for t, v in reported.items()})
+        return Losses(minimised, {tag: value.detach() for tag, value in reported.items()})
 
     def _r1_loss(self, networks: Networks, batch: Batch) -> Losses:
         """‖∇_x D(x)‖² on real images; its weight is γ/2."""
@@ -245,9 +250,9 @@ class Gan(Objective):
         return unstretched(fakes.float(), self.image_range)
 
     def discriminate(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
-        """D's logits (N,) of images without augmentation. Their sigmoid is D(x), if
-        `gives_probability`."""
-        return networks["discriminator"](images, labels).float().flatten()
+        """D's logits (N,) of images without augmentation: their mean where an image has several.
+        Their sigmoid is D(x), if `gives_probability`."""
+        return losses.mean_of_each(networks["discriminator"](images, labels).float())
 
     def watch(self, memory: dict[str, float], metrics: Mapping[str, float], steps: int) -> None:
         """Take note of D(x) and D(G(z))."""

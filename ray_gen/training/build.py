@@ -272,6 +272,7 @@ def _with_numbers(signature: Signature, experiment: Experiment) -> Signature:
         signature.activation,
         signature.conditions,
         numbers,
+        signature.several_logits,
     )
 
 

@@ -22,6 +22,7 @@ from ray_gen.objectives import equilibrium
 from ray_gen.training import loop
 from ray_gen.training.build import build_objective
 from ray_gen.training.meter import Meter
+from ray_gen.training.rehearsal import rehearse
 from ray_gen.training.state import State
 from ray_gen.training.step import Step
 from tests.helpers import batches, gan, largest_difference, stepped, trained, weights
@@ -503,6 +504,72 @@ def test_a_run_whose_discriminator_wins_says_so_in_its_reports(store_8, monkeypa
     state, reports = trained(gan(), store_8)
     assert [report.failure is not None for report in reports] == [False, True]
     assert state.settled == {"won_since": 0}
+
+
+class Places(nn.Module):
+    """A discriminator with a logit for each of 3 x 3 places, in two kinds: (N, 2, 3, 3)."""
+
+    def __init__(self, signature) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(signature.input[0], 2, 4, 2)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.layer(images)
+
+
+PLACES = f"networks.discriminator={{kind: custom, target: '{__name__}:Places'}}"
+
+
+@pytest.mark.parametrize("micro", [[], ["training.micro_batch_size=6"]])
+@pytest.mark.parametrize("loss", ["non_saturating", "hinge", "relativistic"])
+def test_several_logits_of_an_image_weigh_the_same(store_8, loss: str, micro: list[str]) -> None:
+    """Steps on the mean over places, written out, with R1 of the mean logit."""
+    experiment = gan(FP64, *SGD, *micro, PLACES, f"objective.loss={loss}", "objective.r1_weight=2")
+    objective = build_objective(experiment)
+    state = State.build(experiment, objective, World())
+    networks = copy.deepcopy(state.networks)
+    _, meter = stepped(experiment, objective, store_8, 4, state)
+    of_real, of_fake = {
+        "non_saturating": (
+            lambda x, g: -log_sigmoid(x) - log_sigmoid(-g),
+            lambda x, g: -log_sigmoid(g),
+        ),
+        "hinge": (lambda x, g: (1 - x).clamp(min=0) + (1 + g).clamp(min=0), lambda x, g: -g),
+        "relativistic": (lambda x, g: -log_sigmoid(x - g), lambda x, g: -log_sigmoid(g - x)),
+    }[loss]
+    tag = "real" if loss == "non_saturating" else "real_logit"
+    told: list[float] = []
+    for step, (images, _) in enumerate(batches(experiment, objective, store_8, 0, 4)):
+        for phase, of in (("discriminator", of_real), ("generator", of_fake)):
+            network = networks[phase]
+            x = images.detach().requires_grad_()
+            real = networks["discriminator"](x, None)
+            fake = networks["discriminator"](
+                networks["generator"](z_of(objective, phase, step), None), None
+            )
+            means = [real.sum((1, 2, 3)) / 18, fake.sum((1, 2, 3)) / 18]
+            total = of(real, fake).mean()
+            if phase == "discriminator":
+                seen = means[0].detach().sigmoid() if tag == "real" else means[0].detach()
+                told.append(float(seen.mean()))
+                (slope,) = torch.autograd.grad(means[0].sum(), x, create_graph=True)
+                total = total + slope.square().sum((1, 2, 3)).mean()
+            gradients = torch.autograd.grad(total, list(network.parameters()))
+            with torch.no_grad():
+                for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+                    parameter -= RATE * gradient
+    for name, parameter in state.networks.named_parameters():
+        torch.testing.assert_close(parameter, networks.get_parameter(name), rtol=1e-9, atol=1e-11)
+    found = meter.report()[f"discriminator/{tag}"]
+    assert found == pytest.approx(sum(told) / 4, rel=1e-5)
+    scores = objective.discriminate(state.networks, images.detach(), None)
+    expected = state.networks["discriminator"](images.detach()).flatten(1).mean(1)
+    torch.testing.assert_close(scores, expected.float())
+
+
+def test_a_discriminator_of_ones_own_may_return_several_logits() -> None:
+    this = gan(PLACES)
+    assert not rehearse(this, build_objective(this))
 
 
 @pytest.mark.parametrize("micro", [[], ["training.micro_batch_size=6"]])
