@@ -12,21 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
+from ray_gen.networks.sizes import size_problem
 from ray_gen.settings import Component
-
-_STRIDED_SIZES = "4·2^n from 8 up (8, 16, 32, 64, …) or 28"
-
-
-def _strided_problem(height: int, width: int) -> str | None:
-    """Why strided (de)convolutions from a 4 x 4 or 7 x 7 map cannot make this size, else None."""
-    if height == width and height == 28:
-        return None
-    if height == width and height >= 8 and height & (height - 1) == 0:
-        return None
-    return (
-        f"needs square images with a side of {_STRIDED_SIZES} pixels, but data.image_size is "
-        f"{height} x {width}"
-    )
 
 
 def _in_words(form: str) -> str:
@@ -67,6 +54,14 @@ class NetworkSettings(Component):
         return None
 
 
+class _ConvolutionalSettings(NetworkSettings):
+    """Of architectures that halve an image down to a start map, or double one up."""
+
+    def size_problem(self, height: int, width: int) -> str | None:
+        """Why images of this size have no start map, and the nearest that do. None if they do."""
+        return size_problem(height, width)
+
+
 class MlpNetwork(NetworkSettings):
     """Fully connected layers. Input and output may have any shape. Conditions are joined to the
     input."""
@@ -88,9 +83,9 @@ class MlpNetwork(NetworkSettings):
     """Divide every weight by its largest singular value (Miyato et al. 2018)."""
 
 
-class ConvNetwork(NetworkSettings):
+class ConvNetwork(_ConvolutionalSettings):
     """Strided convolutions without normalisation, for VAEs: 4 x 4 kernels, stride 2, down to 4 x 4
-    (7 x 7 for 28 x 28). The decoder mirrors the encoder."""
+    (7 x 7 for 28 x 28, 6 x 10 for 96 x 160). The decoder mirrors the encoder."""
 
     targets: ClassVar[Mapping[str, str]] = {
         "map_to_vector": "ray_gen.networks.conv:ConvEncoder",
@@ -102,12 +97,8 @@ class ConvNetwork(NetworkSettings):
     label_size: PositiveInt = 32
     """Length of the learned vector of each label, in a conditional decoder."""
 
-    def size_problem(self, height: int, width: int) -> str | None:
-        """None for squares of 8, 16, 32, … pixels and of 28, else the problem."""
-        return _strided_problem(height, width)
 
-
-class DcganNetwork(NetworkSettings):
+class DcganNetwork(_ConvolutionalSettings):
     """The generator and discriminator of DCGAN (Radford et al. 2016)."""
 
     targets: ClassVar[Mapping[str, str]] = {
@@ -125,10 +116,6 @@ class DcganNetwork(NetworkSettings):
     """Length of the learned vector of each label, in a conditional generator."""
     spectral_norm: bool = False
     """Divide every weight by its largest singular value (Miyato et al. 2018)."""
-
-    def size_problem(self, height: int, width: int) -> str | None:
-        """None for squares of 8, 16, 32, … pixels and of 28, else the problem."""
-        return _strided_problem(height, width)
 
 
 class CustomNetwork(NetworkSettings):

@@ -4,6 +4,7 @@ the latent. There is no normalisation: a likelihood does not need it."""
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class ConvEncoder(nn.Module):
         for inputs, outputs in itertools.pairwise(channels):
             layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(channels[-1] * end * end, signature.output_shape[0])
+        self.head = nn.Linear(channels[-1] * math.prod(end), signature.output_shape[0])
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """images: (N, C, H, W); labels: see `Signature`."""
@@ -42,8 +43,8 @@ class ConvDecoder(nn.Module):
         steps, start = halvings(signature.output_shape)
         self.label = LabelVector(signature, label_size)
         channels = [width * 2**n for n in reversed(range(steps))]
-        self._start = (channels[0], start, start)
-        self.head = nn.Linear(signature.input[0] + self.label.added, channels[0] * start * start)
+        self._start = (channels[0], *start)
+        self.head = nn.Linear(signature.input[0] + self.label.added, math.prod(self._start))
         layers: list[nn.Module] = [nn.ReLU(inplace=True)]
         for inputs, outputs in itertools.pairwise(channels):
             layers += [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1), nn.ReLU(inplace=True)]

@@ -1,6 +1,6 @@
-"""DCGAN (Radford et al. 2016, section 3 and figure 1) for square images with a side of 28, or of
-4·2^n from 8 up: strided and fractionally strided convolutions, BatchNorm except at the generator's
-output and the discriminator's input, ReLU and tanh, LeakyReLU 0.2, weights from N(0, 0.02²)."""
+"""DCGAN (Radford et al. 2016, section 3 and figure 1): strided and fractionally strided
+convolutions, BatchNorm except at the generator's output and the discriminator's input, ReLU and
+tanh, LeakyReLU 0.2, weights from N(0, 0.02²)."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class _FromVector(nn.ConvTranspose2d):
     """
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """(N, in, 1, 1) to (N, out, side, side)."""
-        side = self.kernel_size[0]
-        matrix = self.weight.permute(0, 2, 3, 1).flatten(1)  # (in, side * side * out)
-        maps = torch.mm(input.flatten(1), matrix).view(-1, side, side, self.out_channels)
+        """(N, in, 1, 1) to (N, out, height, width)."""
+        height, width = self.kernel_size
+        matrix = self.weight.permute(0, 2, 3, 1).flatten(1)  # (in, height * width * out)
+        maps = torch.mm(input.flatten(1), matrix).view(-1, height, width, self.out_channels)
         if self.bias is not None:
             maps = maps + self.bias
         return maps.permute(0, 3, 1, 2)
