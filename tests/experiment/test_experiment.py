@@ -333,7 +333,7 @@ REFUSALS = [
     (VAE, ["data.pad=white"], r"^data\.pad: 'white' is not edge, a number"),
     (VAE, ["data.held_out_fraction=1"], r"data\.held_out_fraction: .*less than 1"),
     (GAN, ["data.image_size=30"], r"networks\.generator: dcgan .* 30 x 30; .* 28 x 28 or 32 x 32"),
-    (GAN, ["data.image_size=[32, 60]"], r"networks\.discriminator: dcgan .* 32 x 60; .* 32 x 56 or"),
+    (GAN, ["data.image_size=[32, 60]"], r"networks\.discriminator: dcgan .* 32 x 60; .* 32 x 56"),
     (
         GAN,
         ["objective.conditional=true", "data.classes=[]"],
