@@ -438,6 +438,17 @@ class Reconstructs(Protocol):
         ...
 
 
+@runtime_checkable
+class InBlocks(Protocol):
+    """A network that is a row of blocks. `training.freeze` counts them."""
+
+    def blocks_from_image(self) -> Sequence[nn.Module]:
+        """The blocks, the one nearest to the image first: of a discriminator its first layers, of a
+        generator its last. Together they are what can be frozen in part. What takes labels is in
+        none: new classes must be learnt."""
+        ...
+
+
 class Posterior(NamedTuple):
     """The position of an image in one latent: q(z|x) = N(mean, exp(log_variance))."""
 

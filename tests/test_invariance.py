@@ -47,6 +47,13 @@ EXPERIMENTS = {
         *o,
         kind="dcgan",
     ),
+    "frozen-dcgan": lambda *o: gan(
+        "training.freeze={discriminator: 1}",
+        "networks.discriminator.spectral_norm=true",
+        "objective.r1_weight=1",
+        *o,
+        kind="dcgan",
+    ),
     "vae-gan": lambda *o: vae_gan(*o),
     "relativistic": lambda *o: relativistic(*o),
 }

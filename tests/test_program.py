@@ -67,6 +67,13 @@ FAMILIES: dict[str, Experiment] = {
         "networks.discriminator.batch_norm=false",
         kind="dcgan",
     ),
+    "frozen": gan(
+        "training.freeze={discriminator: 1}",
+        "networks.discriminator.spectral_norm=true",
+        "objective.r1_weight=1",
+        "objective.r1_every=2",
+        kind="dcgan",
+    ),
     "bf16": gan("training.precision=bf16", "objective.r1_weight=1", kind="dcgan"),
 }
 

@@ -52,6 +52,10 @@ class Training(Settings):
     ema_every_steps: PositiveInt = 8
     """Steps between two updates of the average of the weights (EMA). Its decay accounts for these
     steps."""
+    freeze: dict[str, PositiveInt | Literal["all"]] = Field(default_factory=dict)
+    """What does not train: {discriminator: 3} freezes the 3 blocks that are nearest to the images
+    (FreezeD, Mo et al. 2020), {encoder: all} a whole network. For a run with
+    `training.start_from`. A frozen part is a fixed function: its BatchNorm keeps its statistics."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """The type of numbers to compute with. bf16: autocast of the networks; weights, losses and
     penalties stay in fp32."""

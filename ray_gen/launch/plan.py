@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ray_gen.core import Networks, Objective
 from ray_gen.data import Store
@@ -14,6 +15,7 @@ from ray_gen.distributed import World
 from ray_gen.experiment import Experiment
 from ray_gen.experiment.manual import brief_yaml
 from ray_gen.launch.place import own_share
+from ray_gen.training.frozen import trainable
 from ray_gen.training.loop import count_due, first_due
 from ray_gen.training.memory import Memory, memory_of
 from ray_gen.training.step import images_per_rank
@@ -190,9 +192,12 @@ def plan_of(
 ) -> Plan:
     """The plan of a run. experiment: resolved. ray: why it trains on Ray, or None. measured:
     whether to measure its memory, by one small step."""
+    trained: dict[str, nn.Parameter] = {}
+    for phase in objective.phases():
+        trained |= trainable(experiment, phase, networks)
     parameters = {
-        name: sum(p.numel() for p in network.parameters())
-        for name, network in networks.items()
+        name: sum(p.numel() for path, p in trained.items() if path.startswith(f"{name}."))
+        for name in networks
         if any(name in phase.updates for phase in objective.phases())
     }
     workers = 1 if ray is None else experiment.workers.most

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_gen.core import Signature
+from ray_gen.networks.blocks import blocks_of
 from ray_gen.networks.labels import LabelPlane, LabelVector
 from ray_gen.networks.sizes import halvings
 
@@ -29,6 +30,10 @@ class ConvEncoder(nn.Module):
             layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(channels[-1] * math.prod(end), signature.output_shape[0])
+
+    def blocks_from_image(self) -> list[nn.Module]:
+        """See `ray_gen.core.InBlocks`: each convolution, and the linear layer."""
+        return [*blocks_of(self.layers), self.head]
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """images: (N, C, H, W); labels: see `Signature`."""
@@ -52,6 +57,10 @@ class ConvDecoder(nn.Module):
         if signature.activation == "tanh":
             layers.append(nn.Tanh())
         self.layers = nn.Sequential(*layers)
+
+    def blocks_from_image(self) -> list[nn.Module]:
+        """See `ray_gen.core.InBlocks`: each convolution, and the linear layer."""
+        return [*blocks_of(self.layers[1:])[::-1], self.head]
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """z: (N, vector_size); labels: see `Signature`."""

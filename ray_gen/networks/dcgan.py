@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_gen.core import Signature
+from ray_gen.networks.blocks import blocks_of
 from ray_gen.networks.labels import LabelPlane, LabelVector
 from ray_gen.networks.sizes import halvings
 from ray_gen.networks.spectral_norm import with_spectral_norm
@@ -87,6 +88,10 @@ class DcganGenerator(nn.Module):
         if spectral_norm:
             with_spectral_norm(self.layers)
 
+    def blocks_from_image(self) -> list[nn.Module]:
+        """See `ray_gen.core.InBlocks`: a block is a convolution and what follows it."""
+        return blocks_of(self.layers)[::-1]
+
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """z: (N, vector_size); labels: see `Signature`."""
         return self.layers(self.label(z, labels)[:, :, None, None])
@@ -130,6 +135,10 @@ class DcganDiscriminator(nn.Module):
         _initialise(self.layers)
         if spectral_norm:
             with_spectral_norm(self.layers)
+
+    def blocks_from_image(self) -> list[nn.Module]:
+        """See `ray_gen.core.InBlocks`: a block is a convolution and what follows it."""
+        return blocks_of(self.layers)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """images: (N, C, H, W); labels: see `Signature`."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_gen.core import Signature
+from ray_gen.networks.blocks import blocks_of
 from ray_gen.networks.labels import LabelVector
 from ray_gen.networks.spectral_norm import with_spectral_norm
 
@@ -54,6 +55,7 @@ class Mlp(nn.Module):
         self._shapes = outputs if isinstance(outputs, Mapping) else {"": outputs}
         self._conditions = tuple(signature.conditions)
         self._tanh = signature.activation == "tanh"
+        self._makes_maps = signature.form in ("vector_to_map", "array_to_map")
         self.label = LabelVector(signature, label_size)
         inputs = math.prod(signature.input) + self.label.added
         inputs += sum(math.prod(shape) for shape in signature.conditions.values())
@@ -61,6 +63,12 @@ class Mlp(nn.Module):
         self.layers = _layers(sizes, activation, initial_weights)
         if spectral_norm:
             with_spectral_norm(self.layers)
+
+    def blocks_from_image(self) -> list[nn.Module]:
+        """See `ray_gen.core.InBlocks`: each layer, from the last one if only the output is a
+        map."""
+        blocks = blocks_of(self.layers)
+        return blocks[::-1] if self._makes_maps else blocks
 
     def forward(
         self, x: Tensor, labels: Tensor | None = None, **conditions: Tensor

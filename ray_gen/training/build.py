@@ -22,6 +22,7 @@ from ray_gen.networks.batch_norm import with_group_batch_norm
 from ray_gen.noise import seed_of
 from ray_gen.training import v0_1
 from ray_gen.training.code import in_a_sentence, is_trusted, specs_to
+from ray_gen.training.frozen import trainable
 from ray_gen.training.optimizers import PhaseOptimizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
@@ -329,15 +330,11 @@ def _made(
 def build_optimizers(
     experiment: Experiment, phases: Iterable[Phase], networks: Networks
 ) -> dict[str, PhaseOptimizer]:
-    """One optimiser for each phase, over the parameters of the networks that the phase updates."""
+    """One optimiser for each phase, over the parameters of the networks that the phase updates,
+    except for the frozen ones."""
     return {
         phase.name: PhaseOptimizer(
-            experiment.optimizers[phase.name],
-            {
-                f"{name}.{key}": parameter
-                for name in phase.updates
-                for key, parameter in networks[name].named_parameters()
-            },
+            experiment.optimizers[phase.name], trainable(experiment, phase, networks)
         )
         for phase in phases
     }

@@ -13,6 +13,7 @@ from ray_gen.core import Objective, Phase
 from ray_gen.distributed import World
 from ray_gen.experiment import Experiment
 from ray_gen.training.build import DTYPES
+from ray_gen.training.frozen import trainable
 from ray_gen.training.labels import labels_in_turn
 from ray_gen.training.meter import Meter
 from ray_gen.training.state import State
@@ -67,8 +68,8 @@ def memory_of(
     phases = objective.phases()
     weights, gradients = _bytes(_tensors(state.networks)), 0
     for phase in phases:
-        own = [p for name in phase.updates for p in state.networks[name].parameters()]
-        gradients = max(gradients, _bytes(own))
+        own = trainable(small, phase, state.networks)
+        gradients = max(gradients, _bytes(own.values()))
     # Every phase, term and loss is due at this step.
     every = [phase.every * math.lcm(1, *_every_of(phase)) for phase in phases]
     state.step = math.lcm(*every) - 1

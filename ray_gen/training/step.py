@@ -40,6 +40,7 @@ from ray_gen.experiment import Experiment
 from ray_gen.noise import Tape, seed_of
 from ray_gen.training.block import Block, Numbers
 from ray_gen.training.build import DTYPES
+from ray_gen.training.frozen import frozen_modules
 from ray_gen.training.gradients import FlatSum
 from ray_gen.training.meter import Meter, TagSums
 from ray_gen.training.optimizers import clip_
@@ -90,8 +91,11 @@ class _PhaseRunner:
         self.parameters = self.optimizer.parameters
         self._modules: dict[str, PhaseModule] = {}
         self._originals: dict[str, Tensor] = {}
+        frozen = frozen_modules(experiment, state.networks)
+        fixed = {inner for module in frozen for inner in module.modules()}
         for name in phase.updates:
-            self._modules |= phase_modules(state.networks[name], name)
+            found = phase_modules(state.networks[name], name)
+            self._modules |= {path: one for path, one in found.items() if one not in fixed}
             self._originals |= parametrised(state.networks[name], name)
         self._sum = FlatSum(self.parameters, world)
         self._batch = experiment.training.global_batch_size
@@ -319,6 +323,10 @@ class Step:
         self._turns: dict[int, _Turn] = {}
         self._programs: dict[tuple[object, ...], _Turn] = {}
         state.networks.train()
+        frozen = frozen_modules(experiment, state.networks)
+        for module in frozen:
+            module.eval()
+        self._frozen = [parameter for module in frozen for parameter in module.parameters()]
         self._runners = [
             _PhaseRunner(phase, experiment, state, world, images) for phase in objective.phases()
         ]
@@ -384,12 +392,14 @@ class Step:
         torch.manual_seed(seed)
 
     def _make_trainable(self, names: tuple[str, ...]) -> None:
-        """Only these networks get gradients. Backward stops at the weights of the others, and a
-        forward pass of the others on constants builds no graph."""
+        """Only these networks get gradients, except for their frozen parts. Backward stops at the
+        weights of the others, and a forward pass of the others on constants builds no graph."""
         if self._trainable == names:
             return
         for name, network in self._state.networks.items():
             network.requires_grad_(name in names)
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
         self._trainable = names
 
 
