@@ -134,6 +134,15 @@ def lecam_penalty(
     return mean_of_each(above + F.relu(real_anchor - fake_logits).square())
 
 
+def consistency_penalty(logits: Tensor, moved_logits: Tensor) -> Tensor:
+    """(D(x) - D(T(x)))² for an augmentation T: D should not see what T changes.
+
+    Zhang et al. 2020, "Consistency regularization for generative adversarial networks", eq. 3, with
+    T of its section 3. Returns (N,).
+    """
+    return mean_of_each((logits - moved_logits).square())
+
+
 def squared_gradient_norm(logits: Tensor, images: Tensor) -> Tensor:
     """‖∇_x D(x)‖² of each image, summed over C, H, W: R1 of Mescheder et al. 2018, eq. 9, without
     the factor γ/2. On generated images it is R2.

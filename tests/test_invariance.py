@@ -38,6 +38,15 @@ EXPERIMENTS = {
         *o,
         kind="dcgan",
     ),
+    "ada": lambda *o: gan(
+        "objective.augment={kind: ada, ada_images: 480, filter: 1, noise: 1, cutout: 1}",
+        "objective.consistency_weight=10",
+        "objective.fake_consistency_weight=10",
+        "objective.consistency_every=2",
+        "objective.r1_weight=1",
+        *o,
+        kind="dcgan",
+    ),
     "wgan-gp": lambda *o: gan(
         "objective.loss=wasserstein",
         "objective.gradient_penalty_weight=10",

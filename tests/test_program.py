@@ -45,6 +45,23 @@ FAMILIES: dict[str, Experiment] = {
         "networks.discriminator.spectral_norm=true",
         kind="dcgan",
     ),
+    "ada": gan(
+        "objective.augment={kind: ada, ada_images: 900, filter: 1, noise: 1, cutout: 1}",
+        "objective.r1_weight=1",
+        "objective.r1_every=2",
+        "objective.consistency_weight=10",
+        "objective.consistency_every=3",
+        "training.precision=bf16",
+        kind="dcgan",
+    ),
+    "scheduled-ada": gan(
+        "objective.loss=relativistic",
+        "objective.augment={kind: ada, shared: true}",
+        "objective.augment.p={kind: cosine, start: 0, end: 0.5, until_images: 900}",
+        "objective.r1_weight=1",
+        "objective.r2_weight=1",
+        "objective.fake_consistency_weight=10",
+    ),
     "hinge": gan(
         "objective.loss=hinge",
         "objective.latent_distribution=uniform",

@@ -195,7 +195,9 @@ def _holds_names(info: FieldInfo) -> bool:
 
 
 def _holds_items(info: FieldInfo) -> bool:
-    return any(get_origin(part) is tuple for part in _alternatives(info.annotation))
+    """Whether settings stand in a list."""
+    lists = (p for p in _alternatives(info.annotation) if get_origin(p) is tuple)
+    return any(any(models_in(part)) for part in lists)
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

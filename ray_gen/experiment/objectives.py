@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from ray_gen.experiment.augment import AdaSettings, Augment
 from ray_gen.experiment.networks import NetworkSettings
 from ray_gen.experiment.schedules import Count, CountSteps, Fraction, NonNegative
 from ray_gen.settings import Component, live
@@ -166,9 +167,19 @@ class GanObjective(ObjectiveSettings):
     lecam_every: Count = live(1)
     """Discriminator updates between two LeCam terms. Each term's weight is multiplied by this
     number."""
-    augment: tuple[Literal["color", "translation", "cutout"], ...] = ()
-    """Augmentations of DiffAugment (Zhao et al. 2020) on all images that the discriminator sees.
-    For data sets of a few thousand images."""
+    consistency_weight: NonNegative = live(0.0)
+    """Weight λ of the consistency penalty λ · E(D(x) - D(T(x)))² on real images as D sees them,
+    where T mirrors and shifts by up to 1/8 (Zhang et al. 2020: 10)."""
+    fake_consistency_weight: NonNegative = live(0.0)
+    """Weight λ of the same penalty on generated images: balanced consistency, with the same weight
+    as real images (Zhao et al. 2021: 10)."""
+    consistency_every: Count = live(1)
+    """Discriminator updates between two consistency penalties. Each one's weight is multiplied by
+    this number."""
+    augment: Augment = ()
+    """Augmentation of all images that the discriminator sees, for data sets of up to some ten
+    thousand images. A list: transforms of DiffAugment (Zhao et al. 2020). A mapping
+    {kind: ada, …}, or ada alone: adaptive discriminator augmentation (Karras et al. 2020)."""
 
     @model_validator(mode="after")
     def _smoothing_has_a_probability(self) -> Self:
@@ -178,6 +189,29 @@ class GanObjective(ObjectiveSettings):
                 "set label_smoothing to 0 or choose another loss"
             )
         return self
+
+    @model_validator(mode="after")
+    def _an_adaptive_p_has_a_zero(self) -> Self:
+        augment = self.augment
+        if (
+            isinstance(augment, AdaSettings)
+            and augment.p == "adaptive"
+            and self.loss in ("relativistic", "wasserstein")
+        ):
+            raise ValueError(
+                f"augment.p: adaptive counts the real images whose D(x) is above ½, and the logits "
+                f"of the {self.loss} loss have no such zero: only their differences count; set "
+                "augment.p to a number, or to a schedule: {kind: cosine, start: 0, end: 0.3, "
+                "until_images: N}"
+            )
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the objective's class. `ada` holds those of `AdaSettings`."""
+        given = super().arguments()
+        if isinstance(self.augment, AdaSettings):
+            given |= {"augment": (), "ada": self.augment.arguments()}
+        return given
 
     @property
     def gives_probability(self) -> bool:

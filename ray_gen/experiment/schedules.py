@@ -221,6 +221,13 @@ class _Either:
             raise PydanticKnownError(found["type"], found.get("ctx")) from None  # pyright: ignore
 
 
+class _OrAdaptive(_Either):
+    """Validates also the word "adaptive"."""
+
+    def __call__(self, given: Any, handler: Callable[[Any], Any]) -> Any:
+        return given if given == "adaptive" else super().__call__(given, handler)
+
+
 def _number(plain: Any) -> WrapValidator:
     return WrapValidator(_Either(plain, _SCHEDULES, (Constant, Linear, Cosine, Steps)))
 
@@ -231,6 +238,7 @@ def _count(plain: Any) -> WrapValidator:
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 Positive = Annotated[_Positive | AnySchedule, _number(_Positive)]
@@ -244,6 +252,11 @@ NonNegative = Annotated[_NonNegative | AnySchedule, _number(_NonNegative)]
 """A number of at least 0, or a schedule of such numbers."""
 Fraction = Annotated[_Share | AnySchedule, _number(_Share)]
 """A number from 0 to below 1, or a schedule of such numbers."""
+AdaptiveProbability = Annotated[
+    Literal["adaptive"] | _Probability | AnySchedule,
+    WrapValidator(_OrAdaptive(_Probability, _SCHEDULES, (Constant, Linear, Cosine, Steps))),
+]
+"""A number from 0 to 1, a schedule of such numbers, or "adaptive"."""
 Count = Annotated[
     PositiveInt | Annotated[CountSteps, Told("a schedule of kind steps")], _count(PositiveInt)
 ]

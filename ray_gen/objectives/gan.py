@@ -1,16 +1,16 @@
 """Generative adversarial networks (Goodfellow et al. 2014), also conditional (Mirza and Osindero
-2014): six losses, and what stabilises them: gradient penalties, label smoothing, DiffAugment."""
+2014): six losses, and what stabilises them: penalties, label smoothing, augmentation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ray_gen import losses
-from ray_gen.augment import augment, augment_noise
 from ray_gen.core import (
     Batch,
     ImageShape,
@@ -31,6 +31,8 @@ from ray_gen.core import (
     value_at,
 )
 from ray_gen.objectives.anchors import Anchors
+from ray_gen.objectives.augmented import AdaAugmented, Augmentation, DiffAugmented
+from ray_gen.objectives.consistency import CONSISTENCY_NOISE, moved
 from ray_gen.objectives.equilibrium import note_win, settled, watch, won
 from ray_gen.pixels import unstretched
 
@@ -91,9 +93,14 @@ class Gan(Objective):
         gradient_penalty_every: int = 1,
         lecam_weight: Number = 0.0,
         lecam_every: int = 1,
+        consistency_weight: Number = 0.0,
+        fake_consistency_weight: Number = 0.0,
+        consistency_every: int = 1,
+        ada: Mapping[str, Any] | None = None,
         opacity: bool = False,
     ) -> None:
-        """opacity: whether the last channel of the images is opacity."""
+        """augment: names of DiffAugment. ada: arguments of `AdaAugmented`, instead of them.
+        opacity: whether the last channel of the images is opacity."""
         self._image_shape = image_shape
         self._label_count = label_count
         self._latent_size = latent_size
@@ -104,8 +111,16 @@ class Gan(Objective):
         self._r2 = Weight(_halved(r2_weight), r2_every)
         self._gradient_penalty = Weight(gradient_penalty_weight, gradient_penalty_every)
         self._lecam = Weight(lecam_weight, lecam_every)
-        self._augment = tuple(augment)
-        self._opacity = opacity
+        self._consistency = {
+            "consistency": Weight(consistency_weight, consistency_every),
+            "fake_consistency": Weight(fake_consistency_weight, consistency_every),
+        }
+        self._augment: Augmentation = DiffAugmented(augment, opacity=opacity)
+        if ada is not None:
+            middle = 0.5 if loss == "least_squares" else 0.0
+            self._augment = AdaAugmented(
+                image_shape=image_shape, opacity=opacity, middle=middle, **ada
+            )
         normal = latent_distribution == "normal"
         z = Noise((latent_size,)) if normal else Noise((latent_size,), "uniform", -1.0, 1.0)
         self.latents = {"z": z}
@@ -123,8 +138,9 @@ class Gan(Objective):
         }
 
     def modules(self) -> Mapping[str, nn.Module]:
-        """The running means of the logits, if LeCam needs them."""
-        return {"anchors": Anchors()} if self._lecam.value else {}
+        """The running means of the logits, if LeCam needs them, and those of the augmentation."""
+        anchors = {"anchors": Anchors()} if self._lecam.value else dict[str, nn.Module]()
+        return {**anchors, **self._augment.modules()}
 
     def phases(self) -> Sequence[Phase]:
         """The discriminator's phase at every step, the generator's phase at every k-th."""
@@ -132,21 +148,24 @@ class Gan(Objective):
             **self.latents,
             "fakes": NoiseOf("generator"),
             **_OF_DISCRIMINATOR,
-            **augment_noise(self._augment),
+            **self._augment.noise,
         }
         of_discriminator = {**noise, **_OF_MIXES} if self._gradient_penalty.value else noise
+        if any(weight.value for weight in self._consistency.values()):
+            of_discriminator = {**of_discriminator, **CONSISTENCY_NOISE}
         generator = Term("generator", self._generator_loss)
         every = self._discriminator_steps
-        numbers = {"label_smoothing": self._label_smoothing}
+        anchors = ("anchors",) if self._lecam.value else ()
+        numbers = {"label_smoothing": self._label_smoothing, **self._augment.numbers}
         return [
             Phase(
                 "discriminator",
-                ("discriminator", *self.modules()),
+                ("discriminator", *anchors, *self._augment.updated),
                 tuple(self._discriminator_terms()),
                 of_discriminator,
                 numbers=numbers,
             ),
-            Phase("generator", ("generator",), (generator,), noise, every=every),
+            Phase("generator", ("generator",), (generator,), noise, every, self._augment.numbers),
         ]
 
     def _discriminator_terms(self) -> Iterator[Term]:
@@ -154,7 +173,8 @@ class Gan(Objective):
         loss shares its two passes with R1 and R2 (Huang et al. 2024, algorithm 1)."""
         penalties = {"r1": (self._r1, self._r1_loss), "r2": (self._r2, self._r2_loss)}
         used = {name: both for name, both in penalties.items() if both[0].value}
-        weights = {"lecam": self._lecam} if self._lecam.value else dict[str, Weight]()
+        optional = {"lecam": self._lecam, **self._consistency}
+        weights = {name: weight for name, weight in optional.items() if weight.value}
         if self._loss == "relativistic":
             for name, (weight, _) in used.items():
                 weights[name] = replace(weight, full_precision=True)
@@ -171,7 +191,14 @@ class Gan(Objective):
 
     def _logits(self, networks: Networks, images: Tensor, batch: Batch, call: str) -> Tensor:
         """D's logits of augmented images, real or generated: (N, 1), (N, K) or (N, K, H, W)."""
-        seen = augment(images, self._augment, batch.noise, opacity=self._opacity)
+        return self._judged(networks, self._seen(networks, images, batch, call), batch, call)
+
+    def _seen(self, networks: Networks, images: Tensor, batch: Batch, call: str) -> Tensor:
+        """What D sees of images in a call: (N, C, H, W)."""
+        return self._augment(networks, images, batch, generated=call == "judged_fake")
+
+    def _judged(self, networks: Networks, seen: Tensor, batch: Batch, call: str) -> Tensor:
+        """D's logits of what it sees."""
         noise = noise_of(batch.noise, call)
         return networks["discriminator"](seen, batch.labels, **noise).to(batch.images.dtype)
 
@@ -188,8 +215,10 @@ class Gan(Objective):
             images = _leaf(images)
         if "r2" in batch.due:
             fakes = _leaf(fakes.to(images.dtype))
-        fake = self._logits(networks, fakes, batch, "judged_fake")
-        real = self._logits(networks, images, batch, "judged_real")
+        seen_fake = self._seen(networks, fakes, batch, "judged_fake")
+        fake = self._judged(networks, seen_fake, batch, "judged_fake")
+        seen_real = self._seen(networks, images, batch, "judged_real")
+        real = self._judged(networks, seen_real, batch, "judged_real")
         if self._loss in _ON_LOGITS:
             loss = _ON_LOGITS[self._loss](real, fake)
             reported = {
@@ -210,7 +239,17 @@ class Gan(Objective):
             anchors = networks["anchors"](real, fake)
             if "lecam" in batch.due:
                 minimised["lecam"] = losses.lecam_penalty(real, fake, *anchors)
-        return Losses(minimised, {tag: value.detach() for tag, value in reported.items()})
+        for name, seen, logits, of in (
+            ("consistency", seen_real, real, "real"),
+            ("fake_consistency", seen_fake, fake, "fake"),
+        ):
+            if name in batch.due:  # both passes of D get the same noise
+                copies = moved(seen, batch, f"moved_{of}")
+                again = self._judged(networks, copies, batch, f"judged_{of}")
+                minimised[name] = losses.consistency_penalty(logits, again)
+        of_images, of_phase = self._augment.watch(networks, batch, real)
+        reported = {tag: value.detach() for tag, value in {**reported, **of_images}.items()}
+        return Losses(minimised, reported, of_phase)
 
     def _r1_loss(self, networks: Networks, batch: Batch) -> Losses:
         """‖∇_x D(x)‖² on real images; its weight is γ/2."""

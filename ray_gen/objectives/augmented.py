@@ -1,0 +1,176 @@
+"""What the discriminator of a GAN sees: images, changed at random by DiffAugment or by ADA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ray_gen.augment import augment, augment_noise
+from ray_gen.augment.ada import Ada
+from ray_gen.core import Batch, ImageShape, Networks, NoiseOf, Noises, Number, PhaseModule, noise_of
+from ray_gen.losses import mean_of_each
+
+
+class Augmentation(Protocol):
+    """Changes what D sees in all phases. Its noise, modules and numbers become the objective's."""
+
+    noise: Noises
+    numbers: Mapping[str, Number]
+    updated: tuple[str, ...]
+    """The modules that D's phase updates."""
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The objective's own modules that it needs."""
+        ...
+
+    def __call__(
+        self, networks: Networks, images: Tensor, batch: Batch, *, generated: bool
+    ) -> Tensor:
+        """images_NCHW, real or generated, to what D sees of them."""
+        ...
+
+    def watch(
+        self, networks: Networks, batch: Batch, real: Tensor
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Takes note of D's logits of real images in D's phase. Returns what to report: values of
+        each image, (N,), and numbers of the phase."""
+        ...
+
+
+class DiffAugmented:
+    """DiffAugment (Zhao et al. 2020). A real image and its generated partner share one draw."""
+
+    numbers: Mapping[str, Number] = {}
+    updated: tuple[str, ...] = ()
+
+    def __init__(self, names: Sequence[str], *, opacity: bool) -> None:
+        self._names, self._opacity = tuple(names), opacity
+        self.noise: Noises = augment_noise(self._names)
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """None."""
+        return {}
+
+    def __call__(
+        self, networks: Networks, images: Tensor, batch: Batch, *, generated: bool
+    ) -> Tensor:
+        """images_NCHW to the same."""
+        return augment(images, self._names, batch.noise, opacity=self._opacity)
+
+    def watch(
+        self, networks: Networks, batch: Batch, real: Tensor
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Nothing to note."""
+        return {}, {}
+
+
+class AdaAugmented:
+    """ADA (Karras et al. 2020): each image gets each transform with probability p, which is a
+    number, a schedule, or adaptive."""
+
+    def __init__(
+        self,
+        *,
+        image_shape: ImageShape,
+        opacity: bool,
+        p: Number | None,
+        multipliers: Mapping[str, float],
+        shared: bool,
+        middle: float,
+        target: float,
+        images: float,
+        max_p: float,
+    ) -> None:
+        """p: None if it is adaptive. shared: whether a real image and its generated partner share
+        one draw. middle: the logit between real and generated images, from which `target`
+        counts. target, images, max_p: as `AdaptiveP`."""
+        self._shape, self._opacity, self._multipliers = image_shape, opacity, dict(multipliers)
+        self._adaptive, self._middle = p is None, middle
+        self._target, self._images, self._max_p = target, images, max_p
+        self._of_generated = "augment_real" if shared else "augment_fake"
+        names = dict.fromkeys(("augment_real", self._of_generated))
+        self.noise: Noises = {name: NoiseOf("augment") for name in names}
+        self.numbers: Mapping[str, Number] = {} if p is None else {"augment_p": p}
+        self.updated: tuple[str, ...] = ("augment_p",) if self._adaptive else ()
+        self._reports = p is None or not isinstance(p, (int, float))
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The transforms, and p if it is adaptive."""
+        found: dict[str, nn.Module] = {
+            "augment": Ada(self._shape, self._multipliers, opacity=self._opacity)
+        }
+        if self._adaptive:
+            found["augment_p"] = AdaptiveP(self._target, self._images, self._max_p)
+        return found
+
+    def __call__(
+        self, networks: Networks, images: Tensor, batch: Batch, *, generated: bool
+    ) -> Tensor:
+        """images_NCHW to the same."""
+        drawn = noise_of(batch.noise, self._of_generated if generated else "augment_real")
+        return networks["augment"](images, self._p(networks, batch), **drawn)
+
+    def watch(
+        self, networks: Networks, batch: Batch, real: Tensor
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Reports p unless it is constant. An adaptive p moves by the signs of the logits."""
+        of_phase = {"augment/p": self._p(networks, batch)} if self._reports else {}
+        if not self._adaptive:
+            return {}, of_phase
+        signs = mean_of_each((real.detach() - self._middle).sign())
+        networks["augment_p"](signs)
+        return {"augment/sign": signs}, of_phase
+
+    def _p(self, networks: Networks, batch: Batch) -> Tensor:
+        if not self._adaptive:
+            return batch.numbers["augment_p"]
+        return networks["augment_p"].get_buffer("p")
+
+
+class AdaptiveP(PhaseModule):
+    """The probability p of adaptive discriminator augmentation (Karras et al. 2020, section 3).
+
+    r = E sign D(x) over four phases of D. D overfits where r is above the target: then p grows, by
+    1 in `images` images. Else it falls. p stays in [0, max_p].
+    """
+
+    PHASES = 4
+
+    p: Tensor
+    """0-dimensional."""
+    since: Tensor
+    """(3,): Σ sign D(x), images and phases since p last moved."""
+    _sums: Tensor
+
+    def __init__(self, target: float, images: float, max_p: float) -> None:
+        super().__init__()
+        self._target, self._images, self._max_p = target, images, max_p
+        self.register_buffer("p", torch.zeros(()))
+        self.register_buffer("since", torch.zeros(3))
+        self.register_buffer("_sums", torch.zeros(2), persistent=False)
+
+    def forward(self, signs: Tensor) -> None:
+        """Signs of real images, (N,), in a phase that updates D."""
+        self._sums += torch.stack([signs.sum(), signs.new_full((), len(signs))])
+
+    def begin_phase(self, original: Tensor | None = None) -> None:
+        """Forgets what it saw outside of a phase."""
+        self._sums.zero_()
+
+    def phase_statistics(self) -> Tensor | None:
+        """The sum of the signs, and the number of images."""
+        return self._sums
+
+    def end_phase(self, statistics: Tensor | None, noise: object = None) -> None:
+        """Moves p after every fourth phase that saw images."""
+        assert statistics is not None
+        total, count = statistics.unbind()
+        signs, seen, phases = self.since + torch.stack([total, count, count.sign()])
+        way = (signs / seen.clamp(min=1.0) - self._target).sign() * seen / self._images
+        due = phases >= self.PHASES
+        self.p.copy_(torch.where(due, (self.p + way).clamp(0.0, self._max_p), self.p))
+        self.since.copy_(torch.where(due, 0.0, torch.stack([signs, seen, phases])))
+        self._sums.zero_()
