@@ -17,6 +17,7 @@ from ray_gen.cli.export import export
 from ray_gen.cli.fields import fields
 from ray_gen.cli.help import Commands
 from ray_gen.cli.latent import arithmetic, interpolate, traverse
+from ray_gen.cli.project import project
 from ray_gen.cli.runs import runs
 from ray_gen.cli.search import search
 from ray_gen.cli.tensorboard import tensorboard
@@ -78,7 +79,16 @@ def main() -> None:
 _GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Train": (train, resume, search, recipes, fields),
     "Look": (runs, tensorboard),
-    "Use": (sample, interpolate, arithmetic, traverse, reconstruct, discriminate, mixture),
+    "Use": (
+        sample,
+        project,
+        interpolate,
+        arithmetic,
+        traverse,
+        reconstruct,
+        discriminate,
+        mixture,
+    ),
     "Measure": (evaluate,),
     "Share": (export,),
     "Data": (data,),

@@ -140,7 +140,7 @@ def evaluate(
     if samples is not None:
         arguments["importance_samples"] = samples
     if features is not None or features_weights is not None:
-        arguments["features"] = _features(features or "inception", features_weights)
+        arguments["features"] = feature_settings(features or "inception", features_weights)
     if output is not None:
         check_output(output, ".json", folder=False)
         if not output.absolute().parent.is_dir():
@@ -251,7 +251,7 @@ def _with_options(text: str, options: dict[str, str]) -> str:
     return re.sub(r"(?<![\w./-])(?:evaluation|data)(?:\.\w+)+", named, text)
 
 
-def _features(text: str, weights: str | None) -> dict[str, Any]:
+def feature_settings(text: str, weights: str | None) -> dict[str, Any]:
     """The setting `evaluation.features`."""
     kind, _, rest = text.partition(":")
     of = {"inception": None, "torchvision": "backbone", "run": "run", "custom": "target"}

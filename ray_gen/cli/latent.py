@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ray_gen.cli import options
 from ray_gen.errors import Refused
+
+if TYPE_CHECKING:
+    from ray_gen.pipeline.selection import Name
 
 _ROWS = (
     "A .png (one row per path), a .gif or .mp4 (forward and back), a .npz (uint8; uint16 for 16 "
@@ -21,7 +24,11 @@ _ROWS = (
 @click.command()
 @options.of_a_run
 @options.of_samples
-@click.option("--from", "first", help="Sample numbers or image files: 3 or 0-3 or a.png,b.png.")
+@click.option(
+    "--from",
+    "first",
+    help="Sample numbers, image files or projections: 3, 0-3, a.png, l.safetensors:2.",
+)
 @click.option("--to", "last", help="As many as --from, or one for all.")
 @click.option(
     "--rows",
@@ -56,16 +63,18 @@ def interpolate(
         ray-gen interpolate RUN --rows 6 --steps 30 --output path.mp4
 
     `ray-gen sample RUN --annotate` writes the number of each sample above it; give the same --seed,
-    --labels and --truncation. If the model has an encoder, you can also give image
-    files. In a conditional model a row has the class and the numbers of its first sample.
+    --labels and --truncation. If the model has an encoder, you can also give image files. `ray-gen
+    project` finds latents of images for every model; give its file, or one latent in it:
+    latents.safetensors:2. In a conditional model a row has the class and the numbers of its first
+    sample.
     """
     options.check_output(output, ".png", ".gif", ".mp4", ".npz")
     if (first is None) != (last is None):
         raise Refused("--from, --to: give both or neither")
     if first is None or last is None:
         rows = rows or 4
-        starts: list[int | Path] = list(range(rows))
-        ends: list[int | Path] = list(range(rows, 2 * rows))
+        starts: list[Name] = list(range(rows))
+        ends: list[Name] = list(range(rows, 2 * rows))
     else:
         starts = _as_many(options.names_of(first, "--from"), rows)
         ends = _as_many(options.names_of(last, "--to"), rows)
@@ -90,14 +99,16 @@ def interpolate(
         click.echo(pictures.save_rows(images, output, zoom, form, captions=captions))
 
 
-def _told(name: int | Path) -> str:
-    """A sample or an image file, for a caption."""
+def _told(name: Name) -> str:
+    """A latent, for a caption."""
     from ray_gen.runs.captions import drawable
 
-    return str(name) if isinstance(name, int) else drawable(name.stem, "file")
+    if isinstance(name, int):
+        return str(name)
+    return drawable(name.stem if isinstance(name, Path) else name.name, "file")
 
 
-def _as_many(names: list[int | Path], rows: int | None) -> list[int | Path]:
+def _as_many(names: list[Name], rows: int | None) -> list[Name]:
     """One sample number for several rows also stands for the next ones: 3 for 4 rows is 3, 4, 5,
     6."""
     if rows is not None and len(names) == 1 and isinstance(names[0], int):
@@ -131,9 +142,9 @@ def arithmetic(
         ray-gen arithmetic RUN --plus 0,1,2 --minus 3,4,5 --plus 6,7,8
 
     Look at the grid of `ray-gen sample RUN --annotate`, pick samples that share something, and give
-    their numbers. If the model has an encoder, you can also give image
-    files. Each column shows a group and, below it, the image of its mean. On the right, the result
-    is in the middle of eight neighbours.
+    their numbers. If the model has an encoder, you can also give image files, and for every model a
+    file of `ray-gen project`. Each column shows a group and, below it, the image of its mean. On
+    the right, the result is in the middle of eight neighbours.
     """
     options.check_output(output, ".png", folder=False)
     if not plus:
@@ -219,7 +230,10 @@ def _shared_numbers(groups: Sequence[dict[str, list[float]] | None]) -> dict[str
     help="Images per row. If odd, the base is in the middle.",
 )
 @click.option("--latent", "latent_name", help="Which of several latents [the only one].")
-@click.option("--base", help="A sample's number or an image file to start from [the prior's mean].")
+@click.option(
+    "--base",
+    help="A sample's number, an image file or a projection to start from [the prior's mean].",
+)
 @options.output_to("traversal.png", _ROWS)
 def traverse(
     run: str,

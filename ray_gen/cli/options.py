@@ -18,7 +18,7 @@ from ray_gen.errors import Refused
 
 if TYPE_CHECKING:
     from ray_gen.pipeline import Pipeline
-    from ray_gen.pipeline.selection import Samples
+    from ray_gen.pipeline.selection import InFile, Name, Samples
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -216,20 +216,42 @@ def whole_numbers(text: str, option: str) -> list[int]:
     return found
 
 
-def names_of(text: str, option: str) -> list[int | Path]:
-    """The entries of one option: sample numbers, with ranges expanded, and image files."""
-    found: list[int | Path] = []
+def names_of(text: str, option: str) -> list[Name]:
+    """The entries of one option: sample numbers, with ranges expanded, image files, and latents in
+    files of `ray-gen project`, all or FILE:3 or FILE:0-3."""
+    found: list[Name] = []
     for entry in (entry.strip() for entry in text.split(",")):
+        latents = re.fullmatch(r"(.+\.safetensors)(?::(\d+(?:-\d+)?))?", entry)
         if re.fullmatch(r"\d+(-\d+)?", entry):
             found += whole_numbers(entry, option)
+        elif latents is not None:
+            found += _in_file(Path(latents[1]).expanduser(), latents[2], option)
         elif Path(entry).expanduser().is_file():
             found.append(Path(entry).expanduser())
         else:
             raise Refused(
                 f"{option}: {entry!r} is neither a sample number (the place in the grid of "
-                "`ray-gen sample`, in reading order from 0), nor a range of them, nor an image file"
+                "`ray-gen sample`, in reading order from 0), nor a range of them, nor an image "
+                "file, nor a file of `ray-gen project` (latents.safetensors, latents.safetensors:3)"
             )
     return found
+
+
+def _in_file(file: Path, numbers: str | None, option: str) -> list[InFile]:
+    """The latents with these numbers in a file of `ray-gen project`; None: all."""
+    from ray_gen.pipeline.projected import Projected
+    from ray_gen.pipeline.selection import InFile
+
+    latents = Projected.load(file)
+    count = len(latents)
+    chosen = range(count) if numbers is None else whole_numbers(numbers, option)
+    for number in chosen:
+        if number >= count:
+            raise Refused(
+                f"{option}: {file}:{number} does not exist; the file has {count} latents, 0 to "
+                f"{count - 1}"
+            )
+    return [InFile(file, latents, number) for number in chosen]
 
 
 def samples(

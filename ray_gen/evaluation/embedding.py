@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -12,9 +12,15 @@ from torch import Tensor
 
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
-from ray_gen.evaluation.extractors import Extractor, Features, takes_16_bits
+from ray_gen.evaluation.extractors import (
+    Differentiable,
+    Extractor,
+    Features,
+    takes_16_bits,
+)
 from ray_gen.evaluation.images import as_rgb, gathered, with_8_bits
 from ray_gen.evaluation.moments import Moments
+from ray_gen.pixels import over
 
 Need = Literal["moments", "features", "logits"]
 """What a metric needs. moments: mean and covariance of the feature vectors. features: all vectors.
@@ -45,6 +51,29 @@ def extracted(extractor: Extractor, images: Tensor) -> Features:
     _check(extractor.name, "vectors", found.vectors, len(images))
     if found.logits is not None:
         _check(extractor.name, "logits", found.logits, len(images))
+    return found
+
+
+def vectors_of(extractor: Extractor, channels: int, *, opacity: bool) -> Callable[[Tensor], Tensor]:
+    """A function from floats (N, channels, H, W) in [0, 1] to the extractor's vectors (N, D),
+    through which gradients flow. opacity: whether the last channel is opacity. Raises Refused."""
+    if not isinstance(extractor, Differentiable):
+        raise Refused(
+            f"evaluation.features: no gradients flow through {extractor.name}; take "
+            "torchvision:NAME or run:RUN, or give your class a method `vectors_of`"
+        )
+    if channels == extractor.channels:
+        return extractor.vectors_of
+    if extractor.channels != 3 or (channels != 1 and not (opacity and channels in (2, 4))):
+        raise Refused(
+            f"evaluation.features: {extractor.name} takes images of {extractor.channels} channels, "
+            f"and these have {channels}; take features of a run on such images: run:RUN"
+        )
+
+    def found(images: Tensor) -> Tensor:
+        seen = over(images, 1.0) if opacity else images
+        return extractor.vectors_of(seen.expand(-1, 3, -1, -1) if seen.shape[1] == 1 else seen)
+
     return found
 
 

@@ -21,7 +21,12 @@ from ray_gen.evaluation.progress import Progress, silent
 from ray_gen.evaluation.scores import Scores
 from ray_gen.evaluation.subject import SampledImages, Subject
 from ray_gen.experiment import Experiment
-from ray_gen.experiment.evaluation import CustomFeatures, Evaluation, InceptionFeatures
+from ray_gen.experiment.evaluation import (
+    CustomFeatures,
+    Evaluation,
+    FeatureSettings,
+    InceptionFeatures,
+)
 from ray_gen.pixels import selected
 from ray_gen.training.build import DTYPES, class_of, import_target
 from ray_gen.training.sources import cache_folder, with_labels_of
@@ -212,12 +217,7 @@ class Evaluator:
         features = self.settings.features
         refusal: Refused | None = None
         try:
-            build = import_target(features.targets["extractor"], "evaluation.features.kind")
-            arguments = features.arguments()
-            if isinstance(features, CustomFeatures):
-                field = "evaluation.features.target"
-                arguments["factory"] = class_of(features.target, field, "__call__")
-            self._extractor = build(**arguments, device=self._world.device)
+            self._extractor = extractor_of(features, self._world.device)
         except Refused as refused:
             refusal = refused
         if not self._world.maxima([int(refusal is not None)])[0]:
@@ -230,3 +230,13 @@ class Evaluator:
             free = " and ".join(NEED_NO_WEIGHTS)
             raise Refused(f"{refusal}; or set evaluation.metrics to {free} only") from refusal
         self._extractor, self._no_extractor = None, str(refusal)
+
+
+def extractor_of(features: FeatureSettings, device: torch.device) -> Extractor:
+    """The extractor that `evaluation.features` describes. Raises Refused."""
+    build = import_target(features.targets["extractor"], "evaluation.features.kind")
+    arguments = features.arguments()
+    if isinstance(features, CustomFeatures):
+        field = "evaluation.features.target"
+        arguments["factory"] = class_of(features.target, field, "__call__")
+    return build(**arguments, device=device)

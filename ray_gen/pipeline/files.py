@@ -170,6 +170,13 @@ def from_files(
         yield read_images(files[part], experiment), of_part, conditions
 
 
+def joined(parts: Iterable[Part]) -> Part:
+    """All images of `from_files` at once, with their labels, and the conditions of all."""
+    images, labels, conditions = zip(*parts, strict=True)
+    classes = None if labels[0] is None else [label for part in labels for label in part]
+    return torch.cat(images), classes, conditions[0]
+
+
 def _classes_of_folders(
     files: Sequence[Path], paths: Iterable[str | os.PathLike[str]], classes: Sequence[str]
 ) -> list[str] | None:

@@ -38,6 +38,20 @@ class Origin:
     """Digest of the run's weights. An exported model has the same digest."""
 
 
+def written_whole(target: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Not safetensors' `save_file`: only the owner can read its
+    file, and it does not raise OSError when the file system fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(target)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
 @dataclass(frozen=True, eq=False)
 class Mixture:
     """p(z) = Σ_k w_k N(z; μ_k, L_k L_kᵀ), in float64 on the CPU: a prior to sample a model with.
@@ -146,17 +160,7 @@ class Mixture:
         metadata = {"format": FORMAT}
         if self.origin is not None:
             metadata |= {"run": self.origin.run, "run_weights": self.origin.weights}
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            # Not `save_file`: only the owner can read its file, and it does not raise OSError when
-            # the file system fails.
-            partial.write_bytes(save(tensors, metadata=metadata))
-            partial.replace(target)
-        except OSError:
-            with suppress(OSError):
-                partial.unlink()
-            raise
+        written_whole(target, save(tensors, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Mixture:

@@ -59,6 +59,9 @@ Latents = Floats | Mapping[str, Floats]
 Drawn = Tensor | dict[str, Tensor]
 """Latents as the methods return them."""
 
+PartForFeatures = Literal["auto", "encoder", "discriminator"]
+"""The part of a model whose numbers are features of an image."""
+
 _Found = TypeVar("_Found")
 
 
@@ -369,7 +372,7 @@ class Model:
         self,
         images: Floats,
         labels: Labels | None = None,
-        part: Literal["auto", "encoder", "discriminator"] = "auto",
+        part: PartForFeatures = "auto",
         conditions: Conditions | None = None,
     ) -> Tensor:
         """Vectors (N, D) of images: the means of the encoder's posteriors, or the input of the
@@ -378,10 +381,26 @@ class Model:
 
         part: auto takes the encoder if there is one.
         """
+        found = self._of_images(
+            lambda images, labels: self._vectors(images, labels, part), images, labels, conditions
+        )
+        return _joined(found)
+
+    def vectors_of(
+        self, images: Tensor, labels: Tensor | None, part: PartForFeatures = "auto"
+    ) -> Tensor:
+        """`features` through which gradients flow: images (N, C, H, W) in [0, 1] and labels as the
+        networks get them, all on the networks' device."""
+        return self._vectors(
+            stretched(images.to(self._dtype), self.objective.image_range), labels, part
+        )
+
+    def _vectors(self, images: Tensor, labels: Tensor | None, part: PartForFeatures) -> Tensor:
+        """The features of images in the objective's range."""
         if self.part_for_features(part) == "encoder":
-            found = self.posteriors(images, labels, conditions).values()
+            found = posteriors_of(self.encoder(), self.networks, images, labels).values()
             return torch.cat([posterior.mean.flatten(1) for posterior in found], dim=1)
-        self.discriminator()
+        objective = self.discriminator()
         layers = [
             module
             for module in self.discriminators.modules()
@@ -396,13 +415,13 @@ class Model:
 
         hook = layers[-1].register_forward_pre_hook(remember)
         try:
-            self.discriminate(images, labels, conditions)
+            objective.discriminate(self.discriminators, images, labels)
         finally:
             hook.remove()
-        return _joined(seen)
+        return torch.cat(seen)
 
     def part_for_features(
-        self, part: Literal["auto", "encoder", "discriminator"] = "auto"
+        self, part: PartForFeatures = "auto"
     ) -> Literal["encoder", "discriminator"]:
         """The part that `features` takes for `part`."""
         if part != "auto":

@@ -15,7 +15,7 @@ from ray_gen.pipeline.grid import Grid
 from ray_gen.pipeline.loading import load_as
 from ray_gen.pipeline.mixture import Mixture
 from ray_gen.pipeline.pretrained import Weights
-from ray_gen.pipeline.walks import Walks
+from ray_gen.pipeline.projects import Projects
 from ray_gen.runs.captions import count_shown
 from ray_gen.runs.checkpoints import NEWEST, Choice
 from ray_gen.runs.pictures import samples_grid, zoom_of
@@ -26,7 +26,7 @@ LARGEST_ZOOM = 64
 # `export` is imported where it is called: it imports torch.export, which sampling does not need.
 
 
-class Pipeline(Walks):
+class Pipeline(Projects):
     """A trained run.
 
         pipeline = ray_gen.load("digits")

@@ -172,6 +172,28 @@ def pairs_grid(
     return grid(pairs, columns, zoom=zoom, captions=Captions(rows=names))
 
 
+def projections_grid(
+    images: Tensor,
+    made: Tensor,
+    names: Sequence[str],
+    errors: Sequence[str],
+    *,
+    opacity: bool = False,
+    zoom: int = 1,
+) -> NDArray[np.uint8]:
+    """Rows of images, each above the row of their projections, with a name above each image and an
+    error above each projection: two times (N, C, H, W) in [0, 1] to uint8 (H', W', 1 or 3)."""
+    columns = min(len(images), 8)
+    pairs = in_turn_rows(images, made, columns, opacity=opacity)
+    above: list[str] = []
+    for start in range(0, len(images), columns):
+        for words in (drawable_all(names), errors):
+            row = list(words[start : start + columns])
+            above += [*row, *[""] * (columns - len(row))]
+    rows = ["image", "projection"] * math.ceil(len(images) / columns)
+    return grid(pairs, columns, zoom=zoom, captions=Captions(rows=rows, images=above))
+
+
 def equation(
     groups: Sequence[tuple[str, Tensor, Tensor]],
     results: Tensor,

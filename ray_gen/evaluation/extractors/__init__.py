@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -45,6 +45,16 @@ class Extractor(Protocol):
     def __call__(self, images: Tensor) -> Features:
         """images: uint8 (N, channels, H, W) on the worker's device; uint16 too if the extractor
         `takes_16_bits`. Features on the same device."""
+        ...
+
+
+@runtime_checkable
+class Differentiable(Protocol):
+    """An extractor through which gradients flow to the images."""
+
+    def vectors_of(self, images: Tensor) -> Tensor:
+        """Floats (N, channels, H, W) in [0, 1] on the extractor's device to its vectors, float32
+        (N, D)."""
         ...
 
 

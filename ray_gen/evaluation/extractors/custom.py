@@ -36,13 +36,14 @@ import torch
 from torch import Tensor, nn
 
 from ray_gen.errors import Refused
-from ray_gen.evaluation.extractors import Features
+from ray_gen.evaluation.extractors import Differentiable, Features
 from ray_gen.evaluation.extractors.weights import digest_of
 
 
 class Custom:
     """Wraps an object of the user's class. The object maps uint8 (N, 3, H, W) on the device to
-    float32 (N, D), or to Features.
+    float32 (N, D), or to Features. If `ray-gen project` is to use it, it also has `vectors_of`: see
+    `Differentiable`.
 
     It is made with `options` as keyword arguments. A torch module is moved to the device and put in
     eval mode. The object may have attributes `resizing` (words for the protocol) and `digest`. A
@@ -75,6 +76,8 @@ class Custom:
         self.name = f"{target} {dict(options)}" if options else target
         self.resizing = str(getattr(self._extract, "resizing", "its own"))
         self.digest = _digest(self._extract)
+        if isinstance(self._extract, Differentiable):
+            self.vectors_of = self._extract.vectors_of
 
     def __call__(self, images: Tensor) -> Features:
         """images: uint8 (N, 3, H, W). The features that the object gives, not yet checked."""

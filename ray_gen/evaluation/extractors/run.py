@@ -60,7 +60,14 @@ class TrainedRun:
 
     def __call__(self, images: Tensor) -> Features:
         """uint8 or uint16 (N, channels, H, W) to vectors (N, D), float32."""
-        values = unit(images)
-        if values.shape[2:] != self._size:
-            values = F.interpolate(values, self._size, mode="bilinear", antialias=True).clamp(0, 1)
+        values = self._sized(unit(images))
         return Features(self._model.features(values, part=self._part).to(self._device))
+
+    def vectors_of(self, images: Tensor) -> Tensor:
+        """Floats (N, channels, H, W) in [0, 1] to vectors (N, D); gradients flow through it."""
+        return self._model.vectors_of(self._sized(images), None, self._part).float()
+
+    def _sized(self, values: Tensor) -> Tensor:
+        if values.shape[2:] == self._size:
+            return values
+        return F.interpolate(values, self._size, mode="bilinear", antialias=True).clamp(0, 1)

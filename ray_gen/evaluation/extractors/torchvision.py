@@ -56,15 +56,22 @@ class TorchvisionClassifier:
 
     def __call__(self, images: Tensor) -> Features:
         """uint8 (N, 3, H, W) to vectors (N, D) and logits (N, K), float32."""
+        return Features(*self._both(unit(images)))
+
+    def vectors_of(self, images: Tensor) -> Tensor:
+        """Floats (N, 3, H, W) in [0, 1] to vectors (N, D), float32; gradients flow through it."""
+        return self._both(images.float())[0]
+
+    def _both(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors and logits of images in [0, 1]."""
         size = (self._size, self._size)
-        values = unit(images)
         if values.shape[2:] != size:
             values = F.interpolate(values, size, mode=self._mode, antialias=True).clamp(0, 1)
         self._network((values - self._mean) / self._std)
         assert self._seen is not None
-        vectors, logits = self._seen
+        found = self._seen
         self._seen = None
-        return Features(vectors, logits)
+        return found
 
     def _remember(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._seen = inputs[0], output
