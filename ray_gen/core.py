@@ -71,9 +71,13 @@ class Signature:
 
     @property
     def form(self) -> str:
-        """Kinds of input and output: "map_to_vector", "vector_to_map", "map_to_several", …"""
-        to = "several" if isinstance(self.outputs, Mapping) else _word(self.outputs)
-        return f"{_word(self.input)}_to_{to}"
+        """Kinds of input and output: "map_to_vector", "vector_to_map", "map_to_several", … Several
+        outputs that are all vectors are "vectors"."""
+        outputs = self.outputs
+        if not isinstance(outputs, Mapping):
+            return f"{_word(self.input)}_to_{_word(outputs)}"
+        vectors = all(len(shape) == 1 for shape in outputs.values())
+        return f"{_word(self.input)}_to_{'vectors' if vectors else 'several'}"
 
     @property
     def output_shape(self) -> Shape:

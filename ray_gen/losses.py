@@ -121,6 +121,17 @@ def relativistic_loss(ahead: Tensor, behind: Tensor) -> Tensor:
     return mean_of_each(F.softplus(behind - ahead))
 
 
+def classification_loss(class_logits: Tensor, classes: Tensor) -> Tensor:
+    """-log P(c|x), with P the softmax over the classes: the loss of an auxiliary classifier (Odena
+    et al. 2017, eq. 3, with the other sign).
+
+    class_logits: (N, K); classes c: int64 (N,). Returns (N,), at least 0.
+    """
+    every = torch.arange(class_logits.shape[1], device=classes.device)
+    right = torch.where(classes[:, None] == every, class_logits, 0.0).sum(1)
+    return class_logits.logsumexp(1) - right
+
+
 def lecam_penalty(
     real_logits: Tensor, fake_logits: Tensor, real_anchor: Tensor, fake_anchor: Tensor
 ) -> Tensor:

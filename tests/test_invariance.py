@@ -63,6 +63,14 @@ EXPERIMENTS = {
         *o,
         kind="dcgan",
     ),
+    "ac-resnet": lambda *o: gan(
+        "objective.conditional=true",
+        "objective.classifier_weight=1",
+        "objective.generator_classifier_weight=0.1",
+        "networks.generator={kind: resnet, width: 2, labels: conditional_batch_norm}",
+        "networks.discriminator={kind: resnet, width: 2, labels: projection, spectral_norm: true}",
+        *o,
+    ),
     "vae-gan": lambda *o: vae_gan(*o),
     "relativistic": lambda *o: relativistic(*o),
 }

@@ -91,6 +91,25 @@ FAMILIES: dict[str, Experiment] = {
         "objective.r1_every=2",
         kind="dcgan",
     ),
+    "biggan": gan(
+        "objective.conditional=true",
+        "objective.loss=hinge",
+        "networks.generator={kind: resnet, labels: conditional_batch_norm, shared_embedding: 4, "
+        "latent_chunks: true, attention: [8], spectral_norm: true, width: 2}",
+        "networks.discriminator={kind: resnet, labels: projection, attention: [4], "
+        "channels: [4, 4]}",
+        "objective.latent_size=6",
+    ),
+    "classifier": gan(
+        "objective.conditional=true",
+        "objective.classifier_weight={kind: linear, start: 0, end: 1, until_images: 900}",
+        "objective.generator_classifier_weight=0.1",
+        "objective.classify_generated=true",
+        "objective.r1_weight=1",
+        "networks.generator.labels=conditional_batch_norm",
+        "networks.discriminator.labels=none",
+        kind="dcgan",
+    ),
     "bf16": gan("training.precision=bf16", "objective.r1_weight=1", kind="dcgan"),
 }
 

@@ -8,9 +8,9 @@ architecture lists the forms that it supports and the class for each.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from ray_gen.networks.sizes import size_problem
 from ray_gen.settings import Component
@@ -18,7 +18,7 @@ from ray_gen.settings import Component
 
 def _in_words(form: str) -> str:
     """ "map_to_vector" as "a map to a vector"."""
-    words = {"array": "an array", "several": "several outputs"}
+    words = {"array": "an array", "several": "several outputs", "vectors": "several vectors"}
     return " to ".join(words.get(part, f"a {part}") for part in form.split("_to_"))
 
 
@@ -48,6 +48,21 @@ class NetworkSettings(Component):
                 f"{' and '.join(conditions)}; use mlp, or your own class (kind: custom)"
             )
         return None
+
+    def labels_problem(self, form: str) -> str | None:
+        """Why labels cannot enter such a network as its field `labels` says. None if they can."""
+        given = getattr(self, "labels", None)
+        known = self.label_ways(form)
+        if given is None or given in known:
+            return None
+        does = "makes images" if form.endswith("_map") else "looks at images"
+        return f"{given} is not for a network that {does}; set it to {' or '.join(known)}"
+
+    def label_ways(self, form: str) -> tuple[str, ...]:
+        """The values of its field `labels`, if it has one, for a form of signature."""
+        if form.endswith("_map"):
+            return ("concatenated", "conditional_batch_norm")
+        return ("concatenated", "projection", "none")
 
     def size_problem(self, height: int, width: int) -> str | None:
         """Why this architecture does not support images of this size. None if it does."""
@@ -79,8 +94,15 @@ class MlpNetwork(NetworkSettings):
     tanh."""
     label_size: PositiveInt = 32
     """Length of the learned vector of each label, in conditional models."""
+    labels: Literal["concatenated", "none"] = "concatenated"
+    """How labels enter, in conditional models. concatenated: joined to the input, a class as a
+    learned vector. none: not at all, for a discriminator that classifies."""
     spectral_norm: bool = False
     """Divide every weight by its largest singular value (Miyato et al. 2018)."""
+
+    def label_ways(self, form: str) -> tuple[str, ...]:
+        """What makes an image needs its label."""
+        return ("concatenated",) if form.endswith("_map") else ("concatenated", "none")
 
 
 class ConvNetwork(_ConvolutionalSettings):
@@ -104,6 +126,7 @@ class DcganNetwork(_ConvolutionalSettings):
     targets: ClassVar[Mapping[str, str]] = {
         "map_to_vector": "ray_gen.networks.dcgan:DcganDiscriminator",
         "vector_to_map": "ray_gen.networks.dcgan:DcganGenerator",
+        "map_to_vectors": "ray_gen.networks.dcgan:DcganDiscriminator",
     }
     kind: Literal["dcgan"] = "dcgan"
     width: PositiveInt = 64
@@ -114,8 +137,78 @@ class DcganNetwork(_ConvolutionalSettings):
     it."""
     label_size: PositiveInt = 32
     """Length of the learned vector of each label, in a conditional generator."""
+    labels: Literal["concatenated", "conditional_batch_norm", "projection", "none"] = "concatenated"
+    """How labels enter, in conditional models. concatenated: a class as a learned vector joined to
+    z, or a learned plane joined to the image. conditional_batch_norm: gains and biases of BatchNorm
+    are linear in the labels (generators). projection: the logit gets the inner product of the
+    features, summed over positions, and a vector of the labels (discriminators; Miyato and Koyama
+    2018). none: not at all, for a discriminator that classifies."""
     spectral_norm: bool = False
     """Divide every weight by its largest singular value (Miyato et al. 2018)."""
+
+    @model_validator(mode="after")
+    def _conditional_batch_norm_is_a_batch_norm(self) -> Self:
+        if self.labels == "conditional_batch_norm" and not self.batch_norm:
+            raise ValueError(
+                "labels is conditional_batch_norm, but batch_norm is false: set batch_norm to true "
+                "or labels to concatenated"
+            )
+        return self
+
+
+class ResnetNetwork(_ConvolutionalSettings):
+    """The residual generator and discriminator of SNGAN (Miyato et al. 2018), WGAN-GP and, with
+    shared_embedding, latent_chunks, attention and spectral_norm, BigGAN (Brock et al. 2019). The
+    discriminator has no BatchNorm."""
+
+    targets: ClassVar[Mapping[str, str]] = {
+        "map_to_vector": "ray_gen.networks.resnet:ResnetDiscriminator",
+        "vector_to_map": "ray_gen.networks.resnet:ResnetGenerator",
+        "map_to_vectors": "ray_gen.networks.resnet:ResnetDiscriminator",
+    }
+    kind: Literal["resnet"] = "resnet"
+    width: PositiveInt = 64
+    """Channels at the highest resolution; they double at each halving of the size, up to 16 x
+    width. Up to 3 halvings (32 pixels) all maps have 4 x width channels in a generator, 2 x width
+    in a discriminator (SNGAN: 64; BigGAN: 96)."""
+    channels: tuple[PositiveInt, ...] | None = None
+    """Channels, instead of those from width. A generator: of the start map and after each block. A
+    discriminator: after each block."""
+    halvings: PositiveInt | None = None
+    """How many of a discriminator's blocks halve the map, from the first on. None: 2 of 4 up to 32
+    pixels, else all but the last (BigGAN). SNGAN at 64 pixels: 5."""
+    hidden_channels: Literal["input", "output"] = "input"
+    """Channels between the two convolutions of a discriminator's block: as before it (SNGAN) or
+    after it (BigGAN). In the first block and in generators: as after it."""
+    pooling: Literal["sum", "mean"] = "sum"
+    """How a discriminator joins the positions of its last map. sum: SNGAN, BigGAN. mean: WGAN-GP
+    (Gulrajani et al. 2017)."""
+    labels: Literal["concatenated", "conditional_batch_norm", "projection", "none"] = "concatenated"
+    """How labels enter, in conditional models. concatenated: a class as a learned vector joined to
+    z, or a learned plane joined to the image. conditional_batch_norm: gains and biases of BatchNorm
+    are linear in the labels (generators; SNGAN, BigGAN). projection: the logit gets the inner
+    product of the features and a vector of the labels (discriminators; Miyato and Koyama 2018).
+    none: not at all, for a discriminator that classifies."""
+    label_size: PositiveInt = 32
+    """Length of the learned vector of each label that is concatenated to z."""
+    shared_embedding: PositiveInt | None = None
+    """Length of one learned vector of the labels, from which each BatchNorm's gains and biases are
+    linear (BigGAN: 128). None: each BatchNorm has its own gains and biases for each class (SNGAN).
+    For conditional_batch_norm."""
+    latent_chunks: bool = False
+    """Cut z into equal chunks: the first enters the generator's first layer, each other one the
+    BatchNorms of a block (BigGAN). objective.latent_size must be a multiple of the blocks + 1 (4 at
+    32 pixels, where BigGAN has 80; 6 at 128, where it has 120)."""
+    attention: tuple[PositiveInt, ...] = ()
+    """Heights of maps, in pixels, at which self-attention follows a block (Zhang et al. 2019).
+    BigGAN: 64 for images of 128 pixels; StudioGAN's: 16 for those of 32."""
+    spectral_norm: bool = False
+    """Divide every weight by its largest singular value (Miyato et al. 2018), but no embedding of
+    labels in a generator. SNGAN: in the discriminator. BigGAN: in both."""
+    initial_weights: Literal["xavier", "orthogonal", "normal"] = "xavier"
+    """How weights begin. xavier: uniform within ±g √(6 / (inputs + outputs)) (Glorot and Bengio
+    2010), with g = √2 in the blocks' 3 x 3 convolutions, else 1 (SNGAN). orthogonal: BigGAN.
+    normal: N(0, 0.02²). Biases begin at 0."""
 
 
 class CustomNetwork(NetworkSettings):
@@ -133,5 +226,6 @@ class CustomNetwork(NetworkSettings):
 
 
 Network = Annotated[
-    MlpNetwork | ConvNetwork | DcganNetwork | CustomNetwork, Field(discriminator="kind")
+    MlpNetwork | ConvNetwork | DcganNetwork | ResnetNetwork | CustomNetwork,
+    Field(discriminator="kind"),
 ]

@@ -176,6 +176,16 @@ class GanObjective(ObjectiveSettings):
     consistency_every: Count = live(1)
     """Discriminator updates between two consistency penalties. Each one's weight is multiplied by
     this number."""
+    classifier_weight: NonNegative = 0.0
+    """Weight of the discriminator's auxiliary classifier: it also learns the class of real images
+    (Odena et al. 2017; Gulrajani et al. 2017 and StudioGAN: 1). It needs conditional=true, and a
+    discriminator that does not get the class: its labels are none or projection."""
+    generator_classifier_weight: NonNegative = 0.0
+    """Weight of the same classifier's loss on generated images in the generator's loss, which makes
+    it draw the class that it was asked for (StudioGAN: 1, Gulrajani et al. 2017: 0.1)."""
+    classify_generated: bool = False
+    """Whether the discriminator also learns the classes of generated images, as in Odena et al.
+    2017. Later work learns those of real images only."""
     augment: Augment = ()
     """Augmentation of all images that the discriminator sees, for data sets of up to some ten
     thousand images. A list: transforms of DiffAugment (Zhao et al. 2020). A mapping
@@ -213,14 +223,51 @@ class GanObjective(ObjectiveSettings):
             given |= {"augment": (), "ada": self.augment.arguments()}
         return given
 
+    @model_validator(mode="after")
+    def _a_classifier_has_classes(self) -> Self:
+        weights = {
+            "classifier_weight": self.classifier_weight,
+            "generator_classifier_weight": self.generator_classifier_weight,
+        }
+        for name, weight in weights.items():
+            if weight != 0.0 and not self.conditional:
+                raise ValueError(
+                    f"{name} is {_told(weight)}, but without labels there is no class to tell: set "
+                    f"conditional to true or {name} to 0"
+                )
+        if self.generator_classifier_weight != 0.0 and self.classifier_weight == 0.0:
+            raise ValueError(
+                f"generator_classifier_weight is {_told(self.generator_classifier_weight)}, but "
+                "with classifier_weight 0 the classifier learns nothing: set classifier_weight to "
+                "1, or generator_classifier_weight to 0"
+            )
+        if self.classify_generated and self.classifier_weight == 0.0:
+            raise ValueError(
+                "classify_generated is true, but with classifier_weight 0 nothing is classified: "
+                "set classifier_weight, for example to 1, or classify_generated to false"
+            )
+        return self
+
     @property
     def gives_probability(self) -> bool:
         """Whether the sigmoid of D's logit is D(x), the probability that x is real."""
         return self.loss in ("non_saturating", "minimax")
 
     def network_problems(self, networks: Mapping[str, NetworkSettings]) -> Iterator[str]:
-        """A gradient penalty of each image needs logits that depend on this image alone."""
+        """A gradient penalty of each image needs logits that depend on this image alone, and a
+        classifier a network that does not get the class. Labels enter as a network can take
+        them."""
         discriminator = networks.get("discriminator")
+        classifies = self.classifier_weight != 0.0
+        if self.conditional:
+            to = "vectors" if classifies else "vector"
+            for name, form in (("generator", "vector_to_map"), ("discriminator", f"map_to_{to}")):
+                network = networks.get(name)
+                problem = None if network is None else network.labels_problem(form)
+                if problem is not None:
+                    yield f"networks.{name}.labels: {problem}"
+        if classifies and discriminator is not None:
+            yield from _classifier_problems(discriminator)
         if self.gradient_penalty_weight != 0.0 and getattr(discriminator, "batch_norm", False):
             yield (
                 "objective.gradient_penalty_weight: penalises the gradient at each image, and with "
@@ -233,6 +280,28 @@ class GanObjective(ObjectiveSettings):
         if not self.gives_probability:
             return f"the {self.loss} loss gives no probability, so D(x) = ½ is not its equilibrium"
         return None
+
+
+def _told(weight: Any) -> str:
+    """A weight in an error."""
+    return str(weight) if isinstance(weight, (int, float)) else "a schedule"
+
+
+def _classifier_problems(discriminator: NetworkSettings) -> Iterator[str]:
+    kind = getattr(discriminator, "kind", "custom")
+    off = "set objective.classifier_weight and objective.generator_classifier_weight to 0"
+    if discriminator.form_problem("map_to_vectors", ()) is not None:
+        yield (
+            f"networks.discriminator.kind: {kind} has no classifier, but "
+            "objective.classifier_weight is not 0; use resnet, dcgan, mlp or your own class "
+            f"(kind: custom), or {off}"
+        )
+    elif getattr(discriminator, "labels", None) == "concatenated":
+        can = "none or projection" if kind != "mlp" else "none"
+        yield (
+            "networks.discriminator.labels: concatenated shows the discriminator the class that "
+            f"its classifier is to tell; set it to {can}, or {off}"
+        )
 
 
 class CustomObjective(ObjectiveSettings):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ray_gen.core import Signature
 from ray_gen.networks.blocks import blocks_of
-from ray_gen.networks.labels import LabelVector
+from ray_gen.networks.labels import LabelVector, without_labels
 from ray_gen.networks.spectral_norm import with_spectral_norm
 
 _ACTIVATIONS = {
@@ -48,6 +48,7 @@ class Mlp(nn.Module):
         initial_weights: str,
         label_size: int,
         spectral_norm: bool,
+        labels: str = "concatenated",
     ) -> None:
         super().__init__()
         outputs = signature.outputs
@@ -56,7 +57,8 @@ class Mlp(nn.Module):
         self._conditions = tuple(signature.conditions)
         self._tanh = signature.activation == "tanh"
         self._makes_maps = signature.form in ("vector_to_map", "array_to_map")
-        self.label = LabelVector(signature, label_size)
+        seen = without_labels(signature) if labels == "none" else signature
+        self.label = LabelVector(seen, label_size)
         inputs = math.prod(signature.input) + self.label.added
         inputs += sum(math.prod(shape) for shape in signature.conditions.values())
         sizes = [inputs, *hidden_sizes, sum(math.prod(shape) for shape in self._shapes.values())]

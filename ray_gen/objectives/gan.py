@@ -30,6 +30,7 @@ from ray_gen.core import (
     noise_of,
     value_at,
 )
+from ray_gen.objectives import classifier
 from ray_gen.objectives.anchors import Anchors
 from ray_gen.objectives.augmented import AdaAugmented, Augmentation, DiffAugmented
 from ray_gen.objectives.consistency import CONSISTENCY_NOISE, moved
@@ -97,6 +98,9 @@ class Gan(Objective):
         fake_consistency_weight: Number = 0.0,
         consistency_every: int = 1,
         ada: Mapping[str, Any] | None = None,
+        classifier_weight: Number = 0.0,
+        generator_classifier_weight: Number = 0.0,
+        classify_generated: bool = False,
         opacity: bool = False,
     ) -> None:
         """augment: names of DiffAugment. ada: arguments of `AdaAugmented`, instead of them.
@@ -115,6 +119,11 @@ class Gan(Objective):
             "consistency": Weight(consistency_weight, consistency_every),
             "fake_consistency": Weight(fake_consistency_weight, consistency_every),
         }
+        self._classifier = Weight(classifier_weight)
+        self._generator_classifier = Weight(generator_classifier_weight)
+        self._classify_generated = classify_generated
+        classes = classifier_weight or generator_classifier_weight
+        self._judgement = classifier.outputs(label_count) if classes else (1,)
         self._augment: Augmentation = DiffAugmented(augment, opacity=opacity)
         if ada is not None:
             middle = 0.5 if loss == "least_squares" else 0.0
@@ -127,13 +136,14 @@ class Gan(Objective):
         self.gives_probability = loss not in _ON_LOGITS
 
     def networks(self) -> Mapping[str, Signature]:
-        """A generator from z to an image and a discriminator from an image to one logit."""
+        """A generator from z to an image and a discriminator from an image to one logit, and to
+        class logits if it classifies."""
         return {
             "generator": Signature(
                 (self._latent_size,), self._image_shape, self._label_count, "tanh"
             ),
             "discriminator": Signature(
-                self._image_shape, (1,), self._label_count, several_logits=True
+                self._image_shape, self._judgement, self._label_count, several_logits=True
             ),
         }
 
@@ -153,7 +163,13 @@ class Gan(Objective):
         of_discriminator = {**noise, **_OF_MIXES} if self._gradient_penalty.value else noise
         if any(weight.value for weight in self._consistency.values()):
             of_discriminator = {**of_discriminator, **CONSISTENCY_NOISE}
-        generator = Term("generator", self._generator_loss)
+        of_generator = dict[str, Weight]()
+        if self._generator_classifier.value:
+            of_generator = {
+                "generator": Weight(),
+                "generator_classifier": self._generator_classifier,
+            }
+        generator = Term("generator", self._generator_loss, weights=of_generator)
         every = self._discriminator_steps
         anchors = ("anchors",) if self._lecam.value else ()
         numbers = {"label_smoothing": self._label_smoothing, **self._augment.numbers}
@@ -173,7 +189,7 @@ class Gan(Objective):
         loss shares its two passes with R1 and R2 (Huang et al. 2024, algorithm 1)."""
         penalties = {"r1": (self._r1, self._r1_loss), "r2": (self._r2, self._r2_loss)}
         used = {name: both for name, both in penalties.items() if both[0].value}
-        optional = {"lecam": self._lecam, **self._consistency}
+        optional = {"lecam": self._lecam, "classifier": self._classifier, **self._consistency}
         weights = {name: weight for name, weight in optional.items() if weight.value}
         if self._loss == "relativistic":
             for name, (weight, _) in used.items():
@@ -199,8 +215,17 @@ class Gan(Objective):
 
     def _judged(self, networks: Networks, seen: Tensor, batch: Batch, call: str) -> Tensor:
         """D's logits of what it sees."""
+        return self._told(networks, seen, batch, call)[0]
+
+    def _told(
+        self, networks: Networks, seen: Tensor, batch: Batch, call: str
+    ) -> tuple[Tensor, Tensor | None]:
+        """D's logits of what it sees, and its class logits (N, K) if it classifies."""
         noise = noise_of(batch.noise, call)
-        return networks["discriminator"](seen, batch.labels, **noise).to(batch.images.dtype)
+        judgement = networks["discriminator"](seen, batch.labels, **noise)
+        logits, classes = classifier.taken_apart(judgement)
+        dtype = batch.images.dtype
+        return logits.to(dtype), None if classes is None else classes.to(dtype)
 
     def _fakes(self, networks: Networks, batch: Batch) -> Tensor:
         """G(z): (N, C, H, W) in [-1, 1]."""
@@ -216,9 +241,9 @@ class Gan(Objective):
         if "r2" in batch.due:
             fakes = _leaf(fakes.to(images.dtype))
         seen_fake = self._seen(networks, fakes, batch, "judged_fake")
-        fake = self._judged(networks, seen_fake, batch, "judged_fake")
+        fake, classes_of_fake = self._told(networks, seen_fake, batch, "judged_fake")
         seen_real = self._seen(networks, images, batch, "judged_real")
-        real = self._judged(networks, seen_real, batch, "judged_real")
+        real, classes_of_real = self._told(networks, seen_real, batch, "judged_real")
         if self._loss in _ON_LOGITS:
             loss = _ON_LOGITS[self._loss](real, fake)
             reported = {
@@ -235,6 +260,14 @@ class Gan(Objective):
         for name, logits, judged in (("r1", real, images), ("r2", fake, fakes)):
             if name in batch.due:
                 minimised[name] = losses.squared_gradient_norm(logits, judged)
+        if self._classifier.value:
+            minimised["classifier"] = classifier.class_loss(classes_of_real, batch.labels)
+            if self._classify_generated:
+                of_fake = classifier.class_loss(classes_of_fake, batch.labels)
+                minimised["classifier"] = minimised["classifier"] + of_fake
+            for name, found in (("real", classes_of_real), ("fake", classes_of_fake)):
+                accuracy = classifier.accuracy(found, batch.labels)
+                reported[f"classifier/{name}_accuracy"] = accuracy
         if self._lecam.value:  # the means move in each phase
             anchors = networks["anchors"](real, fake)
             if "lecam" in batch.due:
@@ -271,11 +304,17 @@ class Gan(Objective):
         return Losses({"gradient_penalty": losses.gradient_norm_penalty(logits, mixes)})
 
     def _generator_loss(self, networks: Networks, batch: Batch) -> Losses:
-        fake = self._logits(networks, self._fakes(networks, batch), batch, "judged_fake")
+        fakes = self._fakes(networks, batch)
+        seen = self._seen(networks, fakes, batch, "judged_fake")
+        fake, classes = self._told(networks, seen, batch, "judged_fake")
         if self._loss == "relativistic":
             real = self._logits(networks, batch.images, batch, "judged_real")
-            return Losses({"generator": losses.relativistic_loss(fake, real)})
-        return Losses({"generator": _OF_GENERATOR[self._loss](fake)})
+            minimised = {"generator": losses.relativistic_loss(fake, real)}
+        else:
+            minimised = {"generator": _OF_GENERATOR[self._loss](fake)}
+        if self._generator_classifier.value:
+            minimised["generator_classifier"] = classifier.class_loss(classes, batch.labels)
+        return Losses(minimised)
 
     def sample(
         self,
@@ -291,7 +330,8 @@ class Gan(Objective):
     def discriminate(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
         """D's logits (N,) of images without augmentation: their mean where an image has several.
         Their sigmoid is D(x), if `gives_probability`."""
-        return losses.mean_of_each(networks["discriminator"](images, labels).float())
+        logits, _ = classifier.taken_apart(networks["discriminator"](images, labels))
+        return losses.mean_of_each(logits.float())
 
     def watch(self, memory: dict[str, float], metrics: Mapping[str, float], steps: int) -> None:
         """Take note of D(x) and D(G(z))."""

@@ -286,6 +286,9 @@ def _build_network(settings: Network, signature: Signature, name: str) -> nn.Mod
         problem = settings.form_problem(signature.form, tuple(signature.conditions))
         if problem is not None:
             raise ExperimentError([f"{field}.kind: {problem}"])
+        problem = settings.labels_problem(signature.form)
+        if problem is not None and signature.label_count is not None:
+            raise ExperimentError([f"{field}.labels: {problem}"])
         factory = import_target(settings.target_for(signature.form), f"{field}.kind")
     return _made(factory, (signature,), {}, settings.arguments(), field)
 
