@@ -35,6 +35,15 @@ MODELS: dict[str, Callable[..., Experiment]] = {
         *o,
         kind="dcgan",
     ),
+    "resnet with a classifier": lambda *o: gan(
+        "objective.conditional=true",
+        "objective.classifier_weight=1",
+        "objective.generator_classifier_weight=0.1",
+        "networks.generator={kind: resnet, width: 2, labels: conditional_batch_norm}",
+        "networks.discriminator={kind: resnet, channels: [4, 4], labels: projection, "
+        "attention: [4], spectral_norm: true}",
+        *o,
+    ),
     "vae-gan": vae_gan,
     "relativistic": relativistic,
 }

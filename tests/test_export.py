@@ -48,6 +48,13 @@ MODELS = {
         kind="dcgan",
     ),
     "gan-conv": gan(SHORT, kind="conv"),
+    "gan-resnet": gan(
+        SHORT,
+        "objective.conditional=true",
+        "networks.generator={kind: resnet, width: 2, labels: conditional_batch_norm, attention: "
+        "[8], spectral_norm: true, shared_embedding: 4}",
+        "networks.discriminator={kind: resnet, width: 2, labels: projection}",
+    ),
     "vae-mlp": vae(SHORT, "objective.conditional=true"),
     "vae-conv": vae(SHORT, "objective.conditional=true", kind="conv"),
     "vae-dcgan": vae(

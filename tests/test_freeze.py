@@ -11,8 +11,10 @@ from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.networks.conv import ConvDecoder, ConvEncoder
 from ray_gen.networks.dcgan import DcganDiscriminator, DcganGenerator
 from ray_gen.networks.mlp import Mlp
+from ray_gen.networks.resnet import ResnetDiscriminator, ResnetGenerator
 from ray_gen.training.build import build_objective
 from tests.helpers import gan, random_store, stepped, vae, vae_gan, weights
+from tests.networks.test_resnet import OPTIONS
 
 SGD = "{kind: sgd, learning_rate: 0.01}"
 WITHOUT_NORM = ("networks.discriminator.batch_norm=false", "training.precision=fp64")
@@ -101,9 +103,23 @@ def test_the_rest_gets_the_gradients_that_it_has_without_a_frozen_part(
         assert torch.equal(frozen[1]["discriminator"][name], free[1]["discriminator"][name])
 
 
+def test_tables_of_classes_are_in_no_block() -> None:
+    options = {**RESNET, "labels": "conditional_batch_norm"}
+    dcgan = {**DCGAN, "labels": "conditional_batch_norm"}
+    for network in (
+        ResnetGenerator(Signature(VECTOR, IMAGE, 4), **options),
+        DcganGenerator(Signature(VECTOR, IMAGE, 4), **dcgan),
+    ):
+        inside = {p for block in network.blocks_from_image() for p in block.parameters()}
+        outside = {name for name, p in network.named_parameters() if p not in inside}
+        tables = [name for name in outside if name.endswith(("gain.weight", "bias.weight"))]
+        assert len(tables) == len(outside) > 3
+
+
 IMAGE, VECTOR = (3, 16, 16), (7,)
 CONV = {"width": 4, "label_size": 3}
 DCGAN = {**CONV, "batch_norm": True, "spectral_norm": False}
+RESNET = {**OPTIONS, "width": 2}
 MLP = {
     **{"hidden_sizes": (5, 6), "activation": "relu", "initial_weights": "default"},
     **{"label_size": 3, "spectral_norm": False},
@@ -119,6 +135,8 @@ MLP = {
         (ConvDecoder, CONV, True, 3),
         (Mlp, MLP, False, 3),
         (Mlp, MLP, True, 3),
+        (ResnetDiscriminator, RESNET, False, 5),
+        (ResnetGenerator, RESNET, True, 4),
     ],
 )
 def test_blocks_are_all_layers_and_begin_at_the_images(

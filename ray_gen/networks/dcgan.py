@@ -42,6 +42,10 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(bias)
 
 
+def _takes_no_labels(layer: nn.Module) -> bool:
+    return not isinstance(layer, ConditionalBatchNorm)
+
+
 class _FromVector(nn.ConvTranspose2d):
     """A transposed convolution of a 1 x 1 map: one matrix product.
 
@@ -107,8 +111,10 @@ class DcganGenerator(nn.Module):
                     with_spectral_norm(layer)
 
     def blocks_from_image(self) -> list[nn.Module]:
-        """See `ray_gen.core.InBlocks`: a block is a convolution and what follows it."""
-        return blocks_of(self.layers)[::-1]
+        """See `ray_gen.core.InBlocks`: a block is a convolution and what follows it, but no
+        BatchNorm that takes labels."""
+        blocks = blocks_of(self.layers)[::-1]
+        return [nn.Sequential(*filter(_takes_no_labels, block)) for block in blocks]
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """z: (N, vector_size); labels: see `Signature`."""

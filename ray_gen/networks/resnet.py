@@ -354,8 +354,8 @@ class ResnetDiscriminator(nn.Module):
             with_spectral_norm(self)
 
     def blocks_from_image(self) -> list[nn.Module]:
-        """See `ray_gen.core.InBlocks`."""
-        return list(self.blocks)
+        """See `ray_gen.core.InBlocks`. The last layers together are the last block."""
+        return [*self.blocks, self.heads]
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """images: (N, C, H, W); labels: see `Signature`."""
