@@ -214,9 +214,9 @@ def declared(noises: Noises, networks: Networks) -> dict[str, Noise]:
 
 @runtime_checkable
 class Styled(Protocol):
-    """A generator that works in two parts (Karras et al. 2019, StyleGAN): a vector z becomes a style
-    for each of its L layers, and styles become an image. Path length, truncation and interpolation
-    between styles use the parts; `forward(z, labels, noise=...)` is both.
+    """A generator that works in two parts (Karras et al. 2019, StyleGAN): a vector z becomes a
+    style for each of its L layers, and styles become an image. Path length, truncation and
+    interpolation between styles use the parts; `forward(z, labels, noise=...)` is both.
 
     `noise` is that of `forward`: all that the network declares in its present mode. Each part takes
     from it what it needs.

@@ -175,3 +175,14 @@ def gradient_norm_penalty(logits: Tensor, images: Tensor) -> Tensor:
     (gradient,) = torch.autograd.grad(_sum_of_means(logits), images, create_graph=True)
     norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
     return (norms - 1.0).square()
+
+
+def path_lengths(images: Tensor, styles: Tensor, direction: Tensor) -> Tensor:
+    """ℓ = √(mean over layers of ‖∂⟨g(w), y⟩ / ∂w_l‖²) with y ~ N(0, I) / √(H W) (Karras et al.
+    2020, StyleGAN2, eq. 4): (N,), differentiable.
+
+    images: (N, C, H, W), made of styles (N, L, W); direction: N(0, 1) in pixels, (N, C, H, W).
+    """
+    along = (images * direction).sum() / (images.shape[2] * images.shape[3]) ** 0.5
+    (gradient,) = torch.autograd.grad(along, styles, create_graph=True)
+    return gradient.square().sum(2).mean(1).sqrt()

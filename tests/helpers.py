@@ -77,6 +77,14 @@ def gan(*overrides: str, kind: str = "mlp") -> Experiment:
     )
 
 
+STYLEGAN2 = tuple(
+    f"networks.{name}={{kind: stylegan2, channel_base: 32, channel_max: 4, style_size: 6, "
+    "mapping_layers: 1, deviation_group: 3}"
+    for name in ("generator", "discriminator")
+)
+"""Makes the small GAN one with styles."""
+
+
 def vae_gan(*overrides: str) -> Experiment:
     """A small VAE-GAN, an objective of the tests' own."""
     body = {"kind": "dcgan", "width": 4}

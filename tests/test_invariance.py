@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import (
+    STYLEGAN2,
     gan,
     largest_difference,
     relative_difference,
@@ -69,6 +70,14 @@ EXPERIMENTS = {
         "objective.generator_classifier_weight=0.1",
         "networks.generator={kind: resnet, width: 2, labels: conditional_batch_norm}",
         "networks.discriminator={kind: resnet, width: 2, labels: projection, spectral_norm: true}",
+        *o,
+    ),
+    "stylegan2": lambda *o: gan(
+        *STYLEGAN2,
+        "objective.conditional=true",
+        "objective.path_length_weight=2",
+        "objective.path_length_every=2",
+        "objective.r1_weight=1",
         *o,
     ),
     "vae-gan": lambda *o: vae_gan(*o),

@@ -18,7 +18,7 @@ from ray_gen.experiment.networks import Network
 from ray_gen.experiment.objectives import Objective
 from ray_gen.noise import Tape
 from ray_gen.training.build import build_objective
-from tests.helpers import batches, gan, largest_difference, vae, weights
+from tests.helpers import STYLEGAN2, batches, gan, largest_difference, vae, weights
 from tests.programs import Recorded, eager, replayed, runs_on_meta
 
 SCHEDULED = (
@@ -109,6 +109,13 @@ FAMILIES: dict[str, Experiment] = {
         "networks.generator.labels=conditional_batch_norm",
         "networks.discriminator.labels=none",
         kind="dcgan",
+    ),
+    "stylegan2": gan(
+        *STYLEGAN2,
+        "objective.conditional=true",
+        "objective.path_length_weight={kind: linear, start: 1, end: 2, until_images: 900}",
+        "objective.path_length_every=2",
+        "training.precision=bf16",
     ),
     "bf16": gan("training.precision=bf16", "objective.r1_weight=1", kind="dcgan"),
 }

@@ -113,6 +113,11 @@ def _batch_problems(experiment: Tree) -> Iterator[str]:
             f"nearest divisors: {', '.join(map(str, _near_divisors(batch, group)))}"
         )
         return
+    for name, network in experiment.networks.items():
+        sees_images = name not in ("generator", "decoder")
+        problem = network.group_problem(group) if sees_images else None
+        if problem is not None:
+            yield f"networks.{name}.{problem}"
     micro = training.micro_batch_size
     if micro is not None and micro % group:
         yield (

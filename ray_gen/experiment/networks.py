@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ray_gen.networks.sizes import size_problem
 from ray_gen.settings import Component
@@ -28,6 +28,8 @@ class NetworkSettings(Component):
 
     takes_conditions: ClassVar[bool] = False
     """Whether it takes other conditions than labels."""
+    may_be_styled: ClassVar[bool] = False
+    """Whether its generator has styles (`ray_gen.core.Styled`), as far as the settings know."""
 
     def target_for(self, form: str) -> str:
         """The class for a supported form of signature."""
@@ -66,6 +68,11 @@ class NetworkSettings(Component):
 
     def size_problem(self, height: int, width: int) -> str | None:
         """Why this architecture does not support images of this size. None if it does."""
+        return None
+
+    def group_problem(self, group_size: int) -> str | None:
+        """Why it cannot train with groups of so many images, from the name of its field on. None if
+        it can."""
         return None
 
 
@@ -211,9 +218,84 @@ class ResnetNetwork(_ConvolutionalSettings):
     normal: N(0, 0.02²). Biases begin at 0."""
 
 
+class StyleGan2Network(_ConvolutionalSettings):
+    """The generator and discriminator of StyleGAN2 (Karras et al. 2020), with the choices of
+    StyleGAN2-ADA. The generator's last layer has no tanh, and labels enter as published: a learned
+    vector beside z, and the product of a learned vector and D's features. `published` has the
+    values of the published configurations."""
+
+    targets: ClassVar[Mapping[str, str]] = {
+        "map_to_vector": "ray_gen.networks.stylegan2_discriminator:StyleGan2Discriminator",
+        "vector_to_map": "ray_gen.networks.stylegan2:StyleGan2Generator",
+    }
+    may_be_styled: ClassVar[bool] = True
+    kind: Literal["stylegan2"] = "stylegan2"
+    channel_base: PositiveInt = 16_384
+    """Channels of a map times √(height · width) (published: 16,384 below 512 pixels, else 32,768;
+    CIFAR-10: 32,768)."""
+    channel_max: PositiveInt = 512
+    """Most channels of a map (published: 512)."""
+    style_size: PositiveInt = 512
+    """Length W of a style (published: 512, as `objective.latent_size`). In a discriminator: length
+    of the learned vectors of labels."""
+    mapping_layers: PositiveInt = 8
+    """Layers from z to the styles (StyleGAN2: 8; ADA: 2, also for CIFAR-10). In a discriminator:
+    from a label to its vector (8)."""
+    mapping_rate: PositiveFloat = 0.01
+    """How fast these layers learn in comparison with the others (published: 0.01)."""
+    mixing: float = Field(0.9, ge=0.0, le=1.0)
+    """Share of generated images that get the styles of a second z from a random layer onwards, in
+    training (Karras et al. 2019, StyleGAN, section 3.1: 0.9; CIFAR-10: 0). For a generator."""
+    residual: bool = True
+    """Whether the discriminator's blocks are residual (published: true; CIFAR-10: false)."""
+    deviation_group: PositiveInt = 4
+    """Consecutive images whose deviation from each other the discriminator sees (published: 4 to
+    8; CIFAR-10: 32). It must divide `training.group_size`. 1: it sees none."""
+
+    @classmethod
+    def published(
+        cls, preset: Literal["auto", "paper256", "cifar"], side: int
+    ) -> tuple[Self, Self]:
+        """Generator and discriminator of a configuration of StyleGAN2-ADA for images of `side`
+        pixels.
+
+        A recipe also has what goes with them: Adam with β (0, 0.99) and ε 1e-8, latent_size 512,
+        non_saturating loss, R1 at every 16th update, path length with weight 2 at every 4th.
+
+        | | auto, on g GPUs | paper256 | cifar |
+        |---|---|---|---|
+        | batch B | max(min(g · min(4096 / side, 32), 64), g) | 64 | 64 |
+        | deviation_group | min(B / g, 4) | 8 | 32 |
+        | learning rate | 0.0025, from 1024 pixels 0.002 | 0.0025 | 0.0025 |
+        | R1 γ | 0.0002 side² / B | 1 | 0.01 |
+        | EMA half-life, images | B · 312.5 | 20,000 | 500,000 |
+        | EMA ramp | 0.05 | none | 0.05 |
+        | path length, mixing | yes | yes | no |
+        """
+        wide = preset == "cifar" or (preset == "auto" and side >= 512)
+        base = {"channel_base": 32_768 if wide else 16_384}
+        group = {"auto": 4, "paper256": 8, "cifar": 32}[preset]
+        layers, mixing = 8 if preset == "paper256" else 2, 0.0 if preset == "cifar" else 0.9
+        residual = preset != "cifar"
+        generator = cls.model_validate({**base, "mapping_layers": layers, "mixing": mixing})
+        discriminator = cls.model_validate({**base, "residual": residual, "deviation_group": group})
+        return generator, discriminator
+
+    def group_problem(self, group_size: int) -> str | None:
+        """A problem if the groups of deviations do not fit into those of training."""
+        if group_size % self.deviation_group == 0:
+            return None
+        near = max(n for n in range(1, self.deviation_group + 1) if group_size % n == 0)
+        return (
+            f"deviation_group: {self.deviation_group} does not divide training.group_size "
+            f"{group_size}; set it to {near}, or training.group_size to a multiple of it"
+        )
+
+
 class CustomNetwork(NetworkSettings):
     """Your own class, called as `Name(signature, **options)`. For signatures see ray_gen.core."""
 
+    may_be_styled: ClassVar[bool] = True
     kind: Literal["custom"] = "custom"
     target: str = Field(pattern=r"^[\w.]+:\w+$")
     """The class, as package.module:Name. Every node must be able to import it."""
@@ -226,6 +308,11 @@ class CustomNetwork(NetworkSettings):
 
 
 Network = Annotated[
-    MlpNetwork | ConvNetwork | DcganNetwork | ResnetNetwork | CustomNetwork,
+    MlpNetwork
+    | ConvNetwork
+    | DcganNetwork
+    | ResnetNetwork
+    | StyleGan2Network
+    | CustomNetwork,
     Field(discriminator="kind"),
 ]

@@ -186,6 +186,12 @@ class GanObjective(ObjectiveSettings):
     classify_generated: bool = False
     """Whether the discriminator also learns the classes of generated images, as in Odena et al.
     2017. Later work learns those of real images only."""
+    path_length_weight: NonNegative = live(0.0)
+    """Weight λ of the path length penalty λ · E(‖Jᵀy‖ - a)² on the generator (Karras et al. 2020,
+    StyleGAN2, section 3.2: 2; ADA uses none for CIFAR-10). It needs a generator with styles."""
+    path_length_every: Count = live(4)
+    """Generator updates between two path length terms. Each term's weight is multiplied by this
+    number (StyleGAN2: 4). Half of the images are used."""
     augment: Augment = ()
     """Augmentation of all images that the discriminator sees, for data sets of up to some ten
     thousand images. A list: transforms of DiffAugment (Zhao et al. 2020). A mapping
@@ -273,6 +279,21 @@ class GanObjective(ObjectiveSettings):
                 "objective.gradient_penalty_weight: penalises the gradient at each image, and with "
                 "BatchNorm a logit depends on the other images too (Gulrajani et al. 2017, section "
                 "4); set networks.discriminator.batch_norm=false"
+            )
+
+        generator = networks.get("generator")
+        if self.path_length_weight != 0.0 and generator is not None and not generator.may_be_styled:
+            yield (
+                "objective.path_length_weight: needs a generator with styles, and "
+                f"{getattr(generator, 'kind', 'custom')} has none; set it to 0, or "
+                "networks.generator.kind to stylegan2"
+            )
+        mixing = getattr(generator, "mixing", 0.0)
+        if self.latent_distribution == "uniform" and mixing != 0.0:
+            yield (
+                "networks.generator.mixing: takes styles of a normal z, but "
+                "objective.latent_distribution is uniform; set mixing to 0, or "
+                "latent_distribution to normal"
             )
 
     def stop_problem(self) -> str | None:

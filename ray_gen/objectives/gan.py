@@ -35,6 +35,7 @@ from ray_gen.objectives.anchors import Anchors
 from ray_gen.objectives.augmented import AdaAugmented, Augmentation, DiffAugmented
 from ray_gen.objectives.consistency import CONSISTENCY_NOISE, moved
 from ray_gen.objectives.equilibrium import note_win, settled, watch, won
+from ray_gen.objectives.path_length import PathLength, path_length_losses
 from ray_gen.pixels import unstretched
 
 _OF_DISCRIMINATOR: Noises = {
@@ -101,6 +102,8 @@ class Gan(Objective):
         classifier_weight: Number = 0.0,
         generator_classifier_weight: Number = 0.0,
         classify_generated: bool = False,
+        path_length_weight: Number = 0.0,
+        path_length_every: int = 4,
         opacity: bool = False,
     ) -> None:
         """augment: names of DiffAugment. ada: arguments of `AdaAugmented`, instead of them.
@@ -115,6 +118,7 @@ class Gan(Objective):
         self._r2 = Weight(_halved(r2_weight), r2_every)
         self._gradient_penalty = Weight(gradient_penalty_weight, gradient_penalty_every)
         self._lecam = Weight(lecam_weight, lecam_every)
+        self._path_length = Weight(path_length_weight, path_length_every)
         self._consistency = {
             "consistency": Weight(consistency_weight, consistency_every),
             "fake_consistency": Weight(fake_consistency_weight, consistency_every),
@@ -148,9 +152,11 @@ class Gan(Objective):
         }
 
     def modules(self) -> Mapping[str, nn.Module]:
-        """The running means of the logits, if LeCam needs them, and those of the augmentation."""
+        """The running means of the logits and path lengths, if a penalty needs them, and those of
+        the augmentation."""
         anchors = {"anchors": Anchors()} if self._lecam.value else dict[str, nn.Module]()
-        return {**anchors, **self._augment.modules()}
+        path_length = {"path_length": PathLength()} if self._path_length.value else {}
+        return {**anchors, **path_length, **self._augment.modules()}
 
     def phases(self) -> Sequence[Phase]:
         """The discriminator's phase at every step, the generator's phase at every k-th."""
@@ -163,13 +169,19 @@ class Gan(Objective):
         of_discriminator = {**noise, **_OF_MIXES} if self._gradient_penalty.value else noise
         if any(weight.value for weight in self._consistency.values()):
             of_discriminator = {**of_discriminator, **CONSISTENCY_NOISE}
-        of_generator = dict[str, Weight]()
+        weights = dict[str, Weight]()
         if self._generator_classifier.value:
-            of_generator = {
+            weights = {
                 "generator": Weight(),
                 "generator_classifier": self._generator_classifier,
             }
-        generator = Term("generator", self._generator_loss, weights=of_generator)
+        updates, terms = ("generator",), (Term("generator", self._generator_loss, weights=weights),)
+        of_generator, path = noise, self._path_length
+        if path.value:
+            updates += ("path_length",)
+            name, loss = "path_length", path_length_losses
+            terms += (Term(name, loss, path.value, path.every, full_precision=True),)
+            of_generator = {**noise, "direction": Noise(self._image_shape)}
         every = self._discriminator_steps
         anchors = ("anchors",) if self._lecam.value else ()
         numbers = {"label_smoothing": self._label_smoothing, **self._augment.numbers}
@@ -181,7 +193,7 @@ class Gan(Objective):
                 of_discriminator,
                 numbers=numbers,
             ),
-            Phase("generator", ("generator",), (generator,), noise, every, self._augment.numbers),
+            Phase("generator", updates, terms, of_generator, every, self._augment.numbers),
         ]
 
     def _discriminator_terms(self) -> Iterator[Term]:
