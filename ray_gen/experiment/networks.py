@@ -308,11 +308,6 @@ class CustomNetwork(NetworkSettings):
 
 
 Network = Annotated[
-    MlpNetwork
-    | ConvNetwork
-    | DcganNetwork
-    | ResnetNetwork
-    | StyleGan2Network
-    | CustomNetwork,
+    MlpNetwork | ConvNetwork | DcganNetwork | ResnetNetwork | StyleGan2Network | CustomNetwork,
     Field(discriminator="kind"),
 ]
