@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -36,6 +37,16 @@ class Told:
 
 Location = Annotated[str, AfterValidator(without_credentials), Told("path or URI")]
 """A path or a URI. It must not hold credentials: the experiment file records it."""
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$"), Told("SHA-256")]
+
+
+def without_place(path: str) -> str:
+    """For others: of a local path only its last part, of a URI no user and no query."""
+    if "://" not in path:
+        return PurePath(path).name
+    parts = urlsplit(path)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def absolute_path(path: str) -> str:

@@ -40,6 +40,10 @@ def train(
     \b
         ray-gen train vae-mnist5k
         ray-gen train my.yaml data=folder:~/images training.images=1000000 --name faces
+        ray-gen train my.yaml data=folder:~/cats training.start_from=faces
+
+    training.start_from=RUN begins with the weights of a trained run or an exported folder; --check
+    says what of it fits. training.freeze={discriminator: 3} keeps the blocks at the images.
 
     PATH=VALUE sets any field by its dotted path (see `ray-gen fields`), e.g. workers.count=2
     training.images=1000000 data=folder:~/images. Runs on the Ray cluster of RAY_ADDRESS or of a

@@ -7,9 +7,8 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from itertools import islice
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -20,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from ray_gen.settings import Component, Location, Settings, Told, free
+from ray_gen.settings import Component, Location, Settings, Told, free, without_place
 
 LARGEST_SIDE = 8192
 """Pixels. A larger side is a slip: one image of it would fill a GPU."""
@@ -344,7 +343,7 @@ class DataSettings(PixelFields):
 
     def published(self) -> Self:
         """A copy for others: of a local path only its last part, of a URI no user and no query."""
-        return self.with_places(_without_place)
+        return self.with_places(lambda path: without_place(path) or "data")
 
     def shares(self) -> tuple[float, ...] | None:
         """The weights of joined sources. None: all images alike."""
@@ -767,13 +766,6 @@ def kind_of_place(place: str) -> str | None:
         if visible and all(name.endswith(suffix) for name in visible):
             return kind
     return "folder"
-
-
-def _without_place(path: str) -> str:
-    if "://" not in path:
-        return PurePath(path).name or "data"
-    parts = urlsplit(path)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 Data = Annotated[

@@ -147,6 +147,10 @@ def set_field(given: Any, path: str, value: Any, model: type[Settings]) -> None:
     for position, part in enumerate(parents):
         if isinstance(here, dict) and isinstance(here.get(part), str) and part == "data":
             here[part] = from_short_form(here[part])
+        if isinstance(here, dict) and parents[: position + 1] == ["training", "start_from"]:
+            given_alone = here.get(part)
+            if isinstance(given_alone, str):
+                here[part] = {"source": given_alone}
         if isinstance(here, list):
             child = here[_number(part, here, path)]
             if isinstance(child, str) and parents[:position] == ["data", "sources"]:

@@ -14,6 +14,7 @@ from pydantic import (
 
 from ray_gen.experiment.refusals import problems_of
 from ray_gen.experiment.schedules import Positive
+from ray_gen.experiment.start import StartFrom
 from ray_gen.settings import Settings, Told, free, live
 
 
@@ -52,6 +53,11 @@ class Training(Settings):
     ema_every_steps: PositiveInt = 8
     """Steps between two updates of the average of the weights (EMA). Its decay accounts for these
     steps."""
+    start_from: StartFrom = None
+    """A trained model whose tensors the run begins with: a run or an exported folder, RUN, or with
+    more {source: RUN, weights: raw}. New data, classes and rates are allowed. Moments of optimisers
+    and all that training itself keeps (an adaptive probability, anchors) begin anew. None: the run
+    begins with weights of its seed."""
     freeze: dict[str, PositiveInt | Literal["all"]] = Field(default_factory=dict)
     """What does not train: {discriminator: 3} freezes the 3 blocks that are nearest to the images
     (FreezeD, Mo et al. 2020), {encoder: all} a whole network. For a run with

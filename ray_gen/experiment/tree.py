@@ -29,6 +29,7 @@ from ray_gen.experiment.schedules import counts_in
 from ray_gen.experiment.search import OFFLINE, Search, better_of_score
 from ray_gen.experiment.training import Checkpoints, Training, Workers
 from ray_gen.settings import (
+    Digest,
     ExperimentError,
     Location,
     Settings,
@@ -40,7 +41,6 @@ from ray_gen.settings import (
 AUTO_GROUP_SIZE = 16
 
 SourceFile = Annotated[str, Field(pattern=r"^([^\W\d]\w*/)*[^\W\d]\w*\.py$"), Told("path")]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$"), Told("SHA-256")]
 
 
 class Change(Settings):

@@ -29,6 +29,7 @@ from ray_gen.launch.plan import Plan, plan_of
 from ray_gen.launch.progress import ProgressLine, scores, watched
 from ray_gen.launch.run import Ended, Run
 from ray_gen.launch.signals import Interruption, what_was_saved
+from ray_gen.launch.start import begun
 from ray_gen.launch.watch import Watch
 from ray_gen.recipes import as_experiment
 from ray_gen.runs.checkpoints import DUE, checkpoints, fetched, take_up_due
@@ -52,6 +53,7 @@ from ray_gen.training.code import (
 from ray_gen.training.loop import ALL_SEEN, failure_of, finished
 from ray_gen.training.rehearsal import rehearse
 from ray_gen.training.sources import as_begun, open_data, resolved_by
+from ray_gen.training.start import Origin, Table, table_of
 
 LONGEST_NAME_BYTES = 200
 """File systems take 255 for a name. Files beside a run's folder add a few letters."""
@@ -226,6 +228,8 @@ def _train(
             check_evaluation(ready, line)  # before Ray starts, which takes longer
         for told in planned(ready, run, ray).lines():
             line.say(told)
+        if ready.origin is not None and ready.start is not None:
+            ready.origin.write(run, ready.start)
         del ready  # networks, which would stay in memory during the run
         for file in (STOP, PROGRESS, DUE):
             run.remove(file)
@@ -252,6 +256,10 @@ class Prepared:
     """Of the checkpoint that the run goes on from."""
     told: tuple[str, ...]
     """What was read: a line, and remarks."""
+    origin: Origin | None = None
+    """What a run that has not begun starts from."""
+    start: Table | None = None
+    """What it takes of it."""
 
 
 def prepared(
@@ -261,7 +269,7 @@ def prepared(
     here, not in a worker. Raises Refused. tell: gets what was read."""
     line.stage("reading data")
     before = experiment_before(run)
-    experiment = as_begun(experiment, before, line.say)
+    experiment, origin = begun(as_begun(experiment, before, line.say), before, run)
     store = open_data(experiment, line.decoded)
     told = tuple(lines(store))
     for sentence in told:
@@ -272,6 +280,7 @@ def prepared(
         check_importable(run, before)
     objective = build_objective(experiment)
     networks = build_networks(experiment, objective)
+    start = None if origin is None else table_of(experiment, objective, networks, origin)
     if custom_targets(experiment):
         for sentence in rehearse(experiment, objective):
             line.say(sentence)
@@ -289,7 +298,7 @@ def prepared(
                 f"or {store.to_hold_out}"
             ]
         )
-    return Prepared(experiment, store, objective, networks, manifest, told)
+    return Prepared(experiment, store, objective, networks, manifest, told, origin, start)
 
 
 def check_evaluation(ready: Prepared, line: ProgressLine) -> None:
@@ -309,6 +318,7 @@ def planned(ready: Prepared, run: Folder, ray: str | None, *, measured: bool = F
         ready.objective,
         ready.networks,
         data=ready.told,
+        start=() if ready.start is None else tuple(ready.start.lines()),
         from_images=None if ready.manifest is None else ready.manifest.images,
         ray=ray,
         measured=measured,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -44,6 +44,8 @@ class Plan:
     """Why it would train on Ray. None: in one process of this machine."""
     memory: Memory | None = None
     """About what one worker needs. None: not measured."""
+    start: tuple[str, ...] = ()
+    """What it would take of a trained model, in lines. Empty if it takes nothing, or has begun."""
 
     @property
     def images_of_a_worker(self) -> int:
@@ -66,6 +68,7 @@ class Plan:
             "evaluation": self.experiment.evaluation.every_images,
         }
         when = ", ".join(self._count(what, every) for what, every in counts.items())
+        yield from _lines("start", self.start)
         yield _line("networks", self._networks())
         yield _line("steps", self._steps())
         yield _line("trains", f"{self._where()}: {when}")
@@ -73,7 +76,7 @@ class Plan:
     def text(self, *, full: bool = False) -> str:
         """All of it, and the experiment. full: with every field, else those without defaults."""
         found = [_line("run", self._run())]
-        found += [_line("data", self.data[0]), *(f"{'':{_WIDTH}}{line}" for line in self.data[1:])]
+        found += [*_lines("data", self.data), *_lines("start", self.start)]
         found += [_line("networks", self._networks()), _line("steps", self._steps())]
         if self.memory is not None:
             found.append(_line("memory", self._memory(self.memory)))
@@ -186,6 +189,7 @@ def plan_of(
     networks: Networks,
     *,
     data: tuple[str, ...],
+    start: tuple[str, ...] = (),
     from_images: int | None,
     ray: str | None,
     measured: bool = False,
@@ -201,7 +205,7 @@ def plan_of(
         if any(name in phase.updates for phase in objective.phases())
     }
     workers = 1 if ray is None else experiment.workers.most
-    plan = Plan(experiment, location, from_images, data, parameters, workers, ray)
+    plan = Plan(experiment, location, from_images, data, parameters, workers, ray, start=start)
     if not measured:
         return plan
     memory = memory_of(
@@ -211,7 +215,7 @@ def plan_of(
         several=(workers or 1) > 1,
         images=_images_on_device(experiment, store, ray),
     )
-    return Plan(experiment, location, from_images, data, parameters, workers, ray, memory)
+    return replace(plan, memory=memory)
 
 
 def _images_on_device(experiment: Experiment, store: Store, ray: str | None) -> int:
@@ -223,6 +227,11 @@ def _images_on_device(experiment: Experiment, store: Store, ray: str | None) -> 
     here = "cpu" if ray is not None else own_share(experiment)[0]
     fits = here != "cpu" and fits_device(images, torch.device(here))
     return images.nbytes if placement == "device" or fits else 0
+
+
+def _lines(name: str, texts: Sequence[str]) -> Iterator[str]:
+    """Lines, of which the first begins with the name."""
+    yield from (_line(name if not n else "", text) for n, text in enumerate(texts))
 
 
 def _line(name: str, text: str) -> str:

@@ -179,6 +179,10 @@ def reports(
     experiment = with_code(experiment, sources)
     state = State.build(experiment, objective, world)
     passed_over = restore(state, run, world)
+    if not state.step and experiment.training.start_from is not None:
+        from ray_gen.launch.start import begin_from  # it imports the room of the pipeline
+
+        begin_from(experiment, objective, state, run)
     check_agreement(experiment, state, store, world)
     writer = None
     if world.rank == 0:

@@ -26,6 +26,7 @@ from ray_gen.core import Networks, Objective
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
 from ray_gen.runs.manifest import CheckpointError
+from ray_gen.settings import without_place
 from ray_gen.storage import Folder
 from ray_gen.training.build import build_networks, build_objective, distrust
 from ray_gen.training.code import (
@@ -119,7 +120,11 @@ def published(experiment: Experiment) -> Experiment:
     and query from URIs.
     """
     data = experiment.data.published().model_dump(mode="json")
-    return experiment.with_fields(storage=None, evaluation={}, data=data)
+    changes: dict[str, Any] = {"storage": None, "evaluation": {}, "data": data}
+    start = experiment.training.start_from
+    if start is not None:
+        changes["training__start_from__source"] = without_place(start.source)
+    return experiment.with_fields(**changes)
 
 
 def write_pretrained(

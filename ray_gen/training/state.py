@@ -141,9 +141,9 @@ class State:
     def load(self, folder: Path) -> None:
         """Load a checkpoint strictly: it must hold exactly these tensors, in the same shapes."""
         manifest = Manifest.checked(folder)
-        _fill(_tensors(self.networks), _read(folder, NETWORKS), folder / NETWORKS)
-        _fill(_tensors(self.ema), _read(folder, EMA), folder / EMA)
-        moments = _read(folder, OPTIMIZERS)
+        _fill(_tensors(self.networks), read_tensors(folder, NETWORKS), folder / NETWORKS)
+        _fill(_tensors(self.ema), read_tensors(folder, EMA), folder / EMA)
+        moments = read_tensors(folder, OPTIMIZERS)
         found = sorted(name for name in moments if name.startswith(_UNREPORTED))
         self.unreported = {name.removeprefix(_UNREPORTED): moments.pop(name) for name in found}
         self.reported = int(moments.pop(_REPORTED, manifest.step))
@@ -173,11 +173,12 @@ def copy_of(checkpoint: Path, folder: Path, experiment: Experiment) -> None:
 def load_tensors(folder: Path, name: str, tensors: nn.Module) -> None:
     """Fill a module from one file of a checkpoint. Ignores the entries of other networks."""
     wanted = _tensors(tensors)
-    found = _read(folder, name)
+    found = read_tensors(folder, name)
     _fill(wanted, {key: found[key] for key in found if key in wanted}, folder / name)
 
 
-def _read(folder: Path, name: str) -> dict[str, Tensor]:
+def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of one file of a checkpoint. Raises CheckpointError if it is damaged."""
     path = folder / name
     Manifest.checked(folder, [name]).check_digest(path)
     try:

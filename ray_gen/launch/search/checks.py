@@ -27,6 +27,7 @@ from ray_gen.storage import Folder
 from ray_gen.training.build import build_networks, build_objective
 from ray_gen.training.loop import train
 from ray_gen.training.sources import resolved_by
+from ray_gen.training.start import Origin, table_of
 from ray_gen.training.state import State
 
 
@@ -79,9 +80,10 @@ def trials_before(folder: Folder, experiment: Experiment) -> list[Trial]:
     return trials
 
 
-def check_search(experiment: Experiment, store: Store) -> None:
-    """Raises Refused if a value of the space cannot be built or the metric does not exist. Only the
-    data and the classes of networks and objective can tell."""
+def check_search(experiment: Experiment, store: Store, origin: Origin | None = None) -> None:
+    """Raises Refused if a value of the space cannot be built, if its networks take nothing of the
+    model that the trials start from, or if the metric does not exist. Only the data and the classes
+    of networks and objective can tell. origin: that model."""
     settings = experiment.search
     assert settings is not None
     bare = experiment.model_copy(update={"search": None})
@@ -90,7 +92,10 @@ def check_search(experiment: Experiment, store: Store) -> None:
         for value in values.examples():
             try:
                 tried = bare.with_values({path: value})
-                build_networks(tried, build_objective(tried))
+                objective = build_objective(tried)
+                networks = build_networks(tried, objective)
+                if origin is not None and tried.training.start_from == bare.training.start_from:
+                    table_of(tried, objective, networks, origin)
             except (Refused, ValueError, TypeError) as error:
                 problems.append(f"search.space.{path}: {value}: {error}")
     if problems:

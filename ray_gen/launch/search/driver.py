@@ -53,6 +53,7 @@ from ray_gen.launch.search.schedulers import scheduler_of
 from ray_gen.launch.search.study import DEATHS, Study
 from ray_gen.launch.search.trial import Shared, TrialProcess
 from ray_gen.launch.signals import Interruption, what_was_saved
+from ray_gen.launch.start import begun, told_of, with_kept
 from ray_gen.recipes import as_experiment
 from ray_gen.runs.checkpoints import checkpoints
 from ray_gen.runs.manifest import EXPERIMENT
@@ -176,12 +177,15 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
     ):
         board.say("reading data")
         experiment = as_begun(experiment, experiment_before(folder), board.say)
+        experiment, origin = begun(experiment, None, folder)
         store = open_data(experiment)
         for told in lines(store):
             board.say(told)
         experiment = resolved_search(experiment, store)
         trials = trials_before(folder, experiment)
-        check_search(experiment, store)
+        for told in () if origin is None else told_of(experiment, origin):
+            board.say(told)
+        check_search(experiment, store, origin)
         searched = Searched(folder.location, metric, mode, trials)
         study = Study(experiment, folder, trials, mode)
         if not study.goes_on:
@@ -199,9 +203,11 @@ def _search(experiment: Experiment, folder: Folder, show: bool) -> Searched:
             check_shared(folder)
             check_gpus(share.gpu, share.workers * room)
             folder.write_text(SEARCH, experiment.to_yaml())
+            if origin is not None:
+                origin.write(folder)
             shared = Shared(
                 folder.location,
-                of_a_trial(experiment, share).to_yaml(),
+                of_a_trial(with_kept(experiment, folder), share).to_yaml(),
                 metric,
                 experiment.search_every_images,
                 share,

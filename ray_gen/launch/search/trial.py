@@ -31,6 +31,7 @@ from ray_gen.launch.failures import in_words
 from ray_gen.launch.memory import with_half_the_images
 from ray_gen.launch.on_ray import trainer_of
 from ray_gen.launch.ray_private import snapshot_file
+from ray_gen.launch.start import begun
 from ray_gen.launch.worker import ended_before, explained, prepare, reports
 from ray_gen.runs.checkpoints import (
     BEST,
@@ -195,6 +196,11 @@ class TrialProcess(ray.tune.Trainable):
         else:
             common = Experiment.from_yaml(self._shared.experiment)
             experiment = common.with_values(self._values).with_group_size()
+            start = experiment.training.start_from
+            if start is not None and start.digest is None:  # the space names it
+                experiment, origin = begun(experiment, None, self._run)
+                assert origin is not None
+                origin.write(self._run)
         self._run.write_text(EXPERIMENT, experiment.to_yaml())
         return experiment
 
