@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from ray_gen.experiment.data import Data, DataSettings, from_short_form
 from ray_gen.experiment.fields import kinds_at
 from ray_gen.experiment.refusals import problems_of
+from ray_gen.experiment.start import of_source
 from ray_gen.settings import ExperimentError, Settings, absolute_path
 
 Changes = Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
@@ -145,12 +146,11 @@ def set_field(given: Any, path: str, value: Any, model: type[Settings]) -> None:
     *parents, last = _keys(path)
     here = given
     for position, part in enumerate(parents):
-        if isinstance(here, dict) and isinstance(here.get(part), str) and part == "data":
-            here[part] = from_short_form(here[part])
-        if isinstance(here, dict) and parents[: position + 1] == ["training", "start_from"]:
-            given_alone = here.get(part)
-            if isinstance(given_alone, str):
-                here[part] = {"source": given_alone}
+        if isinstance(here, dict) and isinstance(here.get(part), str):
+            if part == "data":
+                here[part] = from_short_form(here[part])
+            elif parents[: position + 1] == ["training", "start_from"]:
+                here[part] = of_source(here[part])
         if isinstance(here, list):
             child = here[_number(part, here, path)]
             if isinstance(child, str) and parents[:position] == ["data", "sources"]:

@@ -17,8 +17,8 @@ class Start(Settings):
     """A run (its name, path or URI), a checkpoint in it (NAME/best), or an exported folder. No code
     of it runs, so its own classes need not be there."""
     weights: Literal["ema", "raw"] = "ema"
-    """ema: the averages over training, for the networks that have them; the last weights for the
-    others. raw: the last weights for all."""
+    """Which weights are taken. ema: the averages over training, for the networks that have them,
+    and the last weights for the others. raw: the last weights for all."""
     networks: tuple[str, ...] | Literal["auto"] = "auto"
     """The networks that begin with tensors of the source. All others begin anew. auto: all; then
     the run is refused if nothing fits one of them."""
@@ -27,11 +27,11 @@ class Start(Settings):
     the run is refused if the source has changed."""
 
 
-def _of_source(given: Any) -> Any:
+def of_source(given: Any) -> Any:
     """`RUN` alone as {source: RUN}."""
     return {"source": given} if isinstance(given, str) else given
 
 
 StartFrom = Annotated[
-    Start | None, BeforeValidator(_of_source, json_schema_input_type=Start | str | None)
+    Start | None, BeforeValidator(of_source, json_schema_input_type=Start | str | None)
 ]

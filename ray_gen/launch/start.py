@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ray_gen.core import Objective
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, absolute_path
 from ray_gen.experiment.start import Start
-from ray_gen.pipeline.pretrained import MODEL, is_pretrained, read_config
+from ray_gen.pipeline import pretrained
 from ray_gen.runs.checkpoints import BEST, fetched, run_of
 from ray_gen.runs.manifest import EMA, EXPERIMENT, NETWORKS, OF_A_MODEL, CheckpointError, Manifest
 from ray_gen.runs.names import run_folder
@@ -113,12 +111,12 @@ def read(start: Start) -> Origin:
         raise Refused(f"training.start_from: {error}") from None
     if given.is_local:
         distrust(given.path)
-        if is_pretrained(given.path):
-            return _of_export(given.path, start)
     origin = kept(given.parent) if given.name == FOLDER else None
     if origin is not None:
         return origin
     try:
+        if given.is_local and pretrained.is_pretrained(given.path):
+            return _of_export(given.path, start)
         return _of_run(given, start)
     except CheckpointError as error:
         raise CheckpointError(f"training.start_from: {error}") from None
@@ -136,16 +134,13 @@ def _of_run(given: Folder, start: Start) -> Origin:
 
 
 def _of_export(folder: Path, start: Start) -> Origin:
-    experiment, facts = read_config(folder)
+    experiment, facts = pretrained.read_config(folder)
     if start.weights == "raw" and facts.weights == "ema":
         raise Refused(
             f"training.start_from.weights: {folder} holds averages (EMA) and no raw weights; name "
             "the run itself, or set it to ema"
         )
-    try:
-        tensors = load_file(folder / MODEL)
-    except (FileNotFoundError, SafetensorError, OSError) as error:
-        raise CheckpointError(f"training.start_from: {folder / MODEL}: {error}") from None
+    tensors = pretrained.read_tensors(folder)
     averages = tensors if facts.weights == "ema" else {}
     told = f"{folder.name} (exported)" + (f", {facts.images:,} images" if facts.images else "")
     return _origin(str(folder), told, start, experiment, tensors, averages)

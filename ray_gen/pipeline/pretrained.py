@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from ray_gen.core import Networks, Objective
 from ray_gen.errors import Refused
@@ -195,6 +195,17 @@ def read_config(folder: Path) -> tuple[Experiment, Facts]:
     return experiment, facts
 
 
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of such a folder, by `network.name`. Raises CheckpointError."""
+    path = folder / MODEL
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing; ray_gen loads weights only from this file")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); export the run again") from error
+
+
 def read_pretrained(
     folder: Path, *, weights: Weights = "ema", device: str | torch.device | None = None
 ) -> tuple[Experiment, Objective, Networks]:
@@ -216,13 +227,7 @@ def read_pretrained(
     check_importable(Folder(str(folder)), experiment, programs)
     objective = build_objective(experiment)
     networks = build_networks(experiment, objective, objective.sampled_from)
-    path = folder / MODEL
-    if not path.is_file():
-        raise CheckpointError(f"{path}: is missing; ray_gen loads weights only from this file")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); export the run again") from error
+    path, tensors = folder / MODEL, read_tensors(folder)
     try:
         networks.load_state_dict(tensors)  # strict; it copies the values, so strides stay
     except RuntimeError as error:
