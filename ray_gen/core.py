@@ -58,7 +58,8 @@ class Signature:
     label_count: int | None = None
     activation: Literal["tanh", "identity"] = "identity"
     """Last function of the network: "tanh" gives values in (-1, 1), "identity" any value (logits,
-    means)."""
+    means). "tanh" asks for images in [-1, 1]: an architecture that was published without it may
+    leave it out. Its objective clamps samples."""
     conditions: Mapping[str, Shape] = field(default_factory=lambda: _NOTHING)
     label_numbers: int = 0
     """How many numbers the labels of an image have besides its class. The experiment knows it

@@ -117,6 +117,16 @@ FAMILIES: dict[str, Experiment] = {
         "objective.path_length_every=2",
         "training.precision=bf16",
     ),
+    "r3gan": gan(
+        "networks.generator.blocks=1",
+        "networks.discriminator.blocks=1",
+        "objective.conditional=true",
+        "objective.loss=relativistic",
+        "objective.r1_weight={kind: cosine, start: 2, end: 1, until_images: 900}",
+        "objective.r2_weight={kind: cosine, start: 2, end: 1, until_images: 900}",
+        "training.precision=bf16",
+        kind="r3gan",
+    ),
     "bf16": gan("training.precision=bf16", "objective.r1_weight=1", kind="dcgan"),
 }
 

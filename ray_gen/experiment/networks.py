@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from ray_gen.networks.sizes import size_problem
+from ray_gen.networks.sizes import halvings, size_problem
 from ray_gen.settings import Component
 
 
@@ -292,6 +292,54 @@ class StyleGan2Network(_ConvolutionalSettings):
         )
 
 
+class R3ganNetwork(_ConvolutionalSettings):
+    """The generator and discriminator of R3GAN (Huang et al. 2024): residual stages of grouped
+    convolutions, without normalisation. Labels enter as learned vectors: joined to z, and
+    multiplied with the features of the discriminator."""
+
+    targets: ClassVar[Mapping[str, str]] = {
+        "map_to_vector": "ray_gen.networks.r3gan:R3ganDiscriminator",
+        "vector_to_map": "ray_gen.networks.r3gan:R3ganGenerator",
+    }
+    kind: Literal["r3gan"] = "r3gan"
+    width: PositiveInt = 768
+    """Channels of the stages at low resolution. The paper: 768, for ImageNet 1536. 96 suits small
+    sets on a CPU (unmeasured)."""
+    full_width_stages: PositiveInt = 4
+    """Number of stages with that width, from the start map on. Each stage above has half the
+    channels of the stage before. The paper: 4 (4 x 4 to 32 x 32), for ImageNet at 64 x 64 5."""
+    blocks: PositiveInt = 2
+    """Residual blocks of a stage. The paper: 2."""
+    expansion: PositiveInt = 2
+    """How many times more channels a block has inside (an inverted bottleneck). The paper: 2."""
+    group_width: PositiveInt = 16
+    """Channels in a group of the 3 x 3 convolution; where it does not divide the channels inside a
+    block, their greatest common divisor. The paper: 16, for ImageNet 32."""
+    label_size: PositiveInt = 64
+    """Length of the learned vector of the labels that joins z, in a conditional generator. The
+    paper: 64."""
+    tanh: bool = False
+    """Whether images pass through tanh where the objective asks for it. The paper's do not: they
+    are only clamped when they are shown."""
+    bf16_from: PositiveInt = 8
+    """The shorter side from which stages run in bfloat16, in pixels, with training.precision=bf16.
+    The others stay in float32. The paper: 8; 32 at 256 x 256."""
+
+    def size_problem(self, height: int, width: int) -> str | None:
+        """Also why there would be stages without a channel."""
+        problem = super().size_problem(height, width)
+        if problem is not None:
+            return problem
+        steps, _ = halvings((1, height, width))
+        halved = max(0, steps + 1 - self.full_width_stages)
+        if self.width >> halved:
+            return None
+        return (
+            f"halves its width {halved} times up to {height} x {width}, which leaves no channel of "
+            f"{self.width}; set width to at least {1 << halved}, or raise full_width_stages"
+        )
+
+
 class CustomNetwork(NetworkSettings):
     """Your own class, called as `Name(signature, **options)`. For signatures see ray_gen.core."""
 
@@ -308,6 +356,12 @@ class CustomNetwork(NetworkSettings):
 
 
 Network = Annotated[
-    MlpNetwork | ConvNetwork | DcganNetwork | ResnetNetwork | StyleGan2Network | CustomNetwork,
+    MlpNetwork
+    | ConvNetwork
+    | DcganNetwork
+    | ResnetNetwork
+    | StyleGan2Network
+    | R3ganNetwork
+    | CustomNetwork,
     Field(discriminator="kind"),
 ]

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.functional import conv2d, conv_transpose2d
 
+from ray_gen.networks.precision import without_autocast
+
 
 class _Filter(nn.Module):
     """The separable filter [1, 3, 3, 1]ᵀ [1, 3, 3, 1] / 64, whose sum is 1. Its numbers are exact
@@ -65,12 +67,12 @@ def _is_differentiated(x: Tensor) -> bool:
 
 
 def _down(x: Tensor, weight: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return conv2d(x, weight, stride=2, padding=1, groups=x.shape[1])
 
 
 def _up(x: Tensor, weight: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
 
 

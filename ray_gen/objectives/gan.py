@@ -337,7 +337,7 @@ class Gan(Objective):
     ) -> Tensor:
         """G(z) in [0, 1]."""
         fakes = networks["generator"](latents["z"], labels, **noise_of(noise, "fakes"))
-        return unstretched(fakes.float(), self.image_range)
+        return unstretched(fakes.float(), self.image_range).clamp(0.0, 1.0)
 
     def discriminate(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
         """D's logits (N,) of images without augmentation: their mean where an image has several.
