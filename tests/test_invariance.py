@@ -79,6 +79,7 @@ EXPERIMENTS = {
         "objective.path_length_every=2",
         "objective.r1_weight=1",
         *o,
+    ),
     "r3gan": lambda *o: gan(
         "networks.generator.blocks=1",
         "networks.discriminator.blocks=1",
