@@ -98,22 +98,33 @@ def resume(run: str, assignments: tuple[str, ...], trust_code: bool, local: bool
 
 @click.command()
 @click.argument("name", required=False)
+@click.argument("assignments", nargs=-1, metavar="[PATH=VALUE]...")
 @click.option("--full", is_flag=True, help="Print every field, with its default and a comment.")
-def recipes(name: str | None, full: bool) -> None:
+def recipes(name: str | None, assignments: tuple[str, ...], full: bool) -> None:
     """List the built-in recipes and their measurements, or print one as YAML to copy and edit.
 
     \b
         ray-gen recipes
         ray-gen recipes dcgan-mnist5k > my.yaml
+        ray-gen recipes dcgan data=folder:~/images data.image_size=64 > my.yaml
+
+    A family is a recipe for any data: its numbers follow from the size of the images, from labels
+    (objective.conditional=true) and from training.images. The printed YAML gives a reason for each.
     """
     from ray_gen import recipes as built_in
 
     if name is not None:
-        click.echo(built_in.to_copy(name, full), nl=False)
+        click.echo(built_in.to_copy(name, full, assignments), nl=False)
         return
     if full:
         raise Refused("--full: name a recipe, e.g. ray-gen recipes vae-mnist5k --full")
-    for known in built_in.names():
-        click.secho(known, bold=True)
-        click.echo("".join(f"    {line}\n" for line in built_in.claim(known).splitlines()))
+    for title, listed in (
+        ("Families, for any data:", [*built_in.FAMILIES]),
+        ("Complete recipes:", built_in.names()),
+    ):
+        click.secho(f"{title}\n", underline=True)
+        for known in listed:
+            click.secho(known, bold=True)
+            click.echo("".join(f"    {line}\n" for line in built_in.claim(known).splitlines()))
     click.echo("Train one: ray-gen train NAME. Copy one: ray-gen recipes NAME > my.yaml")
+    click.echo("Of a family: ray-gen train NAME data=folder:~/images data.image_size=64")

@@ -4,7 +4,7 @@ as YAML with comments. The texts are the docstrings of the fields: see `fields`.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,6 +208,29 @@ def commented(experiment: Experiment) -> str:
     return "".join(_yaml(experiment, experiment.model_dump(mode="json"), "identity", ""))
 
 
+def explained(tree: Mapping[str, Any], reasons: Mapping[str, str]) -> str:
+    """The YAML of a plain mapping, with a comment above each field that has a reason. reasons: by
+    dotted path."""
+    return "".join(_explained(tree, reasons, "", ""))
+
+
+def _explained(
+    tree: Mapping[str, Any], reasons: Mapping[str, str], path: str, indent: str
+) -> Iterator[str]:
+    for key, value in tree.items():
+        here = f"{path}.{key}" if path else str(key)
+        if here in reasons:
+            yield from _comment(reasons[here], indent)
+        below = any(reason.startswith(f"{here}.") for reason in reasons)
+        if isinstance(value, Mapping) and (
+            below or any(isinstance(v, dict) for v in value.values())
+        ):
+            yield f"{indent}{_flow(key)}:\n"
+            yield from _explained(value, reasons, here, f"{indent}  ")
+        else:
+            yield f"{indent}{_flow(key)}: {_flow(value)}\n"
+
+
 def brief_yaml(experiment: Experiment) -> str:
     """The YAML of an experiment without the fields that have their default. It reads as the same
     experiment."""
@@ -270,7 +293,14 @@ def _yaml_of(key: str, value: Any, plain: Any, mark: Mark, indent: str) -> Itera
 
 def _flow(plain: Any) -> str:
     """YAML in one line that `parse_yaml` reads as the same."""
-    text = yaml.dump(plain, Dumper=Dumper, default_flow_style=True, width=10**6, allow_unicode=True)
+    text = yaml.dump(
+        plain,
+        Dumper=Dumper,
+        default_flow_style=True,
+        width=10**6,
+        allow_unicode=True,
+        sort_keys=False,
+    )
     return text.removesuffix("\n").removesuffix("\n...")
 
 

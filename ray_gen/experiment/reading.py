@@ -72,8 +72,14 @@ def data_settings(source: str, assignments: Sequence[str] = ()) -> DataSettings:
     }
     for assignment in assignments:
         apply_override(given, assignment, _DataAlone)
+    return data_of(given["data"]).with_places(absolute_path)
+
+
+def data_of(value: Any) -> DataSettings:
+    """The `data` settings from their short form or mapping. Raises ExperimentError."""
+    given = {"data": value}
     try:
-        return _DataAlone.model_validate(given).data.with_places(absolute_path)
+        return _DataAlone.model_validate(given).data
     except ValidationError as error:
         raise ExperimentError(problems_of(error, _DataAlone, given)) from None
 

@@ -1,0 +1,137 @@
+"""Families: recipes for any data. Each is a pure function from the size of the images, whether
+there are labels, and the amount of training, to an experiment with a reason for each number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.experiment.data import from_short_form
+from ray_gen.experiment.manual import explained
+from ray_gen.experiment.reading import Changes, apply_changes, data_of, unshared
+from ray_gen.networks.sizes import size_problem
+from ray_gen.recipes.families import dcgan
+from ray_gen.recipes.families.facts import Facts, Tree, reasons_of, values_of
+
+PLACEHOLDER = "~/images"
+"""The folder of images in a printed family whose data nobody named."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A recipe for any data."""
+
+    claim: str
+    """What it is, and what was measured: the comment at its head."""
+    images: int
+    """`training.images` if nobody gives it."""
+    batch: Callable[[float], int]
+    """From the side of the images in pixels to `training.global_batch_size` if nobody gives it."""
+    experiment: Callable[[Facts], Tree]
+    """All fields but `data`, `name` and `seed`."""
+
+    @classmethod
+    def of(cls, module: ModuleType) -> Family:
+        """From a file of this folder, whose docstring is the claim."""
+        claim = (module.__doc__ or "").strip()
+        return cls(claim, module.IMAGES, module.batch, module.experiment)
+
+
+FAMILIES: Mapping[str, Family] = {
+    "dcgan": Family.of(dcgan),
+}
+"""By name."""
+
+
+def family_text(name: str, changes: Changes = (), *, data_needed: bool = True) -> str:
+    """The experiment of a family for the data that the changes name, as YAML with a reason beside
+    each number. The other changes stand in it, too.
+
+    data_needed: whether `data` must be named. Raises ExperimentError.
+    """
+    family = FAMILIES[name]
+    given: dict[str, Any] = {}
+    apply_changes(given, unshared(_listed(changes)), Experiment)
+    data = _data(name, given, data_needed)
+    facts = _facts(family, name, given, data)
+    tree = {
+        "name": f"{name}-{_in_words(facts)}",
+        "seed": 0,
+        "data": data,
+        **family.experiment(facts),
+    }
+    reasons, plain = dict(reasons_of(tree)), values_of(tree)
+    before = values_of(tree)
+    for path in apply_changes(plain, changes, Experiment):
+        for other in [one for one in reasons if f"{one}.".startswith(f"{path}.")]:
+            if _at(plain, other) != _at(before, other):
+                reasons[other] = "As given."
+    head = "".join(f"# {line}\n" for line in family.claim.splitlines())
+    return head + explained(plain, reasons)
+
+
+def _listed(changes: Changes) -> list[Any]:
+    return [changes] if isinstance(changes, (str, Mapping)) else list(changes)
+
+
+def _data(name: str, given: dict[str, Any], needed: bool) -> dict[str, Any]:
+    """The data as a mapping with `kind`. Raises ExperimentError if nobody named them."""
+    data = from_short_form(given.get("data"))
+    if isinstance(data, dict) and "kind" in data:
+        return data
+    if not needed:
+        return {"kind": "folder", "path": PLACEHOLDER, **(data or {})}
+    raise ExperimentError(
+        [f"data: {name} is a family for any data; name them: {_command(name, None, data or {})}"]
+    )
+
+
+def _facts(family: Family, name: str, given: dict[str, Any], data: dict[str, Any]) -> Facts:
+    size = data_of(data).height_and_width()
+    if size is None:
+        raise ExperimentError(
+            [
+                f"data.image_size: the numbers of {name} follow from the size of the images; give "
+                f"it: {_command(name, data, {})}"
+            ]
+        )
+    height, width = size
+    problem = size_problem(height, width)
+    if problem is not None:
+        raise ExperimentError([f"data.image_size: {name} {problem}"])
+    training, objective = given.get("training"), given.get("objective")
+    images = _whole(training, "images") or family.images
+    batch = _whole(training, "global_batch_size") or family.batch(math.sqrt(height * width))
+    conditional = isinstance(objective, dict) and objective.get("conditional") is True
+    return Facts(height, width, conditional, images, batch)
+
+
+def _whole(section: Any, field: str) -> int | None:
+    """A positive whole number in a section; None for anything else, which validation judges."""
+    value = section.get(field) if isinstance(section, dict) else None
+    return value if type(value) is int and value > 0 else None
+
+
+def _command(name: str, data: dict[str, Any] | None, known: dict[str, Any]) -> str:
+    """A command that works, with a place for what is not known."""
+    place = f"folder:{PLACEHOLDER}"
+    if data is not None:
+        place = f"{data['kind']}:{data['path']}" if "path" in data else str(data["kind"])
+    size = str(known.get("image_size", 64)).replace(" ", "")
+    return f"ray-gen train {name} data={place} data.image_size={size}"
+
+
+def _in_words(facts: Facts) -> str:
+    square = facts.height == facts.width
+    return str(facts.height) if square else f"{facts.height}x{facts.width}"
+
+
+def _at(tree: Any, path: str) -> Any:
+    """The value at a dotted path; None if there is none."""
+    for part in path.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
