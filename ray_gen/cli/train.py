@@ -39,6 +39,7 @@ def train(
 
     \b
         ray-gen train vae-mnist5k
+        ray-gen train dcgan data=folder:~/images data.image_size=64
         ray-gen train my.yaml data=folder:~/images training.images=1000000 --name faces
         ray-gen train my.yaml data=folder:~/cats training.start_from=faces
 
@@ -55,9 +56,12 @@ def train(
     """
     from ray_gen.cli.options import import_from_here
     from ray_gen.recipes import recipe
+    from ray_gen.recipes.families import FAMILIES, chosen
 
     import_from_here()
     experiment = recipe(recipe_or_file, *assignments)
+    if recipe_or_file in FAMILIES:
+        click.echo(f"{'family':<12}{chosen(recipe_or_file, assignments)}")
     if full and not check:
         raise Refused("--full: belongs to --check; `ray-gen recipes NAME --full` prints a recipe")
     if check:

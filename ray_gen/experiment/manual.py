@@ -225,10 +225,10 @@ def _explained(
         if isinstance(value, Mapping) and (
             below or any(isinstance(v, dict) for v in value.values())
         ):
-            yield f"{indent}{_flow(key)}:\n"
+            yield f"{indent}{flow(key)}:\n"
             yield from _explained(value, reasons, here, f"{indent}  ")
         else:
-            yield f"{indent}{_flow(key)}: {_flow(value)}\n"
+            yield f"{indent}{flow(key)}: {flow(value)}\n"
 
 
 def brief_yaml(experiment: Experiment) -> str:
@@ -281,17 +281,17 @@ def _yaml(settings: Settings, plain: dict[str, Any], mark: Mark, indent: str) ->
 def _yaml_of(key: str, value: Any, plain: Any, mark: Mark, indent: str) -> Iterator[str]:
     within = indent + "  "
     if isinstance(value, Settings) and isinstance(plain, dict):
-        yield f"{indent}{_flow(key)}:\n"
+        yield f"{indent}{flow(key)}:\n"
         yield from _yaml(value, plain, mark, within)
     elif isinstance(value, dict) and any(isinstance(v, Settings) for v in value.values()):
-        yield f"{indent}{_flow(key)}:\n"
+        yield f"{indent}{flow(key)}:\n"
         for name, inner in value.items():
             yield from _yaml_of(name, inner, plain[name], mark, within)
     else:
-        yield f"{indent}{_flow(key)}: {_flow(plain)}\n"
+        yield f"{indent}{flow(key)}: {flow(plain)}\n"
 
 
-def _flow(plain: Any) -> str:
+def flow(plain: Any) -> str:
     """YAML in one line that `parse_yaml` reads as the same."""
     text = yaml.dump(
         plain,

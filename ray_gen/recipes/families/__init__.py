@@ -11,12 +11,14 @@ from typing import Any
 
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.data import from_short_form
-from ray_gen.experiment.manual import explained
-from ray_gen.experiment.reading import Changes, apply_changes, data_of, unshared
+from ray_gen.experiment.manual import explained, flow
+from ray_gen.experiment.reading import Changes, apply_changes, data_of
 from ray_gen.networks.sizes import size_problem
-from ray_gen.recipes.families import dcgan
+from ray_gen.recipes.families import dcgan, sngan, wgan_gp
 from ray_gen.recipes.families.facts import Facts, Tree, reasons_of, values_of
 
+GIVEN = "As given."
+"""The reason of a number that the user changed."""
 PLACEHOLDER = "~/images"
 """The folder of images in a printed family whose data nobody named."""
 
@@ -43,6 +45,8 @@ class Family:
 
 FAMILIES: Mapping[str, Family] = {
     "dcgan": Family.of(dcgan),
+    "sngan": Family.of(sngan),
+    "wgan-gp": Family.of(wgan_gp),
 }
 """By name."""
 
@@ -53,9 +57,31 @@ def family_text(name: str, changes: Changes = (), *, data_needed: bool = True) -
 
     data_needed: whether `data` must be named. Raises ExperimentError.
     """
+    plain, reasons, _ = _made(name, changes, data_needed)
+    head = "".join(f"# {line}\n" for line in FAMILIES[name].claim.splitlines())
+    return head + explained(plain, reasons)
+
+
+def chosen(name: str, changes: Changes) -> str:
+    """What a family chose, in one line."""
+    plain, reasons, facts = _made(name, changes, True)
+    told = [
+        f"{path}={flow(_at(plain, path))}"
+        for path, why in reasons.items()
+        if why != GIVEN and not isinstance(_at(plain, path), dict) and "_every_" not in path
+    ]
+    size = facts.height if facts.height == facts.width else f"[{facts.height},{facts.width}]"
+    return f"{', '.join(told)}; reasons: ray-gen recipes {name} data.image_size={size}"
+
+
+def _made(
+    name: str, changes: Changes, data_needed: bool
+) -> tuple[dict[str, Any], dict[str, str], Facts]:
+    """The experiment as plain Python with the changes, the reasons by dotted path, and the facts
+    that it follows from."""
     family = FAMILIES[name]
     given: dict[str, Any] = {}
-    apply_changes(given, unshared(_listed(changes)), Experiment)
+    apply_changes(given, changes, Experiment)
     data = _data(name, given, data_needed)
     facts = _facts(family, name, given, data)
     tree = {
@@ -64,18 +90,12 @@ def family_text(name: str, changes: Changes = (), *, data_needed: bool = True) -
         "data": data,
         **family.experiment(facts),
     }
-    reasons, plain = dict(reasons_of(tree)), values_of(tree)
-    before = values_of(tree)
+    reasons, plain, before = dict(reasons_of(tree)), values_of(tree), values_of(tree)
     for path in apply_changes(plain, changes, Experiment):
         for other in [one for one in reasons if f"{one}.".startswith(f"{path}.")]:
-            if _at(plain, other) != _at(before, other):
-                reasons[other] = "As given."
-    head = "".join(f"# {line}\n" for line in family.claim.splitlines())
-    return head + explained(plain, reasons)
-
-
-def _listed(changes: Changes) -> list[Any]:
-    return [changes] if isinstance(changes, (str, Mapping)) else list(changes)
+            if other == path or _at(plain, other) != _at(before, other):
+                reasons[other] = GIVEN
+    return plain, reasons, facts
 
 
 def _data(name: str, given: dict[str, Any], needed: bool) -> dict[str, Any]:

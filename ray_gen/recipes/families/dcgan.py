@@ -44,8 +44,8 @@ def experiment(facts: Facts) -> Tree:
             ),
             "augment": Because(
                 ["color", "translation"],
-                "DiffAugment helps with up to some ten thousand images and hurts a little with many "
-                "more (Zhao et al. 2020). [] turns it off.",
+                "DiffAugment helps with up to some ten thousand images and hurts a little with "
+                "many more (Zhao et al. 2020). [] turns it off.",
             ),
         },
         "optimizers": {

@@ -80,3 +80,15 @@ def amount(facts: Facts, published: str) -> dict[str, Any]:
         "report_every_images": Because(facts.share(1 / 100), "A hundredth of the run."),
         "checkpoint_every_images": Because(facts.share(1 / 20), "A twentieth of the run."),
     }
+
+
+def falling_adam(facts: Facts, rate: float, betas: list[float]) -> dict[str, Any]:
+    """Adam of both networks, whose rate falls linearly to 0 at the end of the run."""
+    adam = {
+        "kind": "adam",
+        "learning_rate": rate,
+        "betas": betas,
+        "schedule": {"kind": "linear", "horizon_images": facts.images},
+    }
+    why = "As published; the rate falls to 0 at the end of the run."
+    return {"discriminator": adam, "generator": Because(adam, why)}

@@ -1,0 +1,118 @@
+"""Families: recipes whose numbers follow from the data."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from ray_gen.cli import main
+from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.recipes import recipe, to_copy
+from ray_gen.recipes.families import FAMILIES
+from ray_gen.training.build import build_networks, build_objective
+
+SHAPES = [(32, 3), (64, 1), (64, 4), (128, 3), (256, 1), ("[96, 160]", 3)]
+"""image_size and channels"""
+CLASSES = ("a", "b", "c")
+
+
+def of(name: str, size: object, *changes: str) -> Experiment:
+    return recipe(name, "data=folder:/images", f"data.image_size={size}", *changes)
+
+
+@pytest.mark.parametrize(("size", "channels"), SHAPES, ids=str)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_builds_for_any_data(monkeypatch, name: str, size: object, channels: int) -> None:
+    """With labels and without; on tensors without numbers, for which torch has no autocast."""
+    monkeypatch.setattr(torch, "autocast", lambda *given, **named: contextlib.nullcontext())
+    for conditional in ("true", "false"):
+        this = of(name, size, f"objective.conditional={conditional}")
+        height, width = this.data.height_and_width() or (0, 0)
+        this = this.resolved((channels, height, width), CLASSES)
+        objective = build_objective(this)
+        with torch.device("meta"):
+            networks = build_networks(this, objective)
+        assert sum(p.numel() for p in networks.parameters()) > 100_000
+        assert objective.phases()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_size_that_networks_cannot_have_is_refused_with_one_that_works(name: str) -> None:
+    with pytest.raises(ExperimentError, match=r"data\.image_size: .* 96 x 96 or 112 x 112"):
+        of(name, 100)
+    of(name, 96)
+    of(name, 112)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_without_data_or_their_size_the_command_is_told(name: str) -> None:
+    command = rf"ray-gen train {name} data=\S+ data\.image_size=64"
+    with pytest.raises(ExperimentError, match=rf"^data: .*{command}$"):
+        recipe(name)
+    with pytest.raises(ExperimentError, match=rf"^data\.image_size: .*{command}$") as error:
+        recipe(name, "data=folder:/images")
+    words = str(error.value).rpartition("ray-gen train ")[2].split()
+    recipe(words[0], *words[1:])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_later_change_wins(name: str) -> None:
+    changes = ("training.ema_half_life_images=77", "objective.latent_size=36", "seed=4")
+    this = of(name, 32, *changes)
+    assert (this.training.ema_half_life_images, this.seed) == (77, 4)
+    assert this.value_at("objective.latent_size") == 36
+    from_python = recipe(name, {"data": {"kind": "folder", "path": "/images", "image_size": 32}})
+    assert from_python == of(name, 32)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_is_printed_with_its_reasons_as_the_same_experiment(name: str) -> None:
+    changes = ("data=folder:/images", "data.image_size=64", "training.images=300000", "seed=3")
+    text = to_copy(name, changes=changes)
+    assert Experiment.from_yaml(text) == recipe(name, *changes)
+    assert text.count("\n") > 30
+    claim = " ".join(text.replace("# ", "").split())
+    assert " ".join(FAMILIES[name].claim.split()) in claim
+    assert all(len(line) <= 140 for line in text.splitlines()[1:])
+    changed = to_copy(name, changes=(*changes, "training.ema_half_life_images=5"))
+    assert re.search(r"# As given\.\n  ema_half_life_images: 5", changed)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_counts_images_follows_the_amount_of_training(name: str) -> None:
+    few, many = (of(name, 32, f"training.images={n}") for n in (1_000_000, 10_000_000))
+    for field in ("report_every_images", "checkpoint_every_images"):
+        assert 10 * few.value_at(f"training.{field}") == many.value_at(f"training.{field}")
+    assert few.training.report_every_images == 10_000
+
+
+def test_the_command_lists_families_and_prints_one() -> None:
+    listed = CliRunner().invoke(main, ["recipes"]).stdout
+    assert all(f"\n{name}\n" in listed for name in FAMILIES)
+    done = CliRunner().invoke(main, ["recipes", "dcgan", "data.image_size=64"])
+    assert done.exit_code == 0 and "r1_weight: 0.4" in done.stdout
+    done = CliRunner().invoke(main, ["recipes", "vae-mnist5k", "seed=1"])
+    assert done.exit_code == 2 and "is a complete recipe" in done.stderr
+
+
+def test_widths_scale_a_family() -> None:
+    """A small laptop: `networks.generator.width`, or what the network calls it."""
+    for name in FAMILIES:
+        head = FAMILIES[name].claim
+        knob = re.search(r"networks\.(?:generator|\*)\.(\w+)", head)
+        assert knob is not None, f"{name} does not say how to make it smaller"
+
+
+def test_the_command_says_what_a_family_chose() -> None:
+    given = ["data=mnist5k", "objective.latent_size=7", "training.images=64"]
+    done = CliRunner().invoke(main, ["train", "dcgan", *given, "--check"])
+    assert done.exit_code == 0, done.stderr
+    line = done.stdout.splitlines()[0]
+    assert line.startswith("family      networks.generator.width=64, ")
+    assert "objective.r1_weight=0.1, " in line
+    assert "latent_size" not in line and "training.images" not in line
+    assert line.endswith("; reasons: ray-gen recipes dcgan data.image_size=28")
