@@ -95,9 +95,8 @@ FAMILIES: dict[str, Experiment] = {
         "objective.conditional=true",
         "objective.loss=hinge",
         "networks.generator={kind: resnet, labels: conditional_batch_norm, shared_embedding: 4, "
-        "latent_chunks: true, attention: [8], spectral_norm: true, width: 2}",
-        "networks.discriminator={kind: resnet, labels: projection, attention: [4], "
-        "channels: [4, 4]}",
+        "latent_chunks: true, attention: [8], width: 2}",
+        "networks.discriminator={kind: resnet, labels: projection, channels: [4]}",
         "objective.latent_size=6",
     ),
     "classifier": gan(

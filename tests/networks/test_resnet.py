@@ -111,6 +111,26 @@ def test_sngan_at_32_pixels_has_4_3_and_1_05_million_parameters() -> None:
         assert parameters(discriminator()) == 1_053_825
 
 
+def test_biggan_at_32_pixels_is_as_large_as_studiogans() -> None:
+    """Its files of tensors have 37.9 MB (average of G) and 29.1 MB (D with Adam's two moments), in
+    float32 (huggingface.co/Mingguksky/PyTorch-StudioGAN, CIFAR10-BigGAN)."""
+    wide, condition = 4 * 96, 128 + 20
+    block = 2 * conv(wide, wide) + conv(wide, wide, 1) + 4 * condition * wide
+    attention = 2 * (wide * wide // 8) + 2 * (wide * wide // 2) + 1
+    of_g = (20 + 1) * 16 * wide + 10 * 128 + 3 * block + attention + 2 * wide + conv(wide, 3)
+    # In ours the attention's convolutions have no biases either; `parameters` adds them.
+    of_g += 2 * (wide // 8) + wide // 2 + wide
+    options = {**BIGGAN, "width": 96, "shared_embedding": 128, "attention": (16,)}
+    network = generator(
+        classes=10, latent=80, **{**options, "spectral_norm": False, "initial_weights": "xavier"}
+    )
+    assert parameters(network) == of_g == pytest.approx(37.9e6 / 4, rel=0.01)
+    network = discriminator(
+        classes=10, width=96, hidden_channels="output", labels="projection", attention=(16,)
+    )
+    assert parameters(network) == pytest.approx(29.1e6 / 4 / 3, rel=0.01)
+
+
 # Forward passes
 
 
