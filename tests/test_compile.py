@@ -28,6 +28,13 @@ MODELS: dict[str, Callable[..., Experiment]] = {
         *o,
         kind="dcgan",
     ),
+    "adaptive augmentation": lambda *o: gan(
+        "objective.augment={kind: ada, ada_images: 96, target: -0.5}",
+        "objective.r1_weight=1",
+        "objective.consistency_weight=10",
+        *o,
+        kind="dcgan",
+    ),
     "hinge, two steps, micro-batches": lambda *o: gan(
         "objective.loss=hinge",
         "objective.discriminator_steps=2",
@@ -49,7 +56,7 @@ MODELS: dict[str, Callable[..., Experiment]] = {
 }
 
 
-DOUBLE_BACKWARD = {"spectral norm, lazy R1, augmentation", "relativistic"}
+DOUBLE_BACKWARD = {"adaptive augmentation", "spectral norm, lazy R1, augmentation", "relativistic"}
 
 
 @cache

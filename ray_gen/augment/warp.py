@@ -85,47 +85,64 @@ class Warp(nn.Module):
         # In units of half the image: -1 and 1 are the centres of the outermost pixels.
         places = torch.stack([across / half_width, down / half_height], dim=3)
         doubled = self.rows_up @ (images @ self.columns_up.t())
-        sampled: Tensor = _Sample.apply(doubled, places)  # pyright: ignore
+        sampled: Tensor = _sample(doubled, places)
         return self.rows_down @ (sampled @ self.columns_down.t())
 
 
-class _Sample(torch.autograd.Function):
-    """Bilinear samples of images at fixed places. torch's own has no second derivative, and on a
-    GPU its gradient differs in the last bits from run to run. A linear map needs only itself and
-    its adjoint for derivatives of any order."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, places: Tensor) -> Tensor:
-        """images: (N, C, H, W). places: (N, P, Q, 2), x and y in [-1, 1]. Returns (N, C, P, Q)."""
-        ctx.save_for_backward(places)
-        ctx.sides = images.shape[2:]
-        return F.grid_sample(images, places, "bilinear", "reflection", align_corners=True)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        """The adjoint, applied to the gradient of the samples (N, C, P, Q)."""
-        (places,) = ctx.saved_tensors
-        return _Scatter.apply(slopes[0], places, *ctx.sides), None  # pyright: ignore
+# Bilinear samples as an operator of our own. The gradient of torch's own differs on a GPU in the
+# last bits from run to run, and has no gradient. A linear map needs only itself and its adjoint for
+# derivatives of any order. An autograd.Function would do, but torch.compile makes wrong second
+# derivatives of it (torch 2.14).
 
 
-class _Scatter(torch.autograd.Function):
-    """The adjoint of `_Sample`: adds each sample to the four pixels that it came from."""
+@torch.library.custom_op(
+    "ray_gen::sample", mutates_args=(), schema="(Tensor x, Tensor y) -> Tensor"
+)
+def _sample(images: Tensor, places: Tensor) -> Tensor:
+    """images: (N, C, H, W). places: (N, P, Q, 2), x and y in [-1, 1]. Returns (N, C, P, Q)."""
+    return F.grid_sample(images, places, "bilinear", "reflection", align_corners=True)
 
-    @staticmethod
-    def forward(ctx: Any, samples: Tensor, places: Tensor, height: int, width: int) -> Tensor:
-        """samples: (N, C, P, Q). Returns (N, C, height, width)."""
-        ctx.save_for_backward(places)
-        if samples.is_cuda:
-            return scattered_exactly(samples, places, height, width)
-        like = samples.new_empty(()).expand(*samples.shape[:2], height, width)
-        scatter = torch.ops.aten.grid_sampler_2d_backward.default
-        return scatter(samples, like, places, 0, 2, True, [True, False])[0]
 
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None, None]:
-        """The adjoint of the adjoint: the samples of the gradient (N, C, height, width)."""
-        (places,) = ctx.saved_tensors
-        return _Sample.apply(slopes[0], places), None, None, None  # pyright: ignore
+@torch.library.custom_op(
+    "ray_gen::scatter",
+    mutates_args=(),
+    schema="(Tensor x, Tensor y, SymInt height, SymInt width) -> Tensor",
+)
+def _scatter(samples: Tensor, places: Tensor, height: int, width: int) -> Tensor:
+    """The adjoint of `_sample`: adds each sample (N, C, P, Q) to the four pixels that it came from.
+    Returns (N, C, height, width)."""
+    if samples.is_cuda:
+        return scattered_exactly(samples, places, height, width)
+    like = samples.new_empty(()).expand(*samples.shape[:2], height, width)
+    scatter = torch.ops.aten.grid_sampler_2d_backward.default
+    return scatter(samples, like, places, 0, 2, True, [True, False])[0]
+
+
+@_sample.register_fake
+def _(images: Tensor, places: Tensor) -> Tensor:
+    return images.new_empty(*images.shape[:2], *places.shape[1:3])
+
+
+@_scatter.register_fake
+def _(samples: Tensor, places: Tensor, height: int, width: int) -> Tensor:
+    return samples.new_empty(*samples.shape[:2], height, width)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.sides = inputs[0].shape[2:]
+
+
+def _adjoint_of_sample(ctx: Any, slopes: Tensor) -> tuple[Tensor, None]:
+    return _scatter(slopes, ctx.saved_tensors[0], *ctx.sides), None
+
+
+def _adjoint_of_scatter(ctx: Any, slopes: Tensor) -> tuple[Tensor, None, None, None]:
+    return _sample(slopes, ctx.saved_tensors[0]), None, None, None
+
+
+_sample.register_autograd(_adjoint_of_sample, setup_context=_keep)
+_scatter.register_autograd(_adjoint_of_scatter, setup_context=_keep)
 
 
 _FRACTION = 2.0**44
@@ -133,7 +150,7 @@ _FRACTION = 2.0**44
 
 
 def scattered_exactly(samples: Tensor, places: Tensor, height: int, width: int) -> Tensor:
-    """What `_Scatter` returns, in sums of whole numbers: they do not depend on their order, which
+    """What `_scatter` returns, in sums of whole numbers: they do not depend on their order, which
     on a GPU changes from run to run. Their error is 2^-44 of an image's largest sample."""
     count, channels = samples.shape[:2]
     halves = places.new_tensor([(width - 1) / 2, (height - 1) / 2])

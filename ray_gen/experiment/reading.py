@@ -165,6 +165,8 @@ def set_field(given: Any, path: str, value: Any, model: type[Settings]) -> None:
                 child = here[int(part)] = {"kind": child}
         else:
             child = here.get(part) if isinstance(here, dict) else None
+            if isinstance(child, str) and child in kinds_at(parents[: position + 1], model):
+                here[part] = child = {"kind": child}  # pyright: ignore[reportArgumentType]
             if child is None and isinstance(here, dict):
                 child = here[part] = {}
         if not isinstance(child, (dict, list)):
