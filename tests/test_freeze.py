@@ -7,14 +7,22 @@ import torch
 from torch import nn
 
 from ray_gen.core import InBlocks, Signature
+from ray_gen.distributed import World
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.networks.conv import ConvDecoder, ConvEncoder
 from ray_gen.networks.dcgan import DcganDiscriminator, DcganGenerator
 from ray_gen.networks.mlp import Mlp
 from ray_gen.networks.resnet import ResnetDiscriminator, ResnetGenerator
-from ray_gen.training.build import build_objective
+from ray_gen.training.build import build_networks, build_objective
+from ray_gen.training.state import State
 from tests.helpers import gan, random_store, stepped, vae, vae_gan, weights
 from tests.networks.test_resnet import OPTIONS
+from tests.test_program import FAMILIES
+
+
+def networks_of(this: Experiment) -> list[nn.Module]:
+    return [*build_networks(this, build_objective(this), this.networks).values()]
+
 
 SGD = "{kind: sgd, learning_rate: 0.01}"
 WITHOUT_NORM = ("networks.discriminator.batch_norm=false", "training.precision=fp64")
@@ -160,6 +168,36 @@ def test_blocks_are_all_layers_and_begin_at_the_images(
     firsts = [next(m for m in block.modules() if m in order) for block in blocks]
     places = [order.index(module) for module in firsts]
     assert places == sorted(places, reverse=is_generator)
+
+
+FAMILY_OF = {type(of).__name__: name for name, this in FAMILIES.items() for of in networks_of(this)}
+
+
+@pytest.mark.parametrize("kind", FAMILY_OF)
+def test_the_blocks_of_every_network_begin_at_the_images(kind: str) -> None:
+    """Where maps are largest. All are in a block once, except for what belongs to labels."""
+    this = FAMILIES[FAMILY_OF[kind]]
+    side = this.image_shape[1]
+    objective = build_objective(this)
+    state = State.build(this, objective, World())
+    heights: dict[nn.Module, int] = {}
+
+    def note(module: nn.Module, given: object, out: object) -> None:
+        if isinstance(out, torch.Tensor):
+            heights[module] = max(heights.get(module, 0), out.shape[2] if out.ndim == 4 else 1)
+
+    for network in state.networks.values():
+        for module in network.modules():
+            module.register_forward_hook(note)
+    stepped(this, objective, random_store(side), 1, state)
+    for network in state.networks.values():
+        if type(network).__name__ != kind or not isinstance(network, InBlocks):
+            continue
+        blocks = network.blocks_from_image()
+        inside = [module for block in blocks for module in block.modules()]
+        assert len(blocks) > 1 and len(inside) == len({*inside})
+        found = [max(heights.get(m, 0) for m in block.modules()) for block in blocks]
+        assert found == sorted(found, reverse=True)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from ray_gen.training.sources import open_data
 from ray_gen.training.start import Table, table_of
 from ray_gen.training.state import State
 from tests.data.pictures import write_classes
-from tests.helpers import gan, largest_difference, stepped, trained, vae, weights
+from tests.helpers import STYLEGAN2, gan, largest_difference, stepped, trained, vae, weights
 
 NEW = "new, other shape"
 OLD = Path(__file__).parent / "old_runs" / "v0_1"
@@ -204,6 +204,29 @@ def test_layers_of_a_dcgan_for_larger_images(
     taken = {n: {int(t.split(".")[1]) for t in found[n].taken if "weight" in t} for n in names}
     wanted = {"generator": {*generator[:2]}, "discriminator": {*discriminator}}
     assert taken == {name: wanted[name] for name in names}
+
+
+def test_layers_of_a_stylegan2_for_larger_images_match_by_resolution(
+    store_8, tmp_path: Path
+) -> None:
+    """4 channels at 4 and 8 pixels, 2 at 16."""
+    small = gan(*STYLEGAN2)
+    run = saved(small, store_8, tmp_path / "a", steps=1)
+    larger = small.with_fields(data__image_size=[16, 16])
+    new = {
+        part.name: {name.removesuffix(".scales.weight") for name in part.new if "weight" in name}
+        for part in table(larger, run).parts
+    }
+    assert new == {
+        "generator": {
+            *("first.1", "first.1.weight", "second.2", "second.2.weight"),
+            *("to_image.2", "to_image.2.weight"),
+        },
+        "discriminator": {
+            "from_image.weight",
+            *(f"blocks.b16.{layer}.weight" for layer in ("first", "second", "skip")),
+        },
+    }
 
 
 def test_what_only_training_uses_begins_anew_and_what_samples_use_is_taken(

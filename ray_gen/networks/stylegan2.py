@@ -168,6 +168,12 @@ class StyleGan2Generator(nn.Module):
         self._layers = {f"layer_{i}": Noise((1, *size)) for i, size in enumerate(maps)}
         self._mixed = {"other_z": Noise((z_size,)), "mixing": Noise((2,), "uniform")}
 
+    def blocks_from_image(self) -> list[nn.Module]:
+        """See `ray_gen.core.InBlocks`: each size. The mapping is in none: it takes the labels."""
+        parts = (self.to_image, self.second, [nn.Identity(), *self.first])
+        blocks = [nn.ModuleList(block) for block in zip(*parts, strict=True)]
+        return [*reversed(blocks)]
+
     @property
     def noise(self) -> dict[str, Noise]:
         """A map for each layer. In training also another z, whose styles some images use from a

@@ -4,6 +4,7 @@ without normalisation, and a channel that tells how much the images of a group d
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from itertools import pairwise
 
 import torch
@@ -101,9 +102,12 @@ class StyleGan2Discriminator(nn.Module):
             for i in reversed(range(steps + 1))
         ]
         self.from_image = EqualisedConv(signature.input[0], channels[0], 1)
-        self.blocks = nn.Sequential(
-            *(DownBlock(a, b, residual=residual) for a, b in pairwise(channels))
-        )
+        # Named by the height of their input, so that `training.start_from` finds a block that does
+        # the same in a network for images of another size.
+        heights = [height << i for i in reversed(range(1, steps + 1))]
+        blocks = [DownBlock(a, b, residual=residual) for a, b in pairwise(channels)]
+        names = (f"b{height}" for height in heights)
+        self.blocks = nn.Sequential(OrderedDict(zip(names, blocks, strict=True)))
         last = channels[-1]
         self.deviation = GroupDeviation(deviation_group) if deviation_group > 1 else None
         self.conv = EqualisedConv(last + (self.deviation is not None), last, 3)
@@ -115,6 +119,12 @@ class StyleGan2Discriminator(nn.Module):
         of_each = 1 if self.labels is None else style_size
         self.dense = EqualisedLinear(last * height * width, last)
         self.output = EqualisedLinear(last, self._outputs * of_each)
+
+    def blocks_from_image(self) -> list[nn.Module]:
+        """See `ray_gen.core.InBlocks`: each size, and the last layers."""
+        blocks = [*self.blocks]
+        first = nn.ModuleList([self.from_image, *blocks[:1]])
+        return [first, *blocks[1:], nn.ModuleList([self.conv, self.dense, self.output])]
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """images: (N, C, H, W); labels: see `Signature`."""

@@ -101,10 +101,10 @@ class Part:
     def remarks(self) -> Iterator[str]:
         """A line for each layer that is not taken as it is."""
         layers = {_layer_of(name): why for name, why in {**self.new, **self.in_part}.items() if why}
-        found = [f"{self.name}.{layer}: {why}" for layer, why in layers.items()]
+        found = [f"{layer}: {why}" for layer, why in layers.items()]
         left = dict.fromkeys(map(_layer_of, self.left)) if self.taken else {}
-        found += [f"{self.name}.{layer}: left, nothing takes it" for layer in left]
-        yield from found[:_SHOWN]
+        found += [f"{layer}: left, nothing takes it" for layer in left]
+        yield from (f"{self.name}.{remark}" for remark in found[:_SHOWN])
         if len(found) > _SHOWN:
             yield f"{self.name}: {len(found) - _SHOWN} more in {FOLDER}/{_FACTS}"
 
@@ -188,9 +188,10 @@ def _below(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _layer_of(tensor: str) -> str:
-    """The layer of a tensor: the module that holds it, also if it is parametrised."""
+    """The layer of a tensor: the module that holds it, also if it is parametrised. A tensor that
+    the network itself holds is a layer by itself."""
     layer, parametrised, _ = tensor.partition(".parametrizations.")
-    return layer if parametrised else tensor.rpartition(".")[0]
+    return layer if parametrised else tensor.rpartition(".")[0] or tensor
 
 
 def _anew(name: str, network: nn.Module, source: Mapping[str, Tensor], remark: str) -> Part:
@@ -212,7 +213,7 @@ def _matched(
     new: dict[str, str] = {}
     in_part: dict[str, str] = {}
     for layer, tensors in layers.items():
-        rows = _rows(network.get_submodule(layer), experiment, origin)
+        rows = _rows(_module(network, layer), experiment, origin)
         if rows is not None and all(_differ_in_rows(tensors[k], source.get(k)) for k in tensors):
             found, count = rows, len(experiment.data.classes or ())
             if not found:
@@ -229,13 +230,22 @@ def _matched(
             values |= {key: source[key] for key in tensors}
         else:
             new |= dict.fromkeys(tensors, why)
-    if all(isinstance(network.get_submodule(_layer_of(k)), nn.Embedding) for k in values):
+    if all(isinstance(_module(network, _layer_of(key)), nn.Embedding) for key in values):
         new |= dict.fromkeys(values, "new, no other layer fits")  # labels alone are no start
         values, in_part = {}, {}
     kinds = origin.kinds.get(name), _kind(experiment, name)
     remark = f"{kinds[0]} in the source, {kinds[1]} here" if kinds[0] and len({*kinds}) > 1 else ""
     left = tuple(key for key in source if key not in values)
     return Part(name, (*values,), new, left, in_part, remark), values
+
+
+def _module(network: nn.Module, layer: str) -> nn.Module:
+    """The module of a layer."""
+    own = {
+        *dict(network.named_parameters(recurse=False)),
+        *dict(network.named_buffers(recurse=False)),
+    }
+    return network if layer in own else network.get_submodule(layer)
 
 
 def _why_new(tensors: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> str | None:

@@ -180,11 +180,12 @@ def test_the_discriminator_is_the_papers(residual: bool, shape) -> None:
         return torch.stack([filtered(padded(one, padding, padding)) for one in x])
 
     x = lrelu(conv(images, "from_image"))
-    for i in range(2):
-        inner = lrelu(conv(x, f"blocks.{i}.first", padding=1))
-        inner = lrelu(conv(blurred(inner, 2), f"blocks.{i}.second", stride=2))
+    for _ in range(2):
+        block = f"blocks.b{x.shape[2]}"
+        inner = lrelu(conv(x, f"{block}.first", padding=1))
+        inner = lrelu(conv(blurred(inner, 2), f"{block}.second", stride=2))
         if residual:
-            skip = conv(blurred(x, 1)[:, :, ::2, ::2], f"blocks.{i}.skip")
+            skip = conv(blurred(x, 1)[:, :, ::2, ::2], f"{block}.skip")
             inner = (inner + skip) / math.sqrt(2)
         x = inner
     deviation = []
