@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ray_gen.launch.run import Run
     from ray_gen.launch.search.driver import search
     from ray_gen.pipeline import Pipeline, load
+    from ray_gen.pipeline.averages import ema
     from ray_gen.pipeline.export import export
     from ray_gen.pipeline.mixture import Mixture
     from ray_gen.recipes import recipe
@@ -43,6 +44,7 @@ __all__ = [
     "Run",
     "Scores",
     "check",
+    "ema",
     "evaluate",
     "export",
     "load",
@@ -62,6 +64,7 @@ _HOMES = {
     "Mixture": "ray_gen.pipeline.mixture",
     "Pipeline": "ray_gen.pipeline",
     "check": "ray_gen.launch",
+    "ema": "ray_gen.pipeline.averages",
     "load": "ray_gen.pipeline",
     "recipe": "ray_gen.recipes",
     "resume": "ray_gen.launch.resume",

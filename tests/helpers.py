@@ -208,7 +208,8 @@ def trained(
 def weights(state: State) -> dict[str, dict[str, Tensor]]:
     """Copies of all tensors of the networks and their averages, by network."""
     found = {}
-    for prefix, networks in (("", state.networks), ("ema ", state.ema)):
+    profiles = ((f"profile {sigma} ", of) for sigma, of in state.profiles.items())
+    for prefix, networks in (("", state.networks), ("ema ", state.ema), *profiles):
         for name, network in networks.items():
             tensors = network.state_dict().items()
             found[prefix + name] = {key: value.detach().clone() for key, value in tensors}

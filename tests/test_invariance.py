@@ -25,7 +25,7 @@ EXPERIMENTS = {
     "vae": lambda *o: vae(*o),
     "conv-vae": lambda *o: vae("objective.likelihood=gaussian", "data.flip=true", *o, kind="conv"),
     "mlp-gan": lambda *o: gan("objective.discriminator_steps=2", *o),
-    "dcgan": lambda *o: gan(*o, kind="dcgan"),
+    "dcgan": lambda *o: gan("training.ema_profiles=[0.05, 0.1]", *o, kind="dcgan"),
     "cdcgan-tamed": lambda *o: gan(
         "objective.conditional=true",
         "objective.loss=hinge",

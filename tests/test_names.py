@@ -111,8 +111,8 @@ def test_a_checkpoint_is_chosen_and_said(choice: Any, images: int, told: str, he
 def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(storage: Path) -> None:
     for choice, told in (
         (1000, "has no checkpoint of 1,000 images; `checkpoint` may be one of: 72, 48, 24, best"),
-        ("last", "'last' is neither newest, best nor a number of images"),
-        (True, "True is neither newest, best nor a number of images"),
+        ("last", "'last' is neither newest, best, ema-SIGMA nor a number of images"),
+        (True, "True is neither newest, best, ema-SIGMA nor a number of images"),
     ):
         with pytest.raises(Refused, match=re.escape(told)):
             ray_gen.load("faces", checkpoint=choice)

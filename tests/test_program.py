@@ -37,6 +37,7 @@ FAMILIES: dict[str, Experiment] = {
     "autoencoder": vae("objective={kind: autoencoder, latent_size: 3}"),
     "gan": gan(),
     "dcgan": gan(
+        "training.ema_profiles=[0.05, 0.1]",
         "objective.conditional=true",
         "objective.discriminator_steps=2",
         "objective.r1_weight={kind: cosine, start: 2, end: 1, until_images: 900}",

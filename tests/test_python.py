@@ -224,6 +224,7 @@ def test_public_names_say_what_they_are() -> None:
         "Pipeline",
         "Run",
         "check",
+        "ema",
         "evaluate",
         "export",
         "load",

@@ -96,6 +96,7 @@ SAME_BITS = {
     "optimizers.autoencoder.clip_norm": "5.0",
     "objective.beta": "0.7",
     "training.ema_half_life_images": "77.0",
+    "training.ema_ramp": "0.2",
 }
 
 
@@ -151,6 +152,26 @@ def test_the_half_life_of_the_average_may_change(store_8) -> None:
         stepped(this, objective, store_8, 1, state)
         if step % 2 == 0:
             decay = 0.5 ** (48 / linear(20, 200, step))
+            for key, value in state.networks["decoder"].state_dict().items():
+                expected[key] = decay * expected[key] + (1 - decay) * value
+    for key, value in state.ema["decoder"].state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-12, atol=1e-14)
+
+
+def test_the_ramp_of_the_average_may_change(store_8) -> None:
+    this = vae(
+        FP64,
+        "training.ema_every_steps=2",
+        "training.ema_half_life_images=1000",
+        f"training.ema_ramp={LINEAR % (1.0, 0.1)}",
+    )
+    objective = build_objective(this)
+    state = State.build(this, objective, World())
+    expected = {k: v.clone() for k, v in state.networks["decoder"].state_dict().items()}
+    for step in range(1, STEPS + 1):
+        stepped(this, objective, store_8, 1, state)
+        if step % 2 == 0:
+            decay = 0.5 ** (48 / (linear(1.0, 0.1, step) * 24 * step))
             for key, value in state.networks["decoder"].state_dict().items():
                 expected[key] = decay * expected[key] + (1 - decay) * value
     for key, value in state.ema["decoder"].state_dict().items():

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ray_gen.cli.data import data
+from ray_gen.cli.ema import ema
 from ray_gen.cli.evaluate import evaluate
 from ray_gen.cli.export import export
 from ray_gen.cli.fields import fields
@@ -88,6 +89,7 @@ _GROUPS: dict[str, tuple[click.Command, ...]] = {
         reconstruct,
         discriminate,
         mixture,
+        ema,
     ),
     "Measure": (evaluate,),
     "Share": (export,),

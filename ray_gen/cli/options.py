@@ -35,8 +35,9 @@ CHECKPOINT = click.option(
     "--checkpoint",
     default="newest",
     show_default=True,
-    metavar="newest|best|IMAGES",
-    help="Which checkpoint of the run: IMAGES is the number of images that it has seen.",
+    metavar="newest|best|IMAGES|ema-SIGMA",
+    help="Which checkpoint of the run: IMAGES is the number of images that it has seen; "
+    "`ray-gen ema` makes ema-SIGMA.",
 )
 
 

@@ -9,11 +9,12 @@ from pydantic import (
     Field,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from ray_gen.experiment.refusals import problems_of
-from ray_gen.experiment.schedules import Positive
+from ray_gen.experiment.schedules import NonNegative, Positive
 from ray_gen.experiment.start import StartFrom
 from ray_gen.settings import Settings, Told, free, live
 
@@ -27,6 +28,11 @@ class EquilibriumStop(Settings):
     """Largest distance of the means of D(x) and D(G(z)) from the optimum."""
     window_images: PositiveInt = 100_000
     """Images over which both must stay within the tolerance, after both were outside once."""
+
+
+_Width = Annotated[float, Field(ge=0.001, le=0.28, allow_inf_nan=False)]
+"""A width of an average by a power function. Below 0.2887 = 1/√12, the width of the average of all
+weights since the start."""
 
 
 class Training(Settings):
@@ -47,12 +53,25 @@ class Training(Settings):
     batch. A smaller value needs less memory and more time."""
     ema_half_life_images: Positive = live(10_000)
     """Half-life of the average of the weights (EMA). Samples come from this average."""
-    ema_ramp: float = Field(0.05, ge=0.0)
+    ema_ramp: NonNegative = live(0.05)
     """The half-life of the EMA is at most this share of the images seen, so that the average
     forgets the untrained start (Karras et al. 2020, StyleGAN2-ADA). 0: no such limit."""
     ema_every_steps: PositiveInt = 8
     """Steps between two updates of the average of the weights (EMA). Its decay accounts for these
     steps."""
+    ema_profiles: tuple[_Width, ...] = Field((), max_length=2)
+    """Also keep averages of the weights by power functions, of these widths σ, relative to the
+    images seen (Karras et al. 2024, EDM2). Their snapshots give the average of any other width
+    after the training: `ray-gen ema`. At most two: a third one costs memory and storage, and more
+    snapshots help as much. The paper keeps [0.05, 0.1]."""
+    ema_snapshot_images: PositiveInt | Literal["auto"] = free("auto")
+    """Images between two snapshots of `ema_profiles`; rounded up to an update of the averages. They
+    lie in the folder of the run and are never deleted. auto: a 64th of `images`. With profiles of
+    0.05 and 0.1, 64 snapshots give widths from 0.03 to 0.2 with an error of at most 0.3 %, 16 of at
+    most 4 %."""
+    ema_snapshot_precision: Literal["fp16", "fp32"] = free("fp16")
+    """The type of numbers of these snapshots. fp16 as in the paper: half the size; it rounds each
+    weight by up to 0.05 %."""
     start_from: StartFrom = None
     """A trained model whose tensors the run begins with: a run or an exported folder, RUN, or with
     more {source: RUN, weights: raw}. New data, classes and rates are allowed. Moments of optimisers
@@ -76,6 +95,19 @@ class Training(Settings):
     or what was trained in `checkpoints.every_minutes`."""
     stop_at_equilibrium: EquilibriumStop | None = None
     """End the run when its objective reaches its equilibrium: a discriminator at ½."""
+
+    @field_validator("ema_profiles", mode="after")
+    @classmethod
+    def _differ(cls, widths: tuple[float, ...]) -> tuple[float, ...]:
+        if len({*widths}) < len(widths):
+            raise ValueError(f"{widths[0]} stands there twice; give two different widths")
+        return widths
+
+    @property
+    def snapshot_interval(self) -> int:
+        """Images between two snapshots of `ema_profiles`."""
+        every = self.ema_snapshot_images
+        return max(1, self.images // 64) if every == "auto" else every
 
 
 class Span(Settings):

@@ -16,7 +16,7 @@ from ray_gen.experiment import Experiment
 from ray_gen.experiment.manual import brief_yaml
 from ray_gen.launch.place import own_share
 from ray_gen.training.frozen import trainable
-from ray_gen.training.loop import count_due, first_due
+from ray_gen.training.loop import count_due, count_snapshots, first_due
 from ray_gen.training.memory import Memory, memory_of
 from ray_gen.training.step import images_per_rank
 
@@ -46,6 +46,8 @@ class Plan:
     """About what one worker needs. None: not measured."""
     start: tuple[str, ...] = ()
     """What it would take of a trained model, in lines. Empty if it takes nothing, or has begun."""
+    snapshot: int = 0
+    """Bytes of a snapshot of `training.ema_profiles`, without buffers."""
 
     @property
     def images_of_a_worker(self) -> int:
@@ -81,6 +83,8 @@ class Plan:
         if self.memory is not None:
             found.append(_line("memory", self._memory(self.memory)))
         found += [_line("reports", self._reports()), _line("checkpoints", self._saves())]
+        if self.experiment.training.ema_profiles:
+            found.append(_line("snapshots", self._snapshots()))
         found += [_line("evaluations", self._evaluations()), _line("trains", self._where())]
         found.append(_line("loggers", ", ".join(one.kind for one in self.experiment.loggers)))
         title = "experiment" if full else "experiment, without defaults (--full: every field)"
@@ -141,6 +145,13 @@ class Plan:
         best = experiment.checkpoints.best
         more += [f"best by {best.metric}"] if best is not None else []
         return ", ".join([told, *more])
+
+    def _snapshots(self) -> str:
+        training = self.experiment.training
+        count = count_snapshots(training, self.experiment.steps)
+        widths = " and ".join(map(str, training.ema_profiles))
+        size = _size(count * self.snapshot)
+        return f"{count:,} of the averages of widths {widths}: {size} in the run folder"
 
     def _evaluations(self) -> str:
         settings = self.experiment.evaluation
@@ -205,7 +216,18 @@ def plan_of(
         if any(name in phase.updates for phase in objective.phases())
     }
     workers = 1 if ray is None else experiment.workers.most
-    plan = Plan(experiment, location, from_images, data, parameters, workers, ray, start=start)
+    snapshot = _bytes_of_snapshot(experiment, objective, networks)
+    plan = Plan(
+        experiment,
+        location,
+        from_images,
+        data,
+        parameters,
+        workers,
+        ray,
+        start=start,
+        snapshot=snapshot,
+    )
     if not measured:
         return plan
     memory = memory_of(
@@ -216,6 +238,14 @@ def plan_of(
         images=_images_on_device(experiment, store, ray),
     )
     return replace(plan, memory=memory)
+
+
+def _bytes_of_snapshot(experiment: Experiment, objective: Objective, networks: Networks) -> int:
+    training = experiment.training
+    size = 2 if training.ema_snapshot_precision == "fp16" else 4
+    averaged = {*objective.sampled_from} & {*objective.averaged}
+    count = sum(p.numel() for name in averaged for p in networks[name].parameters())
+    return len(training.ema_profiles) * size * count
 
 
 def _images_on_device(experiment: Experiment, store: Store, ray: str | None) -> int:

@@ -226,7 +226,12 @@ def _written(
         before, known = known, notice()
         return Control.GO_ON if known == before else Control.SAVE
 
-    for report in train(experiment, objective, state, store, world, control, evaluate, meter):
+    def snapshot() -> None:
+        if writer is not None:
+            writer.snapshot()
+
+    training = train(experiment, objective, state, store, world, control, evaluate, meter, snapshot)
+    for report in training:
         saved = None
         if report.between:
             if writer is not None:

@@ -33,6 +33,7 @@ from ray_gen.runs.checkpoints import (
     chosen_checkpoint,
     fetched,
     is_in_a_run,
+    name_of_averages,
     newer_ones,
     run_of,
 )
@@ -65,12 +66,13 @@ def load_as(
         return pretrained_as(kind, given.path, weights=weights, device=device)
     with ExitStack() as stack:
         found, folder = stack.enter_context(fetched(given, OF_A_MODEL, checkpoint))
-        manifest = Manifest.checked(folder, OF_A_MODEL)
+        file = EMA if weights == "ema" else NETWORKS
+        manifest = Manifest.of_weights(folder, file)
         experiment = Experiment.from_yaml(Folder(str(folder)).read_text(EXPERIMENT))
         check_importable(_holder(given), experiment)
         objective = build_objective(experiment)
         networks = build_networks(experiment, objective, objective.sampled_from)
-        load_tensors(folder, EMA if weights == "ema" else NETWORKS, networks)
+        load_tensors(folder, file, networks)
         placed(networks, device)
         _tell_if_changed(_holder(given), experiment)
         facts = _facts(given, found, checkpoint, manifest, weights)
@@ -112,7 +114,10 @@ def _facts(
     taken = choice == NEWEST and found.location != given.location
     newer = newer_ones(given, found) if taken else []
     why = f"; {newer[0]} has no {MANIFEST}, so it is not whole" if newer else ""
-    if found.location == (given / BEST).location:
+    made = name_of_averages(found.name)
+    if made is not None:
+        source += f" ({made})"
+    elif found.location == (given / BEST).location:
         source += f" (best{why})"
     elif taken:
         source += f" (newest{why})"

@@ -22,7 +22,8 @@ BEST = "best"
 NEWEST = "newest"
 """What a user calls the last checkpoint of a run."""
 Choice = str | SupportsIndex
-"""A checkpoint of a run: "newest", "best", or the number of images that it has seen."""
+"""A checkpoint of a run: "newest", "best", the number of images that it has seen, or "ema-0.1":
+averages of this width, from `ray-gen ema`."""
 DUE = ".due"
 """Name, in a run folder, of the checkpoint that belongs to the evaluation in progress."""
 AWAITED = "evaluation_awaited"
@@ -31,6 +32,8 @@ BETWEEN = "between_reports"
 """Marker file in a checkpoint that was saved between two reports. It is deleted when a newer one is
 whole."""
 _NAME = re.compile(r"checkpoint_\d+")
+_OF_AVERAGES = re.compile(r"ema-(\d*\.\d+)(-\d+)?")
+"""Matches "ema-0.1", and "ema-0.1-24000" of averages at an earlier time."""
 _CUT_OFF = re.compile(r"\.checkpoint_\d+\.(whole|(whole\.)?([0-9a-f]{8}\.)*partial)")
 FETCHES = 3
 """Number of attempts to read a checkpoint that another process replaces meanwhile."""
@@ -44,6 +47,18 @@ _MET = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)
 def checkpoint_name(images: int) -> str:
     """The name of a checkpoint. The order of names is the order of images."""
     return f"checkpoint_{images:012d}"
+
+
+def averages_name(sigma: float, images: int | None = None) -> str:
+    """What a user calls a checkpoint with averages of a width, and of a time if it is not the last.
+    Its folder is `checkpoint_` and this."""
+    return f"ema-{sigma}" + (f"-{images}" if images is not None else "")
+
+
+def name_of_averages(folder: str) -> str | None:
+    """What a user calls the checkpoint of averages in this folder. None: it is no such folder."""
+    name = folder.removeprefix("checkpoint_")
+    return name if name != folder and _OF_AVERAGES.fullmatch(name) else None
 
 
 def is_in_a_run(name: str) -> bool:
@@ -109,17 +124,22 @@ def newer_ones(run: Folder, found: Folder) -> list[str]:
 
 
 def chosen_checkpoint(run: Folder, choice: Choice = NEWEST) -> Folder:
-    """The checkpoint of a run that the user chooses: "newest", "best", or the one of a number of
-    images. A folder that is a checkpoint itself takes only "newest". Raises CheckpointError if
-    there is no such checkpoint, Refused for another choice."""
+    """The checkpoint of a run that the user chooses: see `Choice`. A folder that is a checkpoint
+    itself takes only "newest". Raises CheckpointError if there is no such checkpoint, Refused for
+    another choice."""
     if choice == NEWEST:
         return newest_checkpoint(run)
-    wanted = BEST if choice == BEST else _image_count(choice)
+    averages = _averages(choice)
+    wanted = averages or (BEST if choice == BEST else _image_count(choice))
     if whole(run) is not None:
         raise CheckpointError(
             f"checkpoint: {run.location} is a checkpoint itself; leave {wanted} out, or name its "
             "run"
         )
+    if averages is not None:
+        made = whole(run / f"checkpoint_{averages}")
+        if made is not None:
+            return made
     best = whole(run / BEST)
     if best is not None and (wanted == BEST or Manifest.unchecked(best).images == wanted):
         return best
@@ -127,6 +147,12 @@ def chosen_checkpoint(run: Folder, choice: Choice = NEWEST) -> Folder:
         if images_of(found) == wanted:
             return found
     newest_checkpoint(run)  # raises if there is no run, or no checkpoint at all
+    if averages is not None:
+        sigma, _, at = averages.removeprefix("ema-").partition("-")
+        command = f"ray-gen ema {run.name} --sigma {sigma}" + (f" --at {at}" if at else "")
+        raise CheckpointError(
+            f"checkpoint: {run.location} has no {averages}; make it by `{command}`"
+        )
     what = "no best checkpoint" if wanted == BEST else f"no checkpoint of {wanted:,} images"
     keeps = ", and keeps one only if checkpoints.best is set" if wanted == BEST else ""
     raise CheckpointError(f"checkpoint: {run.location} has {what}{keeps}; {choices_of(run)}")
@@ -137,9 +163,16 @@ def choices_of(run: Folder, but: Folder | None = None) -> str:
     found = [folder for folder in checkpoints(run) if but is None or folder.name != but.name]
     names = [str(images_of(folder)) for folder in found]
     names += [BEST] if whole(run / BEST) is not None else []
+    names += [made for made in map(name_of_averages, run.names()) if made is not None]
     if not names:
         return "the run has no other checkpoint"
     return f"`checkpoint` may be one of: {', '.join(names)}"
+
+
+def _averages(choice: Choice) -> str | None:
+    """The checkpoint of averages that is chosen, by the name that `averages_name` gives it."""
+    match = _OF_AVERAGES.fullmatch(choice) if isinstance(choice, str) else None
+    return None if match is None else averages_name(float(match[1])) + (match[2] or "")
 
 
 def _image_count(choice: Choice) -> int:
@@ -149,7 +182,9 @@ def _image_count(choice: Choice) -> int:
             return int(choice.replace(",", ""))
         if not isinstance(choice, bool):
             return operator.index(choice)
-    raise Refused(f"checkpoint: {choice!r} is neither newest, best nor a number of images")
+    raise Refused(
+        f"checkpoint: {choice!r} is neither newest, best, ema-SIGMA nor a number of images"
+    )
 
 
 def whole(checkpoint: Folder) -> Folder | None:
@@ -157,7 +192,7 @@ def whole(checkpoint: Folder) -> Folder | None:
     has not finished. None if neither is whole."""
     if checkpoint.exists(MANIFEST):
         return checkpoint
-    if checkpoint.name not in (BEST, DUE) and not _NAME.fullmatch(checkpoint.name):
+    if checkpoint.name != DUE and not is_in_a_run(checkpoint.name):
         return None
     spare = checkpoint.parent / _spare(checkpoint.name)
     return spare if spare.exists(MANIFEST) else None

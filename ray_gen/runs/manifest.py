@@ -23,12 +23,21 @@ EMA = "ema.safetensors"
 OPTIMIZERS = "optimizers.safetensors"
 EXPERIMENT = "experiment.yaml"
 FILES = (NETWORKS, EMA, OPTIMIZERS, EXPERIMENT)
+"""The files of a checkpoint that training saved."""
 OF_A_MODEL = (NETWORKS, EMA, EXPERIMENT)
-"""The files that a trained model needs. The optimisers' is often the largest."""
+"""The files that a trained model needs. The optimisers' is often the largest. A checkpoint that
+`ray-gen ema` made has only the last two."""
+COPIES = "copies.safetensors"
+"""In a snapshot of averages: the tensors that are not averaged."""
 
 
 class CheckpointError(Refused):
     """A checkpoint that cannot be used. The message gives its path, the reason and the remedy."""
+
+
+def profile_file(sigma: str) -> str:
+    """In a snapshot of averages: the file of the average of this width."""
+    return f"profile-{sigma}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checkpoint's own description."""
+    """A checkpoint's own description. Snapshots of averages have one too."""
 
     step: int
     """Steps done."""
@@ -84,7 +93,8 @@ class Manifest:
         files = {name: FileFacts(f["bytes"], f["sha256"]) for name, f in given["files"].items()}
         numbers = (given["step"], given["images"], *(facts.bytes for facts in files.values()))
         if (
-            files.keys() != set(FILES)
+            not files
+            or any("/" in name for name in files)
             or any(type(number) is not int or number < 0 for number in numbers)
             or any(type(facts.sha256) is not str for facts in files.values())
             or any(type(given[name]) is not dict for name in ("settled", "metrics"))
@@ -118,6 +128,13 @@ class Manifest:
         return manifest
 
     @classmethod
+    def of_weights(cls, folder: Path, weights: str) -> Manifest:
+        """The manifest of a local checkpoint whose weights are read from this file. Other files of
+        a model are checked too, if the manifest has them."""
+        manifest = cls.checked(folder, (weights, EXPERIMENT))
+        return cls.checked(folder, [name for name in OF_A_MODEL if name in manifest.files])
+
+    @classmethod
     def verified(cls, folder: Path) -> Manifest:
         """As `of`, but also raises CheckpointError if any byte of a file has changed."""
         manifest = cls.checked(folder)
@@ -131,6 +148,11 @@ class Manifest:
         """Raises CheckpointError if one of these files is missing or has another size. sizes: in
         bytes, of the files that exist."""
         for name in files:
+            if name not in self.files:
+                raise CheckpointError(
+                    f"{where}: holds no {name}, only {', '.join(self.files)}; use a checkpoint "
+                    "that training saved"
+                )
             facts, size = self.files[name], sizes.get(name)
             if size != facts.bytes:
                 found = (

@@ -35,6 +35,7 @@ from ray_gen.runs.loggers import Loggers
 from ray_gen.runs.manifest import CheckpointError, Manifest
 from ray_gen.runs.pace import Pace
 from ray_gen.runs.progress import METRICS_FILE, PROGRESS, Part, RunState, ending_of
+from ray_gen.runs.snapshots import commit_snapshot, drop_snapshots
 from ray_gen.sampling import noise_for, sampled
 from ray_gen.storage import Folder, StorageError
 from ray_gen.training.build import DTYPES
@@ -130,6 +131,7 @@ class RunWriter:
                 digits = name.partition(".")[0].rpartition("_")[2]
                 if digits.isdigit() and int(digits) > images:
                     (self._run / part).remove(name)
+        drop_snapshots(self._run, images)
 
     def progress(
         self,
@@ -204,19 +206,25 @@ class RunWriter:
         replace(Manifest.checked(folder), metrics=dict(metrics)).write(folder)
         return folder
 
+    def snapshot(self) -> None:
+        """Save a snapshot of the profiles in the run folder."""
+        folder = temporary.new_folder("snapshot-")
+        try:
+            with _refused(folder, "a snapshot"):
+                self._state.save_snapshot(folder, self._experiment)
+            commit_snapshot(folder, self._run)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def _saved(self, metrics: Mapping[str, float]) -> Path:
         """Raises StorageError if the disk of temporary files is full."""
         folder = temporary.new_folder("checkpoint-")
         try:
-            self._state.save(folder, self._experiment, metrics)
-        except BaseException as error:
+            with _refused(folder, "a checkpoint"):
+                self._state.save(folder, self._experiment, metrics)
+        except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
-            if not isinstance(error, OSError):
-                raise
-            raise StorageError(
-                f"temporary files: {folder.parent} cannot take a checkpoint "
-                f"({error.strerror or error}); make room, or set TMPDIR to a folder on another disk"
-            ) from error
+            raise
         return folder
 
     def save_is_due(self) -> bool:
@@ -369,6 +377,18 @@ class RunWriter:
                 if file.exists():
                     raise
                 # The thread of a logger has removed or renamed it.
+
+
+@contextmanager
+def _refused(folder: Path, what: str) -> Generator[None]:
+    """Raises StorageError if the disk of temporary files is full."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"temporary files: {folder.parent} cannot take {what} ({error.strerror or error}); "
+            "make room, or set TMPDIR to a folder on another disk"
+        ) from error
 
 
 def _spread(images: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from ray_gen.data.stream import Streamed
 from ray_gen.distributed import World
 from ray_gen.errors import Failed
 from ray_gen.experiment import Experiment
+from ray_gen.experiment.training import Training
 from ray_gen.noise import Key, drawn, key_of
 from ray_gen.pixels import selected, to_range
 from ray_gen.training.build import DTYPES, build_objective
@@ -77,6 +78,7 @@ def train(
     control: Callable[[int], Control] = lambda images: Control.GO_ON,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     meter: Meter | None = None,
+    snapshot: Callable[[], object] = lambda: None,
 ) -> Iterator[Report]:
     """Trains `state` from its step to the end of the experiment. Collective: every rank.
 
@@ -84,7 +86,8 @@ def train(
     `evaluation.every_images` is due and at the end; it must not change the state. meter: collects
     the losses; a caller who gives one can look at the latest of them at control steps. Raises
     NonFiniteError on every rank, at the next report if a loss is not a finite number, at the next
-    checkpoint if a weight is not. Such a report is never yielded.
+    checkpoint if a weight is not. Such a report is never yielded. Calls `snapshot()` when one of
+    `training.ema_profiles` is due, before the checkpoint of the same step.
     """
     if finished(experiment, state.step, state.settled):
         return
@@ -108,6 +111,9 @@ def train(
             step = Step(stages[start], of_stage, state, world, meter)
         step(images, labels)
         done = state.step
+        if snapshot_due(training, done):
+            with clock.paused():
+                snapshot()
         asked = Control.GO_ON
         if done >= next_control:
             wanted, interval = world.maxima(
@@ -151,6 +157,8 @@ def train(
             metrics |= scores
             if measured and evaluate is not None:
                 metrics |= evaluate()
+        if stop not in (None, ASKED) and training.ema_profiles and done >= training.ema_every_steps:
+            snapshot()
         reported = done
         state.unreported = {}
         yield Report(done, done * batch, metrics, save, measured, stop, failure)
@@ -193,6 +201,24 @@ def at_rest(experiment: Experiment) -> str:
 def _due(step: int, batch: int, every_images: int) -> bool:
     """Whether a multiple of `every_images` lies in this step."""
     return step * batch // every_images > (step - 1) * batch // every_images
+
+
+def snapshot_due(training: Training, step: int) -> bool:
+    """Whether a snapshot of the profiles is due after so many steps: only after one that moves
+    them."""
+    every = training.ema_every_steps
+    if not training.ema_profiles or step % every:
+        return False
+    return _due(step // every, every * training.global_batch_size, training.snapshot_interval)
+
+
+def count_snapshots(training: Training, steps: int) -> int:
+    """The snapshots of a whole run. At its end comes one too."""
+    every = training.ema_every_steps
+    if not training.ema_profiles or steps < every:
+        return 0
+    update = every * training.global_batch_size
+    return count_due(steps // every, update, training.snapshot_interval)
 
 
 def count_due(steps: int, batch: int, every_images: int) -> int:

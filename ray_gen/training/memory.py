@@ -88,7 +88,7 @@ def memory_of(
         weights=weights,
         gradients=gradients * (2 if several else 1),
         optimizers=_bytes(state.moments().values()),
-        ema=_bytes(_tensors(state.ema)),
+        ema=sum(_bytes(_tensors(of)) for of in (state.ema, *state.profiles.values())),
         images=images,
         activations=kept.peak * micro_batch // group,
     )

@@ -26,6 +26,7 @@ from ray_gen.core import Networks, Objective
 from ray_gen.distributed import World
 from ray_gen.experiment import Experiment
 from ray_gen.runs.manifest import (
+    COPIES,
     EMA,
     EXPERIMENT,
     FILES,
@@ -34,12 +35,13 @@ from ray_gen.runs.manifest import (
     CheckpointError,
     FileFacts,
     Manifest,
+    profile_file,
 )
 from ray_gen.training import foreach
 from ray_gen.training.build import build_networks, build_optimizers
 from ray_gen.training.optimizers import PhaseOptimizer
 
-_REPORTED, _UNREPORTED = "/reported", "/unreported/"
+_REPORTED, _UNREPORTED, _PROFILE = "/reported", "/unreported/", "/profile/"
 """Names beside the optimisers' moments, which begin with the name of a phase."""
 
 
@@ -84,6 +86,10 @@ class State:
     """Steps done at the last report, if there is anything unreported."""
     averaged: tuple[str, ...] | None = None
     """Names in `ema` that are averages. The others are copies. None: all are averages."""
+    profiles: dict[str, Networks] = field(default_factory=dict[str, Networks])
+    """Like `ema`, averages by power functions (`training.profiles`), by width. Only parameters are
+    averaged. Buffers are copies: a combination of averages has weights below 0, and a variance must
+    not become negative."""
 
     @classmethod
     def build(cls, experiment: Experiment, objective: Objective, world: World) -> State:
@@ -92,24 +98,36 @@ class State:
         ema = nn.ModuleDict({n: copy.deepcopy(networks[n]) for n in objective.sampled_from})
         ema.eval().requires_grad_(False)
         optimizers = build_optimizers(experiment, objective.phases(), networks)
-        return cls(networks, ema, optimizers, averaged=objective.averaged)
+        profiles = {str(sigma): copy.deepcopy(ema) for sigma in experiment.training.ema_profiles}
+        return cls(networks, ema, optimizers, averaged=objective.averaged, profiles=profiles)
 
     def average(self) -> Average:
         """The operation that moves the averages, buffers included, towards the networks."""
+        return self._average_of(self.ema, Tensor)
+
+    def profile_averages(self) -> dict[str, Average]:
+        """The operations that move the profiles towards the networks, by width."""
+        return {sigma: self._average_of(of, nn.Parameter) for sigma, of in self.profiles.items()}
+
+    def _average_of(self, networks: Networks, kind: type[Tensor]) -> Average:
+        """The operation that averages the tensors of this kind and copies the others."""
         averages: list[Tensor] = []
         values: list[Tensor] = []
         copies: list[tuple[Tensor, Tensor]] = []
-        for name, network in self.ema.items():
-            averages_it = self.averaged is None or name in self.averaged
+        for name, network in networks.items():
             for average, value in zip(
                 _tensors(network).values(), _tensors(self.networks[name]).values(), strict=True
             ):
-                if averages_it and average.is_floating_point():
+                if self._is_averaged(name, average, kind):
                     averages.append(average)
                     values.append(value.detach())
                 else:
                     copies.append((average, value.detach()))
         return Average(averages, values, copies)
+
+    def _is_averaged(self, network: str, tensor: Tensor, kind: type[Tensor]) -> bool:
+        averaged = self.averaged is None or network in self.averaged
+        return averaged and tensor.is_floating_point() and isinstance(tensor, kind)
 
     def non_finite(self) -> str | None:
         """The name of the first weight or moment that is not finite, or None."""
@@ -124,11 +142,11 @@ class State:
     ) -> None:
         """Write a checkpoint into an empty folder: all that is needed to continue training, or to
         sample. Raises OSError if the disk is full."""
-        _write(_on_cpu(_tensors(self.networks)), folder / NETWORKS)
-        _write(_on_cpu(_tensors(self.ema)), folder / EMA)
+        write_tensors(_tensors(self.networks), folder / NETWORKS)
+        write_tensors(_tensors(self.ema), folder / EMA)
         unreported = {_UNREPORTED + tag: values for tag, values in self.unreported.items()}
         unreported |= {_REPORTED: torch.tensor(self.reported)} if unreported else {}
-        _write(_on_cpu(self.moments() | unreported), folder / OPTIMIZERS)
+        write_tensors(self.moments() | self._of_profiles() | unreported, folder / OPTIMIZERS)
         (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
         Manifest(
             step=self.step,
@@ -147,9 +165,44 @@ class State:
         found = sorted(name for name in moments if name.startswith(_UNREPORTED))
         self.unreported = {name.removeprefix(_UNREPORTED): moments.pop(name) for name in found}
         self.reported = int(moments.pop(_REPORTED, manifest.step))
-        _fill(self.moments(), moments, folder / OPTIMIZERS)
+        _fill(self.moments() | self._of_profiles(), moments, folder / OPTIMIZERS)
         self.step = manifest.step
         self.settled = dict(manifest.settled)
+
+    def save_snapshot(self, folder: Path, experiment: Experiment) -> None:
+        """Write the profiles into an empty folder, as of their last update. Raises OSError if the
+        disk is full."""
+        training = experiment.training
+        dtype = torch.float16 if training.ema_snapshot_precision == "fp16" else torch.float32
+        averages: dict[str, dict[str, Tensor]] = {}
+        copies: dict[str, Tensor] = {}
+        for sigma, networks in self.profiles.items():
+            own = averages[profile_file(sigma)] = {}
+            for name, network in networks.items():
+                for key, tensor in _tensors(network).items():
+                    if self._is_averaged(name, tensor, nn.Parameter):
+                        own[f"{name}.{key}"] = tensor.detach().to(dtype)
+                    else:
+                        copies[f"{name}.{key}"] = tensor  # the same for each
+        files = {**averages, COPIES: copies}
+        for name, tensors in files.items():
+            write_tensors(tensors, folder / name)
+        step = self.step - self.step % training.ema_every_steps
+        Manifest(
+            step=step,
+            images=step * training.global_batch_size,
+            settled={},
+            metrics={},
+            files={name: FileFacts.of(folder / name) for name in files},
+        ).write(folder)
+
+    def _of_profiles(self) -> dict[str, Tensor]:
+        """The tensors of the profiles, as a checkpoint names them."""
+        return {
+            f"{_PROFILE}{sigma}/{name}": tensor
+            for sigma, networks in self.profiles.items()
+            for name, tensor in _tensors(networks).items()
+        }
 
     def moments(self) -> dict[str, Tensor]:
         """Optimiser state by `phase/parameter/moment`."""
@@ -210,10 +263,10 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.state_dict(keep_vars=True))
 
 
-def _write(tensors: dict[str, Tensor], file: Path) -> None:
+def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Write a safetensors file. Raises OSError, which safetensors hides in an error of its own."""
     try:
-        save_file(tensors, file)
+        save_file(_on_cpu(tensors), file)
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
@@ -221,5 +274,5 @@ def _write(tensors: dict[str, Tensor], file: Path) -> None:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
 
 
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -44,6 +44,7 @@ from ray_gen.training.frozen import frozen_modules
 from ray_gen.training.gradients import FlatSum
 from ray_gen.training.meter import Meter, TagSums
 from ray_gen.training.optimizers import clip_
+from ray_gen.training.profiles import exponent_of, profile_decay
 from ray_gen.training.schedule import ema_decay
 from ray_gen.training.state import State
 
@@ -69,6 +70,7 @@ Due = tuple[tuple[str, frozenset[str]], ...]
 """The due terms of a phase, each with the due names in its `weights`."""
 
 _SEEN = "images_seen"
+_EMA = "ema"
 _LONGEST_PERIOD = 4096
 """Largest number of steps whose `_Turn` is cached."""
 
@@ -251,32 +253,40 @@ def _moving(numbers: Mapping[str, Number]) -> dict[str, Callable[[float], float]
     return {name: n.at for name, n in numbers.items() if not isinstance(n, (int, float))}
 
 
-class _Average:
-    """Moves the EMA of the weights, every `training.ema_every_steps` steps."""
+class _Averages:
+    """Moves the EMA of the weights and the profiles, every `training.ema_every_steps` steps."""
 
     def __init__(self, experiment: Experiment, state: State, world: World) -> None:
         training = experiment.training
-        self._average = state.average()
+        self._averages = {_EMA: state.average(), **state.profile_averages()}
         self.every = training.ema_every_steps
         self._batch = training.global_batch_size
         self._block = Block(128, world.device)
         since = self.every * self._batch
 
-        def weight(images: float) -> float:
+        def of_ema(images: float) -> float:
             half_life = value_at(training.ema_half_life_images, images)
-            return 1.0 - ema_decay(images, since, half_life, training.ema_ramp)
+            ramp = value_at(training.ema_ramp, images)
+            return 1.0 - ema_decay(images, since, half_life, ramp)
 
-        self._numbers = Numbers({"weight": weight}, self._block.length, torch.float64, world.device)
+        def of_profile(exponent: float) -> Callable[[float], float]:
+            return lambda images: 1.0 - profile_decay(images, since, exponent)
+
+        weights = {_EMA: of_ema}
+        weights |= {str(s): of_profile(exponent_of(s)) for s in training.ema_profiles}
+        self._weights = Numbers(weights, self._block.length, torch.float64, world.device)
 
     def begin(self, step: int) -> None:
         """The host's work before the program."""
         if self._block.begin((step + 1) // self.every - 1):
             first, every = self._block.first, self.every
-            self._numbers.fill(lambda row: (first + row + 1) * every * self._batch)
+            self._weights.fill(lambda row: (first + row + 1) * every * self._batch)
 
     def run(self) -> None:
         """Move the averages, on the device."""
-        self._average(self._numbers.read(self._block.place)["weight"])
+        weights = self._weights.read(self._block.place)
+        for name, average in self._averages.items():
+            average(weights[name])
         self._block.place.add_(1)
 
 
@@ -330,8 +340,8 @@ class Step:
         self._runners = [
             _PhaseRunner(phase, experiment, state, world, images) for phase in objective.phases()
         ]
-        self._average = _Average(experiment, state, world)
-        self._period = math.lcm(self._average.every, *(runner.period for runner in self._runners))
+        self._averages = _Averages(experiment, state, world)
+        self._period = math.lcm(self._averages.every, *(runner.period for runner in self._runners))
         # Seed torch's generators only if a user's class may draw from them.
         self._seeds_torch = record is None and "custom" in {
             experiment.objective.kind,
@@ -349,7 +359,7 @@ class Step:
         for runner in turn.runners:
             runner.begin(step, self._meter)
         if turn.averages:
-            self._average.begin(step)
+            self._averages.begin(step)
         if turn.rows is None:
             with self._meter.watched() as rows:
                 turn.program(images, labels)
@@ -363,7 +373,7 @@ class Step:
     def _turn(self, step: int) -> _Turn:
         """The turn of a step. Steps that are a whole number of periods apart share it."""
         due = [(runner, runner.due(step)) for runner in self._runners if runner.is_due(step)]
-        averages = (step + 1) % self._average.every == 0
+        averages = (step + 1) % self._averages.every == 0
         key = (averages, *((runner.phase.name, terms) for runner, terms in due))
         turn = self._programs.get(key)
         if turn is None:
@@ -383,7 +393,7 @@ class Step:
                     self._seed_torch(runner.phase.name)
                 runner.run(terms, images, labels, self._micro_batch, self._meter)
             if averages:
-                self._average.run()
+                self._averages.run()
 
         return program if self._record is None else self._record(program)
 

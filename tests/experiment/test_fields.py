@@ -93,7 +93,7 @@ def test_every_field_of_every_recipe_is_listed_with_its_mark() -> None:
     ("path", "lines"),
     [
         ("training.images", ["training.images: whole number > 0 [images]; required; free"]),
-        ("training", ["training.ema_ramp: number ≥ 0; default 0.05; identity"]),
+        ("training", ["training.ema_ramp: number ≥ 0 or a schedule; default 0.05; live"]),
         ("data.placement", ["default auto; free, but not from or to stream"]),
         ("data.image_size", ["64 or 96x160 or null [pixels", "default null", "default 28"]),
         ("objective.vae", ["objective.beta: number ≥ 0 or a schedule; default 1.0; live"]),

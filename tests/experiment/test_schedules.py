@@ -47,6 +47,7 @@ EVERYWHERE = [
     ("vae", "optimizers.autoencoder.learning_rate", WAY),
     ("vae", "optimizers.autoencoder.clip_norm", WAY),
     ("vae", "training.ema_half_life_images", WAY),
+    ("vae", "training.ema_ramp", "start: 0.5, end: 0.05, until_images: 300"),
     ("gan", "objective.r1_weight", WAY),
     ("gan", "objective.label_smoothing", "start: 0.2, end: 0.0, until_images: 300"),
 ]

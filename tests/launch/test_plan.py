@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -242,3 +243,23 @@ def test_the_command(given: tuple[Path, list[str]], tmp_path: Path) -> None:
     done = CliRunner().invoke(main, [*command, "--check", "workers.count=2"])
     assert done.exit_code == 2 and "needs Ray" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_the_snapshots_of_profiles_are_told_with_their_size(
+    store_8: Store, tmp_path: Path, precision: str
+) -> None:
+    assert "snapshots" not in plan(gan(), store_8).text()
+    this = gan(
+        "training.ema_profiles=[0.05, 0.1]",
+        "training.ema_snapshot_images=100",
+        f"training.ema_snapshot_precision={precision}",
+        "networks.generator.hidden_sizes=[300]",
+    )
+    said = plan(this, store_8).text()
+    state, _ = trained(this, store_8)
+    state.save_snapshot(tmp_path, this)
+    size = sum(file.stat().st_size for file in tmp_path.glob("profile-*"))
+    match = re.search(r"snapshots +5 of the averages of widths 0.05 and 0.1: (\d+) KiB", said)
+    assert match is not None
+    assert int(match[1]) * 2**10 == pytest.approx(5 * size, rel=0.02)

@@ -47,6 +47,7 @@ from ray_gen.runs.checkpoints import (
     with_reports,
 )
 from ray_gen.runs.manifest import EXPERIMENT, Manifest
+from ray_gen.runs.snapshots import SNAPSHOTS
 from ray_gen.runs.writer import METRICS_FILE, PROGRESS, SPREAD, STOP
 from ray_gen.searches.records import TRIALS, score_of
 from ray_gen.storage import Folder, StorageError
@@ -248,7 +249,7 @@ def adopt(run: Folder, checkpoint: Path, donor: str, values: Mapping[str, Any]) 
     for other in found:
         if other.name > checkpoint_name(images):
             run.remove(other.name)
-    for file in (BEST, DUE):  # they hold the weights that are given up
+    for file in (BEST, DUE, SNAPSHOTS):  # they hold the weights that are given up
         run.remove(file)
     run.write_text(EXPERIMENT, experiment.to_yaml())
 
