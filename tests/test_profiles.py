@@ -22,7 +22,9 @@ from ray_gen.data import Store
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.experiment.start import Start
 from ray_gen.launch.search.trial import adopt
+from ray_gen.launch.start import read
 from ray_gen.launch.worker import reports
 from ray_gen.pipeline.averages import averages
 from ray_gen.runs.checkpoints import checkpoint_name, commit
@@ -290,6 +292,16 @@ def test_only_averages_are_in_what_was_made(run: Folder) -> None:
     pipeline = ray_gen.load(run.location, checkpoint="ema-0.11")
     with pytest.raises(CheckpointError, match=r"holds no networks.safetensors"):
         pipeline.discriminate(pipeline.sample(2))
+
+
+def test_a_run_may_start_from_what_was_made(run: Folder) -> None:
+    made = averages(run.location, [0.13])[0]
+    origin = read(Start(source=made.location))
+    expected = load_file(Path(made.location) / "ema.safetensors")
+    assert origin.tensors.keys() == expected.keys()
+    assert all(torch.equal(origin.tensors[name], tensor) for name, tensor in expected.items())
+    with pytest.raises(CheckpointError, match=r"holds no networks.safetensors"):
+        read(Start(source=made.location, weights="raw"))
 
 
 def test_a_run_without_snapshots_is_told_how_to_get_them(store_8: Store, tmp_path: Path) -> None:

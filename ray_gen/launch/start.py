@@ -124,9 +124,9 @@ def read(start: Start) -> Origin:
 
 def _of_run(given: Folder, start: Start) -> Origin:
     with fetched(given, OF_A_MODEL) as (found, folder):
-        manifest = Manifest.checked(folder, OF_A_MODEL)
+        manifest = Manifest.of_weights(folder, EMA if start.weights == "ema" else NETWORKS)
         experiment = Experiment.from_yaml((folder / EXPERIMENT).read_text(encoding="utf-8"))
-        tensors = read_tensors(folder, NETWORKS)
+        tensors = read_tensors(folder, NETWORKS) if NETWORKS in manifest.files else {}
         averages = read_tensors(folder, EMA) if start.weights == "ema" else {}
     name = run_of(given).name + (f"/{BEST}" if found.name == BEST else "")
     told = f"{name}, {manifest.images:,} images"
