@@ -114,7 +114,7 @@ class DcganGenerator(nn.Module):
         """See `ray_gen.core.InBlocks`: a block is a convolution and what follows it, but no
         BatchNorm that takes labels."""
         blocks = blocks_of(self.layers)[::-1]
-        return [nn.Sequential(*filter(_takes_no_labels, block)) for block in blocks]
+        return [nn.Sequential(*filter(_takes_no_labels, block.children())) for block in blocks]
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """z: (N, vector_size); labels: see `Signature`."""

@@ -325,9 +325,17 @@ def _made(
     except Refused:
         raise
     except (TypeError, ValueError) as error:
-        raise ExperimentError([f"{field}.options: {error}"]) from error
+        raise ExperimentError([_located(str(error), factory, options, field)]) from error
     except Exception as error:
         raise ExperimentError([f"{field}: {name} raised {in_a_sentence(error)}"]) from error
+
+
+def _located(problem: str, factory: Any, options: Mapping[str, Any], field: str) -> str:
+    """A problem that a class of this package or a user's class found, with its field. Ours begins
+    with the field if it concerns one; the options of a user's class are in `options`."""
+    if not factory.__module__.startswith("ray_gen."):
+        return f"{field}.options: {problem}"
+    return f"{field}{'.' if problem.partition(':')[0] in options else ': '}{problem}"
 
 
 def build_optimizers(

@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_gen.core import ImageToVector, Signature, VectorToImage, begin_phase
+from ray_gen.experiment import ExperimentError
 from ray_gen.networks.batch_norm import with_group_batch_norm
 from ray_gen.networks.resnet import ResnetDiscriminator, ResnetGenerator
+from ray_gen.training.build import build_networks, build_objective
+from tests.helpers import gan
 
 OPTIONS: dict[str, Any] = {
     "width": 64,
@@ -342,6 +345,12 @@ def test_maps_keep_the_memory_format() -> None:
 def test_what_cannot_be_is_refused_with_what_would_do(make, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
+
+
+def test_a_problem_begins_with_its_field() -> None:
+    this = gan("networks.generator={kind: resnet, attention: [7], width: 1}")
+    with pytest.raises(ExperimentError, match=r"^networks\.generator\.attention: 7 is not"):
+        build_networks(this, build_objective(this))
 
 
 # Initial weights

@@ -187,5 +187,5 @@ def test_what_cannot_classify_is_refused_with_what_would_do(changes: list[str], 
 def test_numbers_are_no_classes(store_8) -> None:
     experiment = gan(*CLASSIFIES)
     without = experiment.with_fields(data__classes=())
-    with pytest.raises(ExperimentError, match="no classes to tell"):
+    with pytest.raises(ExperimentError, match=r"^objective\.classifier_weight: the labels have no"):
         build_objective(without)
