@@ -82,6 +82,21 @@ class AdaSettings(Settings):
         names = (name for name in type(self).model_fields if name not in _NOT_MULTIPLIERS)
         return {name: getattr(self, name) for name in names}
 
+    def told(self) -> str:
+        """The transforms and the rule of p, in words."""
+        count = sum(value > 0 for value in self.multipliers().values())
+        if self.p == "adaptive":
+            rule = (
+                f"adaptive p, from 0 to at most {self.max_p:g}, up or down by 1 in "
+                f"{self.ada_images:,} images, so that the mean sign of D's logits of real images "
+                f"is {self.target:g}"
+            )
+        elif isinstance(self.p, (int, float)):
+            rule = f"p {self.p:g}"
+        else:
+            rule = f"p by a schedule, {self.p.at(0):g} at the beginning"
+        return f"{count} transforms of ADA, {rule}"
+
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `ray_gen.objectives.augmented:AdaAugmented`."""
         return {

@@ -51,6 +51,10 @@ class ObjectiveSettings(Component):
         kind = getattr(self, "kind", "custom")
         return f"a {kind} objective has no equilibrium" if self.at_rest is None else None
 
+    def told(self) -> Mapping[str, str]:
+        """What else `train --check` says: lines by their first word."""
+        return {}
+
     def network_problems(self, networks: Mapping[str, NetworkSettings]) -> Iterator[str]:
         """Problems of networks that cannot be trained with this objective."""
         yield from ()
@@ -253,6 +257,12 @@ class GanObjective(ObjectiveSettings):
                 "set classifier_weight, for example to 1, or classify_generated to false"
             )
         return self
+
+    def told(self) -> Mapping[str, str]:
+        """The augmentation."""
+        if isinstance(self.augment, AdaSettings):
+            return {"augments": self.augment.told()}
+        return {"augments": ", ".join(self.augment)} if self.augment else {}
 
     @property
     def gives_probability(self) -> bool:

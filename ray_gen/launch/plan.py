@@ -80,6 +80,7 @@ class Plan:
         found = [_line("run", self._run())]
         found += [*_lines("data", self.data), *_lines("start", self.start)]
         found += [_line("networks", self._networks()), _line("steps", self._steps())]
+        found += [_line(*both) for both in self.experiment.objective.told().items()]
         if self.memory is not None:
             found.append(_line("memory", self._memory(self.memory)))
         found += [_line("reports", self._reports()), _line("checkpoints", self._saves())]
@@ -103,7 +104,7 @@ class Plan:
         return f"{self.location}, goes on from {self.from_images:,} images"
 
     def _networks(self) -> str:
-        each = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
+        each = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items() if count)
         return f"{each}; {sum(self.parameters.values()):,} parameters"
 
     def _steps(self) -> str:

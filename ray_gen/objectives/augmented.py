@@ -71,6 +71,8 @@ class AdaAugmented:
     """ADA (Karras et al. 2020): each image gets each transform with probability p, which is a
     number, a schedule, or adaptive."""
 
+    updated: tuple[str, ...] = ("augment_p",)
+
     def __init__(
         self,
         *,
@@ -94,17 +96,15 @@ class AdaAugmented:
         names = dict.fromkeys(("augment_real", self._of_generated))
         self.noise: Noises = {name: NoiseOf("augment") for name in names}
         self.numbers: Mapping[str, Number] = {} if p is None else {"augment_p": p}
-        self.updated: tuple[str, ...] = ("augment_p",) if self._adaptive else ()
         self._reports = p is None or not isinstance(p, (int, float))
 
     def modules(self) -> Mapping[str, nn.Module]:
-        """The transforms, and p if it is adaptive."""
-        found: dict[str, nn.Module] = {
-            "augment": Ada(self._shape, self._multipliers, opacity=self._opacity)
+        """The transforms, and the state of an adaptive p: a fixed p may become adaptive during a
+        run, or the reverse."""
+        return {
+            "augment": Ada(self._shape, self._multipliers, opacity=self._opacity),
+            "augment_p": AdaptiveP(self._target, self._images, self._max_p),
         }
-        if self._adaptive:
-            found["augment_p"] = AdaptiveP(self._target, self._images, self._max_p)
-        return found
 
     def __call__(
         self, networks: Networks, images: Tensor, batch: Batch, *, generated: bool

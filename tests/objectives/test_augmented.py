@@ -227,8 +227,21 @@ def test_an_adaptive_p_needs_a_d_with_a_zero(loss: str) -> None:
     penalty = "objective.gradient_penalty_weight=10"
     with pytest.raises(ExperimentError, match=r"objective.*augment\.p: .*schedule"):
         gan(f"objective.loss={loss}", penalty, "objective.augment=ada")
-    fixed = gan(f"objective.loss={loss}", penalty, "objective.augment={kind: ada, p: 0.2}")
-    assert "augment_p" not in build_objective(fixed).modules()
+    gan(f"objective.loss={loss}", penalty, "objective.augment={kind: ada, p: 0.2}")
+
+
+@pytest.mark.parametrize(("first", "then"), [("0.3", "adaptive"), ("adaptive", "0.3")])
+def test_p_may_become_adaptive_during_a_run_or_the_reverse(
+    store_8: Store, first: str, then: str
+) -> None:
+    change = f"lineage=[{{images: 240, values: {{objective.augment.p: {then}}}}}]"
+    ada = f"objective.augment={{kind: ada, p: {first}, ada_images: 480, target: -1e-9}}"
+    state, reports = trained(gan(ada, change, FAST, kind="dcgan"), store_8)
+    assert ["augment/p" in report.metrics for report in reports] == [
+        first == "adaptive",
+        then == "adaptive",
+    ]
+    assert float(state.networks["augment_p"].get_buffer("p")) > 0
 
 
 @pytest.mark.parametrize(
@@ -295,3 +308,23 @@ def test_a_large_weight_makes_d_consistent(store_8: Store) -> None:
         this = gan(f"objective.consistency_weight={weight}", kind="dcgan")
         losses[weight] = trained(this, store_8)[1][-1].metrics["loss/consistency"]
     assert losses[1000] < 0.5 * losses[1e-6]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            "ada",
+            "12 transforms of ADA, adaptive p, from 0 to at most 0.8, up or down by 1 in 500,000",
+        ),
+        ("{kind: ada, p: 0.25, cutout: 1}", "13 transforms of ADA, p 0.25"),
+        (
+            "{kind: ada, p: {kind: linear, start: 0, end: 0.3, until_images: 100}, hue: 0}",
+            "11 transforms of ADA, p by a schedule, 0 at the beginning",
+        ),
+        ("[color, cutout]", "color, cutout"),
+    ],
+)
+def test_a_plan_tells_the_rule_of_p(given: str, told: str) -> None:
+    assert gan(f"objective.augment={given}").objective.told()["augments"].startswith(told)
+    assert gan().objective.told() == {}
