@@ -14,8 +14,19 @@ from ray_gen.cli import options
     "--formats",
     help="Some of safetensors,torch,onnx [all; onnx only if ray_gen[export] is installed].",
 )
+@click.option(
+    "--truncation",
+    type=float,
+    help="Share of the way from the mean style, in programs of a generator with styles [1].",
+)
 def export(
-    run: str, folder: str, weights: str, checkpoint: str, trust_code: bool, formats: str | None
+    run: str,
+    folder: str,
+    weights: str,
+    checkpoint: str,
+    trust_code: bool,
+    formats: str | None,
+    truncation: float | None,
 ) -> None:
     """Write a trained model into a new folder DIR, for others to use.
 
@@ -41,6 +52,7 @@ def export(
         checkpoint=checkpoint,
         formats=chosen,
         trust_code=trust_code,
+        truncation=truncation,
     )
     click.echo(written.source, err=True)
     for file in written.files:

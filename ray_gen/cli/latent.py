@@ -88,7 +88,9 @@ def interpolate(
     pipeline = options.opened(run, weights, checkpoint, trust_code)
     samples = options.samples(pipeline, seed, labels, truncation, conditions)
     a, b = samples.chosen(starts), samples.chosen(ends)
-    images = pipeline.interpolate(a.z, b.z, steps, a.labels, not straight, a.conditions)
+    images = pipeline.interpolate(
+        a.z, b.z, steps, a.labels, not straight, a.conditions, samples.of_styles
+    )
     from ray_gen.runs import pictures
     from ray_gen.runs.captions import Captions
 
@@ -174,9 +176,10 @@ def arithmetic(
         result[name] = latent.neighbourhood(latent.combined(added, taken), seed)
         for mean, (_, group) in zip(means, groups, strict=True):
             mean[name] = latent.combined([group.z[name]], [])
-    nine = pipeline.decode(result, label, conditions=numbers)
+    psi = samples.of_styles
+    nine = pipeline.decode(result, label, conditions=numbers, truncation=psi)
     shown = [
-        (sign, group.images, pipeline.decode(mean, label, conditions=numbers))
+        (sign, group.images, pipeline.decode(mean, label, conditions=numbers, truncation=psi))
         for (sign, group), mean in zip(groups, means, strict=True)
     ]
     opacity = pipeline.pixel_format.opacity
@@ -276,7 +279,8 @@ def traverse(
     else:
         start, label = None, samples.label(0)
     numbers = samples.numbers(names[0] if names else 0)
-    images = pipeline.traverse(rows, start, extent, steps, label, latent_name, numbers)
+    psi = samples.of_styles
+    images = pipeline.traverse(rows, start, extent, steps, label, latent_name, numbers, psi)
     from ray_gen.runs import pictures
     from ray_gen.runs.captions import Captions
 

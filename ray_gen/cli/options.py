@@ -67,7 +67,8 @@ def of_samples(command: Command) -> Command:
         click.option(
             "--truncation",
             type=float,
-            help="Draw z given |z| <= this: less variety, better images. 0.5 to 2 are usual.",
+            help="Less variety, better images. With styles (stylegan2): the share of the way from "
+            "the mean style, 0.7 is usual. Else z is drawn given |z| <= this, 0.5 to 2 are usual.",
         ),
         click.option(
             "--labels",

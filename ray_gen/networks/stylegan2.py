@@ -216,7 +216,7 @@ class StyleGan2Generator(nn.Module):
         """Styles (N, L, W) to images (N, C, H, W), in (-1, 1) for the most part."""
         style = styles.unbind(1)
         maps = [noise[name] for name in self._layers]
-        x = self.second[0](self.start.expand(len(styles), -1, -1, -1), style[0], maps[0])
+        x = self.second[0](self.start.expand(styles.shape[0], -1, -1, -1), style[0], maps[0])
         image = self.to_image[0](x, style[1])
         for i, first in enumerate(self.first):
             x = first(x, style[2 * i + 1], maps[2 * i + 1])

@@ -49,7 +49,7 @@ class GroupDeviation(nn.Module):
             self.usual.see(deviation)
             deviation = deviation[:, None].expand(-1, self._group).reshape(-1)  # (N,)
         else:
-            deviation = self.usual.mean.expand(len(x))
+            deviation = self.usual.mean.expand(x.shape[0])
         channel = deviation.to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])
         return torch.cat([x, channel], dim=1)
 

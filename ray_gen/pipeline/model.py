@@ -21,6 +21,7 @@ from ray_gen.core import (
     Posterior,
     Reconstructs,
     Shape,
+    Styled,
     posteriors_of,
 )
 from ray_gen.errors import Refused
@@ -46,6 +47,7 @@ from ray_gen.pipeline.arguments import (
 from ray_gen.pipeline.files import whole_values
 from ray_gen.pipeline.mixture import Mixture, Origin
 from ray_gen.pipeline.pretrained import Facts
+from ray_gen.pipeline.truncation import has_styles, psi, truncated
 from ray_gen.pixels import PixelFormat, stretched
 from ray_gen.runs.manifest import NETWORKS, OF_A_MODEL, Manifest
 from ray_gen.sampling import latents_of, noise_for
@@ -157,7 +159,8 @@ class Model:
         """`count` images drawn from the model: the decoded `latents`.
 
         seed: equal seeds give equal images, and image i does not depend on `count`. None: a new
-        random seed.
+        random seed. truncation: of z, as for `latents`; if the generator has styles, of these, as
+        for `decode`.
         """
         seed = _seed(seed)
         return torch.cat(list(self.batches(count, labels, seed, truncation, prior, conditions)))
@@ -175,10 +178,12 @@ class Model:
         self._check_prior(prior)
         total, number = checked_count(count), whole_number(seed, "seed")
         chosen = self._labels(labels, total, conditions, in_turn=True)
+        networks = self._truncated(truncation) if self.has_styles else self.networks
         for part in _parts(total):
             numbers = torch.arange(total)[part]
-            z = self._levels(numbers, number, truncation, prior)
-            yield self._decoded(z, None if chosen is None else chosen[part], number, numbers)
+            z = self._levels(numbers, number, None if self.has_styles else truncation, prior)
+            of_part = None if chosen is None else chosen[part]
+            yield self._decoded(z, of_part, number, numbers, networks)
 
     def latents(
         self,
@@ -193,6 +198,11 @@ class Model:
         for a normal prior: 0.5 to 2. For a uniform prior on [-1, 1], a value below 1 scales z.
         prior: a mixture instead of the model's own prior (`fit_mixture`).
         """
+        if truncation is not None and self.has_styles:
+            raise Refused(
+                "truncation: this model's generator truncates its styles, not z; give it to "
+                "`sample`, `decode` or `interpolate`"
+            )
         self._check_prior(prior)
         numbers, number = checked_numbers(count), _seed(seed)
         parts = [
@@ -207,19 +217,40 @@ class Model:
         seed: SupportsIndex = 0,
         numbers: SupportsIndex | Sequence[int] | Array | None = None,
         conditions: Conditions | None = None,
+        truncation: SupportsFloat | None = None,
     ) -> Tensor:
         """Latents to images: G(z), or E[x|z].
 
         seed, numbers: select the noise of the networks, if they use any. With the seed and the
-        numbers of `latents`, the result equals `sample`. numbers None: 0 to N - 1.
+        numbers of `latents`, the result equals `sample`. numbers None: 0 to N - 1. truncation ψ,
+        for a generator with styles: each style becomes mean + ψ (style - mean) (Karras et al. 2019,
+        StyleGAN, appendix B). 0.7 is usual: less variety, better images.
         """
+        networks = self._truncated(truncation)
         levels = checked_levels(z, self.latent_shapes)
         count = count_of(levels)
         of_noise = torch.arange(count) if numbers is None else checked_numbers(numbers)
         if len(of_noise) != count:
             raise Refused(f"numbers: {len(of_noise)} given for {count} images; give one for each")
         of_each = self._labels(labels, count, conditions, in_turn=True)
-        return self._decoded(levels, of_each, whole_number(seed, "seed"), of_noise)
+        return self._decoded(levels, of_each, whole_number(seed, "seed"), of_noise, networks)
+
+    @property
+    def has_styles(self) -> bool:
+        """Whether the generator has styles (`ray_gen.core.Styled`): a truncation is then of these,
+        and not of z."""
+        return has_styles(self.networks)
+
+    def _truncated(self, truncation: SupportsFloat | None) -> Networks:
+        """The networks, with truncated styles. Raises Refused if there are none."""
+        if truncation is None:
+            return self.networks
+        if not self.has_styles:
+            raise Refused(
+                f"truncation: {self._kind} with these networks has no styles to truncate; truncate "
+                "z instead, in `sample` or `latents`"
+            )
+        return truncated(self.networks, psi(truncation))
 
     def _levels(
         self,
@@ -240,11 +271,30 @@ class Model:
             for name, z in drawn.items()
         }
 
-    def _decoded(
-        self, levels: Mapping[str, Tensor], labels: Tensor | None, seed: int, numbers: Tensor
+    def _styles(
+        self, levels: Mapping[str, Tensor], labels: Tensor | None, truncation: SupportsFloat
     ) -> Tensor:
-        """Images of latents, at most 256 at once. The sample numbers select the noise."""
-        objective, networks = self.objective, self.networks
+        """Truncated styles (N, L, W) of the only latent, on the CPU."""
+        self._truncated(truncation)  # raises first, if there are no styles
+        share, z = psi(truncation), levels[next(iter(self.latent_shapes))]
+        generator = next(one for one in self.networks.values() if isinstance(one, Styled))
+
+        def styles(part: slice, labels: Tensor | None) -> Tensor:
+            return generator.styles(z[part].to(self.device, self._dtype), labels, {}, share)
+
+        return _joined(self._in_parts(styles, len(z), labels))
+
+    def _decoded(
+        self,
+        levels: Mapping[str, Tensor],
+        labels: Tensor | None,
+        seed: int,
+        numbers: Tensor,
+        networks: Networks | None = None,
+    ) -> Tensor:
+        """Images of latents, at most 256 at once. The sample numbers select the noise. networks:
+        those of the model, or others in their place."""
+        objective, networks = self.objective, networks or self.networks
 
         def decode(part: slice, labels: Tensor | None) -> Tensor:
             z = {name: z[part].to(self.device, self._dtype) for name, z in levels.items()}

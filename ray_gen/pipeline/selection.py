@@ -80,15 +80,21 @@ class Samples:
                 continue
             found, sample = self._projected(name), name if isinstance(name, int) else name.number
             if found is None:
-                found = self.pipeline.latents([sample], self.seed, self.truncation)
+                of_z = None if self.pipeline.has_styles else self.truncation
+                found = self.pipeline.latents([sample], self.seed, of_z)
             z.append(self.pipeline.by_name(found))
             seed = self.seed if isinstance(name, int) else 0  # the noise that it was found with
-            images.append(self.pipeline.decode(z[-1], label, seed, [sample], given))
+            images.append(self.pipeline.decode(z[-1], label, seed, [sample], given, self.of_styles))
         known = [label for label in labels if label is not None]
         joined = {key: torch.cat([one[key] for one in z]) for key in z[0]}
         first = numbers[0]
         of_each = {key: [one[key] for one in numbers if one] for key in first} if first else None
         return Chosen(joined, torch.cat(images), known or None, of_each)
+
+    @property
+    def of_styles(self) -> float | None:
+        """The truncation, if the model's generator has styles. Else it is in z."""
+        return self.truncation if self.pipeline.has_styles else None
 
     def _projected(self, name: Name) -> dict[str, Tensor] | None:
         """The latents in a file, (1, *shape) each. None for a sample's number."""

@@ -10,7 +10,7 @@ from typing import SupportsFloat, SupportsIndex
 import torch
 from torch import Tensor
 
-from ray_gen.core import Noise
+from ray_gen.core import Networks, Noise
 from ray_gen.errors import Refused
 from ray_gen.pipeline import latent
 from ray_gen.pipeline.arguments import (
@@ -29,6 +29,7 @@ from ray_gen.pipeline.arguments import (
 from ray_gen.pipeline.files import image_files, read_images
 from ray_gen.pipeline.mixture import Mixture
 from ray_gen.pipeline.model import Latents, Model, count_of
+from ray_gen.pipeline.truncation import from_styles
 
 LARGEST_MIXTURE = 4096
 """Most numbers that a latent may have for a mixture. Each component of a mixture holds their
@@ -82,6 +83,7 @@ class Walks(Model):
         labels: Labels | None = None,
         spherical: bool = True,
         conditions: Conditions | None = None,
+        truncation: SupportsFloat | None = None,
     ) -> Tensor:
         """Images on the path from each of `first` to its partner in `last`, both included:
         (N, steps, C, H, W).
@@ -89,6 +91,8 @@ class Walks(Model):
         labels, conditions: one for each path. spherical: along great circles if the prior is
         normal. With a uniform prior or none, every path is straight (`latent.interpolated`). All
         latents of a hierarchy move together. The noise of the networks is constant along a path.
+        truncation: for a generator with styles, see `decode`; the path is then straight between
+        truncated styles.
         """
         a, b = self._latents_of(first, "first"), self._latents_of(last, "last")
         count = count_of(a)
@@ -97,13 +101,30 @@ class Walks(Model):
                 f"first, last: {count} and {count_of(b)} latents; give the same number of both"
             )
         number = whole_number(steps, "steps")
+        of_each = self._labels(labels, count, conditions, in_turn=True)
+        if truncation is not None:
+            return self._between_styles(a, b, number, of_each, truncation)
         ways = {
             name: latent.interpolated(
                 a[name], b[name], number, spherical=spherical and self._is_normal(name)
             )
             for name in a
         }
-        return self._decoded_rows(ways, self._labels(labels, count, conditions, in_turn=True))
+        return self._decoded_rows(ways, of_each)
+
+    def _between_styles(
+        self,
+        first: Mapping[str, Tensor],
+        last: Mapping[str, Tensor],
+        steps: int,
+        labels: Tensor | None,
+        truncation: SupportsFloat,
+    ) -> Tensor:
+        """Images (N, steps, C, H, W) of straight paths between truncated styles."""
+        a, b = (self._styles(levels, labels, truncation) for levels in (first, last))
+        way = latent.interpolated(a, b, steps, spherical=False)  # (N, steps, L, W)
+        name = next(iter(self.latent_shapes))
+        return self._decoded_rows({name: way}, labels, from_styles(self.networks))
 
     def arithmetic(
         self,
@@ -111,12 +132,13 @@ class Walks(Model):
         minus: Iterable[Latents] = (),
         labels: Labels | None = None,
         conditions: Conditions | None = None,
+        truncation: SupportsFloat | None = None,
     ) -> Tensor:
         """The image (1, C, H, W) of a sum of latents. The mean of each group is added or
         subtracted (`latent.combined`).
 
         If you need the sum itself, call `latent.combined`. The latents of a hierarchy are added
-        level by level.
+        level by level. truncation: as for `decode`.
         """
         added, taken = self._groups(plus, "plus"), self._groups(minus, "minus")
         return self.decode(
@@ -126,6 +148,7 @@ class Walks(Model):
             },
             labels,
             conditions=conditions,
+            truncation=truncation,
         )
 
     def traverse(
@@ -137,6 +160,7 @@ class Walks(Model):
         labels: Labels | None = None,
         latent_name: str | None = None,
         conditions: Conditions | None = None,
+        truncation: SupportsFloat | None = None,
     ) -> Tensor:
         """Images of a latent while one of its numbers moves by -extent to extent, one row for each
         dimension: (dimensions, steps, C, H, W).
@@ -144,7 +168,7 @@ class Walks(Model):
         dimensions: indices of these numbers; a map is counted row by row. base: the latent; None is
         the prior's mean (zeros without a prior). extent: None is 3, or half the width of a uniform
         prior. With an odd number of steps the base itself is in the middle. latent_name: which of
-        several latents moves.
+        several latents moves. truncation: as for `decode`.
         """
         rows, name = all_whole(dimensions, "dimensions"), self.moved(latent_name)
         centres = {key: _mean_and_reach(prior) for key, prior in self.objective.latents.items()}
@@ -165,7 +189,8 @@ class Walks(Model):
             for key, z in start.items()
         }
         label = self._labels(labels, 1, conditions, in_turn=True)
-        return self._decoded_rows(ways, None if label is None else label[[0] * len(rows)])
+        of_rows = None if label is None else label[[0] * len(rows)]
+        return self._decoded_rows(ways, of_rows, self._truncated(truncation))
 
     def reach(self, name: str | None = None) -> float:
         """How far `traverse` goes to each side if no extent is given. name: of the latent."""
@@ -209,14 +234,16 @@ class Walks(Model):
             return {name: found.mean for name, found in self.posteriors(given).items()}
         return checked_levels(given, shapes, argument)
 
-    def _decoded_rows(self, ways: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
+    def _decoded_rows(
+        self, ways: Mapping[str, Tensor], labels: Tensor | None, networks: Networks | None = None
+    ) -> Tensor:
         """Images (N, steps, C, H, W) of latents (N, steps, *shape), with one label for each row.
-        All images of a row share the same noise."""
+        All images of a row share the same noise. networks: as for `_decoded`."""
         rows, steps = next(iter(ways.values())).shape[:2]
         each = None if labels is None else labels.repeat_interleave(steps, dim=0)
         numbers = torch.arange(rows).repeat_interleave(steps)
         flat = {name: way.flatten(0, 1) for name, way in ways.items()}
-        return self._decoded(flat, each, 0, numbers).unflatten(0, (rows, steps))
+        return self._decoded(flat, each, 0, numbers, networks).unflatten(0, (rows, steps))
 
 
 def _mean_and_reach(prior: Noise) -> tuple[float, float]:

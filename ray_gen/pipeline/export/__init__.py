@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 import torch
 
@@ -31,6 +31,7 @@ from ray_gen.pipeline.pretrained import (
     read_pretrained,
     write_pretrained,
 )
+from ray_gen.pipeline.truncation import psi
 from ray_gen.runs.checkpoints import NEWEST, Choice
 from ray_gen.runs.manifest import CheckpointError
 from ray_gen.training.code import CODE, custom_targets
@@ -64,6 +65,7 @@ def export(
     checkpoint: Choice = NEWEST,
     formats: Sequence[str] | None = None,
     trust_code: bool = False,
+    truncation: SupportsFloat | None = None,
 ) -> Exported:
     """Write a trained model into a new or empty folder, whole or not at all.
 
@@ -74,7 +76,9 @@ def export(
     checkpoint: only for a run, as in `ray_gen.load`; a pipeline has its weights already. formats:
     some of "safetensors" (`model.safetensors` and `config.json`), "torch" (.pt2) and "onnx"; None:
     all three, ONNX only if it is installed. A README.md is always written too. The source files of
-    own classes (`kind: custom`) lie in `code/`. trust_code: as in `ray_gen.load`.
+    own classes (`kind: custom`) lie in `code/`. trust_code: as in `ray_gen.load`. truncation: the ψ
+    of a generator with styles, which the programs (.pt2 and .onnx) then contain. The model itself
+    (`model.safetensors`) stays as it is: its `sample` takes any truncation.
 
     Every file is read back and compared with the model. Raises Refused if the folder is not empty,
     Failed if a file differs by more than `programs.TOLERANCE`.
@@ -83,14 +87,20 @@ def export(
     chosen, notes = _chosen(formats)
     target = _target(folder)
     pipeline = _opened(run, weights, checkpoint, trust_code)
+    share = None if truncation is None else psi(truncation)
+    if share is not None and not pipeline.has_styles:
+        raise Refused(
+            f"truncation: {pipeline.name} has no generator with styles, so its programs cannot "
+            "contain one; leave it out, and draw z itself from a narrower distribution"
+        )
     facts = replace(pipeline.facts, name=pipeline.name)
     experiment, objective, networks = pipeline.experiment, pipeline.objective, pipeline.networks
-    made, missing = programs.programs_of(pipeline)
+    made, missing = programs.programs_of(pipeline, share)
     files: list[ExportedFile] = []
     with _whole(target) as work:
         if "safetensors" in chosen:
             write_pretrained(work, experiment, objective, networks, facts)
-            difference = _reread(work, made)
+            difference = _reread(work, made, share)
             files.append(_file(work / CONFIG, "the experiment"))
             files.append(_file(work / MODEL, "the networks", difference))
             for file in sorted((work / CODE).rglob("*.py")):
@@ -112,7 +122,7 @@ def export(
                 files.append(_file(path, content, difference))
                 if difference is None:
                     notes.append(f"{path.name}: was not run, onnxruntime is not installed")
-        text = card(experiment, objective, facts, files)
+        text = card(experiment, objective, facts, files, share)
         (work / CARD).write_text(text, encoding="utf-8")
         files.append(_file(work / CARD, "the model card"))
     return Exported(target, tuple(files), tuple(notes), f"{pipeline.name}: {pipeline.facts}")
@@ -252,9 +262,11 @@ def _opened(
     )
 
 
-def _reread(folder: Path, made: Sequence[programs.ModelProgram]) -> float | None:
+def _reread(
+    folder: Path, made: Sequence[programs.ModelProgram], truncation: float | None
+) -> float | None:
     """The largest difference between the model and the model read from the folder."""
-    again, _ = programs.programs_of(Model(*read_pretrained(folder, device="cpu")))
+    again, _ = programs.programs_of(Model(*read_pretrained(folder, device="cpu")), truncation)
     return max(
         (
             programs.check(MODEL, ours.expected, theirs.expected)

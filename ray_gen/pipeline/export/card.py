@@ -35,13 +35,19 @@ class ExportedFile:
 
 
 def card(
-    experiment: Experiment, objective: Objective, facts: Facts, files: Sequence[ExportedFile]
+    experiment: Experiment,
+    objective: Objective,
+    facts: Facts,
+    files: Sequence[ExportedFile],
+    truncation: float | None = None,
 ) -> str:
-    """The text of the card, in the format of the Hugging Face hub."""
+    """The text of the card, in the format of the Hugging Face hub. truncation: that of the styles
+    in the programs."""
     sections = [
         _head(experiment, objective),
         _summary(experiment, facts),
         _use(experiment, objective, files),
+        _truncation(truncation, files),
         _files(files),
         _metrics(facts),
         f"## Recipe\n\n```yaml\n{published(experiment).to_yaml()}```",
@@ -127,6 +133,16 @@ def _use(experiment: Experiment, objective: Objective, files: Sequence[ExportedF
             "only."
         )
     return "\n\n".join(parts)
+
+
+def _truncation(truncation: float | None, files: Sequence[ExportedFile]) -> str:
+    if truncation is None or not any(file.name.endswith((".pt2", ".onnx")) for file in files):
+        return ""
+    return (
+        f"The programs (`.pt2`, `.onnx`) truncate styles with ψ = {truncation:g}: less variety, "
+        "better images. In ray_gen the model itself does not; there "
+        f"`model.sample(64, truncation={truncation:g})` gives the same images."
+    )
 
 
 def _files(files: Sequence[ExportedFile]) -> str:

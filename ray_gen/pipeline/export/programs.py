@@ -24,6 +24,7 @@ from ray_gen.errors import Failed, Refused
 from ray_gen.experiment.data import Condition
 from ray_gen.noise import drawn, key_of
 from ray_gen.pipeline.model import Model
+from ray_gen.pipeline.truncation import truncated
 from ray_gen.training.labels import labels_in_turn
 
 BATCH_SIZES = (1, 2, 5, 16)
@@ -141,8 +142,11 @@ class ModelProgram:
 _Maker = Callable[[Objective, Networks, torch.dtype, Sequence[str], Sequence[Condition]], nn.Module]
 
 
-def programs_of(pipeline: Model) -> tuple[list[ModelProgram], list[str]]:
-    """The programs of a model, and a sentence for each missing program.
+def programs_of(
+    pipeline: Model, truncation: float | None = None
+) -> tuple[list[ModelProgram], list[str]]:
+    """The programs of a model, and a sentence for each missing program. truncation: the ψ of the
+    styles that they contain.
 
     Does not change the pipeline's networks. They may be on any device.
     """
@@ -158,7 +162,7 @@ def programs_of(pipeline: Model) -> tuple[list[ModelProgram], list[str]]:
     else:
         own = declared(objective.sampling_noise, pipeline.networks)
         inputs = _Inputs(objective.latents, own)
-        programs.append(_program(name, Decode, inputs, ("images",), pipeline))
+        programs.append(_program(name, Decode, inputs, ("images",), pipeline, truncation))
     if isinstance(objective, Encodes):
         pixels = _Inputs({"images": Noise(pipeline.experiment.image_shape, "uniform")}, {})
         programs.append(_program("encoder", Encode, pixels, None, pipeline))
@@ -181,8 +185,11 @@ def _program(
     of: _Inputs,
     outputs: Sequence[str] | None,
     pipeline: Model,
+    truncation: float | None = None,
 ) -> ModelProgram:
     experiment, objective, networks = pipeline.experiment, pipeline.objective, _used(pipeline)
+    if truncation is not None:
+        networks = truncated(networks, truncation)
     classes = experiment.label_count
     statistics = (experiment.data.condition_statistics or ()) if experiment.label_numbers else ()
     of_labels = (*((LABELS,) if classes else ()), *((CONDITIONS,) if statistics else ()))
