@@ -56,7 +56,8 @@ def images_of(pipeline: Pipeline, styles: Tensor, numbers: list[int], seed: int)
     noise = noise_for(noises, pipeline.networks, seed, "sample", which, torch.float32)
     own = {name.removeprefix("fakes."): value for name, value in noise.items()}
     with torch.no_grad():
-        return (generator.synthesize(styles, own) + 1) / 2  # pyright: ignore
+        images = (generator.synthesize(styles, own) + 1) / 2  # pyright: ignore
+        return images.clamp(0, 1)
 
 
 def test_a_sample_has_styles_nearer_to_their_mean(pipeline: Pipeline) -> None:
