@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 
 from ray_gen.cli import main
 from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.experiment.networks import StyleGan2Network
 from ray_gen.recipes import recipe, to_copy
 from ray_gen.recipes.families import FAMILIES
 from ray_gen.training.build import build_networks, build_objective
@@ -116,3 +118,54 @@ def test_the_command_says_what_a_family_chose() -> None:
     assert "objective.r1_weight=0.1, " in line
     assert "latent_size" not in line and "training.images" not in line
     assert line.endswith("; reasons: ray-gen recipes dcgan data.image_size=28")
+
+
+@pytest.mark.parametrize(
+    ("size", "conditional", "counts", "gamma"),
+    [
+        (32, True, (20.8, 21.3), 0.05),  # CIFAR-10
+        (64, False, (22.4, 22.4), 2.0),  # FFHQ
+        (256, False, (23.1, 23.0), 150.0),  # FFHQ
+    ],
+)
+def test_r3gan_has_the_published_numbers(
+    size: int, conditional: bool, counts: tuple[float, float], gamma: float
+) -> None:
+    """Millions of parameters, and γ at the start and at the end."""
+    this = of("r3gan", size, f"objective.conditional={str(conditional).lower()}")
+    this = this.resolved((3, size, size), [str(n) for n in range(10)])
+    with torch.device("meta"):
+        networks = build_networks(this, build_objective(this))
+    for name, count in zip(("generator", "discriminator"), counts, strict=True):
+        found = sum(p.numel() for p in networks[name].parameters()) / 1e6
+        assert found == pytest.approx(count, abs=0.06)
+    for field in ("r1_weight", "r2_weight"):
+        schedule = this.value_at(f"objective.{field}")
+        assert (schedule["start"], schedule["end"]) == pytest.approx((gamma, gamma / 10))
+        assert schedule["until_images"] == 0.8 * this.training.images
+
+
+@pytest.mark.parametrize(
+    ("size", "preset", "batch", "gamma", "half_life"),
+    [
+        (32, "cifar", 64, 0.01, 500_000),
+        (64, "auto", 32, 0.0256, 10_000),
+        (256, "auto", 16, 0.819, 5000),
+    ],
+)
+def test_stylegan2_ada_has_the_published_numbers(
+    size: int, preset: Any, batch: int, gamma: float, half_life: int
+) -> None:
+    this = of("stylegan2-ada", size)
+    generator, discriminator = StyleGan2Network.published(preset, size)
+    same = ("channel_base", "channel_max", "mapping_layers", "mixing")
+    for ours, theirs, fields in (
+        ("generator", generator, same),
+        ("discriminator", discriminator, ("channel_base", "residual", "deviation_group")),
+    ):
+        for field in fields:
+            assert getattr(this.networks[ours], field) == getattr(theirs, field), field
+    assert this.training.global_batch_size == batch
+    assert this.value_at("objective.r1_weight") == pytest.approx(gamma, rel=1e-3)
+    assert this.training.ema_half_life_images == half_life
+    assert this.value_at("objective.path_length_weight") == (0 if preset == "cifar" else 2)

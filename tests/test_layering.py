@@ -102,6 +102,7 @@ CONVERSIONS = {"float", "bool", "int"}
 
 # A family of models is known to its objective, its settings, its networks and losses.
 OF_FAMILIES = {"objectives", "networks", "losses", "augment", "recipes", "experiment.objectives"}
+OF_FAMILIES |= {"experiment.elsewhere"}  # what others call them
 
 
 def name_of(file: Path) -> str:

@@ -130,6 +130,8 @@ ELSEWHERE = (
     Called("kl_weight kld_weight kl_coef beta_kl", "objective.beta"),
     Called("class_cond class_conditional cond", "objective.conditional"),
     Called("model arch architecture", "networks", "The losses are set by objective.kind"),
+    Called("gan vae objective_kind", "objective.kind", "A GAN's loss is objective.loss"),
+    Called("gan_loss loss_type gan_mode adversarial_loss", "objective.loss"),
     Called(
         "fp16 bf16 amp half use_fp16 mixed_precision autocast",
         "training.precision",
@@ -178,6 +180,53 @@ ELSEWHERE = (
     ),
 )
 """Looked up in this order. An entry counts only if the experiment at hand has the field."""
+
+_OBJECTIVES = {
+    "wgan wgangp wassersteingan": "gan objective.loss=wasserstein, or train the family wgan-gp",
+    "lsgan leastsquaresgan": "gan objective.loss=least_squares",
+    "hingegan geometricgan": "gan objective.loss=hinge",
+    "r3gan rpgan ragan relativisticgan": "gan objective.loss=relativistic, or train the family "
+    "r3gan",
+    "sngan biggan": "gan objective.loss=hinge, or train the family sngan",
+    "stylegan stylegan2 stylegan2ada": "gan, or train the family stylegan2-ada",
+    "dcgan nsgan vanillagan": "gan, or train the family dcgan",
+    "acgan": "gan objective.classifier_weight=1 objective.conditional=true",
+    "cgan conditionalgan": "gan objective.conditional=true",
+    "cvae conditionalvae": "vae objective.conditional=true",
+    "betavae": "vae objective.beta=4",
+    "ae": "autoencoder",
+}
+"""Names of models, without signs, and what follows objective.kind= here. For families see
+`ray-gen recipes`."""
+_LOSSES = {
+    "wgan wgangp w earthmover critic": "wasserstein",
+    "lsgan mse l2": "least_squares",
+    "r3gan rpgan ragan rp": "relativistic",
+    "ns nonsaturating logistic softplus bce vanilla gan standard dcgan": "non_saturating",
+    "saturating mm": "minimax",
+    "hingegan geometric": "hinge",
+}
+_NETWORKS = {
+    "sngan biggan wgan wgangp resnet18": "resnet",
+    "stylegan stylegan2ada stylegan3": "stylegan2",
+    "lightweightgan": "fastgan",
+    "gan": "dcgan",
+    "vae cnn": "conv",
+}
+
+
+def kind_here(path: str, kind: str) -> str | None:
+    """What to write instead of a kind, or a loss, that other programs have at this dotted path.
+    None if no such name is known."""
+    name = "".join(letter for letter in kind.lower() if letter.isalnum())
+    section = path.partition(".")[0]
+    names = {"objective.kind": _OBJECTIVES, "objective.loss": _LOSSES}.get(path)
+    if names is None and section == "networks" and path.endswith(".kind"):
+        names = _NETWORKS
+    found = (here for known, here in (names or {}).items() if name in known.split())
+    here = next(found, None)
+    return None if here is None else f"write {path}={here}"
+
 
 _PREFIXES = ("num_", "n_", "max_", "total_", "no_of_")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ray_gen.experiment.elsewhere import called_here
+from ray_gen.experiment.elsewhere import called_here, kind_here
 from ray_gen.experiment.fields import below, either, kinds_at, paths, shown, tag_of
 from ray_gen.settings import Settings
 
@@ -59,7 +59,8 @@ def _sentence(entry: Any, root: type[Settings], given: Any) -> str:
         tag = str(context.get("tag"))
         known = _tags(context)
         near = difflib.get_close_matches(tag, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = kind_here(f"{path}.kind", tag) or (f"did you mean {near[0]}?" if near else "")
+        hint = f"; {hint}" if hint else ""
         return f"{path}.kind: {tag!r} is not one of {', '.join(known)}{hint}"
     if kind == "union_tag_not_found":
         keys = entry["input"] if isinstance(entry["input"], Mapping) else ()
@@ -81,7 +82,8 @@ def _sentence(entry: Any, root: type[Settings], given: Any) -> str:
     if kind == "literal_error":
         known = [w.strip("'") for w in str(context["expected"]).replace(" or ", ", ").split(", ")]
         apart = [value for value in known if _one_letter_apart(str(entry["input"]), value)]
-        told += f"; did you mean {either(apart)}?" if apart else ""
+        here = kind_here(path, str(entry["input"]))
+        told += f"; did you mean {either(apart)}?" if apart else f"; {here}" if here else ""
     return told
 
 

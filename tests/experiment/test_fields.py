@@ -447,3 +447,27 @@ def test_the_list_of_fields_comes_at_once() -> None:
         "assert not {'torch', 'ray', 'numpy', 'pyarrow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("objective.kind=wgan", "write objective.kind=gan objective.loss=wasserstein, or train"),
+        ("objective.kind=R3GAN", "write objective.kind=gan objective.loss=relativistic"),
+        ("objective.kind=beta-vae", "write objective.kind=vae objective.beta=4"),
+        ("objective.loss=LSGAN", "write objective.loss=least_squares"),
+        ("networks.generator.kind=sngan", "write networks.generator.kind=resnet"),
+        ("gan.kind=r3gan", "did you mean objective.kind?"),
+    ],
+)
+def test_models_of_other_programs_lead_to_ours(override: str, told: str) -> None:
+    with pytest.raises(ExperimentError, match=re.escape(told)):
+        recipes.recipe("dcgan-mnist5k", override)
+
+
+def test_the_families_that_they_lead_to_exist() -> None:
+    from ray_gen.experiment import elsewhere
+    from ray_gen.recipes.families import FAMILIES
+
+    led = re.findall(r"family ([\w-]+)", " ".join(elsewhere._OBJECTIVES.values()))
+    assert led and {*led} <= {*FAMILIES}
