@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 import yaml
 
 import ray_gen
@@ -19,11 +23,12 @@ from ray_gen.experiment.start import Start
 from ray_gen.launch.driver import experiment_before
 from ray_gen.launch.search.checks import check_search
 from ray_gen.launch.start import begin_from, begun, read, with_kept
+from ray_gen.launch.worker import reports
 from ray_gen.pipeline.pretrained import published
-from ray_gen.runs.checkpoints import checkpoint_name
+from ray_gen.runs.checkpoints import checkpoint_name, commit
 from ray_gen.storage import Folder
 from ray_gen.training.build import build_networks, build_objective
-from ray_gen.training.sources import open_data
+from ray_gen.training.sources import open_data, resolved_by
 from ray_gen.training.start import Table, table_of
 from ray_gen.training.state import State
 from tests.data.pictures import write_classes
@@ -229,6 +234,24 @@ def test_layers_of_a_stylegan2_for_larger_images_match_by_resolution(
     }
 
 
+def test_layers_of_an_r3gan_match_by_resolution_and_without_the_classes(
+    store_8, tmp_path: Path
+) -> None:
+    """What depends on the number of classes is new, and no other layer."""
+    kinds = [
+        f"networks.{name}={{kind: r3gan, width: 8}}" for name in ("generator", "discriminator")
+    ]
+    small = gan("objective.conditional=true", *kinds)
+    run = saved(small, store_8, tmp_path / "a", steps=1)
+    fewer = small.with_fields(data__classes=["a", "b"])
+    parts = table(fewer, run).parts
+    assert [[*part.new] for part in parts] == [["from_labels"], ["from_labels"]]
+    larger = small.with_fields(data__image_size=[16, 16])
+    for part in table(larger, run).parts:
+        layers = {name.rpartition(".")[0] if "." in name else name for name in part.new}
+        assert all(layer.startswith("stages.2.") for layer in layers) and part.left == ()
+
+
 def test_what_only_training_uses_begins_anew_and_what_samples_use_is_taken(
     store_8, tmp_path: Path
 ) -> None:
@@ -410,6 +433,54 @@ def test_a_run_begins_with_another_and_says_so(tmp_path: Path, monkeypatch, caps
     assert largest_difference(weights(ours), weights(theirs)) == 0
     again = ray_gen.resume(second.location, {"training.images": 96})
     assert again.images == 96
+
+
+def _rank(rank: int, count: int, port: int, text: str, run: str) -> None:
+    """A worker of a run, as Ray Train starts it."""
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if count > 1:
+        dist.init_process_group("gloo", rank=rank, world_size=count)
+    this = Experiment.from_yaml(text)
+    for report, saved in reports(this, Folder(run), torch.device("cpu")):
+        if saved is not None:
+            commit(saved, Folder(run), checkpoint_name(report.images))
+    if count > 1:
+        dist.destroy_process_group()
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path: Path, monkeypatch) -> None:
+    """Each worker reads what the run keeps. On the workers, the source is gone."""
+    monkeypatch.setenv("RAY_GEN_CACHE", str(tmp_path / "cache"))
+    images = write_classes(tmp_path / "images", {"a": 20, "b": 20})
+    freeze = "training.freeze={discriminator: 1}"
+    text = gan(freeze, "training.precision=fp64", kind="dcgan").to_yaml()
+    changes = [f"data={{kind: folder, path: {images}, image_size: 8}}", "training.images=96"]
+    asked = Experiment.from_yaml(text, changes)
+    this = resolved_by(asked, open_data(asked))
+    source = saved(this.with_fields(seed=3), open_data(this), tmp_path / "source")
+    found: list[Any] = []
+    for count in (1, 2):
+        run = Folder(str(tmp_path / f"run-{count}"))
+        with_source = this.with_fields(training__start_from=str(source))
+        experiment, origin = begun(with_source, None, run)
+        assert origin is not None
+        origin.write(run)
+        source.rename(tmp_path / "elsewhere")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        given = (count, port, experiment.to_yaml(), run.location)
+        torch.multiprocessing.spawn(_rank, given, nprocs=count)
+        (tmp_path / "elsewhere").rename(source)
+        state = State.build(experiment, build_objective(experiment), World())
+        state.load(run.path / checkpoint_name(96))
+        found.append(weights(state))
+    assert largest_difference(*found) < 1e-12
+    theirs = State.build(this, build_objective(this), World())
+    theirs.load(source / checkpoint_name(72))
+    frozen = "layers.0.weight"
+    assert torch.equal(found[0]["discriminator"][frozen], weights(theirs)["discriminator"][frozen])
 
 
 def given(changes: dict[str, Any]) -> Experiment:
