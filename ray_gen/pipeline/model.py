@@ -141,7 +141,7 @@ class Model:
         other images."""
         # Imported here: this module also imports the download of weights, which sampling does not
         # need.
-        from ray_gen.evaluation.extractors.weights import digest_of
+        from ray_gen.weights import digest_of
 
         return Origin(self.name, digest_of(self.networks.state_dict()))
 

@@ -7,6 +7,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+WEIGHTS = "evaluation.features.weights"
+"""The setting that names a file of weights."""
+
 
 @dataclass(frozen=True)
 class Features:

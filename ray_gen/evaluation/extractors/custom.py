@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from ray_gen.errors import Refused
 from ray_gen.evaluation.extractors import Differentiable, Features
-from ray_gen.evaluation.extractors.weights import digest_of
+from ray_gen.weights import digest_of
 
 
 class Custom:

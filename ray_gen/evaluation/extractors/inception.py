@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ray_gen.evaluation.extractors import Features
-from ray_gen.evaluation.extractors.weights import digest_of, downloaded, misfit, read_weights
+from ray_gen.evaluation.extractors import WEIGHTS, Features
 from ray_gen.evaluation.fidelity import torch_fidelity
+from ray_gen.weights import digest_of, downloaded, misfit, read_weights
 
 _MODULE = "feature_extractor_inceptionv3"
 
@@ -29,10 +29,10 @@ class Inception:
     def __init__(self, *, weights: str | None = None, device: torch.device) -> None:
         build = torch_fidelity(_MODULE, "FeatureExtractorInceptionV3")
         if weights is None:
-            path = downloaded(torch_fidelity(_MODULE, "URL_INCEPTION_V3"))
+            path = downloaded(torch_fidelity(_MODULE, "URL_INCEPTION_V3"), WEIGHTS)
         else:
             path = Path(weights).expanduser()
-        tensors = read_weights(path)
+        tensors = read_weights(path, WEIGHTS)
         # The constructor of torch-fidelity unpickles a file. So it gets a file that was written
         # here, from tensors that were read safely.
         written = io.BytesIO()
@@ -42,7 +42,7 @@ class Inception:
             with torch.random.fork_rng(devices=[]):
                 network: nn.Module = build("inception", ["2048", "logits_unbiased"], written)
         except RuntimeError as error:
-            raise misfit(error, "torch-fidelity's InceptionV3") from error
+            raise misfit(error, "torch-fidelity's InceptionV3", WEIGHTS) from error
         self._network = network.to(device)
         self.digest = digest_of(tensors)
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ray_gen.errors import Refused
 from ray_gen.evaluation.extractors import Features
-from ray_gen.evaluation.extractors.weights import digest_of
 from ray_gen.pipeline.loading import load_as
 from ray_gen.pipeline.model import Model
 from ray_gen.pixels import unit
+from ray_gen.weights import digest_of
 
 FIELD = "evaluation.features.run"
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_gen.errors import Refused
-from ray_gen.evaluation.extractors import Features
-from ray_gen.evaluation.extractors.weights import digest_of, downloaded, misfit, read_weights
+from ray_gen.evaluation.extractors import WEIGHTS, Features
 from ray_gen.pixels import unit
+from ray_gen.weights import digest_of, downloaded, misfit, read_weights
 
 _FIELD = "evaluation.features.backbone"
 _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)\.")
@@ -35,10 +35,10 @@ class TorchvisionClassifier:
     def __init__(self, *, backbone: str, weights: str | None = None, device: torch.device) -> None:
         preset = _preset(backbone)
         if weights is None:
-            tensors = read_weights(downloaded(preset.url))
+            tensors = read_weights(downloaded(preset.url, WEIGHTS), WEIGHTS)
             source = str(preset).rpartition(".")[2]
         else:
-            tensors = read_weights(Path(weights).expanduser())
+            tensors = read_weights(Path(weights).expanduser(), WEIGHTS)
             source = "from a file"
         recipe = preset.transforms()
         self._size: int = recipe.crop_size[0]
@@ -110,7 +110,7 @@ def _filled(
     try:
         network.load_state_dict(state)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise misfit(error, f"torchvision's {backbone}") from error
+        raise misfit(error, f"torchvision's {backbone}", WEIGHTS) from error
     network = network.float().to(device).eval().requires_grad_(False)
     return network, _last_linear(network, backbone)[1]
 

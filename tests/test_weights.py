@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 
 from ray_gen.errors import Refused
-from ray_gen.evaluation.extractors import weights
-from ray_gen.evaluation.extractors.weights import digest_of, downloaded, read_weights
+from ray_gen.weights import digest_of, downloaded, read_weights
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.count": torch.tensor(3)}
+FIELD = "evaluation.features.weights"
 URL = "https://example.org/some/net-0123456789.pth"
 
 
@@ -39,7 +39,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, wrapped: bool) -> None:
     else:
         path.write_bytes(pickle.dumps(Runs(trace)))
     with pytest.raises(Refused, match="not a file of tensors only") as refused:
-        read_weights(path)
+        read_weights(path, FIELD)
     assert not trace.exists()
     for advice in ("weights_only", "load failed", "trust"):  # torch's advice on how to run the file
         assert advice not in str(refused.value)
@@ -57,7 +57,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, wrapped: bool) -> None:
 def test_only_tensors_by_name_are_taken(tmp_path: Path, content: Any, words: str) -> None:
     torch.save(content, tmp_path / "net.pth")
     with pytest.raises(Refused, match=words):
-        read_weights(tmp_path / "net.pth")
+        read_weights(tmp_path / "net.pth", FIELD)
 
 
 def test_a_damaged_or_missing_file_is_named(tmp_path: Path) -> None:
@@ -66,16 +66,16 @@ def test_a_damaged_or_missing_file_is_named(tmp_path: Path) -> None:
     for name in ("half.pth", "half.safetensors"):
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
         with pytest.raises(Refused, match=f"evaluation.features.weights: .*{name}"):
-            read_weights(tmp_path / name)
+            read_weights(tmp_path / name, FIELD)
     for name in ("none.pth", "none.safetensors"):
         with pytest.raises(Refused, match=f"there is no file .*{name}"):
-            read_weights(tmp_path / name)
+            read_weights(tmp_path / name, FIELD)
 
 
 def test_both_formats_hold_the_same(tmp_path: Path) -> None:
     torch.save(OrderedDict(TENSORS), tmp_path / "net.pth")
     save_file(TENSORS, tmp_path / "net.safetensors")
-    found = [read_weights(tmp_path / name) for name in ("net.pth", "net.safetensors")]
+    found = [read_weights(tmp_path / name, FIELD) for name in ("net.pth", "net.safetensors")]
     assert digest_of(found[0]) == digest_of(found[1]) == digest_of(TENSORS)
     for changed in (
         {**TENSORS, "a.count": torch.tensor(4)},
@@ -103,9 +103,9 @@ def test_without_a_network_the_message_says_what_to_do(
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     with pytest.raises(Refused) as refused:
-        downloaded(URL)
+        downloaded(URL, FIELD)
     text = str(refused.value)
-    for part in (URL, weights.FIELD, "to its path", str(getattr(error, "reason", error))[:5]):
+    for part in (URL, FIELD, "to its path", str(getattr(error, "reason", error))[:5]):
         assert part in text
     assert text.count("\n") == 0 and "<urlopen error" not in text
 
@@ -120,5 +120,5 @@ def test_a_file_is_downloaded_once_and_its_digest_checked(
         Path(path).write_bytes(b"content")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    assert downloaded(URL) == downloaded(URL) == hub / "net-0123456789.pth"
+    assert downloaded(URL, FIELD) == downloaded(URL, FIELD) == hub / "net-0123456789.pth"
     assert asked == [(URL, "0123456789")]

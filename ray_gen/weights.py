@@ -1,4 +1,7 @@
-"""Weights of extractors: downloaded once per node, and read as nothing but tensors."""
+"""Weights that others have trained: downloaded once per node, and read as nothing but tensors.
+
+Errors name `field`, the setting that can name another file.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,6 @@ from torch import Tensor
 
 from ray_gen.errors import Refused
 
-FIELD = "evaluation.features.weights"
-
 _NAMED = 3
 """Number of tensors that a message names."""
 
@@ -26,7 +27,7 @@ _NAMED = 3
 _NOT_DOWNLOADED = (OSError, RuntimeError, ValueError)
 
 
-def downloaded(url: str) -> Path:
+def downloaded(url: str, field: str) -> Path:
     """The local file of a URL, in torch.hub's folder. If it is missing, one process per node
     downloads it.
 
@@ -49,14 +50,14 @@ def downloaded(url: str) -> Path:
             os.close(lock)
     except _NOT_DOWNLOADED as error:
         raise Refused(
-            f"{FIELD}: {url} could not be downloaded ({getattr(error, 'reason', error)}); download "
+            f"{field}: {url} could not be downloaded ({getattr(error, 'reason', error)}); download "
             "it on another machine and "
-            f"set {FIELD} to its path"
+            f"set {field} to its path"
         ) from error
     return path
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, field: str) -> dict[str, Tensor]:
     """Tensors by name, from a .safetensors file or from a state dict that torch.save wrote.
 
     Nothing in the file is ever run: torch's `weights_only` knows only the classes of tensors.
@@ -67,27 +68,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise Refused(f"{FIELD}: there is no file {path}") from None
+        raise Refused(f"{field}: there is no file {path}") from None
     except pickle.UnpicklingError:  # not torch's message: it says how to run the file anyway
         raise Refused(
-            f"{FIELD}: {path} is not a file of tensors only: it is damaged, or holds code that "
+            f"{field}: {path} is not a file of tensors only: it is damaged, or holds code that "
             "loading would run; give a state dict, as .safetensors or by torch.save"
         ) from None
     except Exception as error:  # other bytes can raise nearly any error
         why = str(error).partition("\n")[0] or type(error).__name__
         raise Refused(
-            f"{FIELD}: {path} is not a file of tensors only, or it is damaged ({why}); give a "
+            f"{field}: {path} is not a file of tensors only, or it is damaged ({why}); give a "
             "state dict, as .safetensors or by torch.save"
         ) from error
     if not isinstance(found, dict) or not found:
         raise Refused(
-            f"{FIELD}: {path} holds a {type(found).__name__} and not tensors by name; give a "
+            f"{field}: {path} holds a {type(found).__name__} and not tensors by name; give a "
             "state dict"
         )
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise Refused(
-                f"{FIELD}: {path} holds a {type(tensor).__name__} as {name!r}; give only the state "
+                f"{field}: {path} holds a {type(tensor).__name__} as {name!r}; give only the state "
                 "dict: tensors by name"
             )
     return found  # keeps torch.save's `_metadata`: the versions of modules
@@ -104,10 +105,10 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return whole.hexdigest()[:32]
 
 
-def misfit(error: Exception, what: str) -> Refused:
+def misfit(error: Exception, what: str, field: str) -> Refused:
     """The first complaint of `load_state_dict` as Refused. what: the network, for the message."""
     found = ([line.strip() for line in str(error).splitlines()][1:2] or [str(error)])[0]
     names = found.split(", ")  # often of hundreds of tensors
     more = len(names) - _NAMED
     told = ", ".join(names[:_NAMED]) + f" and {more} more" if more > 0 else found.rstrip(" .")
-    return Refused(f"{FIELD}: the file does not fit {what}: {told}; give the file of its weights")
+    return Refused(f"{field}: the file does not fit {what}: {told}; give the file of its weights")
