@@ -69,6 +69,8 @@ class Signature:
     several_logits: bool = False
     """Whether the network may return several logits of an image, (N, K) or (N, K, H, W), where the
     output has the shape (1,). The objective takes means over them."""
+    reconstructs: bool = False
+    """Whether the objective also asks the network for reconstructions: see `Reconstructing`."""
 
     @property
     def form(self) -> str:
@@ -211,6 +213,36 @@ def declared(noises: Noises, networks: Networks) -> dict[str, Noise]:
         if isinstance(own, Mapping):  # if not, `noise` is something else, such as a layer
             found |= {f"{name}.{key}": of_network for key, of_network in own.items()}
     return found
+
+
+@runtime_checkable
+class Pretrained(Protocol):
+    """An own module of an objective with weights that others have trained: buffers that are not
+    persistent, so they are in no checkpoint."""
+
+    def load(self) -> None:
+        """Read the weights. Called before the module is used, and not where a model is only sampled
+        from. Raises Refused."""
+        ...
+
+
+@runtime_checkable
+class Reconstructing(Protocol):
+    """A discriminator that also reconstructs the images that it sees, so that its features know
+    more of them than what tells real from generated (Liu et al. 2021, FastGAN, section 3.2). It
+    needs to, if its signature `reconstructs`."""
+
+    def reconstructed(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        noise: Mapping[str, Tensor] = _NOTHING,
+    ) -> tuple[Any, Sequence[tuple[Tensor, Tensor]]]:
+        """images_NCHW in [-1, 1] to the output of a call, and from the same pass pairs of
+        an image and its reconstruction, (N, C, h, w) each: of the whole or of a part, in [-1, 1].
+        noise: of the network."""
+        ...
 
 
 @runtime_checkable

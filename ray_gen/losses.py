@@ -81,10 +81,18 @@ def generator_loss_minimax(fake_logits: Tensor) -> Tensor:
     return mean_of_each(-F.softplus(fake_logits))
 
 
-def discriminator_loss_hinge(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """max(0, 1 - D(x)) + max(0, 1 + D(G(z))) on logits. Lim and Ye 2017, eq. 9; Miyato et al. 2018,
-    eq. 16. Returns (N,)."""
-    return mean_of_each(F.relu(1.0 - real_logits) + F.relu(1.0 + fake_logits))
+def discriminator_loss_hinge(
+    real_logits: Tensor,
+    fake_logits: Tensor,
+    real_margin: float | Tensor = 1.0,
+    fake_margin: float | Tensor = 1.0,
+) -> Tensor:
+    """max(0, m - D(x)) + max(0, m' + D(G(z))) on logits. Lim and Ye 2017, eq. 9; Miyato et al.
+    2018, eq. 16.
+
+    margins m, m': 1 in these papers; a tensor broadcasts to the logits. Returns (N,).
+    """
+    return mean_of_each(F.relu(real_margin - real_logits) + F.relu(fake_margin + fake_logits))
 
 
 def generator_loss_hinge(fake_logits: Tensor) -> Tensor:

@@ -90,6 +90,16 @@ EXPERIMENTS = {
         *o,
         kind="r3gan",
     ),
+    "fastgan": lambda *o: gan(
+        "objective.loss=hinge",
+        "objective.hinge_margin=[0.8,1.0]",
+        "objective.reconstruction_weight=8",
+        "objective.augment=[color]",
+        "networks.generator.width=1",
+        "networks.discriminator.width=1",
+        *o,
+        kind="fastgan",
+    ),
     "vae-gan": lambda *o: vae_gan(*o),
     "relativistic": lambda *o: relativistic(*o),
 }

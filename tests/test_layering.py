@@ -20,8 +20,8 @@ PACKAGE = ROOT / "ray_gen"
 # floors.
 FLOORS: list[set[str]] = [
     {"errors", "version", "core", "distributed", "pixels", "temporary"},
-    {"noise", "losses", "storage"},
-    {"augment", "sampling", "runs.manifest", "settings"},
+    {"noise", "losses", "storage", "weights"},
+    {"augment", "sampling", "perceptual", "runs.manifest", "settings"},
     {"objectives", "networks", "data", "evaluation", "runs.names", "runs.captions"},
     {"experiment", "runs.pictures"},
     {"recipes", "searches", "training"},
@@ -45,6 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pixels": {"torch"},
     "noise": {"torch"},
     "losses": {"torch"},
+    "weights": {"torch", "safetensors"},
+    "perceptual": {"torch"},
     "augment": {"torch"},
     "sampling": {"torch"},
     "storage": {"pyarrow"},
@@ -93,7 +95,7 @@ OF_TORCHVISION = {"data.sources.torchvision", "evaluation.extractors.torchvision
 IN_A_STEP = {
     *("training.step", "training.block", "training.foreach", "training.gradients"),
     *("training.optimizers", "losses", "augment", "noise", "pixels", "core"),
-    *("objectives", "networks"),
+    *("objectives", "networks", "perceptual"),
 }
 WAITS = {"item", "tolist", "cpu", "numpy", "synchronize", "nonzero", "is_nonzero"}
 """Methods that wait for the device."""

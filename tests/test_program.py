@@ -127,6 +127,15 @@ FAMILIES: dict[str, Experiment] = {
         "training.precision=bf16",
         kind="r3gan",
     ),
+    "fastgan": gan(
+        "objective.loss=hinge",
+        "objective.hinge_margin=[0.8,1.0]",
+        "objective.reconstruction_weight={kind: linear, start: 8, end: 1, until_images: 900}",
+        "objective.augment=[color]",
+        "networks.generator.width=1",
+        "networks.discriminator.width=1",
+        kind="fastgan",
+    ),
     "bf16": gan("training.precision=bf16", "objective.r1_weight=1", kind="dcgan"),
 }
 

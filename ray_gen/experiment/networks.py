@@ -28,6 +28,8 @@ class NetworkSettings(Component):
 
     takes_conditions: ClassVar[bool] = False
     """Whether it takes other conditions than labels."""
+    reconstructs: ClassVar[bool] = False
+    """Whether its discriminator can reconstruct what it sees."""
     may_be_styled: ClassVar[bool] = False
     """Whether its generator has styles (`ray_gen.core.Styled`), as far as the settings know."""
 
@@ -161,6 +163,31 @@ class DcganNetwork(_ConvolutionalSettings):
                 "or labels to concatenated"
             )
         return self
+
+
+class FastGanNetwork(_ConvolutionalSettings):
+    """The generator and discriminator of FastGAN (Liu et al. 2021), for few images. The published
+    ones have 256 to 1,024 pixels; smaller images have their first stages. Images above 512 pixels
+    on a side are best trained with a micro-batch that fits the memory. The discriminator judges 50
+    places of an image, and reconstructs if `objective.reconstruction_weight` is above 0. Labels are
+    joined to z, and to the discriminator's last maps."""
+
+    targets: ClassVar[Mapping[str, str]] = {
+        "map_to_vector": "ray_gen.networks.fastgan:FastGanDiscriminator",
+        "vector_to_map": "ray_gen.networks.fastgan:FastGanGenerator",
+    }
+    reconstructs: ClassVar[bool] = True
+    kind: Literal["fastgan"] = "fastgan"
+    width: PositiveInt = 64
+    """Channels at 128 pixels in the generator and at 64 in the discriminator (published: 64). Both
+    have 8 times as many at 8 pixels; the generator has 16 times as many at 4."""
+    batch_norm: bool = True
+    """Whether there is BatchNorm, as published. With R1, a discriminator is often better without
+    it."""
+    label_size: PositiveInt = 32
+    """Length of the learned vector of each label, in conditional models."""
+    spectral_norm: bool = True
+    """Divide every weight by its largest singular value (Miyato et al. 2018), as published."""
 
 
 class ResnetNetwork(_ConvolutionalSettings):
@@ -344,6 +371,7 @@ class CustomNetwork(NetworkSettings):
     """Your own class, called as `Name(signature, **options)`. For signatures see ray_gen.core."""
 
     may_be_styled: ClassVar[bool] = True
+    reconstructs: ClassVar[bool] = True
     kind: Literal["custom"] = "custom"
     target: str = Field(pattern=r"^[\w.]+:\w+$")
     """The class, as package.module:Name. Every node must be able to import it."""
@@ -359,6 +387,7 @@ Network = Annotated[
     MlpNetwork
     | ConvNetwork
     | DcganNetwork
+    | FastGanNetwork
     | ResnetNetwork
     | StyleGan2Network
     | R3ganNetwork

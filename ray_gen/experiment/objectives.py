@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from ray_gen.experiment.augment import AdaSettings, Augment
+from ray_gen.experiment.distances import Distance, L1Distance
 from ray_gen.experiment.networks import NetworkSettings
 from ray_gen.experiment.schedules import Count, CountSteps, Fraction, NonNegative
 from ray_gen.settings import Component, live
@@ -196,6 +197,17 @@ class GanObjective(ObjectiveSettings):
     path_length_every: Count = live(4)
     """Generator updates between two path length terms. Each term's weight is multiplied by this
     number (StyleGAN2: 4). Half of the images are used."""
+    hinge_margin: PositiveFloat | tuple[PositiveFloat, PositiveFloat] = 1.0
+    """Logit from which a real image adds nothing to the hinge loss, and minus which a generated one
+    does not: a number, or [least, largest] of uniform draws for each image (FastGAN: [0.8, 1.0],
+    where its code draws for each logit)."""
+    reconstruction_weight: NonNegative = live(0.0)
+    """Weight of the discriminator's reconstructions: it reconstructs the augmented real images from
+    its features, and the distance from them is a loss (Liu et al. 2021, eq. 4). For few images. The
+    loss is a mean over images; FastGAN's code sums over the 8 images of a batch: 8."""
+    reconstruction_distance: Distance = L1Distance()
+    """How far a reconstruction is from its image. FastGAN takes a perceptual distance; vgg16 is
+    one, and needs the weights of a trained network."""
     augment: Augment = ()
     """Augmentation of all images that the discriminator sees, for data sets of up to some ten
     thousand images. A list: transforms of DiffAugment (Zhao et al. 2020). A mapping
@@ -226,9 +238,25 @@ class GanObjective(ObjectiveSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _margins_are_of_the_hinge_loss(self) -> Self:
+        if self.loss != "hinge" and self.hinge_margin != 1.0:
+            raise ValueError(
+                f"hinge_margin is of the hinge loss, but the loss is {self.loss}: set hinge_margin "
+                "to 1 or loss to hinge"
+            )
+        if isinstance(self.hinge_margin, tuple) and self.hinge_margin[0] >= self.hinge_margin[1]:
+            least, largest = self.hinge_margin
+            raise ValueError(
+                f"hinge_margin is [{least:g}, {largest:g}], but its first number must be below its "
+                "second: give one number, or e.g. [0.8, 1.0]"
+            )
+        return self
+
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the objective's class. `ada` holds those of `AdaSettings`."""
-        given = super().arguments()
+        distance = self.reconstruction_distance.model_dump()
+        given = {**super().arguments(), "reconstruction_distance": distance}
         if isinstance(self.augment, AdaSettings):
             given |= {"augment": (), "ada": self.augment.arguments()}
         return given
@@ -270,9 +298,9 @@ class GanObjective(ObjectiveSettings):
         return self.loss in ("non_saturating", "minimax")
 
     def network_problems(self, networks: Mapping[str, NetworkSettings]) -> Iterator[str]:
-        """A gradient penalty of each image needs logits that depend on this image alone, and a
-        classifier a network that does not get the class. Labels enter as a network can take
-        them."""
+        """A gradient penalty of each image needs logits that depend on this image alone, a
+        classifier a network that does not get the class, and reconstructions one that makes them.
+        Labels enter as a network can take them."""
         discriminator = networks.get("discriminator")
         classifies = self.classifier_weight != 0.0
         if self.conditional:
@@ -284,6 +312,12 @@ class GanObjective(ObjectiveSettings):
                     yield f"networks.{name}.labels: {problem}"
         if classifies and discriminator is not None:
             yield from _classifier_problems(discriminator)
+        if self.reconstruction_weight != 0.0 and not getattr(discriminator, "reconstructs", True):
+            yield (
+                "objective.reconstruction_weight: needs a discriminator that reconstructs images, "
+                f"and {getattr(discriminator, 'kind', 'it')} does not; set "
+                "networks.discriminator.kind=fastgan or objective.reconstruction_weight=0"
+            )
         if self.gradient_penalty_weight != 0.0 and getattr(discriminator, "batch_norm", False):
             yield (
                 "objective.gradient_penalty_weight: penalises the gradient at each image, and with "

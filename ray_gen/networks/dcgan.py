@@ -30,7 +30,7 @@ def _norm(channels: int, batch_norm: bool, condition_size: int = 0) -> list[nn.M
     return [nn.BatchNorm2d(channels)] if batch_norm else []
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """Weights from N(0, 0.02²), scales of BatchNorm from N(1, 0.02²), biases 0."""
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -46,7 +46,7 @@ def _takes_no_labels(layer: nn.Module) -> bool:
     return not isinstance(layer, ConditionalBatchNorm)
 
 
-class _FromVector(nn.ConvTranspose2d):
+class FromVector(nn.ConvTranspose2d):
     """A transposed convolution of a 1 x 1 map: one matrix product.
 
     With a channels-last weight the product needs no copy, and its output is channels-last. torch's
@@ -89,7 +89,7 @@ class DcganGenerator(nn.Module):
         inputs = signature.input[0] + self.label.added
         bias = not batch_norm  # the paper's networks have no bias
         layers: list[nn.Module] = [
-            _FromVector(inputs, channels, start, bias=bias),
+            FromVector(inputs, channels, start, bias=bias),
             *_norm(channels, batch_norm, self._condition_size),
             nn.ReLU(inplace=True),
         ]
@@ -104,7 +104,7 @@ class DcganGenerator(nn.Module):
         if signature.activation == "tanh":
             layers.append(nn.Tanh())
         self.layers = nn.Sequential(*layers)
-        _initialise(self.layers)
+        initialise(self.layers)
         if spectral_norm:
             for layer in self.layers:  # conditional gains and biases are tables of values
                 if not isinstance(layer, ConditionalBatchNorm):
@@ -174,7 +174,7 @@ class DcganDiscriminator(nn.Module):
         self.more = nn.ModuleDict(
             {name: nn.Conv2d(channels, size, end, bias=bias) for name, (size,) in more}
         )
-        _initialise(self)
+        initialise(self)
         if spectral_norm:
             with_spectral_norm(self)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ from ray_gen.objectives.augmented import AdaAugmented, Augmentation, DiffAugment
 from ray_gen.objectives.consistency import CONSISTENCY_NOISE, moved
 from ray_gen.objectives.equilibrium import note_win, settled, watch, won
 from ray_gen.objectives.path_length import PathLength, path_length_losses
+from ray_gen.objectives.reconstruction import DISTANCE, reconstructed
+from ray_gen.perceptual import distance_of
 from ray_gen.pixels import unstretched
 
 _OF_DISCRIMINATOR: Noises = {
@@ -104,10 +107,14 @@ class Gan(Objective):
         classify_generated: bool = False,
         path_length_weight: Number = 0.0,
         path_length_every: int = 4,
+        hinge_margin: float | tuple[float, float] = 1.0,
+        reconstruction_weight: Number = 0.0,
+        reconstruction_distance: Mapping[str, Any] = MappingProxyType({"kind": "l1"}),
         opacity: bool = False,
     ) -> None:
         """augment: names of DiffAugment. ada: arguments of `AdaAugmented`, instead of them.
-        opacity: whether the last channel of the images is opacity."""
+        reconstruction_distance: arguments of `distance_of`. opacity: whether the last channel of
+        the images is opacity."""
         self._image_shape = image_shape
         self._label_count = label_count
         self._latent_size = latent_size
@@ -128,6 +135,13 @@ class Gan(Objective):
         self._classify_generated = classify_generated
         classes = classifier_weight or generator_classifier_weight
         self._judgement = classifier.outputs(label_count) if classes else (1,)
+        self._hinge_margin = hinge_margin
+        self._reconstruction = Weight(reconstruction_weight)
+        self._distance: Mapping[str, Any] = {
+            **reconstruction_distance,
+            "channels": image_shape[0],
+            "opacity": opacity,
+        }
         self._augment: Augmentation = DiffAugmented(augment, opacity=opacity)
         if ada is not None:
             middle = 0.5 if loss == "least_squares" else 0.0
@@ -147,16 +161,23 @@ class Gan(Objective):
                 (self._latent_size,), self._image_shape, self._label_count, "tanh"
             ),
             "discriminator": Signature(
-                self._image_shape, self._judgement, self._label_count, several_logits=True
+                self._image_shape,
+                self._judgement,
+                self._label_count,
+                several_logits=True,
+                reconstructs=bool(self._reconstruction.value),
             ),
         }
 
     def modules(self) -> Mapping[str, nn.Module]:
-        """The running means of the logits and path lengths, if a penalty needs them, and those of
-        the augmentation."""
-        anchors = {"anchors": Anchors()} if self._lecam.value else dict[str, nn.Module]()
-        path_length = {"path_length": PathLength()} if self._path_length.value else {}
-        return {**anchors, **path_length, **self._augment.modules()}
+        """The running means of the logits and path lengths, if a penalty needs them, the distance
+        of reconstructions, and the modules of the augmentation."""
+        found: dict[str, nn.Module] = {"anchors": Anchors()} if self._lecam.value else {}
+        if self._path_length.value:
+            found["path_length"] = PathLength()
+        if self._reconstruction.value:
+            found[DISTANCE] = distance_of(**self._distance)
+        return {**found, **self._augment.modules()}
 
     def phases(self) -> Sequence[Phase]:
         """The discriminator's phase at every step, the generator's phase at every k-th."""
@@ -169,6 +190,9 @@ class Gan(Objective):
         of_discriminator = {**noise, **_OF_MIXES} if self._gradient_penalty.value else noise
         if any(weight.value for weight in self._consistency.values()):
             of_discriminator = {**of_discriminator, **CONSISTENCY_NOISE}
+        if isinstance(self._hinge_margin, tuple):
+            margins = Noise((2,), "uniform", *self._hinge_margin)
+            of_discriminator = {**of_discriminator, "hinge_margin": margins}
         weights = dict[str, Weight]()
         if self._generator_classifier.value:
             weights = {
@@ -202,6 +226,7 @@ class Gan(Objective):
         penalties = {"r1": (self._r1, self._r1_loss), "r2": (self._r2, self._r2_loss)}
         used = {name: both for name, both in penalties.items() if both[0].value}
         optional = {"lecam": self._lecam, "classifier": self._classifier, **self._consistency}
+        optional["reconstruction"] = self._reconstruction
         weights = {name: weight for name, weight in optional.items() if weight.value}
         if self._loss == "relativistic":
             for name, (weight, _) in used.items():
@@ -235,9 +260,7 @@ class Gan(Objective):
         """D's logits of what it sees, and its class logits (N, K) if it classifies."""
         noise = noise_of(batch.noise, call)
         judgement = networks["discriminator"](seen, batch.labels, **noise)
-        logits, classes = classifier.taken_apart(judgement)
-        dtype = batch.images.dtype
-        return logits.to(dtype), None if classes is None else classes.to(dtype)
+        return _taken_apart(judgement, batch)
 
     def _fakes(self, networks: Networks, batch: Batch) -> Tensor:
         """G(z): (N, C, H, W) in [-1, 1]."""
@@ -255,9 +278,14 @@ class Gan(Objective):
         seen_fake = self._seen(networks, fakes, batch, "judged_fake")
         fake, classes_of_fake = self._told(networks, seen_fake, batch, "judged_fake")
         seen_real = self._seen(networks, images, batch, "judged_real")
-        real, classes_of_real = self._told(networks, seen_real, batch, "judged_real")
+        minimised: dict[str, Tensor] = {}
+        if "reconstruction" in batch.due:
+            judgement, minimised["reconstruction"] = reconstructed(networks, seen_real, batch)
+            real, classes_of_real = _taken_apart(judgement, batch)
+        else:
+            real, classes_of_real = self._told(networks, seen_real, batch, "judged_real")
         if self._loss in _ON_LOGITS:
-            loss = _ON_LOGITS[self._loss](real, fake)
+            loss = _ON_LOGITS[self._loss](real, fake, *self._margins(real, batch))
             reported = {
                 "discriminator/real_logit": losses.mean_of_each(real),
                 "discriminator/fake_logit": losses.mean_of_each(fake),
@@ -268,7 +296,7 @@ class Gan(Objective):
                 "discriminator/real": losses.mean_of_each(real).sigmoid(),  # D(x)
                 "discriminator/fake": losses.mean_of_each(fake).sigmoid(),  # D(G(z))
             }
-        minimised = {"discriminator": loss}
+        minimised["discriminator"] = loss
         for name, logits, judged in (("r1", real, images), ("r2", fake, fakes)):
             if name in batch.due:
                 minimised[name] = losses.squared_gradient_norm(logits, judged)
@@ -295,6 +323,16 @@ class Gan(Objective):
         of_images, of_phase = self._augment.watch(networks, batch, real)
         reported = {tag: value.detach() for tag, value in {**reported, **of_images}.items()}
         return Losses(minimised, reported, of_phase)
+
+    def _margins(self, logits: Tensor, batch: Batch) -> Sequence[float | Tensor]:
+        """The hinge loss's margins for real and for generated images: one number, or one drawn for
+        each image and all its logits. Other losses have none."""
+        if self._loss != "hinge":
+            return ()
+        if not isinstance(self._hinge_margin, tuple):
+            return self._hinge_margin, self._hinge_margin
+        margins = batch.noise["hinge_margin"].view(-1, 2, *[1] * (logits.ndim - 1))
+        return margins.unbind(1)
 
     def _r1_loss(self, networks: Networks, batch: Batch) -> Losses:
         """‖∇_x D(x)‖² on real images; its weight is γ/2."""
@@ -363,6 +401,13 @@ class Gan(Objective):
     def failure(self, memory: Mapping[str, float], images: int) -> str | None:
         """The words, if D(x) has been 1 and D(G(z)) 0 for 50,000 images."""
         return won(memory, images)
+
+
+def _taken_apart(judgement: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """The logits of an output of D, and its class logits (N, K) if it classifies."""
+    logits, classes = classifier.taken_apart(judgement)
+    dtype = batch.images.dtype
+    return logits.to(dtype), None if classes is None else classes.to(dtype)
 
 
 def _leaf(images: Tensor) -> Tensor:

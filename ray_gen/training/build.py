@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ray_gen.core import Networks, Objective, Phase, Settles, Signature
+from ray_gen.core import Networks, Objective, Phase, Pretrained, Settles, Signature
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.networks import CustomNetwork, Network
@@ -252,6 +252,8 @@ def build_networks(
             torch.manual_seed(seed_of(experiment.seed, "weights", name))
             if isinstance(signature, nn.Module):
                 network = signature
+                if isinstance(network, Pretrained):
+                    network.load()
             else:
                 seen = _with_numbers(signature, experiment)
                 network = _build_network(experiment.networks[name], seen, name)
@@ -274,6 +276,7 @@ def _with_numbers(signature: Signature, experiment: Experiment) -> Signature:
         signature.conditions,
         numbers,
         signature.several_logits,
+        signature.reconstructs,
     )
 
 

@@ -109,7 +109,7 @@ _OTHERWISE: dict[str, Any] = {"reconstruct": _reconstruct, "encode": _encode}
 
 def signature_of(signature: Signature) -> Signature:
     """The same signature. If 0.1 knew its form, it has the attribute names of 0.1."""
-    if signature.conditions or signature.label_numbers:  # 0.1 had neither
+    if signature.conditions or signature.label_numbers or signature.reconstructs:  # since 0.2
         return signature
     if signature.form == "map_to_vector":
         channels, height, width = signature.input
