@@ -165,7 +165,7 @@ class Gan(Objective):
                 self._judgement,
                 self._label_count,
                 several_logits=True,
-                reconstructs=bool(self._reconstruction.value),
+                reconstructs=self._reconstruction.value != 0.0,
             ),
         }
 
