@@ -341,7 +341,8 @@ class Step:
             _PhaseRunner(phase, experiment, state, world, images) for phase in objective.phases()
         ]
         self._averages = _Averages(experiment, state, world)
-        self._period = math.lcm(self._averages.every, *(runner.period for runner in self._runners))
+        self.period = math.lcm(self._averages.every, *(runner.period for runner in self._runners))
+        """Number of steps after which the pattern of due phases, terms and losses repeats."""
         # Seed torch's generators only if a user's class may draw from them.
         self._seeds_torch = record is None and "custom" in {
             experiment.objective.kind,
@@ -355,7 +356,7 @@ class Step:
         Collective: every rank, same order.
         """
         step = self._state.step
-        turn = self._turns.get(step % self._period) or self._turn(step)
+        turn = self._turns.get(step % self.period) or self._turn(step)
         for runner in turn.runners:
             runner.begin(step, self._meter)
         if turn.averages:
@@ -380,7 +381,7 @@ class Step:
             turn = _Turn([runner for runner, _ in due], averages, self._program(due, averages))
             self._programs[key] = turn
         if len(self._turns) < _LONGEST_PERIOD:
-            self._turns[step % self._period] = turn
+            self._turns[step % self.period] = turn
         return turn
 
     def _program(self, due: Sequence[tuple[_PhaseRunner, Due]], averages: bool) -> Program:

@@ -1,0 +1,205 @@
+"""Which model is better on one data set, when each gets the same seconds of processor time.
+
+    python jobs/quality.py split FOLDER DATA [--group REGEX] [--test 0.2]
+    python jobs/quality.py classifier DATA [--side 32]
+    python jobs/quality.py run STUDY.yaml DATA DEST [--only NAME ...] [--minutes 20]
+    python jobs/quality.py table DEST
+
+`split` copies a folder of classes into DATA/train and DATA/test. Files whose names match REGEX in
+the same text (its groups, joined) come to the same side: near copies of a training image must not
+be test images. `classifier` trains a small classifier, with equal numbers of images of all classes;
+its features are those of the metrics. `run` trains each model of a study with one thread, and
+`--minutes` of processor time each, and evaluates it against the held-out images. `table` prints
+what is there.
+
+A study names models. Each is a recipe and changes of its fields; `{data}` is DATA, and `{dest}` is
+DEST, so that one model may begin with another:
+
+    defaults: ["data={data}", "data.image_size=32"]
+    models:
+      dcgan: {recipe: dcgan, changes: ["objective.r1_weight=1"]}
+      again: {recipe: dcgan, changes: ["training.start_from={dest}/dcgan"], minutes: 60, seeds: 3}
+
+The images of a run are chosen before it: two short runs of the same model, one twice as long, give
+the processor time of an image, and schedules end where the run ends. The time that a run really
+took is in the table, from its first process to its last (`wait4`), decoding of the data included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+import math
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# A script sees only its own folder; without this it would measure an installed version.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from _classifier import fit
+
+import ray_gen
+
+ROOT = Path(__file__).resolve().parent.parent
+METRICS = ("kid", "density_coverage", "nearest_neighbour", "sliced_wasserstein")
+PROBE_SECONDS = 40.0
+"""Processor time of the longer of the two short runs, about."""
+
+
+def split(source: Path, data: Path, group: str, share: float) -> None:
+    """Copy `source`/CLASS/* into `data`/train/CLASS and `data`/test/CLASS. The side is a function
+    of the text that `group` matches, over all classes."""
+    pattern, counts = re.compile(group), {"train": 0, "test": 0}
+    for path in sorted(source.glob("*/*")):
+        found = pattern.search(path.name)
+        key = path.stem if found is None else "".join(filter(None, found.groups() or found.group()))
+        number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+        side = "test" if number < share else "train"
+        target = data / side / path.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / path.name)
+        counts[side] += 1
+    print(f"{counts['train']} training and {counts['test']} test images in {data}")
+
+
+def run(study: dict[str, Any], data: Path, dest: Path, only: list[str], minutes: float) -> None:
+    """Train and evaluate the models of a study, one after the other. What is there is kept."""
+    dest.mkdir(parents=True, exist_ok=True)
+    unknown = set(only) - study["models"].keys()
+    if unknown:
+        sys.exit(f"--only: the study has no {', '.join(sorted(unknown))}")
+    for name, model in study["models"].items():
+        if only and name not in only:
+            continue
+        for seed in range(int(model.get("seeds", 1))):
+            folder = dest / (name if seed == 0 else f"{name}-seed{seed}")
+            if (folder / "quality.json").is_file():
+                continue
+            given = [*study.get("defaults", []), *model.get("changes", []), f"seed={seed}"]
+            places = ("{data}", str(data)), ("{dest}", str(dest))
+            changes = [functools.reduce(lambda x, y: x.replace(*y), places, x) for x in given]
+            budget = 60.0 * float(model.get("minutes", minutes))
+            _one(model["recipe"], changes, folder, data, budget)
+
+
+def _one(recipe: str, changes: list[str], folder: Path, data: Path, budget: float) -> None:
+    images = _images_for(recipe, changes, budget)
+    shutil.rmtree(folder, ignore_errors=True)
+    seconds = _train(recipe, [*changes, *_lengths(images)], folder)
+    scores = _evaluate(folder, data)
+    facts = {"recipe": recipe, "changes": changes, "images": images, "cpu_seconds": seconds}
+    (folder / "quality.json").write_text(json.dumps({**facts, "scores": scores}, indent=1))
+    print(json.dumps({"run": folder.name, **facts, "scores": scores}), flush=True)
+
+
+def _lengths(images: int) -> list[str]:
+    return [
+        f"training.images={images}",
+        f"training.report_every_images={max(1, images // 20)}",
+        f"training.checkpoint_every_images={images}",
+        "checkpoints.every_minutes=null",
+        "evaluation.every_images=null",
+    ]
+
+
+def _images_for(recipe: str, changes: list[str], budget: float) -> int:
+    """As many images as the budget is enough for."""
+    with tempfile.TemporaryDirectory() as place:
+        short, images = 0.0, 256
+        for attempt in range(12):
+            seconds = _train(recipe, [*changes, *_lengths(images)], Path(place) / str(attempt))
+            if attempt and seconds >= PROBE_SECONDS:
+                each = (seconds - short) / (images / 2)
+                return max(images, round((budget - (short - each * images / 2)) / each))
+            short, images = seconds, 2 * images
+    sys.exit(f"{recipe}: too fast to be measured")
+
+
+def _train(recipe: str, changes: list[str], folder: Path) -> float:
+    """Train into a folder with one thread. Returns the processor time in seconds."""
+    command = [sys.executable, "-m", "ray_gen", "train", recipe, "--local"]
+    command += ["--name", folder.name, "--storage", str(folder.parent), *changes]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode not in (0, 1) or not folder.is_dir():
+        sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _evaluate(folder: Path, data: Path) -> dict[str, float]:
+    """Scores against the test images."""
+    features = {
+        "kind": "custom",
+        "target": "_classifier:Classifier",
+        "options": {"weights": str(data / "classifier.safetensors")},
+    }
+    scores = ray_gen.evaluate(folder, split="held_out", metrics=METRICS, features=features)
+    return {score.name: score.value for score in scores}
+
+
+def _row(file: Path) -> dict[str, Any]:
+    return {"run": file.parent.name, **json.loads(file.read_text())}
+
+
+def table(dest: Path) -> str:
+    """What is there, sorted by KID."""
+    rows = [_row(file) for file in dest.glob("*/quality.json")]
+    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    lines = [
+        "| run | images | CPU seconds | " + " | ".join(names) + " |",
+        "|-" * (3 + len(names)) + "|",
+    ]
+    for row in sorted(rows, key=lambda row: row["scores"].get("kid", math.inf)):
+        scores = (f"{row['scores'].get(name, math.nan):.4g}" for name in names)
+        parts = (row["run"], f"{row['images']:,}", f"{row['cpu_seconds']:.0f}", *scores)
+        lines.append(f"| {' | '.join(parts)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("split")
+    one.add_argument("source", type=Path)
+    one.add_argument("data", type=Path)
+    one.add_argument("--group", default=r"^.*$")
+    one.add_argument("--test", type=float, default=0.2)
+    one = commands.add_parser("classifier")
+    one.add_argument("data", type=Path)
+    one.add_argument("--side", type=int, default=32)
+    one = commands.add_parser("run")
+    one.add_argument("study", type=Path)
+    one.add_argument("data", type=Path)
+    one.add_argument("dest", type=Path)
+    one.add_argument("--only", nargs="*", default=[])
+    one.add_argument("--minutes", type=float, default=20.0)
+    one = commands.add_parser("table")
+    one.add_argument("dest", type=Path)
+    given = parser.parse_args()
+    if given.command == "split":
+        split(given.source, given.data, given.group, given.test)
+    elif given.command == "classifier":
+        fitted = fit(given.data, given.data / "classifier.safetensors", side=given.side)
+        print(f"accuracy {fitted.accuracy:.3f}, mean over classes {fitted.balanced:.3f}")
+    elif given.command == "run":
+        study = yaml.safe_load(given.study.read_text())
+        run(study, given.data.resolve(), given.dest.resolve(), given.only, given.minutes)
+    else:
+        print(table(given.dest))
+
+
+if __name__ == "__main__":
+    main()
