@@ -48,6 +48,9 @@ MODELS = {
         kind="dcgan",
     ),
     "gan-conv": gan(SHORT, kind="conv"),
+    "gan-r3gan": gan(
+        SHORT, "objective.conditional=true", "networks.discriminator.blocks=1", kind="r3gan"
+    ),
     "gan-resnet": gan(
         SHORT,
         "objective.conditional=true",

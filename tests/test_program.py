@@ -28,6 +28,18 @@ SCHEDULED = (
     "objective.beta={kind: linear, start: 0, end: 1, until_images: 900}",
     "training.ema_half_life_images={kind: steps, values: [[0, 50], [600, 100]]}",
 )
+R3GAN_SCHEDULES = [
+    f"{path}={given % 'kind: cosine, until_images: 900'}"
+    for path, given in {
+        "objective.r1_weight": "{%s, start: 2, end: 1}",
+        "objective.r2_weight": "{%s, start: 2, end: 1}",
+        "optimizers.discriminator.learning_rate": "{%s, start: 2.0e-4, end: 5.0e-5}",
+        "optimizers.discriminator.betas": "[0.0, {%s, start: 0.9, end: 0.99}]",
+        "optimizers.generator.learning_rate": "{%s, start: 2.0e-4, end: 5.0e-5}",
+        "optimizers.generator.betas": "[0.0, {%s, start: 0.9, end: 0.99}]",
+        "training.ema_half_life_images": "{%s, start: 1, end: 100}",
+    }.items()
+]
 FAMILIES: dict[str, Experiment] = {
     "vae": vae(),
     "gaussian-vae": vae("objective.likelihood=gaussian", "networks.decoder.spectral_norm=true"),
@@ -122,8 +134,7 @@ FAMILIES: dict[str, Experiment] = {
         "networks.discriminator.blocks=1",
         "objective.conditional=true",
         "objective.loss=relativistic",
-        "objective.r1_weight={kind: cosine, start: 2, end: 1, until_images: 900}",
-        "objective.r2_weight={kind: cosine, start: 2, end: 1, until_images: 900}",
+        *R3GAN_SCHEDULES,
         "training.precision=bf16",
         kind="r3gan",
     ),

@@ -52,7 +52,8 @@ class Training(Settings):
     """Images in one forward pass of a worker: whole groups. None: the worker's whole part of the
     batch. A smaller value needs less memory and more time."""
     ema_half_life_images: Positive = live(10_000)
-    """Half-life of the average of the weights (EMA). Samples come from this average."""
+    """Half-life of the average of the weights (EMA). Samples come from this average. R3GAN's
+    schedule begins at 0: begin with 1, which keeps as little of earlier weights."""
     ema_ramp: NonNegative = live(0.05)
     """The half-life of the EMA is at most this share of the images seen, so that the average
     forgets the untrained start (Karras et al. 2020, StyleGAN2-ADA). 0: no such limit."""
