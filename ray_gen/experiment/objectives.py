@@ -208,6 +208,10 @@ class GanObjective(ObjectiveSettings):
     reconstruction_distance: Distance = L1Distance()
     """How far a reconstruction is from its image. FastGAN takes a perceptual distance; vgg16 is
     one, and needs the weights of a trained network."""
+    penalty_precision: Literal["fp32", "bf16"] = "fp32"
+    """Type of the discriminator's passes for R1, R2 and the gradient penalty, with
+    training.precision=bf16. bf16: as in its other passes. Gradients of images, their squares and
+    sums are float32 in both."""
     augment: Augment = ()
     """Augmentation of all images that the discriminator sees, for data sets of up to some ten
     thousand images. A list: transforms of DiffAugment (Zhao et al. 2020). A mapping

@@ -110,6 +110,7 @@ class Gan(Objective):
         hinge_margin: float | tuple[float, float] = 1.0,
         reconstruction_weight: Number = 0.0,
         reconstruction_distance: Mapping[str, Any] = MappingProxyType({"kind": "l1"}),
+        penalty_precision: str = "fp32",
         opacity: bool = False,
     ) -> None:
         """augment: names of DiffAugment. ada: arguments of `AdaAugmented`, instead of them.
@@ -142,6 +143,7 @@ class Gan(Objective):
             "channels": image_shape[0],
             "opacity": opacity,
         }
+        self._exact = penalty_precision == "fp32"
         self._augment: Augmentation = DiffAugmented(augment, opacity=opacity)
         if ada is not None:
             middle = 0.5 if loss == "least_squares" else 0.0
@@ -230,17 +232,17 @@ class Gan(Objective):
         weights = {name: weight for name, weight in optional.items() if weight.value}
         if self._loss == "relativistic":
             for name, (weight, _) in used.items():
-                weights[name] = replace(weight, full_precision=True)
+                weights[name] = replace(weight, full_precision=self._exact)
             used = {}
         if weights:
             weights["discriminator"] = Weight()
         yield Term("discriminator", self._discriminator_losses, weights=weights)
         for name, (weight, loss) in used.items():
-            yield Term(name, loss, weight.value, weight.every, full_precision=True)
+            yield Term(name, loss, weight.value, weight.every, full_precision=self._exact)
         mixes = self._gradient_penalty
         if mixes.value:
             name = "gradient_penalty"
-            yield Term(name, self._mixes_loss, mixes.value, mixes.every, full_precision=True)
+            yield Term(name, self._mixes_loss, mixes.value, mixes.every, full_precision=self._exact)
 
     def _logits(self, networks: Networks, images: Tensor, batch: Batch, call: str) -> Tensor:
         """D's logits of augmented images, real or generated: (N, 1), (N, K) or (N, K, H, W)."""
@@ -342,7 +344,7 @@ class Gan(Objective):
 
     def _r2_loss(self, networks: Networks, batch: Batch) -> Losses:
         """‖∇_x D(x)‖² on generated images; its weight is γ/2."""
-        fakes = _leaf(self._fakes(networks, batch))
+        fakes = _leaf(self._fakes(networks, batch).to(batch.images.dtype))
         logits = self._logits(networks, fakes, batch, "judged_fake")
         return Losses({"r2": losses.squared_gradient_norm(logits, fakes)})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d
 
+from ray_gen import losses as gan_losses
 from ray_gen.core import Signature
 from ray_gen.experiment.networks import R3ganNetwork
+from ray_gen.losses import squared_gradient_norm
 from ray_gen.networks.r3gan import R3ganDiscriminator, R3ganGenerator
-from tests.helpers import gan
+from ray_gen.training.build import build_networks, build_objective
+from tests.helpers import gan, stepped
 
 IMAGENET = {"width": 1536, "group_width": 32}
 PAPER = {
@@ -203,8 +207,6 @@ def test_other_outputs() -> None:
 
 
 def test_samples_of_unbounded_images_are_clamped() -> None:
-    from ray_gen.training.build import build_networks, build_objective
-
     this = gan(kind="r3gan")
     objective = build_objective(this)
     built = build_networks(this, objective)
@@ -218,3 +220,62 @@ def test_a_width_that_leaves_no_channel_is_refused() -> None:
     problem = R3ganNetwork(width=3).size_problem(128, 128)
     assert problem is not None and "at least 4" in problem
     assert R3ganNetwork(width=4).size_problem(100, 100) is not None
+
+
+def penalty(discriminator: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """R1 of each image, and the gradient of its mean at all weights."""
+    images = images.detach().requires_grad_()
+    r1 = squared_gradient_norm(discriminator(images, None).to(images.dtype), images)
+    slopes = torch.autograd.grad(r1.mean(), list(discriminator.parameters()), allow_unused=True)
+    return r1.detach(), torch.cat([s.flatten() for s in slopes if s is not None]).double()
+
+
+def test_a_penalty_in_bf16_is_within_1_percent_of_float64() -> None:
+    torch.manual_seed(0)
+    _, discriminator = networks((32, 32), None, width=16, blocks=1)
+    for _, one in residual_blocks(discriminator):
+        nn.init.normal_(one.narrow.weight, 0.0, 0.1)
+    images = 2 * torch.rand(16, 3, 32, 32) - 1
+    exact, slope = penalty(copy.deepcopy(discriminator).double(), images.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        found, its_slope = penalty(discriminator, images)
+    assert found.dtype == torch.float32
+    error = abs(float(found.double().mean() / exact.mean()) - 1)
+    assert 1e-6 < error < 0.01  # in float32 it would be smaller
+    assert float((its_slope - slope).norm() / slope.norm()) < 0.03
+
+
+@pytest.mark.parametrize("loss", ["relativistic", "non_saturating"])
+@pytest.mark.parametrize(("precision", "bits"), [("fp32", [32, 32]), ("bf16", [16, 32])])
+def test_the_precision_of_penalties_is_a_setting(
+    store_8: Any, monkeypatch: pytest.MonkeyPatch, loss: str, precision: str, bits: list[int]
+) -> None:
+    """The bits of D's stages at 8 x 8 and 4 x 4 where R1 and R2 are computed."""
+    seen: list[list[int]] = []
+    real = gan_losses.squared_gradient_norm
+
+    def noted(logits: Tensor, images: Tensor) -> Tensor:
+        assert logits.dtype == images.dtype == torch.float32
+        seen.append(stages[-2:])
+        return real(logits, images)
+
+    stages: list[int] = []
+    stage = nn.Sequential.forward
+
+    def forward(self: nn.Sequential, x: Tensor) -> Tensor:
+        found = stage(self, x)
+        stages.append(found.dtype.itemsize * 8)
+        return found
+
+    monkeypatch.setattr(gan_losses, "squared_gradient_norm", noted)
+    monkeypatch.setattr(nn.Sequential, "forward", forward)
+    this = gan(
+        f"objective.loss={loss}",
+        f"objective.penalty_precision={precision}",
+        "objective.r1_weight=1",
+        "objective.r2_weight=1",
+        "training.precision=bf16",
+        kind="r3gan",
+    )
+    stepped(this, build_objective(this), store_8, 1)
+    assert seen == [bits] * 2
