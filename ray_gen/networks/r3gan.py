@@ -32,7 +32,7 @@ def _weight(*shape: int, gain: float = 1.0) -> nn.Parameter:
 
 class _Pointwise(nn.Module):
     """A 1 x 1 convolution without a bias, as a matrix product. For channels-last maps it needs no
-    copy, and its second derivative is a product too (2 cores, 96 to 192 channels at 32 x 32: R1's
+    copy, and its second derivative is a product too (one CPU core, 96 to 192 channels at 32 x 32: R1's
     two backward passes take 142 ms, with torch's convolution 217 ms)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
