@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_gen.core import Noise, Signature, parts_of_labels
-from ray_gen.networks.blur import Blur, doubled
+from ray_gen.networks.blur import Blur
 from ray_gen.networks.equalised import GAIN, EqualisedLinear, activated, with_unit_mean_square
+from ray_gen.networks.resample import Upsample
 from ray_gen.networks.running_mean import RunningMean
 from ray_gen.networks.sizes import halvings
 
@@ -88,7 +89,7 @@ class StyledLayer(nn.Module):
         self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.noise_strength = nn.Parameter(torch.zeros(()))
-        self.blur = Blur() if doubles else None
+        self.blur = Blur(padding=1) if doubles else None
 
     def forward(self, x: Tensor, style: Tensor, noise: Tensor) -> Tensor:
         """x: (N, inputs, H, W); style: (N, W); noise: (N, 1, H', W') of the output's size."""
@@ -100,7 +101,7 @@ class StyledLayer(nn.Module):
             x = F.conv2d(x, self.weight, padding=1)
         else:
             x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)  # 2 H + 1 high
-            x, back = self.blur(x, padding=1), back * 4.0
+            x, back = self.blur(x), back * 4.0
         back, bias = back.to(x.dtype), (GAIN * self.bias).to(x.dtype)
         x = torch.addcmul(bias[:, None, None], x, back[:, :, None, None])
         return activated(x + (noise * (GAIN * self.noise_strength)).to(x.dtype))
@@ -163,6 +164,7 @@ class StyleGan2Generator(nn.Module):
             StyledLayer(style_size, a, b, doubles=True) for a, b in pairs[1:]
         )
         self.second = nn.ModuleList(StyledLayer(style_size, b, b, doubles=False) for _, b in pairs)
+        self.doubled = Upsample()
         self.to_image = nn.ModuleList(ToImage(style_size, b, image_shape[0]) for _, b in pairs)
         maps = [sizes[0], *(size for size in sizes[1:] for _ in range(2))]
         self._layers = {f"layer_{i}": Noise((1, *size)) for i, size in enumerate(maps)}
@@ -221,7 +223,7 @@ class StyleGan2Generator(nn.Module):
         for i, first in enumerate(self.first):
             x = first(x, style[2 * i + 1], maps[2 * i + 1])
             x = self.second[i + 1](x, style[2 * i + 2], maps[2 * i + 2])
-            image = doubled(image) + self.to_image[i + 1](x, style[2 * i + 3])
+            image = self.doubled(image) + self.to_image[i + 1](x, style[2 * i + 3])
         return image
 
     def forward(

@@ -18,6 +18,7 @@ from ray_gen.networks.equalised import (
     EqualisedLinear,
     activated,
 )
+from ray_gen.networks.resample import Downsample
 from ray_gen.networks.running_mean import RunningMean
 from ray_gen.networks.sizes import halvings
 from ray_gen.networks.stylegan2 import LabelMapping, Layers, channels_at
@@ -63,14 +64,14 @@ class DownBlock(nn.Module):
         self.first = EqualisedConv(inputs, inputs, 3)
         self.second = EqualisedConv(inputs, outputs, 3, stride=2)
         self.skip = EqualisedConv(inputs, outputs, 1, bias=False) if residual else None
-        self.blur = Blur()
+        self.blur, self.halved = Blur(padding=2), Downsample()
 
     def forward(self, x: Tensor) -> Tensor:
         """As the class says."""
-        inner = self.blur(activated(self.first(x, GAIN)), padding=2)
+        inner = self.blur(activated(self.first(x, GAIN)))
         if self.skip is None:
             return activated(self.second(inner, GAIN))
-        skipped = self.skip(self.blur(x, padding=1, stride=2), math.sqrt(0.5))
+        skipped = self.skip(self.halved(x), math.sqrt(0.5))
         return skipped + activated(self.second(inner, GAIN * math.sqrt(0.5)))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ray_gen.core import Signature, Styled, begin_phase, phase_modules
 from ray_gen.experiment.networks import StyleGan2Network
-from ray_gen.networks.blur import doubled
+from ray_gen.networks.blur import Blur
 from ray_gen.networks.stylegan2 import StyleGan2Generator
 from ray_gen.networks.stylegan2_discriminator import StyleGan2Discriminator
 
@@ -335,6 +335,11 @@ def test_a_judgement_does_not_depend_on_other_images() -> None:
     torch.testing.assert_close(usual, network.deviation.usual._sums[0] / 2)
 
 
-def test_an_image_doubles_as_a_map_does() -> None:
-    x = torch.randn(2, 3, 5, 6).double()
-    torch.testing.assert_close(doubled(x), torch.stack([up(one) for one in x]))
+@pytest.mark.parametrize("padding", [1, 2])
+def test_both_derivatives_of_the_filter(padding: int) -> None:
+    blur, x = Blur(padding).double(), torch.randn(2, 3, 5, 6).double().requires_grad_()
+    torch.testing.assert_close(
+        blur(x), torch.stack([filtered(padded(one, padding, padding)) for one in x])
+    )
+    assert torch.autograd.gradcheck(blur, (x,))
+    assert torch.autograd.gradgradcheck(lambda x: blur(x).square(), (x,))
