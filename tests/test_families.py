@@ -169,3 +169,24 @@ def test_stylegan2_ada_has_the_published_numbers(
     assert this.value_at("objective.r1_weight") == pytest.approx(gamma, rel=1e-3)
     assert this.training.ema_half_life_images == half_life
     assert this.value_at("objective.path_length_weight") == (0 if preset == "cifar" else 2)
+
+
+@pytest.mark.parametrize(
+    ("images", "changes", "told"),
+    [
+        (50, [], "training.start_from=RUN"),
+        (500, [], "for more variety from 500 images"),
+        (500, ["objective.augment=[]"], "set objective.augment=[color,translation]"),
+        (5_000, ["objective.augment=[]"], None),
+        (5_000, [], None),
+        (200_000, [], "objective.augment=[] turns it off"),
+        (200_000, ["objective.augment=[]"], None),
+    ],
+)
+def test_advice_for_few_and_many_images(images: int, changes: list[str], told: str | None) -> None:
+    objective = of("dcgan", 32, *changes).objective
+    found = list(objective.advice(images, starts_from_a_run=False))
+    assert len(found) == (told is not None)
+    assert told is None or told in found[0]
+    if images < 1_000 and not changes:
+        assert not list(objective.advice(images, starts_from_a_run=True))

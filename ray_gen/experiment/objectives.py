@@ -47,6 +47,11 @@ class ObjectiveSettings(Component):
             if name != "conditional"
         }
 
+    def advice(self, images: int, starts_from_a_run: bool) -> Iterator[str]:
+        """Sentences for a user whose data have so many training images: what to expect of so few or
+        so many, and what to set instead. starts_from_a_run: as `training.start_from` says."""
+        yield from ()
+
     def stop_problem(self) -> str | None:
         """Why `training.stop_at_equilibrium` cannot end a run of this objective. None if it can."""
         kind = getattr(self, "kind", "custom")
@@ -107,6 +112,14 @@ class VaeObjective(ObjectiveSettings):
     """Redraw each pixel as Bernoulli(x) each time training uses the image (Salakhutdinov and Murray
     2008; Burda et al. 2016), so that the Bernoulli is a likelihood. Pixels of held-out images are
     drawn once."""
+
+    def advice(self, images: int, starts_from_a_run: bool) -> Iterator[str]:
+        """About a trained run to start from."""
+        if images < 1_000 and not starts_from_a_run:
+            yield (
+                f"a VAE of {images:,} images reconstructs others badly; set a smaller "
+                "objective.latent_size, or training.start_from=RUN, a run of similar images"
+            )
 
     @model_validator(mode="after")
     def _only_a_bernoulli_is_of_binary_pixels(self) -> Self:
@@ -295,6 +308,29 @@ class GanObjective(ObjectiveSettings):
         if isinstance(self.augment, AdaSettings):
             return {"augments": self.augment.told()}
         return {"augments": ", ".join(self.augment)} if self.augment else {}
+
+    def advice(self, images: int, starts_from_a_run: bool) -> Iterator[str]:
+        """About augmentation, and about a trained run to start from."""
+        augmented = isinstance(self.augment, AdaSettings) or bool(self.augment)
+        start = "" if starts_from_a_run else "training.start_from=RUN, a run of similar images"
+        if images < 100 and start:
+            yield (
+                f"a GAN that learns {images:,} images from the beginning makes copies of them; "
+                f"set {start}, and training.freeze"
+            )
+        elif images < 1_000 and not augmented:
+            other = f", or {start}" if start else ""
+            yield (
+                f"without augmentation the discriminator knows {images:,} images by heart soon; "
+                f"set objective.augment=[color,translation]{other}"
+            )
+        elif images < 1_000 and start:
+            yield f"for more variety from {images:,} images set {start}"
+        elif images > 100_000 and augmented:
+            yield (
+                f"{images:,} images need no augmentation, which costs a little quality; "
+                "objective.augment=[] turns it off"
+            )
 
     @property
     def gives_probability(self) -> bool:

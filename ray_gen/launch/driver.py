@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -271,7 +271,7 @@ def prepared(
     before = experiment_before(run)
     experiment, origin = begun(as_begun(experiment, before, line.say), before, run)
     store = open_data(experiment, line.decoded)
-    told = tuple(lines(store))
+    told = (*lines(store), *_advice(experiment, store))
     for sentence in told:
         tell(sentence)
     experiment = resolved_by(experiment, store)
@@ -299,6 +299,13 @@ def prepared(
             ]
         )
     return Prepared(experiment, store, objective, networks, manifest, told, origin, start)
+
+
+def _advice(experiment: Experiment, store: Store) -> Iterator[str]:
+    """What the objective says to so many images."""
+    images = store.stream.rows if store.stream is not None else len(store.train)
+    starts = experiment.training.start_from is not None
+    yield from (f"  {told}" for told in experiment.objective.advice(images, starts))
 
 
 def check_evaluation(ready: Prepared, line: ProgressLine) -> None:
