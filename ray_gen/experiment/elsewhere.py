@@ -189,6 +189,7 @@ _OBJECTIVES = {
     "r3gan",
     "sngan biggan": "gan objective.loss=hinge, or train the family sngan",
     "stylegan stylegan2 stylegan2ada": "gan, or train the family stylegan2-ada",
+    "fastgan lightweightgan": "gan, or train the family fastgan",
     "dcgan nsgan vanillagan": "gan, or train the family dcgan",
     "acgan": "gan objective.classifier_weight=1 objective.conditional=true",
     "cgan conditionalgan": "gan objective.conditional=true",

@@ -14,7 +14,7 @@ from ray_gen.experiment.data import from_short_form
 from ray_gen.experiment.manual import explained, flow
 from ray_gen.experiment.reading import Changes, apply_changes, data_of
 from ray_gen.networks.sizes import size_problem
-from ray_gen.recipes.families import dcgan, r3gan, sngan, stylegan2_ada, wgan_gp
+from ray_gen.recipes.families import dcgan, fastgan, r3gan, sngan, stylegan2_ada, wgan_gp
 from ray_gen.recipes.families.facts import Facts, Tree, reasons_of, values_of
 
 GIVEN = "As given."
@@ -46,6 +46,7 @@ class Family:
 FAMILIES: Mapping[str, Family] = {
     "r3gan": Family.of(r3gan),
     "stylegan2-ada": Family.of(stylegan2_ada),
+    "fastgan": Family.of(fastgan),
     "dcgan": Family.of(dcgan),
     "sngan": Family.of(sngan),
     "wgan-gp": Family.of(wgan_gp),
