@@ -150,6 +150,14 @@ class FastGanGenerator(nn.Module):
         if spectral_norm:
             with_spectral_norm(self)
 
+    def blocks_from_image(self) -> list[nn.Module]:
+        """See `ray_gen.core.InBlocks`: each stage, with the excitation of its map."""
+        blocks = [nn.ModuleList([self.start]), *(nn.ModuleList([up]) for up in self.ups)]
+        for stage, excitation in enumerate(self.excitations, 4):
+            blocks[stage].append(excitation)
+        blocks[-1].append(self.to_image)
+        return [*reversed(blocks)]
+
     def forward(
         self, z: Tensor, labels: Tensor | None = None, *, noise: Mapping[str, Tensor]
     ) -> Tensor:
@@ -277,6 +285,14 @@ class FastGanDiscriminator(nn.Module):
         initialise(self)
         if spectral_norm:
             with_spectral_norm(self)
+
+    def blocks_from_image(self) -> list[nn.Module]:
+        """See `ray_gen.core.InBlocks`: each stage of the large image, with the excitation of its
+        map. The branch for the small image is in none."""
+        blocks = [nn.ModuleList([self.stem]), *(nn.ModuleList([down]) for down in self.downs)]
+        for number, excitation in enumerate(self.excitations, 3):
+            blocks[number].append(excitation)
+        return [*blocks]
 
     def forward(
         self,
