@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import vgg
 
 from ray_gen.errors import Refused
+from ray_gen.launch.plan import plan_of
 from ray_gen.perceptual import L1Distance, Vgg16Distance
 from ray_gen.training.build import build_networks, build_objective
 from tests.helpers import gan
@@ -140,3 +141,20 @@ def test_l1_is_the_mean_absolute_difference() -> None:
     assert found.tolist() == [0.75]
     found.sum().backward()
     assert y.grad.tolist() == [[[[-0.5, 0.5]]]]
+
+
+def test_check_says_which_distance_and_which_weights(store_8, trunk: Path) -> None:
+    for distance_, words in (("l1", "l1, the mean"), ("vgg16", "vgg16, its features have the")):
+        more = f", weights: '{trunk}'" if distance_ == "vgg16" else ""
+        this = gan(
+            "objective.reconstruction_weight=8",
+            f"objective.reconstruction_distance={{kind: {distance_}{more}}}",
+            kind="fastgan",
+        )
+        objective = build_objective(this)
+        networks = build_networks(this, objective)
+        plan = plan_of(
+            this, "runs/a", store_8, objective, networks, data=("",), from_images=None, ray=None
+        )
+        for text in (str(plan), "\n".join(plan.lines())):
+            assert f"\ndistance    {words}" in text

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -44,6 +44,8 @@ class Plan:
     """Why it would train on Ray. None: in one process of this machine."""
     memory: Memory | None = None
     """About what one worker needs. None: not measured."""
+    described: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What own modules say of themselves, by name: a distance, and the digest of its weights."""
     start: tuple[str, ...] = ()
     """What it would take of a trained model, in lines. Empty if it takes nothing, or has begun."""
     snapshot: int = 0
@@ -72,6 +74,7 @@ class Plan:
         when = ", ".join(self._count(what, every) for what, every in counts.items())
         yield from _lines("start", self.start)
         yield _line("networks", self._networks())
+        yield from (_line(name, words) for name, words in self.described.items())
         yield _line("steps", self._steps())
         yield _line("trains", f"{self._where()}: {when}")
 
@@ -79,7 +82,9 @@ class Plan:
         """All of it, and the experiment. full: with every field, else those without defaults."""
         found = [_line("run", self._run())]
         found += [*_lines("data", self.data), *_lines("start", self.start)]
-        found += [_line("networks", self._networks()), _line("steps", self._steps())]
+        found.append(_line("networks", self._networks()))
+        found += [_line(name, words) for name, words in self.described.items()]
+        found.append(_line("steps", self._steps()))
         found += [_line(*both) for both in self.experiment.objective.told().items()]
         if self.memory is not None:
             found.append(_line("memory", self._memory(self.memory)))
@@ -218,6 +223,7 @@ def plan_of(
     }
     workers = 1 if ray is None else experiment.workers.most
     snapshot = _bytes_of_snapshot(experiment, objective, networks)
+    signatures = objective.networks()
     plan = Plan(
         experiment,
         location,
@@ -228,6 +234,12 @@ def plan_of(
         ray,
         start=start,
         snapshot=snapshot,
+        described={
+            name: words
+            for name, module in networks.items()
+            if name not in signatures
+            and isinstance(words := getattr(module, "description", None), str)
+        },
     )
     if not measured:
         return plan
