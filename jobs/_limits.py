@@ -3,71 +3,53 @@ share of the best that large matrix products and wide convolutions reach in the 
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from _flops import flops_of
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from ray_gen.core import Reconstructing, Styled
 from ray_gen.data import Store
 from ray_gen.distributed import World
 from ray_gen.experiment import Experiment
+from ray_gen.recipes import recipe
 from ray_gen.training.build import build_objective
 from ray_gen.training.loop import build_feed
 from ray_gen.training.meter import Meter
 from ray_gen.training.state import State
 from ray_gen.training.step import Step
 
-
-def flops_of(run: Callable[[], object]) -> float:
-    """Floating point operations of matrix products and convolutions while `run` runs. A product and
-    a sum count as two.
-
-    torch's own counter takes the weight gradient of a convolution in groups for one without groups.
-    """
-    formulas = {torch.ops.aten.convolution_backward: _of_convolution_backward}
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        run()
-    return float(counter.get_total_flops())
-
-
-def _of_convolution_backward(
-    gradient: Sequence[int],
-    x: Sequence[int],
-    weight: Sequence[int],
-    *others: Any,
-    **more: Any,
-) -> int:
-    """Each gradient, of the input and of the weight, costs as much as the forward pass. All
-    arguments are those of the operator, with shapes for tensors."""
-    del more
-    transposed, wanted = others[4], others[7]
-    places = math.prod(x[2:]) if transposed else math.prod(gradient[2:])
-    return 2 * x[0] * places * math.prod(weight) * (wanted[0] + wanted[1])
+# What is measured
 
 
 @dataclass
 class Measured:
-    """One thing that computes, and what it reached."""
+    """Something that computes, and what it reached."""
 
     name: str
     run: Callable[[], object]
-    """Once: a step, or one large product."""
-    images: int
-    """Of one call; 0: no images."""
+    """Once: a period of steps, or a large product."""
     flops: float
-    """Of one call, on average over calls."""
+    """Of one call."""
+    images: int = 0
+    """Of one call; 0: it has none."""
     passes: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Forward passes of each network in a step, on average over steps."""
+    """Forward passes of each network in a step, of a whole batch, on average over the period."""
     seconds: list[float] = field(default_factory=list[float])
     """Of one call, by round."""
+
+    def numbers(self) -> dict[str, Any]:
+        """All but what runs."""
+        return {name: value for name, value in vars(self).items() if name != "run"}
 
     @property
     def flops_per_second(self) -> float:
@@ -75,78 +57,130 @@ class Measured:
         return self.flops / median(self.seconds)
 
 
-def peaks(device: torch.device) -> list[Measured]:
-    """A product of two matrices of 2048 x 2048, and a 3 x 3 convolution of 256 channels on 16 maps
-    of 32 x 32, forward: float32, channels-last."""
-    size = 2048
-    left, right = torch.randn(2, size, size, device=device).unbind()
-    maps = torch.randn(16, 256, 32, 32, device=device)
-    maps = maps.to(memory_format=torch.channels_last)
-    weight = torch.randn(256, 256, 3, 3, device=device).to(memory_format=torch.channels_last)
+def peaks(device: torch.device, dtype: torch.dtype = torch.float32) -> list[Measured]:
+    """A product of two square matrices, and a 3 x 3 convolution of 256 channels on maps of 32 x 32,
+    channels-last, forward: of a size that fills the device."""
+    size, batch = (8192, 256) if device.type == "cuda" else (2048, 16)
+    left, right = torch.randn(2, size, size, device=device, dtype=dtype).unbind()
+    last = torch.channels_last
+    maps = torch.randn(batch, 256, 32, 32, device=device, dtype=dtype).to(memory_format=last)
+    weight = torch.randn(256, 256, 3, 3, device=device, dtype=dtype).to(memory_format=last)
     return [
-        Measured("torch.mm, 2048 x 2048", lambda: torch.mm(left, right), 0, 2.0 * size**3),
+        Measured("torch.mm", lambda: torch.mm(left, right), 2.0 * size**3),
         Measured(
-            "3 x 3 convolution, 256 channels",
+            "3 x 3 convolution",
             lambda: F.conv2d(maps, weight, padding=1),
-            0,
-            2.0 * 16 * 32 * 32 * 256 * 256 * 9,
+            2.0 * batch * 32 * 32 * 256 * 256 * 9,
         ),
     ]
 
 
-def step_of(name: str, experiment: Experiment, store: Store, device: torch.device) -> Measured:
+FAMILIES: Mapping[str, tuple[int, Sequence[str]]] = {
+    "dcgan": (32, ["width=32"]),
+    "sngan": (32, ["width=16"]),
+    "wgan-gp": (32, ["width=16"]),
+    "r3gan": (32, ["width=48"]),
+    "stylegan2-ada": (32, ["channel_base=1024", "channel_max=128"]),
+    "fastgan": (64, ["width=8"]),
+}
+"""Side of the images in pixels, and fields of both networks that make them small."""
+
+
+def experiment_of(family: str, batch: int, precision: str = "fp32") -> Experiment:
+    """A family with small networks, on RGB images. The EMA moves at every step, so that a period is
+    short."""
+    side, fields = FAMILIES[family]
+    return recipe(
+        family,
+        f"data={{kind: mnist5k, image_size: {side}, channels: 3}}",
+        f"training.global_batch_size={batch}",
+        f"training.precision={precision}",
+        "training.ema_every_steps=1",
+        *(f"networks.{of}.{field}" for of in ("generator", "discriminator") for field in fields),
+    )
+
+
+def step_of(experiment: Experiment, store: Store, device: torch.device) -> Measured:
     """The training step of an experiment, on one batch that lies on the device.
 
-    FLOPs and passes are means over one period of the step: of penalties that are due every 16th
-    update, for example.
+    One call is a whole period of the step, so that penalties that are due every 16th update, for
+    example, have their share.
     """
     world = World(device=device)
     objective = build_objective(experiment)
     state = State.build(experiment, objective, world)
-    step = Step(
-        experiment, objective, state, world, Meter(experiment.training.global_batch_size, world)
-    )
+    meter = Meter(experiment.training.global_batch_size, world)
+    step = Step(experiment, objective, state, world, meter)
     feed = build_feed(experiment, objective, store, world)
     images, labels = next(iter(feed.steps(0, experiment.steps)))
-    calls: Counter[str] = Counter()
-    hooks = [
-        network.register_forward_pre_hook(_counting(calls, of))
-        for of, network in state.networks.items()
-    ]
-    period = step.period
 
     def run() -> None:
-        step(images, labels)
+        for _ in range(step.period):
+            step(images, labels)
+        meter.report()
 
-    flops = flops_of(lambda: [run() for _ in range(period)]) / period
-    for hook in hooks:
-        hook.remove()
-    passes = {of: count / period for of, count in calls.items()}
-    return Measured(name, run, len(images), flops, passes)
+    with _passes_of({of: state.networks[of] for of in objective.networks()}) as seen:
+        flops = flops_of(run)
+    count = step.period * len(images)
+    passes = {network: number / count for network, number in seen.items()}
+    return Measured(experiment.name, run, flops, count, passes)
 
 
-def _counting(calls: Counter[str], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def count(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        del module, given
-        calls[name] += 1
+@contextmanager
+def _passes_of(networks: Mapping[str, nn.Module]) -> Generator[Counter[str]]:
+    """Counts the images that pass through each network, by `forward` or by a part of it that
+    objectives call. A pass that calls another pass is one."""
+    seen: Counter[str] = Counter()
+    inside: set[str] = set()
 
-    return count
+    def counted(name: str, method: Callable[..., Any], given: Tensor, *args: Any, **more: Any):
+        if name in inside:
+            return method(given, *args, **more)
+        seen[name] += len(given)
+        inside.add(name)
+        try:
+            return method(given, *args, **more)
+        finally:
+            inside.remove(name)
+
+    wrapped = [
+        (network, method, partial(counted, name, getattr(network, method)))
+        for name, network in networks.items()
+        for method in _passes(network)
+    ]
+    for network, method, replacement in wrapped:
+        setattr(network, method, replacement)
+    try:
+        yield seen
+    finally:
+        for network, method, _ in wrapped:
+            delattr(network, method)  # the class has the real one
+
+
+def _passes(network: nn.Module) -> list[str]:
+    parts = {Styled: "synthesize", Reconstructing: "reconstructed"}
+    return ["forward", *(name for kind, name in parts.items() if isinstance(network, kind))]
+
+
+# Measuring
 
 
 def measure(all_: Sequence[Measured], rounds: int, seconds: float, device: torch.device) -> None:
-    """Times all in turns: each for about `seconds` a round."""
-    counts = {one.name: 1 for one in all_}
+    """Times all in turns: each for about `seconds` a round, but at least once."""
+    counts: dict[str, int] = {}
     for one in all_:
-        while _timed(one, counts[one.name], device) < seconds / 4:
-            counts[one.name] *= 2
-        elapsed = _timed(one, counts[one.name], device)
-        counts[one.name] = max(1, round(counts[one.name] * seconds / elapsed))
+        count, elapsed = 1, _timed(one, 1, device)
+        while elapsed < seconds / 4:
+            count *= 2
+            elapsed = _timed(one, count, device)
+        counts[one.name] = max(1, round(count * seconds / elapsed))
     for _ in range(rounds):
         for one in all_:
             one.seconds.append(_timed(one, counts[one.name], device) / counts[one.name])
 
 
 def _timed(one: Measured, count: int, device: torch.device) -> float:
+    """Seconds of `count` calls."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -159,17 +193,18 @@ def _timed(one: Measured, count: int, device: torch.device) -> float:
 
 def table(best: Sequence[Measured], steps: Sequence[Measured]) -> str:
     """Peaks, then a row for each step: images/s, GFLOPs an image, shares of the peaks, passes."""
-    lines = [f"{one.name}: {one.flops_per_second / 1e9:,.0f} GFLOP/s" for one in best]
-    heads = ["images/s", "GFLOP/image", *(f"of {one.name.split(',')[0]}" for one in best), "passes"]
-    rows = [["", *heads]]
+    networks = list(dict.fromkeys(name for one in steps for name in one.passes))
+    heads = ["images/s", "GFLOP/image", *(f"of {one.name}" for one in best)]
+    rows = [["", *heads, *(f"passes of {name}" for name in networks)]]
     for one in steps:
-        shares = [f"{one.flops_per_second / peak.flops_per_second:.0%}" for peak in best]
-        passes = ", ".join(f"{name} {count:g}" for name, count in one.passes.items())
         speed = one.images / median(one.seconds)
+        shares = [f"{one.flops_per_second / peak.flops_per_second:.1%}" for peak in best]
+        passes = [f"{one.passes.get(name, 0.0):.3g}" for name in networks]
         rows.append(
-            [one.name, f"{speed:,.0f}", f"{one.flops / one.images / 1e9:.3f}", *shares, passes]
+            [one.name, f"{speed:,.0f}", f"{one.flops / one.images / 1e9:.3f}", *shares, *passes]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [f"{one.name}: {one.flops_per_second / 1e9:,.0f} GFLOP/s" for one in best]
     for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())

@@ -1,6 +1,7 @@
 """Images/s of ray_gen's training, of a bare loop that is its limit, and of other projects' loops.
 
-    python jobs/benchmark.py [--seconds 4] [--rounds 9] [--device auto] [--only vae] [--json FILE]
+    python jobs/benchmark.py [--seconds 4] [--rounds 9] [--device auto]
+                             [--only vae|dcgan|limits] [--json FILE]
 
 Two models: a VAE of fully connected layers (784-400-(20, 20), batch 128, digits of 28 x 28) and
 DCGAN (64 x 64 RGB, z 100, width 64, batch 64), both with the recipes of pytorch/examples. Each
@@ -24,6 +25,13 @@ fakes again. So ours needs one more forward pass of the generator a step, but co
 gradients of the discriminator there. `compiled` rows have `training.compile`, on a GPU with CUDA
 graphs. On a GPU there are also rows in bf16, and each row's share of the device's dense bf16 peak:
 FLOPs of matrix products and convolutions, counted over one step.
+
+`limits` is another table: for each family of GANs (`ray-gen recipes`), with small networks, the
+bare step in this process against what the device can compute. Its peaks are measured in the same
+rounds: a large matrix product and a wide convolution. Columns: images/s, FLOPs of an image in all
+passes of a step, the step's FLOP/s as a share of each peak, and how often a batch passes forward
+through each network in a step, on average (penalties may be due at every 16th). On a GPU also in
+bf16; float32 has torch's defaults for TF32: convolutions use it, products do not.
 """
 
 from __future__ import annotations
@@ -47,10 +55,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
+import _limits
 import torch
+from _flops import flops_of
 from _peers import ExampleDcgan, ExampleVae, PythaeVae
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 # A script sees only its own folder; without this it would measure an installed version.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -267,9 +276,9 @@ def _timed(contestant: Contestant, steps: int, device: torch.device) -> tuple[in
 def counted_flops(contestant: Contestant, steps: int, device: torch.device) -> tuple[int, float]:
     """Images and FLOPs of `steps` steps."""
     del device
-    with FlopCounterMode(display=False) as counter:
-        images = contestant.run(steps)
-    return images, float(counter.get_total_flops())
+    images: list[int] = []
+    flops = flops_of(lambda: images.append(contestant.run(steps)))
+    return images[0], flops
 
 
 def _synchronise(device: torch.device) -> None:
@@ -443,13 +452,38 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def limits(device: torch.device, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Measures the table `limits` and prints it. Returns its numbers."""
+    found: list[dict[str, Any]] = []
+    batch = 64 if device.type == "cuda" else 16
+    use_cores(torch.get_num_threads())
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    for precision, dtype in dtypes.items():
+        if precision == "bf16" and device.type == "cpu":
+            continue
+        title = f"Limits, {precision}, batch {batch}; {rounds} rounds, blocks of {seconds:g} s"
+        print(f"\n{title} or of one period of steps", flush=True)
+        best = _limits.peaks(device, dtype)
+        steps: list[_limits.Measured] = []
+        for family in _limits.FAMILIES:
+            print(f"  preparing {family}", file=sys.stderr, flush=True)
+            experiment = _limits.experiment_of(family, batch, precision)
+            store = open_data(experiment)
+            experiment = experiment.resolved(store.image_shape, class_names(store))
+            steps.append(_limits.step_of(experiment, store, device))
+        _limits.measure([*best, *steps], rounds, seconds, device)
+        print(_limits.table(best, steps), flush=True)
+        found += [{"precision": precision, **one.numbers()} for one in (*best, *steps)]
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints the tables, and writes the JSON if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=4.0, help="of a block (default: 4)")
     parser.add_argument("--rounds", type=int, default=9, help="default: 9")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--only", choices=tuple(MODELS), help="one of the models")
+    parser.add_argument("--only", choices=(*MODELS, "limits"), help="one of the tables")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.seconds <= 0:
@@ -462,7 +496,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n".join(f"{name}: {value}" for name, value in found.items()))
     peak = dense_bf16_peak(device)
     result: dict[str, Any] = {"environment": found, "dense_bf16_peak": peak, "models": {}}
-    for key in [options.only] if options.only else list(MODELS):
+    for key in [options.only] if options.only else [*MODELS, "limits"]:
+        if key == "limits":
+            result[key] = limits(device, options.rounds, options.seconds)
+            continue
         title = f"{MODELS[key].title}; {options.rounds} rounds, blocks of {options.seconds:g} s"
         print(f"\n{title}", flush=True)
         with ExitStack() as processes:

@@ -51,8 +51,8 @@ from typing import Any, Literal
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
+from _flops import flops_of
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 # A script sees only its own folder; without this it would accept an installed version.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -677,9 +677,8 @@ def _speed(model: Model, precision: str, autocast: Autocast) -> Found:
     run = model.run(precision=precision)
     ours = run.on_one_batch()
     ours(8)
-    with FlopCounterMode(display=False) as counter:
-        ours(8)
-    flops, peak = counter.get_total_flops() / (8 * model.batch), _bf16_peak(model.device)
+    flops = flops_of(lambda: ours(8)) / (8 * model.batch)
+    peak = _bf16_peak(model.device)
     contestants = [ours]
     if model.family.plain is not None:
         step = model.family.plain(_plain_networks(run), autocast)

@@ -13,12 +13,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean, median
 
 import click
 import torch
+from _flops import flops_of
 from _links import BURST_BYTES, CannotLinkError, links, run_workers
 from _scaling_model import (
     ALGORITHMS,
@@ -30,7 +31,6 @@ from _scaling_model import (
     published,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 # A script sees only its own folder; without this it would measure an installed version.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -119,10 +119,9 @@ def work_of_step(model: str) -> tuple[float, float, float]:
         step = Step(experiment, objective, state, world, Meter(batch, world))
         images = torch.rand(batch, 3, 64, 64).to(memory_format=torch.channels_last)
         step(images, None)  # it also draws the noise of the next steps
-        with FlopCounterMode(display=False) as counter, _Kernels() as operations:
-            step(images, None)
+        with _Kernels() as operations:
+            flops = flops_of(partial(step, images, None)) / batch
         kernels.append(operations.count)
-        flops = counter.get_total_flops() / batch
     return flops, 2.0 * kernels[0] - kernels[1], float(kernels[1] - kernels[0])
 
 

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from ray_gen.experiment import Experiment
+from ray_gen.recipes import families
 from ray_gen.training.build import build_networks, build_objective
-from tests.helpers import CLASSES
+from tests.helpers import CLASSES, STYLEGAN2, gan
 
 JOBS = Path(__file__).resolve().parent.parent / "jobs"
 CPU = torch.device("cpu")
@@ -75,6 +76,96 @@ def test_vae_contestants_do_the_same_arithmetic(benchmark: ModuleType, row: str)
     # Forward, gradients of the weights, and of every layer's input but the image.
     flops = 2 * 128 * (3 * weights - 784 * 400)
     assert benchmark.counted_flops(model.build(row, 128, CPU), 1, CPU) == (128, flops)
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["convolution", "transposed"])
+def test_gradients_of_a_convolution_in_groups_are_counted(
+    benchmark: ModuleType, transposed: bool
+) -> None:
+    import _flops
+
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    layer = kind(8, 12, 3, stride=2, padding=1, groups=4)
+    images = torch.randn(5, 8, 6, 10, requires_grad=True)
+    forward = _flops.flops_of(lambda: layer(images))
+    # Each of the 8 x 12 / 4 pairs of channels meets 9 taps at each place of the smaller map.
+    places = 6 * 10 if transposed else 3 * 5
+    assert forward == 2 * 5 * places * 9 * (8 * 12 // 4)
+    both = layer(images).sum()
+    assert _flops.flops_of(both.backward) == 2 * forward
+    of_weights = layer(images.detach()).sum()
+    assert _flops.flops_of(of_weights.backward) == forward
+
+
+R1 = ("objective.r1_weight=1",)
+PASSES: dict[str, tuple[tuple[str, ...], str, tuple[float, float], tuple[float, float]]] = {
+    "non_saturating": ((), "dcgan", (1, 2), (1, 1)),
+    "R1": (R1, "dcgan", (1, 3), (1, 1)),
+    "lazy R1": ((*R1, "objective.r1_every=4"), "dcgan", (1, 2.25), (1, 1)),
+    "R2": (("objective.r2_weight=1",), "dcgan", (2, 3), (1, 1)),
+    "WGAN-GP": (
+        (
+            "objective.loss=wasserstein",
+            "objective.gradient_penalty_weight=10",
+            "networks.discriminator.batch_norm=false",
+        ),
+        "dcgan",
+        (2, 3),
+        (1, 1),
+    ),
+    "consistency": (("objective.consistency_weight=1",), "dcgan", (1, 3), (1, 1)),
+    "relativistic, R1 and R2": (
+        ("objective.loss=relativistic", *R1, "objective.r2_weight=1"),
+        "r3gan",
+        (1, 2),
+        (1, 2),
+    ),
+    # The path length is of half the images.
+    "path length": ((*STYLEGAN2, "objective.path_length_weight=2"), "mlp", (1, 2), (1.125, 1)),
+    "reconstruction": (
+        ("objective.loss=hinge", "objective.reconstruction_weight=1"),
+        "fastgan",
+        (1, 2),
+        (1, 1),
+    ),
+}
+"""Changes, architecture, and passes of the generator and of the discriminator in an update of the
+discriminator and in an update of the generator."""
+
+
+@pytest.mark.parametrize("case", PASSES)
+def test_passes_of_a_step(benchmark: ModuleType, store_8, case: str) -> None:
+    import _limits
+
+    changes, kind, of_discriminator, of_generator = PASSES[case]
+    this = gan("objective.discriminator_steps=3", "training.ema_every_steps=1", *changes, kind=kind)
+    found = _limits.step_of(this, store_8, CPU).passes
+    for name, own, others in zip(
+        ("generator", "discriminator"), of_discriminator, of_generator, strict=True
+    ):
+        assert found[name] == pytest.approx(own + others / 3)
+
+
+def test_limits_of_a_family(benchmark: ModuleType, monkeypatch, tmp_path: Path, capsys) -> None:
+    import _limits
+
+    monkeypatch.setattr(_limits, "FAMILIES", {"dcgan": (32, ["width=1"])})
+    file = tmp_path / "numbers.json"
+    given = ["--rounds", "1", "--seconds", "0.001", "--device", "cpu", "--json", str(file)]
+    benchmark.main([*given, "--only", "limits"])
+    product, convolution, step = json.loads(file.read_text())["limits"]
+    assert product["flops"] == 2 * 2048**3
+    assert convolution["passes"] == {}
+    assert step["passes"] == {"generator": 2, "discriminator": 4}
+    share = step["flops"] / step["seconds"][0] * product["seconds"][0] / product["flops"]
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("dcgan-32"))
+    assert f"{share:.1%}" in row
+
+
+def test_families_of_the_limits_are_those_that_ship(benchmark: ModuleType) -> None:
+    import _limits
+
+    assert _limits.FAMILIES.keys() == families.FAMILIES.keys()
 
 
 def test_a_ratio_is_taken_within_rounds(benchmark: ModuleType) -> None:

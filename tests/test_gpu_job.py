@@ -116,6 +116,7 @@ def test_it_runs_where_only_torch_and_a_few_others_are(tmp_path: Path) -> None:
     code = (
         "import sys, runpy\n"
         f"sys.modules.update(dict.fromkeys({blocked}))\n"
+        f"sys.path.insert(0, {str(JOBS)!r})\n"  # as for a script
         f"sys.argv = ['gpu.py', *{arguments}]\n"
         f"runpy.run_path({str(JOBS / 'gpu.py')!r}, run_name='__main__')"
     )
