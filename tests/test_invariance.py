@@ -20,6 +20,7 @@ from tests.helpers import (
 )
 
 FP64 = "training.precision=fp64"
+SHORT = "training.images=240"
 
 EXPERIMENTS = {
     "vae": lambda *o: vae(*o),
@@ -107,9 +108,11 @@ EXPERIMENTS = {
 
 @pytest.fixture(scope="module")
 def by_workers(store_8, tmp_path_factory) -> dict[int, dict[tuple[str, str], dict]]:
-    """Weights after 20 steps for 1, 2, 3 and 4 workers, of every experiment and precision."""
+    """Weights after 10 steps for 1, 2, 3 and 4 workers, of every experiment and precision."""
     cases = [(name, precision) for name in EXPERIMENTS for precision in ("fp64", "fp32")]
-    runs = [EXPERIMENTS[name](f"training.precision={precision}") for name, precision in cases]
+    runs = [
+        EXPERIMENTS[name](f"training.precision={precision}", SHORT) for name, precision in cases
+    ]
     found = {
         1: {case: weights(trained(r, store_8)[0]) for case, r in zip(cases, runs, strict=True)}
     }
@@ -130,19 +133,19 @@ def test_workers_do_not_change_the_result(by_workers, name: str, count: int) -> 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_micro_batches_do_not_change_the_result(by_workers, store_8, name: str) -> None:
-    quarter, _ = trained(EXPERIMENTS[name](FP64, "training.micro_batch_size=6"), store_8)
+    quarter, _ = trained(EXPERIMENTS[name](FP64, SHORT, "training.micro_batch_size=6"), store_8)
     assert largest_difference(weights(quarter), by_workers[1][name, "fp64"]) < 1e-9
 
 
 def test_the_group_does_change_the_result_of_batch_norm(by_workers, store_8) -> None:
     """The tests above can fail: BatchNorm over another group is another run."""
-    other, _ = trained(EXPERIMENTS["dcgan"](FP64, "training.group_size=12"), store_8)
+    other, _ = trained(EXPERIMENTS["dcgan"](FP64, SHORT, "training.group_size=12"), store_8)
     assert largest_difference(weights(other), by_workers[1]["dcgan", "fp64"]) > 1e-6
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_seed_changes_the_result(by_workers, store_8, name: str) -> None:
-    other, _ = trained(EXPERIMENTS[name](FP64, "seed=1"), store_8)
+    other, _ = trained(EXPERIMENTS[name](FP64, SHORT, "seed=1"), store_8)
     assert largest_difference(weights(other), by_workers[1][name, "fp64"]) > 1e-3
 
 

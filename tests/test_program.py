@@ -153,10 +153,10 @@ FAMILIES: dict[str, Experiment] = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_replayed_step_is_the_step(store_8, monkeypatch, family: str) -> None:
-    """Bit for bit, over 50 steps and three blocks: weights, averages, moments, reports."""
-    monkeypatch.setattr(Tape, "length_for", staticmethod(lambda specs, images: 20))
+    """Bit for bit, over 28 steps and three blocks: weights, averages, moments, reports."""
+    monkeypatch.setattr(Tape, "length_for", staticmethod(lambda specs, images: 10))
     this = FAMILIES[family]
-    data = batches(this, build_objective(this), store_8, 0, 58)
+    data = batches(this, build_objective(this), store_8, 0, 28)
     before = Recorded.recordings
     (ours, reported), (theirs, expected) = replayed(this, data), eager(this, data)
     assert 1 <= Recorded.recordings - before <= 12

@@ -110,9 +110,8 @@ def test_4096_images_through_the_same_small_network() -> None:
     check(both(4096, Tiny(64), feature_extractor="ray_gen_tiny"))
 
 
-@pytest.mark.parametrize(
-    "count", [16, pytest.param(4096, marks=[pytest.mark.slow, pytest.mark.timeout(20_000)])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [16, pytest.param(4096, marks=pytest.mark.timeout(20_000))])
 def test_images_through_inception(tmp_path: Path, count: int) -> None:
     path = inception_weights(tmp_path / "random.pth")
     ours = Inception(weights=str(path), device=torch.device("cpu"))

@@ -185,6 +185,7 @@ def test_a_trial_of_two_workers_goes_on(cluster, storage: Path) -> None:
     assert same(final(run), before)
 
 
+@pytest.mark.slow
 def test_a_search_whose_driver_is_killed_goes_on(cluster, apart, tmp_path: Path) -> None:
     """It begins with a Ray of its own, which dies too, and goes on with another."""
     import ray_gen

@@ -158,7 +158,7 @@ def test_a_storage_that_fails_for_a_while_costs_nothing(
 @pytest.mark.parametrize(
     ("how", "methods", "reason"),
     [
-        ("drop", [""], "NETWORK_CONNECTION"),
+        pytest.param("drop", [""], "NETWORK_CONNECTION", marks=pytest.mark.slow),
         ("denied", [""], "ACCESS_DENIED"),
         ("denied", ["P"], "ACCESS_DENIED"),  # reads go on: PUT and POST alone fail
         ("denied", ["DELETE"], "ACCESS_DENIED"),
