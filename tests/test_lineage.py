@@ -11,11 +11,13 @@ import torch
 
 from ray_gen.distributed import World
 from ray_gen.experiment import Experiment, ExperimentError, differences
+from ray_gen.experiment.objectives import GanObjective
 from ray_gen.runs.manifest import Manifest
 from ray_gen.training.build import build_objective
 from ray_gen.training.loop import Control, train
 from ray_gen.training.state import State, copy_of
 from tests.helpers import (
+    STYLEGAN2,
     gan,
     largest_difference,
     relative_difference,
@@ -128,6 +130,54 @@ def test_a_run_with_a_lineage_is_resumed_before_at_and_after_its_changes(
     whole, _ = trained(this, store_8)
     checkpoint = saved_after(this, steps, store_8, tmp_path / "checkpoint")
     assert same(gone_on(this, checkpoint, store_8), whole)
+
+
+NEEDS_PARTS = {
+    "objective.lecam_weight": (lambda *o: gan(*o, kind="dcgan"), 0.3),
+    "objective.path_length_weight": (lambda *o: gan(*STYLEGAN2, *o), 2.0),
+    "objective.reconstruction_weight": (
+        lambda *o: gan(
+            "networks.generator.width=1", "networks.discriminator.width=1", *o, kind="fastgan"
+        ),
+        8.0,
+    ),
+}
+"""Weights whose losses need parts of the model."""
+
+
+@pytest.mark.parametrize("weight", NEEDS_PARTS)
+def test_a_weight_cannot_leave_0_if_the_model_lacks_a_part(weight: str) -> None:
+    make, value = NEEDS_PARTS[weight]
+    with pytest.raises(ExperimentError) as refused:
+        make(lineage((7 * BATCH, {"objective.r1_weight": 1.0}), (9 * BATCH, {weight: value})))
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"lineage.1.values.{weight}: cannot leave 0 during a run")
+    (remedy,) = re.findall(r"\S+={kind: steps.*}", problem)
+    make(remedy.replace("VALUE", str(value)))
+
+
+@pytest.mark.parametrize("weight", NEEDS_PARTS)
+def test_a_weight_goes_to_0_and_back(store_8, tmp_path: Path, weight: str) -> None:
+    make, value = NEEDS_PARTS[weight]
+    changes = (4 * BATCH, {weight: 0.0}), (6 * BATCH, {weight: value})
+    this = make(f"{weight}={value}", f"training.images={8 * BATCH}", lineage(*changes))
+    whole, _ = trained(this, store_8)
+    assert same(gone_on(this, saved_after(this, 5, store_8, tmp_path / "5"), store_8), whole)
+
+
+def test_other_weights_of_a_gan_leave_0(store_8) -> None:
+    others = {
+        f"objective.{name}": 1.0
+        for name, field in GanObjective.model_fields.items()
+        if name.endswith("_weight")
+        and (field.json_schema_extra or {}).get("live")
+        and f"objective.{name}" not in NEEDS_PARTS
+    }
+    assert {"objective.consistency_weight", "objective.gradient_penalty_weight"} < others.keys()
+    more = "networks.discriminator.batch_norm=false", f"training.images={5 * BATCH}"
+    this = gan(*more, lineage((3 * BATCH, others)), kind="dcgan")
+    _, reports = trained(this, store_8)
+    assert {"loss/fake_consistency", "loss/gradient_penalty"} < reports[-1].metrics.keys()
 
 
 def test_what_is_reported_follows_the_change(store_8) -> None:

@@ -72,6 +72,13 @@ def _lineage_problems(experiment: Tree) -> Iterator[str]:
             bare = bare.with_values(change.values)
         except ExperimentError as error:
             yield from (f"{where}.values: {problem}" for problem in error.problems)
+            continue
+        for name, parts in experiment.objective.lacks_parts(bare.objective):
+            yield (
+                f"{where}.values.objective.{name}: cannot leave 0 during a run: the run has been "
+                f"without {parts}; leave it at 0, or begin a run with "
+                f"objective.{name}={{kind: steps, values: [[0, 0], [{change.images}, VALUE]]}}"
+            )
 
 
 def _data_problems(experiment: Tree) -> Iterator[str]:

@@ -35,6 +35,9 @@ class ObjectiveSettings(Component):
     """Whether its class takes `opacity`: whether the last channel of images is opacity."""
     at_rest: ClassVar[str | None] = None
     """The reason to print when its own stopping rule ends a run. None if it has no such rule."""
+    parts_of_weights: ClassVar[Mapping[str, str]] = {}
+    """Weights whose losses need parts of a model that it has only if the weight is not 0 at the
+    start of a run: their names, and the parts in words."""
 
     conditional: bool = False
     """Give the labels to all networks."""
@@ -64,6 +67,13 @@ class ObjectiveSettings(Component):
     def network_problems(self, networks: Mapping[str, NetworkSettings]) -> Iterator[str]:
         """Problems of networks that cannot be trained with this objective."""
         yield from ()
+
+    def lacks_parts(self, later: ObjectiveSettings) -> Iterator[tuple[str, str]]:
+        """Each weight that is 0 in this objective, with which a run began, and not in a later one
+        of the same run; and the parts that the run lacks for it."""
+        for name, parts in self.parts_of_weights.items():
+            if getattr(self, name) == 0.0 and getattr(later, name) != 0.0:
+                yield name, parts
 
 
 class AutoencoderObjective(ObjectiveSettings):
@@ -141,6 +151,11 @@ class GanObjective(ObjectiveSettings):
     at_rest: ClassVar[str | None] = "D(x) and D(G(z)) have settled at their equilibrium"
     title: ClassVar[str] = "Generative adversarial network"
     knows_opacity: ClassVar[bool] = True
+    parts_of_weights: ClassVar[Mapping[str, str]] = {
+        "lecam_weight": "the running means of its logits",
+        "path_length_weight": "the running mean of its path lengths",
+        "reconstruction_weight": "the layers of its discriminator that reconstruct",
+    }
     kind: Literal["gan"] = "gan"
     latent_size: PositiveInt = 100
     """How many numbers the latent vector z has."""

@@ -43,6 +43,14 @@ def search_problems(experiment: Tree, search: Search) -> Iterator[str]:
                 f"{where}: pbt copies weights into running trials, but {path} cannot change during "
                 "a run; search it with asha, or leave it out"
             )
+        elif search.scheduler == "pbt":
+            pairs = ((one, other) for one in found for other in found)
+            lacking = (one.objective.lacks_parts(other.objective) for one, other in pairs)
+            if (first := next((parts for each in lacking for _, parts in each), None)) is not None:
+                yield (
+                    f"{where}: pbt copies weights into running trials, and trials with 0 are "
+                    f"without {first}; leave 0 out, or search it with asha"
+                )
     yield from _metric_problems(experiment, search)
 
 

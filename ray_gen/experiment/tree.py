@@ -179,7 +179,9 @@ class Tree(Settings):
         come only from `lineage` and from whole numbers that change (`CountSteps`)."""
         found = [(0, self)]
         for change in self.lineage:
-            found.append((self._step_from(change.images), found[-1][1].with_values(change.values)))
+            # Without `lineage`: it is already applied, and its checks are those of the beginning.
+            stage = found[-1][1].with_values({**change.values, "lineage": []})
+            found.append((self._step_from(change.images), stage))
         ends = [*(step for step, _ in found[1:]), self.steps]
         stages: list[tuple[int, Self]] = []
         for (first, stage), end in zip(found, ends, strict=True):
@@ -188,8 +190,8 @@ class Tree(Settings):
             for step in (first, *sorted(begin for begin in begins if first < begin < end)):
                 images = step * self.training.global_batch_size
                 values = {path: count.at(images) for path, count in counts.items()}
-                # Without `lineage`: it is already applied. Its checks would fail if it changes a
-                # part of a schedule that `values` replaces by a number.
+                # Here its checks would fail if it changes a part of a schedule that `values`
+                # replaces by a number.
                 known = {**values, "lineage": []}
                 stages.append((step, stage.with_values(known) if values else stage))
         return stages

@@ -385,6 +385,16 @@ def test_population_based_training_changes_only_what_can_change_in_mid_run() -> 
         assert gan(f"search.space.{path}={values}").search is not None
 
 
+def test_population_based_training_does_not_mix_models_with_and_without_parts() -> None:
+    path, pbt = "search.space.objective.lecam_weight", "search.scheduler=pbt"
+    with pytest.raises(ExperimentError) as refused:
+        gan(f"{path}={{choice: [0, 0.1, 0.3]}}", pbt)
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"{path}: pbt copies weights into running trials, and trials with 0")
+    assert gan(f"{path}={{choice: [0.1, 0.3]}}", pbt).search is not None
+    assert gan(f"{path}={{choice: [0, 0.1, 0.3]}}").search is not None
+
+
 # Values by number.
 
 
