@@ -14,7 +14,7 @@ from ray_gen.cli import main
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.networks import StyleGan2Network
 from ray_gen.recipes import recipe, to_copy
-from ray_gen.recipes.families import FAMILIES
+from ray_gen.recipes.families import FAMILIES, family_text
 from ray_gen.training.build import build_networks, build_objective
 
 SHAPES = [(32, 3), (64, 1), (64, 4), (128, 3), (256, 1), ("[96, 160]", 3)]
@@ -169,6 +169,31 @@ def test_stylegan2_ada_has_the_published_numbers(
     assert this.value_at("objective.r1_weight") == pytest.approx(gamma, rel=1e-3)
     assert this.training.ema_half_life_images == half_life
     assert this.value_at("objective.path_length_weight") == (0 if preset == "cifar" else 2)
+
+
+@pytest.mark.parametrize("size", [80, 96, 112, 160, 192, 224, 320, 384, 512, 1024, "[96, 160]"])
+def test_the_discriminator_of_stylegan2_sees_the_deviation_of_4_images(size: object) -> None:
+    """At every size, and with a batch of the user's own."""
+    for changes, group in (((), 4), (("training.global_batch_size=20",), 4)):
+        this = of("stylegan2-ada", size, *changes)
+        assert getattr(this.networks["discriminator"], "deviation_group") == group  # noqa: B009
+        assert this.training.global_batch_size % this.group_size == this.group_size % group == 0
+
+
+def test_a_batch_that_4_does_not_divide_has_another_deviation() -> None:
+    changes = ("data.image_size=64", "training.global_batch_size=18")
+    text = family_text("stylegan2-ada", changes, data_needed=False)
+    told = r"# Published: 4\. It must divide the batch\.\n +deviation_group: 3"
+    assert re.search(told, text)
+
+
+@pytest.mark.parametrize(("name", "size", "steps"), [("sngan", 32, 5), ("wgan-gp", 32, 5)])
+def test_an_average_spans_as_many_generator_steps_in_any_batch(
+    name: str, size: int, steps: int
+) -> None:
+    for batch in (64, 128):
+        this = of(name, size, f"training.global_batch_size={batch}", "training.images=9000000")
+        assert this.training.ema_half_life_images == 312.5 * batch * steps
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ class Anchors(PhaseModule):
         before the first update."""
         count = real.new_full((), len(real))
         sums = [mean_of_each(logits.detach()).sum() for logits in (real, fake)]
-        self._sums += torch.stack([*sums, count]).float()
+        self._sums += torch.stack([*sums, count]).to(self._sums.dtype)
         real_anchor, fake_anchor = self.means / (1.0 - self.rest).clamp(min=1e-6)
         return real_anchor.to(real.dtype), fake_anchor.to(real.dtype)
 

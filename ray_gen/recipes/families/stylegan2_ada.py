@@ -14,16 +14,18 @@ IMAGES = 5_000_000
 
 
 def batch(side: float) -> int:
-    """As published for one GPU: 64 up to 32 pixels, else 4096 / side, from 4 to 32."""
-    return 64 if side <= 32 else max(4, min(32, int(4096 / side)))
+    """As published for one GPU: 64 up to 32 pixels, else 4096 / side, from 4 to 32. The published
+    sides are powers of two; for others it is the next smaller multiple of 4, for the deviation."""
+    return 64 if side <= 32 else max(4, min(32, int(4096 / side) // 4 * 4))
 
 
 def experiment(facts: Facts) -> Tree:
     """Numbers of the published configurations."""
     small = facts.side <= 32
-    group = max(n for n in range(1, 33 if small else 17) if facts.batch % n == 0)
     most = 32 if small else 4
-    deviation = max(n for n in range(1, most + 1) if group % n == 0)
+    deviation = max(n for n in range(1, most + 1) if facts.batch % n == 0)
+    groups = range(deviation, max(deviation, 16) + 1, deviation)
+    group = max(n for n in groups if facts.batch % n == 0)
     base = {"channel_base": 32_768 if small or facts.side >= 512 else 16_384}
     gamma = 0.01 if small else float(f"{0.0002 * facts.side**2 / facts.batch:.3g}")
     adam = {
@@ -70,7 +72,9 @@ def experiment(facts: Facts) -> Tree:
                 **base,
                 "channel_max": 512,
                 "residual": not small,
-                "deviation_group": Because(deviation, f"As published: {most}."),
+                "deviation_group": Because(
+                    deviation, f"Published: {most}. It must divide the batch."
+                ),
             },
         },
         "objective": objective,
