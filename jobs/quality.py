@@ -15,10 +15,10 @@ what is there.
 A study names models. Each is a recipe and changes of its fields; `{data}` is DATA, and `{dest}` is
 DEST, so that one model may begin with another:
 
-    defaults: ["data={data}", "data.image_size=32"]
+    defaults: {data: "folder:{data}", data.image_size: 32}
     models:
-      dcgan: {recipe: dcgan, changes: ["objective.r1_weight=1"]}
-      again: {recipe: dcgan, changes: ["training.start_from={dest}/dcgan"], minutes: 60, seeds: 3}
+      dcgan: {recipe: dcgan, changes: {objective.r1_weight: 1}}
+      again: {recipe: dcgan, changes: {training.start_from: "{dest}/dcgan"}, minutes: 60, seeds: 3}
 
 The images of a run are chosen before it: two short runs of the same model, one twice as long, give
 the processor time of an image, and schedules end where the run ends. The time that a run really
@@ -28,7 +28,6 @@ took is in the table, from its first process to its last (`wait4`), decoding of 
 from __future__ import annotations
 
 import argparse
-import functools
 import hashlib
 import json
 import math
@@ -86,11 +85,15 @@ def run(study: dict[str, Any], data: Path, dest: Path, only: list[str], minutes:
             folder = dest / (name if seed == 0 else f"{name}-seed{seed}")
             if (folder / "quality.json").is_file():
                 continue
-            given = [*study.get("defaults", []), *model.get("changes", []), f"seed={seed}"]
-            places = ("{data}", str(data)), ("{dest}", str(dest))
-            changes = [functools.reduce(lambda x, y: x.replace(*y), places, x) for x in given]
+            given = {**study.get("defaults", {}), **model.get("changes", {}), "seed": seed}
+            changes = [f"{path}={_filled(value, data, dest)}" for path, value in given.items()]
             budget = 60.0 * float(model.get("minutes", minutes))
             _one(model["recipe"], changes, folder, data, budget)
+
+
+def _filled(value: Any, data: Path, dest: Path) -> str:
+    """A value as YAML on one line, with the two places."""
+    return json.dumps(value).replace("{data}", str(data)).replace("{dest}", str(dest))
 
 
 def _one(recipe: str, changes: list[str], folder: Path, data: Path, budget: float) -> None:
