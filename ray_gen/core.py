@@ -461,6 +461,23 @@ class Objective(Protocol):
 
 
 @runtime_checkable
+class Clamps(Protocol):
+    """An objective whose samples are clamped to [0, 1], and that can leave this out. Projection
+    asks for it: no gradient passes through a clamped pixel."""
+
+    def unclamped(
+        self,
+        networks: Networks,
+        latents: Mapping[str, Tensor],
+        labels: Tensor | None,
+        noise: Mapping[str, Tensor],
+    ) -> Tensor:
+        """images_NCHW of the same arguments as `sample`, which may leave [0, 1]. `sample` clamps
+        them."""
+        ...
+
+
+@runtime_checkable
 class Reconstructs(Protocol):
     """An objective whose networks can reconstruct an image."""
 

@@ -110,6 +110,28 @@ def test_features_are_compared_as_shares_of_their_length(images: Tensor) -> None
     assert bool((errors > linear(Noise((SIZE,)), images)[2]).all())
 
 
+class Clamped(Linear):
+    """x = z + 4, clamped to [0, 1]: at the start, all pixels are 1."""
+
+    def unclamped(self, networks, latents, labels, noise) -> Tensor:
+        return latents["z"].reshape(-1, 1, 4, 4) + 4.0
+
+    def sample(self, networks, latents, labels, noise) -> Tensor:
+        return self.unclamped(networks, latents, labels, noise).clamp(0.0, 1.0)
+
+
+def test_pixels_that_are_clamped_by_mistake_come_back(images: Tensor) -> None:
+    """And those that are clamped as they should stay: black and white are found exactly."""
+    wanted = images.clone()
+    wanted[0, 0, 0], wanted[1, 0, 0] = 0.0, 1.0
+    networks = nn.ModuleDict({"decoder": nn.Linear(1, 1).double()})
+    found, errors = project(
+        Clamped(Noise((16,))), networks, wanted, None, OPTIONS, 0, lambda *_: None
+    )
+    assert float(errors.max()) < 1e-6
+    torch.testing.assert_close((found["z"] + 4).clamp(0, 1), wanted.flatten(1), rtol=0, atol=2e-3)
+
+
 EXPERIMENTS = {
     "gan": gan(SHORT, kind="dcgan"),
     "conditional": gan(SHORT, "objective.conditional=true", kind="dcgan"),
@@ -278,3 +300,34 @@ def test_features_without_gradients_are_refused(runs, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, [*map(str, given), target])
     assert done.exit_code == 2
     assert "--features: no gradients flow through" in done.stderr
+
+
+def vgg16_file(path: Path) -> Path:
+    """Random weights of torchvision's vgg16 under the names and shapes of the published file. The
+    rows of the large linear layers are equal, so that the file is small."""
+    from torchvision import models
+
+    with torch.device("meta"):
+        shapes = models.get_model("vgg16", weights=None).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, Tensor] = {}
+    for name, like in shapes.items():
+        large = like.ndim == 2
+        own = (1, *like.shape[1:]) if large else tuple(like.shape)
+        fan_in = like[0].numel() if like.ndim > 1 else 100
+        state[name] = (torch.randn(own, generator=generator) * (2 / fan_in) ** 0.5).expand(
+            like.shape
+        )
+    torch.save(state, path)
+    return path
+
+
+def test_vgg16_is_read_from_a_file(runs, tmp_path: Path) -> None:
+    weights = vgg16_file(tmp_path / "vgg16.pth")
+    use(tmp_path, "sample", runs["gan"], "--count", 1, "--output", tmp_path / "own")
+    out = tmp_path / "found"
+    told = use(
+        tmp_path, "project", runs["gan"], tmp_path / "own", "--steps", 1, "--starts", 1, "-o", out,
+        "--features", "torchvision:vgg16", "--features-weights", weights,
+    )  # fmt: skip
+    assert "1 latents" in told and len(Projected.load(out / "latents.safetensors")) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,13 +168,14 @@ def arithmetic(
     from ray_gen.pipeline import latent
     from ray_gen.runs import pictures
 
+    signs, levels = [sign for sign, _ in groups], samples.alike([group for _, group in groups])
     result, means = {}, [dict[str, Any]() for _ in groups]
-    for name in pipeline.latent_shapes:
-        added = [group.z[name] for sign, group in groups if sign == "+"]
-        taken = [group.z[name] for sign, group in groups if sign == "-"]
-        result[name] = latent.neighbourhood(latent.combined(added, taken), seed)
-        for mean, (_, group) in zip(means, groups, strict=True):
-            mean[name] = latent.combined([group.z[name]], [])
+    for name in levels[0]:
+        added = [of[name] for sign, of in zip(signs, levels, strict=True) if sign == "+"]
+        taken = [of[name] for sign, of in zip(signs, levels, strict=True) if sign == "-"]
+        result[name] = pipeline.neighbourhood(name, latent.combined(added, taken), seed)
+        for mean, of in zip(means, levels, strict=True):
+            mean[name] = latent.combined([of[name]], [])
     psi = samples.of_styles
     nine = pipeline.decode(result, label, conditions=numbers, truncation=psi)
     shown = [
@@ -219,12 +219,14 @@ def _shared_numbers(groups: Sequence[dict[str, list[float]] | None]) -> dict[str
 @click.command()
 @options.of_a_run
 @options.of_samples
-@click.option("--dimensions", help="Indices of numbers in z, from 0: 3 or 0,4-6 [the first ten].")
+@click.option(
+    "--dimensions", help="Indices of numbers in z or w, from 0: 3 or 0,4-6 [the first ten]."
+)
 @click.option(
     "--range",
     "extent",
     type=float,
-    help="How far to each side [3; half the width of a uniform prior].",
+    help="How far to each side [3; half the width of a uniform prior; 3 deviations of styles].",
 )
 @click.option(
     "--steps",
@@ -232,7 +234,7 @@ def _shared_numbers(groups: Sequence[dict[str, list[float]] | None]) -> dict[str
     show_default=True,
     help="Images per row. If odd, the base is in the middle.",
 )
-@click.option("--latent", "latent_name", help="Which of several latents [the only one].")
+@click.option("--latent", "latent_name", help="Which of several latents, or styles [the only one].")
 @click.option(
     "--base",
     help="A sample's number, an image file or a projection to start from [the prior's mean].",
@@ -260,34 +262,38 @@ def traverse(
     \b
         ray-gen traverse RUN --dimensions 0-4
 
-    The base is in the middle. In a conditional model the rows have the class and the numbers of the
-    base; without --base, those of sample 0.
+    The base is in the middle. If it is a projection in styles, or with --latent styles, a number of
+    the style moves, in all layers alike. In a conditional model the rows have the class and the
+    numbers of the base; without --base, those of sample 0.
     """
     options.check_output(output, ".png", ".gif", ".mp4", ".npz")
     rows = None if dimensions is None else options.whole_numbers(dimensions, "--dimensions")
+    from ray_gen.pipeline.styles import STYLES, are_styles
+
     names = [] if base is None else options.names_of(base, "--base")
     if base is not None and len(names) != 1:
         raise Refused(f"--base: {base} names {len(names)} images; name one")
     pipeline = options.opened(run, weights, checkpoint, trust_code)
     samples = options.samples(pipeline, seed, labels, truncation, conditions)
-    if rows is None:
-        size = math.prod(pipeline.latent_shapes[pipeline.moved(latent_name)])
-        rows = list(range(min(10, size)))
     if names:
         chosen = samples.chosen(names)
         start, label = chosen.z, chosen.labels[0] if chosen.labels else None
+        latent_name = latent_name or (STYLES if are_styles(start) else None)
     else:
         start, label = None, samples.label(0)
+    if rows is None:
+        rows = list(range(min(10, pipeline.size_of_moved(latent_name))))
     numbers = samples.numbers(names[0] if names else 0)
     psi = samples.of_styles
     images = pipeline.traverse(rows, start, extent, steps, label, latent_name, numbers, psi)
     from ray_gen.runs import pictures
     from ray_gen.runs.captions import Captions
 
+    letter = "w" if pipeline.moved(latent_name) == STYLES else "z"
     reach = pipeline.reach(latent_name) if extent is None else extent
     moves = [reach * (2 * step / (steps - 1) - 1) for step in range(steps)]
     captions = Captions(
-        [f"{move:+.3g}" if move else "0" for move in moves], [f"z[{row}]" for row in rows]
+        [f"{move:+.3g}" if move else "0" for move in moves], [f"{letter}[{row}]" for row in rows]
     )
     zoom, form = options.zoom_for(pipeline, zoom), pipeline.pixel_format
     with options.writing(output):

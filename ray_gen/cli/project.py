@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -26,6 +26,12 @@ LATENTS, PICTURE = "latents.safetensors", "projections.png"
     help="For a conditional model: one class for all images or one for each, by name or number.",
 )
 @options.CONDITION
+@click.option(
+    "--space",
+    type=click.Choice(["z", "w", "w+"]),
+    help="Where to look: latents z; or styles, one for all layers (w) or one for each (w+) [w if "
+    "the generator has styles, else z].",
+)
 @click.option("--steps", default=500, show_default=True, type=click.IntRange(min=1))
 @click.option(
     "--features",
@@ -44,16 +50,16 @@ LATENTS, PICTURE = "latents.safetensors", "projections.png"
     default=0.1,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="How far a pixel in [0, 1] may be from the model's image. More keeps z nearer the mean.",
+    help="How far a pixel in [0, 1] may be from the model's image. More keeps it nearer the mean.",
 )
 @click.option(
     "--starts",
     default=256,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Draws from the prior, of which the nearest is the start, without an encoder.",
+    help="Draws from the prior, of which the nearest is the start in z, without an encoder.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of these draws.")
+@click.option("--seed", default=0, show_default=True, help="Of all draws.")
 @click.option(
     "-o",
     "--output",
@@ -71,6 +77,7 @@ def project(
     images: tuple[Path, ...],
     labels: str | None,
     conditions: tuple[str, ...],
+    space: Literal["z", "w", "w+"] | None,
     steps: int,
     features: str | None,
     features_weights: str | None,
@@ -89,8 +96,9 @@ def project(
 
     Takes files, or all images below folders. The images are cropped, resized and converted as in
     training. A conditional run takes the class of an image from the name of its folder, unless
-    --labels gives it. A model with an encoder starts at the encoding of an image. `interpolate`,
-    `arithmetic` and `traverse` take what is found. Equal arguments give equal latents.
+    --labels gives it. A model with an encoder starts at the encoding of an image, others in w and
+    w+ at the mean style. `interpolate`, `arithmetic` and `traverse` take what is found. Equal
+    arguments give equal latents.
     """
     options.check_output(output)
     if features_weights is not None and features is None:
@@ -108,6 +116,7 @@ def project(
             real,
             classes,
             numbers,
+            space=space,
             steps=steps,
             seed=seed,
             features=None if features is None else _features(pipeline, features, features_weights),

@@ -376,8 +376,18 @@ class Gan(Objective):
         noise: Mapping[str, Tensor],
     ) -> Tensor:
         """G(z) in [0, 1]."""
+        return self.unclamped(networks, latents, labels, noise).clamp(0.0, 1.0)
+
+    def unclamped(
+        self,
+        networks: Networks,
+        latents: Mapping[str, Tensor],
+        labels: Tensor | None,
+        noise: Mapping[str, Tensor],
+    ) -> Tensor:
+        """G(z), in [0, 1] if G ends in a tanh."""
         fakes = networks["generator"](latents["z"], labels, **noise_of(noise, "fakes"))
-        return unstretched(fakes.float(), self.image_range).clamp(0.0, 1.0)
+        return unstretched(fakes.float(), self.image_range)
 
     def discriminate(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
         """D's logits (N,) of images without augmentation: their mean where an image has several.

@@ -66,9 +66,9 @@ class _Likelihood:
         return losses.gaussian_nll(output, images, log_sigma)
 
     def mean(self, output: Tensor) -> Tensor:
-        """E[x|z] in [0, 1]."""
+        """E[x|z]. A Gaussian's may leave [0, 1]."""
         output = output.float()
-        return output.sigmoid() if self._bernoulli else output.clamp(0.0, 1.0)
+        return output.sigmoid() if self._bernoulli else output
 
 
 class _Decoding(Objective):
@@ -92,6 +92,16 @@ class _Decoding(Objective):
         noise: Mapping[str, Tensor],
     ) -> Tensor:
         """E[x|z], in [0, 1]. A plain autoencoder does not say how z is distributed."""
+        return self.unclamped(networks, latents, labels, noise).clamp(0.0, 1.0)
+
+    def unclamped(
+        self,
+        networks: Networks,
+        latents: Mapping[str, Tensor],
+        labels: Tensor | None,
+        noise: Mapping[str, Tensor],
+    ) -> Tensor:
+        """E[x|z]."""
         decoding = noise_of(noise, "decoding")
         return self._likelihood.mean(networks["decoder"](latents["z"], labels, **decoding))
 

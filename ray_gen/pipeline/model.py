@@ -21,7 +21,6 @@ from ray_gen.core import (
     Posterior,
     Reconstructs,
     Shape,
-    Styled,
     posteriors_of,
 )
 from ray_gen.errors import Refused
@@ -47,7 +46,8 @@ from ray_gen.pipeline.arguments import (
 from ray_gen.pipeline.files import whole_values
 from ray_gen.pipeline.mixture import Mixture, Origin
 from ray_gen.pipeline.pretrained import Facts
-from ray_gen.pipeline.truncation import has_styles, psi, truncated
+from ray_gen.pipeline.styles import DRAWS, STYLES, are_styles, moments, styled
+from ray_gen.pipeline.truncation import from_styles, has_styles, psi, truncated
 from ray_gen.pixels import PixelFormat, stretched
 from ray_gen.runs.manifest import NETWORKS, OF_A_MODEL, Manifest
 from ray_gen.sampling import latents_of, noise_for
@@ -56,7 +56,8 @@ from ray_gen.training.labels import labels_in_turn, labels_of
 from ray_gen.training.state import load_tensors
 
 Latents = Floats | Mapping[str, Floats]
-"""One latent: a tensor (N, *shape). Several (the levels of a hierarchy): such tensors by name."""
+"""One latent: a tensor (N, *shape). Several (the levels of a hierarchy): such tensors by name. Of a
+generator with styles also {"styles": (N, L, W)}, as `Pipeline.styles` and `project` give them."""
 
 Drawn = Tensor | dict[str, Tensor]
 """Latents as the methods return them."""
@@ -227,12 +228,14 @@ class Model:
         StyleGAN, appendix B). 0.7 is usual: less variety, better images.
         """
         networks = self._truncated(truncation)
-        levels = checked_levels(z, self.latent_shapes)
+        levels = self._given(z)
         count = count_of(levels)
         of_noise = torch.arange(count) if numbers is None else checked_numbers(numbers)
         if len(of_noise) != count:
             raise Refused(f"numbers: {len(of_noise)} given for {count} images; give one for each")
         of_each = self._labels(labels, count, conditions, in_turn=True)
+        if are_styles(levels) and truncation is not None:
+            levels = {STYLES: self._styles(levels, of_each, truncation)}
         return self._decoded(levels, of_each, whole_number(seed, "seed"), of_noise, networks)
 
     @property
@@ -274,15 +277,46 @@ class Model:
     def _styles(
         self, levels: Mapping[str, Tensor], labels: Tensor | None, truncation: SupportsFloat
     ) -> Tensor:
-        """Truncated styles (N, L, W) of the only latent, on the CPU."""
+        """Truncated styles (N, L, W) of the only latent or of styles, on the CPU."""
         self._truncated(truncation)  # raises first, if there are no styles
-        share, z = psi(truncation), levels[next(iter(self.latent_shapes))]
-        generator = next(one for one in self.networks.values() if isinstance(one, Styled))
+        share, generator = psi(truncation), styled(self.networks)
+        assert generator is not None
+        name, shape = next(iter(self.latent_shapes.items()))
+        given = levels.get(STYLES) if are_styles(levels) else None
+        if given is not None and share == 1.0:
+            return given.float().cpu()
+        z = levels[name] if given is None else torch.zeros(len(given), *shape)
+        of_z = share if given is None else 0.0  # 0 gives the mean, whatever z is
 
         def styles(part: slice, labels: Tensor | None) -> Tensor:
-            return generator.styles(z[part].to(self.device, self._dtype), labels, {}, share)
+            return generator.styles(z[part].to(self.device, self._dtype), labels, {}, of_z)
 
-        return _joined(self._in_parts(styles, len(z), labels))
+        found = _joined(self._in_parts(styles, len(z), labels))
+        return found if given is None else found.lerp(given.float().cpu(), share)
+
+    @cached_property
+    def style_shape(self) -> Shape:
+        """(L, W): the layers that have styles, and the numbers of a style. Raises Refused."""
+        z = {name: torch.zeros(1, *shape) for name, shape in self.latent_shapes.items()}
+        return tuple(self._styles(z, self._labels(None, 1, in_turn=True), 1.0).shape[1:])
+
+    @cached_property
+    def style_deviation(self) -> float:
+        """The standard deviation of a number of a style, over draws from the prior, with all labels
+        in turn. Raises Refused."""
+        generator = styled(self.networks)
+        if generator is None or not self.objective.has_prior:
+            raise Refused(f"{self._kind} has no prior of styles, so no spread; give an extent")
+        labels = self._labels(None, DRAWS, in_turn=True)
+        on_device = None if labels is None else labels.to(self.device)
+        return moments(self.objective, generator, on_device, 0, self.device, self._dtype)[1]
+
+    def _given(self, latents: Latents, argument: str = "z") -> dict[str, Tensor]:
+        """Latents by name, or {"styles": (N, L, W)} for a generator with styles. Raises Refused."""
+        shapes = self.latent_shapes
+        if isinstance(latents, Mapping) and are_styles(latents) and self.has_styles:
+            shapes = {STYLES: self.style_shape}
+        return checked_levels(latents, shapes, argument)
 
     def _decoded(
         self,
@@ -292,9 +326,12 @@ class Model:
         numbers: Tensor,
         networks: Networks | None = None,
     ) -> Tensor:
-        """Images of latents, at most 256 at once. The sample numbers select the noise. networks:
-        those of the model, or others in their place."""
+        """Images of latents or styles, at most 256 at once. The sample numbers select the noise.
+        networks: those of the model, or others in their place; styles need none."""
         objective, networks = self.objective, networks or self.networks
+        if are_styles(levels) and self.has_styles:
+            networks = from_styles(self.networks)
+            levels = {next(iter(self.latent_shapes)): levels[STYLES]}
 
         def decode(part: slice, labels: Tensor | None) -> Tensor:
             z = {name: z[part].to(self.device, self._dtype) for name, z in levels.items()}
@@ -342,7 +379,7 @@ class Model:
 
     def by_name(self, latents: Latents) -> dict[str, Tensor]:
         """Latents by name, also if there is only one."""
-        return checked_levels(latents, self.latent_shapes)
+        return self._given(latents)
 
     def _only_latent(self) -> str:
         shapes = self.latent_shapes

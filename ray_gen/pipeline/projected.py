@@ -31,7 +31,8 @@ class Projected:
     """
 
     z: Mapping[str, Tensor]
-    """Latents by name, each float32 (N, *shape)."""
+    """Latents by name, each float32 (N, *shape). Of a generator with styles: {"styles": w}, with w
+    (N, L, W), unless they were looked for in z."""
     errors: Tensor
     """Mean squared error of each decoded image, for pixels in [0, 1]: float32 (N,)."""
     labels: tuple[int, ...] | None = None

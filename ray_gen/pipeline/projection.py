@@ -10,7 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ray_gen.core import Encodes, Networks, Noise, Objective, posteriors_of
+from ray_gen.core import Clamps, Encodes, Networks, Noise, Objective, posteriors_of
+from ray_gen.noise import draw_one, key_of
+from ray_gen.pipeline.styles import STYLES, Offsets, Space, styled
+from ray_gen.pipeline.truncation import from_styles
 from ray_gen.pixels import stretched
 from ray_gen.sampling import latents_of, noise_for
 
@@ -45,6 +48,8 @@ class Options:
     """What also has to agree. None: only pixels."""
     features_weight: float
     """Weight of the features against the squared error of the pixels."""
+    space: Space = "z"
+    """Where to look. w and w+ need a generator with styles and a prior."""
 
 
 class Distance:
@@ -90,8 +95,8 @@ def project(
 ) -> tuple[Levels, Tensor]:
     """The latents of images, and the squared error of the pixels of their decoded images, (N,).
 
-    It looks for the z of the highest p(x, z), with p(x|z) = N(decoded(z), σ²) for each pixel. That
-    is, it minimises, for each image,
+    In z it looks for the z of the highest p(x, z), with p(x|z) = N(decoded(z), σ²) for each pixel.
+    That is, it minimises, for each image,
 
         distance(decoded(z), x) + σ² ‖z‖² / (C H W)    for z from N(0, I),
 
@@ -99,6 +104,15 @@ def project(
     is no second term. The start is the encoder's mean, or without an encoder the nearest of
     `starts` draws from the prior. The best z of all steps is kept, so the result is never worse
     than the start. No image's result depends on the others, up to rounding.
+
+    In w and w+ it looks for styles w, and u = (w - mean) / deviation takes the place of z, with the
+    prior N(0, I) (`Offsets`). The start is the mean style, or the style of the encoder's mean.
+    Noise that fades away moves u before each step, as in Karras et al. 2020; the best of what was
+    tried is kept. Unlike there, the noise of the generator's layers stays as it is: pixels that
+    only this noise explains would be in no style. The result is {"styles": w}, with w (N, L, W).
+
+    Pixels are clamped to [0, 1], but their gradients are those of unclamped pixels: a pixel that is
+    outside by mistake comes back.
 
     images: (N, C, H, W) in [0, 1]. labels: as the networks get them, on their device. first: number
     of the first image; image i has the noise of sample number `first` + i, as in `decode`. told: is
@@ -108,18 +122,64 @@ def project(
     numbers = torch.arange(first, first + len(images), device=images.device)
     noise = noise_for(objective.sampling_noise, networks, 0, "sample", numbers, images.dtype)
 
-    def decoded(z: Levels) -> Tensor:
-        return objective.sample(networks, z, labels, noise)
-
+    start: Levels | None = None
     if isinstance(objective, Encodes):
         with torch.no_grad():
             seen = stretched(images, objective.image_range)
             start = {k: p.mean for k, p in posteriors_of(objective, networks, seen, labels).items()}
-    else:
-        start = _nearest_draws(objective, networks, images, labels, options)
-    priors = objective.latents if objective.has_prior else {}
     share = options.sigma**2 / images[0].numel()
-    return _descended(start, decoded, images, distance, priors, share, options, told)
+    generator = styled(networks)
+    if options.space == "z" or generator is None:
+        start = start or _nearest_draws(objective, networks, images, labels, options)
+        priors = objective.latents if objective.has_prior else {}
+
+        def of_z(z: Levels) -> Tensor:
+            return _sampled(objective, networks, z, labels, noise)
+
+        return _descended(start, of_z, images, distance, priors, share, options, told)
+
+    offsets = Offsets.of(objective, generator, labels, options.space, options.seed, images)
+    name = next(iter(objective.latents))
+    u = offsets.zero
+    if start is not None:
+        with torch.no_grad():
+            u = offsets.nearest(generator.styles(start[name], labels, {}))
+    prior, takes_styles = Noise(tuple(u.shape[1:])), from_styles(networks)
+    key = key_of(options.seed, "project", "noise")
+
+    def of_u(u: Levels) -> Tensor:
+        styles = {name: offsets.styles(u[STYLES])}
+        return _sampled(objective, takes_styles, styles, labels, noise)
+
+    def moved(u: Levels, step: int) -> Levels:
+        scale = offsets.noise_at(step, options.steps)
+        if not scale:
+            return u
+        return {STYLES: u[STYLES] + scale * draw_one(prior, key, numbers, step).to(images.dtype)}
+
+    found, errors = _descended(
+        {STYLES: u}, of_u, images, distance, {STYLES: prior}, share, options, told, moved
+    )
+    return {STYLES: offsets.styles(found[STYLES])}, errors
+
+
+def _sampled(
+    objective: Objective,
+    networks: Networks,
+    latents: Levels,
+    labels: Tensor | None,
+    noise: Mapping[str, Tensor],
+) -> Tensor:
+    """Images in [0, 1], (N, C, H, W). Where the objective clamps pixels, the gradients are those of
+    the pixels before that."""
+    if not isinstance(objective, Clamps):
+        return objective.sample(networks, latents, labels, noise)
+    free = objective.unclamped(networks, latents, labels, noise)
+    return free + (free.clamp(0.0, 1.0) - free).detach()
+
+
+def _as_they_are(levels: Levels, step: int) -> Levels:
+    return levels
 
 
 def _descended(
@@ -131,24 +191,27 @@ def _descended(
     share: float,
     options: Options,
     told: Callable[[int, float], None],
+    moved: Callable[[Levels, int], Levels] = _as_they_are,
 ) -> tuple[Levels, Tensor]:
-    """The best latents of all steps of Adam from a start, and the errors of their pixels."""
+    """The best latents of all steps of Adam from a start, and the errors of their pixels. moved:
+    what is tried at a step, of the latents that Adam has reached."""
     z = {name: level.clone().requires_grad_() for name, level in start.items()}
     best = {name: level.clone() for name, level in start.items()}
     lowest = images.new_full((len(images),), math.inf)
     errors = lowest.clone()
     adam = torch.optim.Adam(z.values(), lr=options.learning_rate)
     for step in range(options.steps + 1):
-        made = decoded(z)
+        tried = moved(z, step)
+        made = decoded(tried)
         loss = distance(made)
         for name, prior in priors.items():
             if prior.distribution == "normal":
-                loss = loss + share * z[name].square().flatten(1).sum(1)
+                loss = loss + share * tried[name].square().flatten(1).sum(1)
         with torch.no_grad():
             better = loss < lowest
             lowest = torch.where(better, loss, lowest)
             errors = torch.where(better, pixel_errors(made.clamp(0.0, 1.0), images), errors)
-            for name, level in z.items():
+            for name, level in tried.items():
                 each = better.reshape(-1, *[1] * (level.ndim - 1))
                 best[name] = torch.where(each, level, best[name])
         told(step, float(errors.mean()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import SupportsFloat, SupportsIndex
+from typing import SupportsFloat, SupportsIndex, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from ray_gen.pipeline.arguments import (
 )
 from ray_gen.pipeline.projected import Projected
 from ray_gen.pipeline.projection import BATCH, Features, Options, project
+from ray_gen.pipeline.styles import Space
 from ray_gen.pipeline.walks import Walks
 
 Progress = Callable[[int, int, str], None]
@@ -41,6 +42,7 @@ class Projects(Walks):
         labels: Labels | None = None,
         conditions: Conditions | None = None,
         *,
+        space: Space | None = None,
         steps: SupportsIndex = 500,
         seed: SupportsIndex = 0,
         features: Features | None = None,
@@ -57,11 +59,14 @@ class Projects(Walks):
             found = pipeline.project(pipeline.read("me.png"))
             pipeline.interpolate(found.z, pipeline.latents(1, seed=0))
 
-        steps: of Adam. seed, starts: of the draws from the prior among which a model without
-        encoder looks for a start. features: a function from images (N, C, H, W) in [0, 1] to
+        space: z, or for a generator with styles also w, one style for all layers, and w+, a style
+        for each layer: nearer to any image, but farther from what the model draws. None: w if there
+        are styles. The result then holds styles, which `decode` and the walks take like z. steps:
+        of Adam. seed: of all draws. starts: draws from the prior among which a model without
+        encoder looks for a start in z. features: a function from images (N, C, H, W) in [0, 1] to
         numbers (N, ...), through which gradients flow; images that agree in them are nearer.
         features_weight: their weight against the squared error of the pixels. sigma: how far a
-        pixel may be from the model's image. A larger value keeps z nearer to the prior's mean.
+        pixel may be from the model's image. A larger value keeps z or w nearer to the mean.
         names: of the images, for captions. The result is a function of the model, the images and
         these arguments; on a GPU only if its convolutions are deterministic.
         """
@@ -74,6 +79,7 @@ class Projects(Walks):
             seed=whole_number(seed, "seed"),
             features=features,
             features_weight=_not_negative(features_weight, "features_weight"),
+            space=self._space(space),
         )
         if names and len(names) != len(checked):
             raise Refused(f"names: {len(names)} given for {len(checked)} images; give one for each")
@@ -86,6 +92,24 @@ class Projects(Walks):
         z, errors = self._projected(checked, of_each, options, progress)
         classes, numbers = self._taken_apart(of_each)
         return Projected(z, errors, classes, numbers, tuple(names), self.origin)
+
+    def _space(self, given: Space | None) -> Space:
+        """The space that is asked for, or the model's. Raises Refused."""
+        if given is None:
+            return "w" if self.has_styles and self.objective.has_prior else "z"
+        if given not in get_args(Space):
+            raise Refused(f"space: {given!r} is not one of {', '.join(get_args(Space))}")
+        if given != "z" and not self.has_styles:
+            raise Refused(
+                f"space: {self._kind} with these networks has no styles, so there is no {given}; "
+                "leave it out"
+            )
+        if given != "z" and not self.objective.has_prior:
+            raise Refused(
+                f"space: {self._kind} has no prior, so there is no mean style to start from; set "
+                "it to z"
+            )
+        return given
 
     def _projected(
         self, images: Tensor, labels: Tensor | None, options: Options, progress: Progress

@@ -14,6 +14,7 @@ from ray_gen.errors import Refused
 from ray_gen.pipeline.arguments import class_number
 from ray_gen.pipeline.pipeline import Pipeline
 from ray_gen.pipeline.projected import Projected
+from ray_gen.pipeline.styles import are_styles
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Chosen:
     """Selected latents, with their images."""
 
     z: dict[str, Tensor]
-    """Latents by name, each (N, *shape)."""
+    """Latents by name, each (N, *shape). Of projections in styles: {"styles": (N, L, W)}."""
     images: Tensor
     """(N, C, H, W): the image of each sample or projected latent, or the image file."""
     labels: list[int] | None
@@ -86,10 +87,19 @@ class Samples:
             seed = self.seed if isinstance(name, int) else 0  # the noise that it was found with
             images.append(self.pipeline.decode(z[-1], label, seed, [sample], given, self.of_styles))
         known = [label for label in labels if label is not None]
+        if any(are_styles(one) for one in z):
+            each = zip(z, labels, numbers, strict=True)
+            z = [self.pipeline.styles(one, label, given) for one, label, given in each]
         joined = {key: torch.cat([one[key] for one in z]) for key in z[0]}
         first = numbers[0]
         of_each = {key: [one[key] for one in numbers if one] for key in first} if first else None
         return Chosen(joined, torch.cat(images), known or None, of_each)
+
+    def alike(self, groups: Sequence[Chosen]) -> list[dict[str, Tensor]]:
+        """The latents of each group: styles of all, if one has styles."""
+        if not any(are_styles(group.z) for group in groups):
+            return [group.z for group in groups]
+        return [self.pipeline.styles(of.z, of.labels, of.conditions) for of in groups]
 
     @property
     def of_styles(self) -> float | None:

@@ -29,7 +29,7 @@ from ray_gen.pipeline.arguments import (
 from ray_gen.pipeline.files import image_files, read_images
 from ray_gen.pipeline.mixture import Mixture
 from ray_gen.pipeline.model import Latents, Model, count_of
-from ray_gen.pipeline.truncation import from_styles
+from ray_gen.pipeline.styles import STYLES, are_styles
 
 LARGEST_MIXTURE = 4096
 """Most numbers that a latent may have for a mixture. Each component of a mixture holds their
@@ -75,6 +75,25 @@ class Walks(Model):
                 f"{size:,}, more than {LARGEST_MIXTURE:,}; train a model on the latents instead"
             )
 
+    def styles(
+        self,
+        latents: Latents,
+        labels: Labels | None = None,
+        conditions: Conditions | None = None,
+        truncation: SupportsFloat = 1.0,
+    ) -> dict[str, Tensor]:
+        """{"styles": (N, L, W)} of latents, for a generator with styles. `decode` and the walks
+        take it in place of latents. truncation: as for `decode`."""
+        levels = self._latents_of(latents, "latents")
+        of_each = self._labels(labels, count_of(levels), conditions, in_turn=True)
+        return {STYLES: self._styles(levels, of_each, truncation)}
+
+    def _with_styles(self, levels: Mapping[str, Tensor], label: Tensor | None) -> dict[str, Tensor]:
+        """The styles of latents that share a label (1, ...)."""
+        count = count_of(levels)
+        labels = None if label is None else label[[0] * count]
+        return {STYLES: self._styles(levels, labels, 1.0)}
+
     def interpolate(
         self,
         first: Latents,
@@ -92,7 +111,7 @@ class Walks(Model):
         normal. With a uniform prior or none, every path is straight (`latent.interpolated`). All
         latents of a hierarchy move together. The noise of the networks is constant along a path.
         truncation: for a generator with styles, see `decode`; the path is then straight between
-        truncated styles.
+        truncated styles, as it is if one end is given as styles.
         """
         a, b = self._latents_of(first, "first"), self._latents_of(last, "last")
         count = count_of(a)
@@ -102,7 +121,7 @@ class Walks(Model):
             )
         number = whole_number(steps, "steps")
         of_each = self._labels(labels, count, conditions, in_turn=True)
-        if truncation is not None:
+        if truncation is not None or are_styles(a) or are_styles(b):
             return self._between_styles(a, b, number, of_each, truncation)
         ways = {
             name: latent.interpolated(
@@ -118,13 +137,13 @@ class Walks(Model):
         last: Mapping[str, Tensor],
         steps: int,
         labels: Tensor | None,
-        truncation: SupportsFloat,
+        truncation: SupportsFloat | None,
     ) -> Tensor:
         """Images (N, steps, C, H, W) of straight paths between truncated styles."""
-        a, b = (self._styles(levels, labels, truncation) for levels in (first, last))
+        share = 1.0 if truncation is None else truncation
+        a, b = (self._styles(levels, labels, share) for levels in (first, last))
         way = latent.interpolated(a, b, steps, spherical=False)  # (N, steps, L, W)
-        name = next(iter(self.latent_shapes))
-        return self._decoded_rows({name: way}, labels, from_styles(self.networks))
+        return self._decoded_rows({STYLES: way}, labels)
 
     def arithmetic(
         self,
@@ -138,13 +157,20 @@ class Walks(Model):
         subtracted (`latent.combined`).
 
         If you need the sum itself, call `latent.combined`. The latents of a hierarchy are added
-        level by level. truncation: as for `decode`.
+        level by level. If a group is given as styles, styles are added. truncation: as for
+        `decode`.
         """
         added, taken = self._groups(plus, "plus"), self._groups(minus, "minus")
+        names = list(self.latent_shapes)
+        if any(are_styles(group) for group in (*added, *taken)):
+            label, names = self._labels(labels, 1, conditions, in_turn=True), [STYLES]
+            added, taken = (
+                [self._with_styles(group, label) for group in groups] for groups in (added, taken)
+            )
         return self.decode(
             {
                 name: latent.combined([group[name] for group in added], [g[name] for g in taken])
-                for name in self.latent_shapes
+                for name in names
             },
             labels,
             conditions=conditions,
@@ -169,10 +195,24 @@ class Walks(Model):
         the prior's mean (zeros without a prior). extent: None is 3, or half the width of a uniform
         prior. With an odd number of steps the base itself is in the middle. latent_name: which of
         several latents moves. truncation: as for `decode`.
+
+        A base of styles, or latent_name="styles": a number of the style moves, in all layers alike.
+        The extent None is then 3 standard deviations of such numbers, and the base None is the mean
+        style.
         """
-        rows, name = all_whole(dimensions, "dimensions"), self.moved(latent_name)
+        rows = all_whole(dimensions, "dimensions")
+        if base is not None:
+            base = self._latents_of(base, "base")
+            if are_styles(base) and latent_name is None:
+                latent_name = STYLES
+        name = self.moved(latent_name)
+        if base is not None and are_styles(base) and name != STYLES:
+            raise Refused(f"base: has styles, which have no latent {name}; leave its name out")
+        reach = self.reach(name) if extent is None else real_number(extent, "extent")
+        if name == STYLES and self.has_styles:
+            label = self._labels(labels, 1, conditions, in_turn=True)
+            return self._through_styles(rows, base, reach, steps, label, truncation)
         centres = {key: _mean_and_reach(prior) for key, prior in self.objective.latents.items()}
-        reach = centres[name][1] if extent is None else real_number(extent, "extent")
         if base is None:
             shapes = self.latent_shapes
             base = {key: torch.full(shapes[key], centres[key][0]) for key in shapes}
@@ -192,13 +232,63 @@ class Walks(Model):
         of_rows = None if label is None else label[[0] * len(rows)]
         return self._decoded_rows(ways, of_rows, self._truncated(truncation))
 
+    def _through_styles(
+        self,
+        rows: Sequence[int],
+        base: Mapping[str, Tensor] | None,
+        reach: float,
+        steps: SupportsIndex,
+        label: Tensor | None,
+        truncation: SupportsFloat | None,
+    ) -> Tensor:
+        """`traverse` of styles. label: of the base, (1, ...) or None."""
+        if base is None:
+            base = {key: torch.zeros(1, *shape) for key, shape in self.latent_shapes.items()}
+            styles = self._styles(base, label, 0.0)
+        else:
+            styles = self._styles(base, label, 1.0)  # (1, L, W)
+        if len(styles) != 1:
+            raise Refused(f"base: has {len(styles)} latents; give only one")
+        if not rows:
+            raise Refused("dimensions: the list is empty; give at least one")
+        nowhere = torch.zeros(1, styles.shape[2])
+        moves = latent.traversed(nowhere, rows, reach, whole_number(steps, "steps"))
+        way = styles + moves[:, :, None]  # (rows, steps, L, W)
+        of_rows = None if label is None else label[[0] * len(rows)]
+        if truncation is not None:
+            each = None if of_rows is None else of_rows.repeat_interleave(way.shape[1], dim=0)
+            flat = self._styles({STYLES: way.flatten(0, 1)}, each, truncation)
+            way = flat.reshape(way.shape)
+        return self._decoded_rows({STYLES: way}, of_rows)
+
+    def neighbourhood(self, name: str, latents: Tensor, seed: int) -> Tensor:
+        """A latent (1, *shape), or styles (1, L, W), among eight neighbours: (9, ...). See
+        `latent.neighbourhood`. Styles move in all layers alike, by a quarter of their deviation."""
+        if name in self.latent_shapes:
+            return latent.neighbourhood(latents, seed)
+        nowhere = torch.zeros(1, latents.shape[2])
+        moves = latent.neighbourhood(nowhere, seed, 0.25 * self.style_deviation)
+        return latents + moves[:, None]
+
     def reach(self, name: str | None = None) -> float:
         """How far `traverse` goes to each side if no extent is given. name: of the latent."""
-        return _mean_and_reach(self.objective.latents[self.moved(name)])[1]
+        name = self.moved(name)
+        if name not in self.latent_shapes:
+            return 3.0 * self.style_deviation
+        return _mean_and_reach(self.objective.latents[name])[1]
+
+    def size_of_moved(self, name: str | None) -> int:
+        """How many numbers of the latent, or of styles, `traverse` can move. Raises Refused."""
+        name = self.moved(name)
+        shapes = self.latent_shapes
+        return math.prod(shapes[name]) if name in shapes else self.style_shape[1]
 
     def moved(self, name: str | None) -> str:
-        """The latent that moves. name None: the only one. Raises Refused."""
+        """The latent that moves. name None: the only one. "styles": those of a generator that has
+        them. Raises Refused."""
         shapes = self.latent_shapes
+        if name == STYLES and self.has_styles:
+            return name
         if name is None and len(shapes) == 1:
             return next(iter(shapes))
         if name is None or name not in shapes:
@@ -220,7 +310,7 @@ class Walks(Model):
         latents."""
         shapes = self.latent_shapes
         if isinstance(of, Mapping):
-            return checked_levels(of, shapes, argument)
+            return self._given(of, argument)
         given = tensor_of(of, argument, STACK)
         shape = self.experiment.image_shape
         is_latent = any(given.shape in (of, (len(given), *of)) for of in shapes.values())
