@@ -18,6 +18,7 @@ from ray_gen.networks.equalised import (
     EqualisedLinear,
     activated,
 )
+from ray_gen.networks.precision import without_autocast
 from ray_gen.networks.resample import Downsample
 from ray_gen.networks.running_mean import RunningMean
 from ray_gen.networks.sizes import halvings
@@ -136,6 +137,7 @@ class StyleGan2Discriminator(nn.Module):
         found = self.output(activated(self.dense(x.flatten(1), GAIN)))
         if self.labels is None:
             return found  # (N, K)
-        of_label = self.mapping(self.labels(labels))  # (N, W)
+        with without_autocast(found):
+            of_label = self.mapping(self.labels(labels))  # (N, W)
         features = found.unflatten(1, (self._outputs, -1))  # (N, K, W)
         return (features * of_label[:, None]).sum(2) / math.sqrt(of_label.shape[1])

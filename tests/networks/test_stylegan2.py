@@ -296,6 +296,22 @@ def test_mixing_takes_other_styles_from_a_layer_onwards() -> None:
     assert "other_z" not in generator(mixing=0.0).train().noise
 
 
+def test_styles_and_vectors_of_labels_keep_full_precision_under_autocast() -> None:
+    """As published. In bfloat16 eight narrow layers move a sample as much as all convolutions."""
+    network, judge = generator(label_count=3).float(), discriminator(label_count=3).float()
+    noise = {name: values.float() for name, values in noise_for(network, 4).items()}
+    z, labels = torch.randn(4, 7), torch.tensor([0, 1, 2, 0])
+    seen: list[Tensor] = []
+    judge.mapping.register_forward_hook(lambda _, given, vector: seen.append(vector))
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            seen.append(network.styles(z, labels, noise))
+            judge(torch.randn(4, *SHAPE), labels)
+    (styles, vectors), (again, vectors_again) = seen[:2], seen[2:]
+    assert again.dtype == vectors_again.dtype == torch.float32
+    assert torch.equal(again, styles) and torch.equal(vectors_again, vectors)
+
+
 def test_truncation_goes_to_the_mean_of_styles() -> None:
     network = generator(mixing=0.0).train()
     means = []
