@@ -139,6 +139,8 @@ def test_r3gan_has_the_published_numbers(
     for name, count in zip(("generator", "discriminator"), counts, strict=True):
         found = sum(p.numel() for p in networks[name].parameters()) / 1e6
         assert found == pytest.approx(count, abs=0.06)
+    for network in this.networks.values():
+        assert getattr(network, "bf16_from") == (32 if size == 256 else 8)  # noqa: B009
     for field in ("r1_weight", "r2_weight"):
         schedule = this.value_at(f"objective.{field}")
         assert (schedule["start"], schedule["end"]) == pytest.approx((gamma, gamma / 10))

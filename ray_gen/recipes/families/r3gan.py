@@ -46,12 +46,13 @@ def experiment(facts: Facts) -> Tree:
         "schedule": {"kind": "cosine", "horizon_images": horizon, "final_fraction": 0.25},
     }
     width = Because(768, "As published at 32 to 256 pixels; half above 32 pixels, and so on.")
+    precision = {"bf16_from": 32} if facts.side >= 256 else {}  # as published; else 8, the default
     half_life = facts.share(0.8 * (0.25 if small else 0.025))
     colours = dict.fromkeys(("brightness", "contrast", "luma_flip", "hue", "saturation"), 0.5)
     return {
         "networks": {
-            "generator": {"kind": "r3gan", "width": width},
-            "discriminator": {"kind": "r3gan", "width": 768},
+            "generator": {"kind": "r3gan", "width": width, **precision},
+            "discriminator": {"kind": "r3gan", "width": 768, **precision},
         },
         "objective": {
             "kind": "gan",
