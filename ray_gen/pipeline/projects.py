@@ -60,8 +60,8 @@ class Projects(Walks):
             pipeline.interpolate(found.z, pipeline.latents(1, seed=0))
 
         space: z, or for a generator with styles also w, one style for all layers, and w+, a style
-        for each layer: nearer to any image, but farther from what the model draws. None: w if there
-        are styles. The result then holds styles, which `decode` and the walks take like z. steps:
+        for each layer: it can come nearer to any image, but needs more steps and leaves what the
+        model draws. None: w if there are styles. The result then holds styles, which `decode` and the walks take like z. steps:
         of Adam. seed: of all draws. starts: draws from the prior among which a model without
         encoder looks for a start in z. features: a function from images (N, C, H, W) in [0, 1] to
         numbers (N, ...), through which gradients flow; images that agree in them are nearer.
