@@ -61,14 +61,14 @@ class Projects(Walks):
 
         space: z, or for a generator with styles also w, one style for all layers, and w+, a style
         for each layer: it can come nearer to any image, but needs more steps and leaves what the
-        model draws. None: w if there are styles. The result then holds styles, which `decode` and the walks take like z. steps:
-        of Adam. seed: of all draws. starts: draws from the prior among which a model without
-        encoder looks for a start in z. features: a function from images (N, C, H, W) in [0, 1] to
-        numbers (N, ...), through which gradients flow; images that agree in them are nearer.
-        features_weight: their weight against the squared error of the pixels. sigma: how far a
-        pixel may be from the model's image. A larger value keeps z or w nearer to the mean.
-        names: of the images, for captions. The result is a function of the model, the images and
-        these arguments; on a GPU only if its convolutions are deterministic.
+        model draws. None: w if there are styles. The result then holds styles, which `decode` and
+        the walks take like z. steps: of Adam. seed: of all draws. starts: draws from the prior
+        among which a model without encoder looks for a start in z. features: a function from images
+        (N, C, H, W) in [0, 1] to numbers (N, ...), through which gradients flow; images that agree
+        in them are nearer. features_weight: their weight against the squared error of the pixels.
+        sigma: how far a pixel may be from the model's image. A larger value keeps z or w nearer to
+        the mean. names: of the images, for captions. The result is a function of the model, the
+        images and these arguments; on a GPU only if its convolutions are deterministic.
         """
         checked = checked_images(images, self.experiment.image_shape)
         options = Options(
