@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 def measuring(of: str = "") -> Generator[Callable[[int, int, str], None]]:
     """Gives `progress(done, total, what)`, which writes to stderr: one line that updates on a
     terminal, or one line per stage in a log. of: what is measured, if that must be told."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
@@ -31,7 +31,7 @@ def measuring(of: str = "") -> Generator[Callable[[int, int, str], None]]:
         if what != stage:
             stage = what
             if not console.is_terminal:
-                console.print(what, markup=False, soft_wrap=True)
+                console.print(what, soft_wrap=True)
             bar.reset(task, description=what)
         bar.update(task, completed=done, total=total, description=what)
 

@@ -30,14 +30,18 @@ class ProgressLine:
     """Draws the progress that a run reports. Use as a context manager."""
 
     def __init__(self, total_images: int, *, show: bool) -> None:
-        self._console = Console(stderr=True, highlight=False, quiet=not show)
+        self._console = Console(
+            stderr=True, highlight=False, markup=False, emoji=False, quiet=not show
+        )
         self._total = total_images
         self._notebook = _NotebookLine() if show and self._console.is_jupyter else None
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=BAR_WIDTH),
-            TextColumn("{task.fields[left]}", style="progress.remaining"),
-            TextColumn("{task.fields[detail]}", table_column=Column(overflow="ellipsis")),
+            TextColumn("{task.fields[left]}", style="progress.remaining", markup=False),
+            TextColumn(
+                "{task.fields[detail]}", markup=False, table_column=Column(overflow="ellipsis")
+            ),
             console=self._console,
             transient=True,
             disable=not (show and self._console.is_terminal),

@@ -82,6 +82,20 @@ def test_a_log_gets_a_line_now_and_then_and_only_for_news(clock, capsys) -> None
         assert "4/8 trials" in capsys.readouterr().err
 
 
+def test_brackets_and_colons_are_printed_as_they_are(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    values = {"augment": "[color, translation]", "path": "~/[/images] of :cat:"}
+    with Board(8, 1000, "elbo", "max", show=True) as board:
+        board.say("[color, translation] in ~/[/images] of :cat:")
+        board.show([Trial("trial_000", values, "running")], {})
+    told = capsys.readouterr().err
+    assert "[color, translation] in ~/[/images] of :cat:" in told
+    assert told.count("[color, translation]") > 1
+    assert told.count("~/[/images] of :cat:") > 1
+
+
 def test_the_same_is_not_told_again(clock, capsys) -> None:
     board = Board(8, 1000, "elbo", "max", show=True)
     for _ in range(3):

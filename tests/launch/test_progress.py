@@ -374,6 +374,28 @@ def test_the_end_of_a_run_names_its_scores() -> None:
     assert scores(told | others | {"speed/images_per_second": 9.0, "memory/peak_GiB": 1.0}) == told
 
 
+SENTENCE = "set objective.augment=[color,translation] for ~/[/images] of :cat:"
+
+
+def test_a_sentence_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressLine(1000, show=True) as line:
+        line.say(SENTENCE)
+        line.stage(SENTENCE)
+    assert capsys.readouterr().err.splitlines() == [SENTENCE, SENTENCE]
+
+
+def test_a_terminal_shows_a_sentence_as_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    with ProgressLine(1000, show=True) as line:
+        line.stage(SENTENCE)
+        line.say("then")
+    assert SENTENCE in capsys.readouterr().err
+
+
 def test_workers_that_begin_again_and_what_they_passed_over_are_told_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -24,7 +24,9 @@ class Board:
     def __init__(self, total: int, images: int, metric: str, mode: Mode, *, show: bool) -> None:
         self._total, self._images, self._metric = total, images, metric
         self._mode: Mode = mode
-        self._console = Console(stderr=True, highlight=False, quiet=not show)
+        self._console = Console(
+            stderr=True, highlight=False, markup=False, emoji=False, quiet=not show
+        )
         self._live = Live(console=self._console, refresh_per_second=2, transient=True)
         self._drawn = show and self._console.is_terminal
         self._logged_at = self._began = time.monotonic()
