@@ -14,7 +14,7 @@ from ray_gen.cli import main
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.networks import StyleGan2Network
 from ray_gen.recipes import recipe, to_copy
-from ray_gen.recipes.families import FAMILIES, family_text
+from ray_gen.recipes.families import FAMILIES, chosen, family_text
 from ray_gen.training.build import build_networks, build_objective
 
 SHAPES = [(32, 3), (64, 1), (64, 4), (128, 3), (256, 1), ("[96, 160]", 3)]
@@ -118,6 +118,15 @@ def test_the_command_says_what_a_family_chose() -> None:
     assert "objective.r1_weight=0.1, " in line
     assert "latent_size" not in line and "training.images" not in line
     assert line.endswith("; reasons: ray-gen recipes dcgan data.image_size=28")
+
+
+def test_no_reason_is_told_for_a_field_that_another_kind_does_not_have() -> None:
+    line = chosen("dcgan", ["data=mnist5k", "networks.generator={kind: stylegan2}"])
+    assert "null" not in line
+    assert "networks.generator.width" not in line
+    line = chosen("dcgan", ["data=mnist5k", "networks.generator.kind=stylegan2"])
+    assert "null" not in line
+    assert "networks.generator.width" not in line and "objective.r1_weight=0.1" in line
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ instead."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -25,6 +25,9 @@ def problems_of(error: ValidationError, root: type[Settings], given: Any) -> lis
 
     given: the mapping that was validated as `root`.
     """
+    unspaced = list(_unspaced(given, []))
+    if unspaced:  # other errors follow from these
+        return unspaced
     return [_sentence(entry, root, given) for entry in error.errors()]
 
 
@@ -85,6 +88,18 @@ def _sentence(entry: Any, root: type[Settings], given: Any) -> str:
         here = kind_here(path, str(entry["input"]))
         told += f"; did you mean {either(apart)}?" if apart else f"; {here}" if here else ""
     return told
+
+
+def _unspaced(here: Any, parts: list[str]) -> Iterator[str]:
+    """A sentence for each {a:1} in a mapping: to YAML this is the key "a:1" without a value."""
+    items = here.items() if isinstance(here, Mapping) else enumerate(here)
+    for key, value in items:
+        if isinstance(value, (Mapping, list, tuple)):
+            yield from _unspaced(value, [*parts, str(key)])
+        elif value is None and isinstance(key, str) and ":" in key:
+            name, _, rest = key.partition(":")
+            told = f"{key!r} is a name without a value, because YAML needs a space after a colon"
+            yield f"{'.'.join(parts) or name}: {told}; write {{{name}: {rest}}}"
 
 
 def _tags(context: Mapping[str, Any]) -> list[str]:
@@ -180,7 +195,7 @@ def _without_tags(location: tuple[Any, ...], given: Any) -> list[str]:
         elif isinstance(here, str) and f"{here}:".startswith(f"{part}:"):  # KIND or KIND:VALUE
             here, tagged = {}, True
             continue
-        elif here is not None and not isinstance(part, int):
+        elif not isinstance(part, int):
             # The rest names alternatives of a plain union ("int", "literal[...]"), not fields.
             break
         path.append(str(part))

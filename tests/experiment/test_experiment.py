@@ -413,6 +413,15 @@ REFUSALS = [
         ["training.stop_at_equilibrium={}", "objective.loss=hinge"],
         r"training\.stop_at_equilibrium: .*set it to null",
     ),
+    (
+        GAN,
+        ["training.freeze={discriminator:2}"],
+        r"^training\.freeze: 'discriminator:2' is a name without a value, because YAML needs a "
+        r"space after a colon; write {discriminator: 2}$",
+    ),
+    (GAN, ["objective.r1_weight={kind:linear}"], r"objective\.r1_weight: .*write {kind: linear}"),
+    (GAN, ["objective.augment={kind:ada}"], r"objective\.augment: .*write {kind: ada}"),
+    (GAN, ["training.freeze.discriminator=null"], r"training\.freeze\.discriminator: .*'all'"),
     (VAE, ["seed"], r"'seed' is not of the form path=value"),
     (VAE, ["=3"], r"'=3' is not of the form path=value"),
     (VAE, ["seed.x=3"], r"seed\.x: .*has no fields|seed: .*"),
@@ -437,6 +446,7 @@ def test_every_refusal_names_the_field_and_a_remedy(
         assert "\n" not in problem
         assert "pydantic" not in problem
         assert "function-" not in problem
+        assert "constrained-" not in problem and "literal[" not in problem
 
 
 def test_all_problems_are_told_at_once() -> None:

@@ -98,6 +98,8 @@ def _made(
         for other in [one for one in reasons if f"{one}.".startswith(f"{path}.")]:
             if other == path or _at(plain, other) != _at(before, other):
                 reasons[other] = GIVEN
+        for gone in [one for one in reasons if not _has(plain, one) and _has(before, one)]:
+            del reasons[gone]  # another `kind` has no such field
     return plain, reasons, facts
 
 
@@ -151,6 +153,13 @@ def _command(name: str, data: dict[str, Any] | None, known: dict[str, Any]) -> s
 def _in_words(facts: Facts) -> str:
     square = facts.height == facts.width
     return str(facts.height) if square else f"{facts.height}x{facts.width}"
+
+
+def _has(tree: Any, path: str) -> bool:
+    """Whether something stands at a dotted path."""
+    above, _, key = path.rpartition(".")
+    here = _at(tree, above) if above else tree
+    return isinstance(here, dict) and key in here
 
 
 def _at(tree: Any, path: str) -> Any:
