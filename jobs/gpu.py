@@ -1,12 +1,16 @@
 """Acceptance test of a GPU: one table of what must hold on it, and of the speed of a step.
 
-    python jobs/gpu.py [--device cuda|cpu] [--only ROW ...] [--json FILE] [--seconds 1]
+    python jobs/gpu.py [--device cuda|cpu] [--only ROW ...] [--family NAME ...] [--json FILE]
+                       [--seconds 1]
 
 Exit code 0 if no row failed, else 1. Needs no Ray, network or data set: images are random and lie
 in memory. Needs torch, numpy, safetensors, pyyaml and pydantic. `--device cpu` rehearses the table:
 it compares the CPU with itself, with smaller models. Rows that need a GPU are n/a.
 
-UNMEASURED: no row has run on a GPU yet. Bounds and budgets are what is expected of a GPU.
+UNMEASURED: no row has run on a GPU yet. Bounds and budgets are what is expected of a GPU. torch's
+deterministic algorithms are expected to refuse nothing: of the operators that their documentation
+lists as refused, steps use only `grid_sample`, in ADA's warp, whose gradient is a sum of whole
+numbers of our own.
 
     fp64         20 steps in float64 agree with the CPU's
     gradients    gradients of the first step, in float32, agree with the CPU's
@@ -78,10 +82,6 @@ from ray_gen.training.step import Program, Recorder, Step
 CPU = torch.device("cpu")
 ENDLESS = 10**12
 STEPS = 20
-TOTAL_SECONDS = 300
-"""Time limit of the whole table on a GPU, with the present families."""
-
-
 # Models
 
 
@@ -95,16 +95,20 @@ torch's own Adam, no EMA, no metrics."""
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model. It has no labels, and a batch is one group."""
+    """A kind of model. A batch is one group."""
 
     side: int
-    """Side of its grey images, in pixels."""
+    """Side of its images, in pixels."""
     experiment: Callable[[bool], dict[str, Any]]
     """Networks, objective and optimisers. With True: of a small model for a CPU."""
     batch: tuple[int, int]
     """Images of a step: on a GPU, and of the small model."""
     plain: PlainLoop | None = None
-    """None: its speed is not compared."""
+    """Of images without labels. None: its speed is not compared."""
+    channels: int = 1
+    """Of its images."""
+    cosine: float = 0.99
+    """Least cosine of the row bf16."""
     uncompilable: str = ""
     """Why `training.compile` refuses it. Empty: it must compile."""
 
@@ -176,9 +180,92 @@ def _plain_gan(networks: Networks, autocast: Autocast) -> Callable[[Tensor], Non
     return step
 
 
+# Penalties that are lazy where these models were published are due at every step here: otherwise
+# most rows would not meet them.
+
+
+def _gan(
+    network: dict[str, Any], adam: dict[str, Any], of_discriminator: Any = None, **objective: Any
+) -> dict[str, Any]:
+    """A GAN with one architecture. of_discriminator: other fields of this network."""
+    other = {**network, **(of_discriminator or {})}
+    return {
+        "networks": {"generator": network, "discriminator": other},
+        "objective": {"kind": "gan", **objective},
+        "optimizers": {"generator": adam, "discriminator": adam},
+    }
+
+
+def _resnet(small: bool) -> dict[str, Any]:
+    """SNGAN with labels (Miyato and Koyama 2018), but with one discriminator step."""
+    return _gan(
+        {"kind": "resnet", "width": 2 if small else 32, "labels": "conditional_batch_norm"},
+        _adam(2e-4, 0.0),
+        {"labels": "projection", "spectral_norm": True},
+        conditional=True,
+        latent_size=128,
+        loss="hinge",
+    )
+
+
+def _r3gan(small: bool) -> dict[str, Any]:
+    """Huang et al. 2024, with its schedules over the first 20 steps."""
+    horizon = STEPS * R3GAN_BATCH[small]
+
+    def falls(start: float, end: float) -> dict[str, Any]:
+        return {"kind": "cosine", "start": start, "end": end, "until_images": horizon}
+
+    return _gan(
+        {"kind": "r3gan", "width": 8 if small else 64, "blocks": 1 if small else 2},
+        {"kind": "adam", "learning_rate": 2e-4, "betas": [0.0, falls(0.9, 0.99)]},
+        latent_size=64,
+        loss="relativistic",
+        r1_weight=falls(0.05, 0.005),
+        r2_weight=falls(0.05, 0.005),
+    )
+
+
+R3GAN_BATCH = (32, 4)
+
+
+def _stylegan2(small: bool) -> dict[str, Any]:
+    """StyleGAN2-ADA (Karras et al. 2020) with path length. The target of the adaptive p is so low
+    that p grows, by 1 in 400 images."""
+    size = 32 if small else 512
+    network = {"kind": "stylegan2", "mapping_layers": 2, "style_size": size}
+    width = {"channel_base": 64 if small else 1024, "channel_max": 16 if small else 256}
+    return _gan(
+        {**network, **width},
+        {"kind": "adam", "learning_rate": 2.5e-3, "betas": [0.0, 0.99]},
+        latent_size=size,
+        r1_weight=0.01,
+        path_length_weight=2.0,
+        path_length_every=1,
+        augment={"kind": "ada", "target": -0.99, "ada_images": 400},
+    )
+
+
+def _fastgan(small: bool) -> dict[str, Any]:
+    """Liu et al. 2021, with reconstructions in pixels. Rounding turns the gradient of its deep
+    generator: on a CPU the cosine was 0.959 to 0.979 at widths from 2 to 16."""
+    return _gan(
+        {"kind": "fastgan", "width": 2 if small else 16},
+        _adam(2e-4, 0.5),
+        latent_size=256,
+        loss="hinge",
+        hinge_margin=[0.8, 1.0],
+        reconstruction_weight=8.0,
+        augment=["color", "translation"],
+    )
+
+
 FAMILIES: dict[str, Family] = {
     "vae": Family(28, _vae, (128, 32), _plain_vae),
     "dcgan": Family(32, _dcgan, (64, 16), _plain_gan),
+    "resnet": Family(32, _resnet, (32, 4), channels=3),
+    "r3gan": Family(32, _r3gan, R3GAN_BATCH, channels=3),
+    "stylegan2": Family(32, _stylegan2, (32, 4), channels=3),
+    "fastgan": Family(64, _fastgan, (16, 4), channels=3, cosine=0.9),
 }
 
 
@@ -192,7 +279,8 @@ class Model:
         """Length of a timed block."""
         small = device.type == "cpu"
         self.batch = family.batch[small]
-        self.store = _random_store(family.side, 8 * self.batch, 2 * self.batch)
+        shape = family.side, family.side, family.channels
+        self.store = _random_store(shape, 8 * self.batch, 2 * self.batch)
         training = {
             "images": ENDLESS,
             "global_batch_size": self.batch,
@@ -200,7 +288,11 @@ class Model:
             "ema_half_life_images": 10 * self.batch,
         }
         given = {
-            "data": {"kind": "mnist5k", "image_size": family.side},
+            "data": {
+                "kind": "mnist5k",
+                "image_size": family.side,
+                "channels": family.channels,
+            },
             "training": training,
             **family.experiment(small),
         }
@@ -253,17 +345,17 @@ class Run:
             self.step(images, labels)
         return self
 
-    def images(self, steps: int) -> list[Tensor]:
-        """Images of the first steps, on the device."""
-        return [images for images, _ in self._feed.steps(0, steps)]
+    def batches(self, steps: int) -> list[tuple[Tensor, Tensor | None]]:
+        """Images and labels of the first steps, on the device."""
+        return list(self._feed.steps(0, steps))
 
     def on_one_batch(self) -> Callable[[int], None]:
         """Returns a function that trains for a number of steps on one batch on the device."""
-        (images,) = self.images(1)
+        (batch,) = self.batches(1)
 
         def steps(count: int) -> None:
             for _ in range(count):
-                self.step(images, None)
+                self.step(*batch)
             self.meter.report()
 
         return steps
@@ -276,7 +368,7 @@ class Run:
         """Each network and each average as one vector, buffers included: float64 (D,)."""
         parts = self.tensors()
         del parts["moments"]
-        return {name: _flat(tensors.values()) for name, tensors in parts.items()}
+        return {name: _flat(tensors.values()) for name, tensors in parts.items() if tensors}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Copies of the networks, their averages and the moments, on the CPU."""
@@ -312,13 +404,12 @@ def copy_state(run: Run, other: Run) -> None:
         other.state.load(Path(folder))
 
 
-def _random_store(side: int, count: int, held_out: int) -> Store:
-    """Grey images of a fixed seed, in memory."""
+def _random_store(image_shape: tuple[int, int, int], count: int, held_out: int) -> Store:
+    """Images (H, W, C) of a fixed seed, in memory."""
     generator = torch.Generator().manual_seed(1)
 
     def split(size: int) -> Split:
-        shape = (size, side, side, 1)
-        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        images = torch.randint(0, 256, (size, *image_shape), dtype=torch.uint8, generator=generator)
         return Split(images, torch.randint(0, 10, (size,), generator=generator))
 
     names = tuple("0123456789")
@@ -602,7 +693,9 @@ def bf16(model: Model) -> Found:
         exact, rounded = model.run().gradients(), model.run(precision="bf16").gradients()
     cosines = [torch.cosine_similarity(exact[p], rounded[p], dim=0) for p in exact]
     note = f"‖Δg‖/‖g‖ {relative_difference(rounded, exact):.2g}"
-    return Found(float(torch.stack(cosines).min()), "cosine", at_least=0.99, note=note)
+    return Found(
+        float(torch.stack(cosines).min()), "cosine", at_least=model.family.cosine, note=note
+    )
 
 
 @_row("no-sync", seconds=5)
@@ -610,12 +703,12 @@ def no_sync(model: Model) -> Found:
     """For every kind of block, also the EMA's: 10 steps across a block's end, in torch's sync debug
     mode."""
     run = model.run()
-    images, ends = cycle(run.images(4)), _ends_of_blocks(run)
+    batches, ends = cycle(run.batches(4)), _ends_of_blocks(run)
     for end in ends:
         run.state.step = end - 5
         for number in range(13):
             with _no_waiting(model.device) if number >= 3 else nullcontext():
-                run.step(next(images), None)
+                run.step(*next(batches))
     if model.device.type != "cuda":
         raise NotApplicable("nothing waits on a CPU")
     try:
@@ -682,7 +775,7 @@ def _speed(model: Model, precision: str, autocast: Autocast) -> Found:
     contestants = [ours]
     if model.family.plain is not None:
         step = model.family.plain(_plain_networks(run), autocast)
-        (images,) = run.images(1)
+        ((images, _),) = run.batches(1)
 
         def plain(steps: int) -> None:
             for _ in range(steps):
@@ -806,7 +899,7 @@ class Row:
 
 
 def _line(*cells: str) -> str:
-    widths = (11, 7, 7, 25, 11, 6, 0)
+    widths = (11, 9, 7, 25, 11, 6, 0)
     return "  ".join(cell.ljust(n) for cell, n in zip(cells, widths, strict=True)).rstrip()
 
 
@@ -849,6 +942,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--only", choices=tuple(CHECKS), nargs="+", help="some of the rows")
+    parser.add_argument("--family", choices=tuple(FAMILIES), nargs="+", help="some of the models")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     parser.add_argument("--seconds", type=float, help="of a timed block (1; on a CPU 0.1)")
     options = parser.parse_args(arguments)
@@ -862,7 +956,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(", ".join(f"{name} {value}" for name, value in found.items()))
     print("\n" + _line("row", "family", "verdict", "number", "bound", "s", "note"), flush=True)
     rows: list[Row] = []
-    for family in FAMILIES:
+    for family in options.family or FAMILIES:
         model = cache(partial(Model, FAMILIES[family], device, seconds))
         for name in options.only or CHECKS:
             rows.append(checked(name, family, model))
@@ -870,8 +964,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts = {v: sum(row.verdict == v for row in rows) for v in ("passed", "failed", "n/a")}
     total = sum(row.seconds for row in rows)
     print("\n" + ", ".join(f"{count} {v}" for v, count in counts.items()), f"in {total:.0f} s")
-    if device.type == "cuda" and total > TOTAL_SECONDS:
-        print(f"OVER the {TOTAL_SECONDS} s of the whole table")
+    budget = sum(row.budget_seconds for row in rows)
+    if device.type == "cuda" and total > budget:
+        print(f"OVER the {budget:g} s of these rows")
     if options.json is not None:
         result = {"environment": found, "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
