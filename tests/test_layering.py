@@ -20,7 +20,7 @@ PACKAGE = ROOT / "ray_gen"
 # floors.
 FLOORS: list[set[str]] = [
     {"errors", "version", "core", "distributed", "pixels", "temporary"},
-    {"noise", "losses", "storage", "weights"},
+    {"noise", "losses", "phase_sums", "storage", "weights"},
     {"augment", "sampling", "perceptual", "runs.manifest", "settings"},
     {"objectives", "networks", "data", "evaluation", "runs.names", "runs.captions"},
     {"experiment", "runs.pictures"},
@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pixels": {"torch"},
     "noise": {"torch"},
     "losses": {"torch"},
+    "phase_sums": {"torch"},
     "weights": {"torch", "safetensors"},
     "perceptual": {"torch"},
     "augment": {"torch"},
@@ -95,6 +96,7 @@ OF_TORCHVISION = {"data.sources.torchvision", "evaluation.extractors.torchvision
 IN_A_STEP = {
     *("training.step", "training.block", "training.foreach", "training.gradients"),
     *("training.optimizers", "losses", "augment", "noise", "pixels", "core"),
+    "phase_sums",
     *("objectives", "networks", "perceptual"),
 }
 WAITS = {"item", "tolist", "cpu", "numpy", "synchronize", "nonzero", "is_nonzero"}

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ray_gen.core import PhaseModule
+from ray_gen.phase_sums import PhaseSums
 
 
-class GroupBatchNorm(PhaseModule):
+class GroupBatchNorm(PhaseSums):
     """BatchNorm (Ioffe and Szegedy 2015) over groups of consecutive images ("ghost" batches, Hoffer
     et al. 2017).
 
@@ -23,15 +23,14 @@ class GroupBatchNorm(PhaseModule):
 
     running_mean: Tensor
     running_var: Tensor
-    _sums: Tensor
 
     def __init__(self, plain: nn.BatchNorm1d | nn.BatchNorm2d, group_size: int) -> None:
-        super().__init__()
         if plain.running_mean is None or plain.running_var is None:
             raise ValueError(
                 "a BatchNorm without running statistics cannot be used after training; set "
                 "track_running_stats to True"
             )
+        super().__init__(2 * plain.running_mean.numel())
         self.group_size = group_size
         self.eps = plain.eps
         self.momentum = 0.1 if plain.momentum is None else plain.momentum
@@ -39,11 +38,7 @@ class GroupBatchNorm(PhaseModule):
         self.bias = plain.bias
         self.register_buffer("running_mean", plain.running_mean)
         self.register_buffer("running_var", plain.running_var)
-        # Sums over the groups seen in this phase: mean, variance, count. The buffer keeps its
-        # address for the whole run: a CUDA graph adds to it. It is 0 between phases, on every rank.
-        zeros = plain.running_mean.new_zeros(2 * plain.running_mean.numel() + 1)
-        self.register_buffer("_sums", zeros, persistent=False)
-        self._collecting = False
+        self._sums = self._sums.to(plain.running_mean)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) to the same shape. In training N is a multiple of `group_size`."""
@@ -55,7 +50,7 @@ class GroupBatchNorm(PhaseModule):
         return groups[0] if len(groups) == 1 else torch.cat(groups)
 
     def _normalised(self, group: Tensor) -> Tensor:
-        if not self._collecting:
+        if not self.collecting:
             return F.batch_norm(group, None, None, self.weight, self.bias, True, eps=self.eps)
         # With momentum 1, torch writes the group's own mean and unbiased variance. It multiplies
         # the old values by 0, so they must be finite: a NaN would remain.
@@ -63,30 +58,16 @@ class GroupBatchNorm(PhaseModule):
         normalised = F.batch_norm(
             group, mean, variance, self.weight, self.bias, True, momentum=1.0, eps=self.eps
         )
-        self._sums += torch.cat([mean, variance, mean.new_ones(1)])
+        self.add(torch.cat([mean, variance]), 1)
         return normalised
 
-    def begin_phase(self, original: Tensor | None = None) -> None:
-        """Start collecting."""
-        self._sums.zero_()
-        self._collecting = True
-
-    def phase_statistics(self) -> Tensor | None:
-        """Sums of means (C,) and variances (C,), and the number of groups (1,), in one tensor."""
-        return self._sums if self._collecting else None
-
-    def end_phase(
-        self, statistics: Tensor | None, noise: Mapping[str, Tensor] | None = None
-    ) -> None:
-        """Move the running statistics towards the mean over all groups. They stay unchanged if no
-        rank called this layer in the phase: there is no mean over zero groups."""
-        assert statistics is not None
-        sums, count = statistics[:-1], statistics[-1]
-        mean, variance = (sums / count.clamp(min=1.0)).chunk(2)
-        for running, found in ((self.running_mean, mean), (self.running_var, variance)):
-            running.copy_(torch.where(count > 0, running.lerp(found, self.momentum), running))
-        self._sums.zero_()
-        self._collecting = False
+    def moved(self, sums: Tensor, count: Tensor) -> Mapping[str, Tensor]:
+        """The running statistics, towards the mean over the groups that were seen."""
+        mean, variance = (sums / count).chunk(2)
+        return {
+            "running_mean": self.running_mean.lerp(mean, self.momentum),
+            "running_var": self.running_var.lerp(variance, self.momentum),
+        }
 
 
 def with_group_batch_norm(module: nn.Module, group_size: int) -> nn.Module:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ray_gen.augment import augment, augment_noise
 from ray_gen.augment.ada import Ada
-from ray_gen.core import Batch, ImageShape, Networks, NoiseOf, Noises, Number, PhaseModule, noise_of
+from ray_gen.core import Batch, ImageShape, Losses, Networks, NoiseOf, Noises, Number, noise_of
 from ray_gen.losses import mean_of_each
+from ray_gen.phase_sums import PhaseSums
 
 
 class Augmentation(Protocol):
@@ -32,11 +33,9 @@ class Augmentation(Protocol):
         """images_NCHW, real or generated, to what D sees of them."""
         ...
 
-    def watch(
-        self, networks: Networks, batch: Batch, real: Tensor
-    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-        """Takes note of D's logits of real images in D's phase. Returns what to report: values of
-        each image, (N,), and numbers of the phase."""
+    def watch(self, networks: Networks, batch: Batch, real: Tensor) -> Losses:
+        """Takes note of D's logits of real images in D's phase. Minimises nothing, but may report
+        something."""
         ...
 
 
@@ -60,11 +59,9 @@ class DiffAugmented:
         """images_NCHW to the same."""
         return augment(images, self._names, batch.noise, opacity=self._opacity)
 
-    def watch(
-        self, networks: Networks, batch: Batch, real: Tensor
-    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    def watch(self, networks: Networks, batch: Batch, real: Tensor) -> Losses:
         """Nothing to note."""
-        return {}, {}
+        return Losses({})
 
 
 class AdaAugmented:
@@ -113,16 +110,14 @@ class AdaAugmented:
         drawn = noise_of(batch.noise, self._of_generated if generated else "augment_real")
         return networks["augment"](images, self._p(networks, batch), **drawn)
 
-    def watch(
-        self, networks: Networks, batch: Batch, real: Tensor
-    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    def watch(self, networks: Networks, batch: Batch, real: Tensor) -> Losses:
         """Reports p unless it is constant. An adaptive p moves by the signs of the logits."""
         of_phase = {"augment/p": self._p(networks, batch)} if self._reports else {}
         if not self._adaptive:
-            return {}, of_phase
+            return Losses({}, of_phase=of_phase)
         signs = mean_of_each((real.detach() - self._middle).sign())
         networks["augment_p"](signs)
-        return {"augment/sign": signs}, of_phase
+        return Losses({}, {"augment/sign": signs}, of_phase)
 
     def _p(self, networks: Networks, batch: Batch) -> Tensor:
         if not self._adaptive:
@@ -130,7 +125,7 @@ class AdaAugmented:
         return networks["augment_p"].get_buffer("p")
 
 
-class AdaptiveP(PhaseModule):
+class AdaptiveP(PhaseSums):
     """The probability p of adaptive discriminator augmentation (Karras et al. 2020, section 3).
 
     r = E sign D(x) over four phases of D. D overfits where r is above the target: then p grows, by
@@ -143,34 +138,24 @@ class AdaptiveP(PhaseModule):
     """0-dimensional."""
     since: Tensor
     """(3,): Σ sign D(x), images and phases since p last moved."""
-    _sums: Tensor
 
     def __init__(self, target: float, images: float, max_p: float) -> None:
-        super().__init__()
+        super().__init__(1)
         self._target, self._images, self._max_p = target, images, max_p
         self.register_buffer("p", torch.zeros(()))
         self.register_buffer("since", torch.zeros(3))
-        self.register_buffer("_sums", torch.zeros(2), persistent=False)
 
     def forward(self, signs: Tensor) -> None:
         """Signs of real images, (N,), in a phase that updates D."""
-        self._sums += torch.stack([signs.sum(), signs.new_full((), len(signs))])
+        self.add(signs.sum()[None], len(signs))
 
-    def begin_phase(self, original: Tensor | None = None) -> None:
-        """Forgets what it saw outside of a phase."""
-        self._sums.zero_()
-
-    def phase_statistics(self) -> Tensor | None:
-        """The sum of the signs, and the number of images."""
-        return self._sums
-
-    def end_phase(self, statistics: Tensor | None, noise: object = None) -> None:
-        """Moves p after every fourth phase that saw images."""
-        assert statistics is not None
-        total, count = statistics.unbind()
-        signs, seen, phases = self.since + torch.stack([total, count, count.sign()])
-        way = (signs / seen.clamp(min=1.0) - self._target).sign() * seen / self._images
+    def moved(self, sums: Tensor, count: Tensor) -> Mapping[str, Tensor]:
+        """p moves after every fourth phase that saw images."""
+        one = torch.ones_like(count)
+        signs, seen, phases = self.since + torch.stack([sums[0], count, one])
+        way = (signs / seen - self._target).sign() * seen / self._images
         due = phases >= self.PHASES
-        self.p.copy_(torch.where(due, (self.p + way).clamp(0.0, self._max_p), self.p))
-        self.since.copy_(torch.where(due, 0.0, torch.stack([signs, seen, phases])))
-        self._sums.zero_()
+        return {
+            "p": torch.where(due, (self.p + way).clamp(0.0, self._max_p), self.p),
+            "since": torch.where(due, 0.0, torch.stack([signs, seen, phases])),
+        }

@@ -4,15 +4,43 @@ is of, and G makes images whose class D can tell."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from ray_gen import losses
-from ray_gen.core import Shape
+from ray_gen.core import Losses, Shape, Weight
+from ray_gen.objectives.game import CLASSES, LOGIT, Addition, Judgements, Round
 
-LOGIT, CLASSES = "logit", "classes"
-"""The outputs of a discriminator that also classifies."""
+
+class Classifier(Addition):
+    """-log P(c|x) of real images, and of generated ones as in Odena et al. 2017."""
+
+    def __init__(self, weight: Weight, *, of_generated: bool) -> None:
+        super().__init__("classifier", weight)
+        self._of_generated = of_generated
+
+    def losses(self, game: Round, judged: Judgements) -> Losses:
+        """Reports how many classes are told right."""
+        real, fake, labels = judged["real"].classes, judged["fake"].classes, game.batch.labels
+        loss = class_loss(real, labels)
+        if self._of_generated:
+            loss = loss + class_loss(fake, labels)
+        right = {"real": accuracy(real, labels), "fake": accuracy(fake, labels)}
+        reported = {f"classifier/{kind}_accuracy": value for kind, value in right.items()}
+        return Losses({self.name: loss}, reported)
+
+
+class GeneratorClassifier(Addition):
+    """-log P(c|G(z, c)) in the generator's phase."""
+
+    phase = "generator"
+
+    def __init__(self, weight: Weight) -> None:
+        super().__init__("generator_classifier", weight)
+
+    def losses(self, game: Round, judged: Judgements) -> Losses:
+        """Of generated images."""
+        return Losses({self.name: class_loss(judged["fake"].classes, game.batch.labels)})
 
 
 def outputs(label_count: int | None) -> Mapping[str, Shape]:
@@ -26,12 +54,6 @@ def outputs(label_count: int | None) -> Mapping[str, Shape]:
             "generator_classifier_weight to 0"
         )
     return {LOGIT: (1,), CLASSES: (label_count,)}
-
-
-def taken_apart(output: Any) -> tuple[Tensor, Tensor | None]:
-    """The logit and the class logits (N, K) of what a discriminator returned; None if it does not
-    classify."""
-    return (output[LOGIT], output[CLASSES]) if isinstance(output, Mapping) else (output, None)
 
 
 def class_loss(class_logits: Tensor | None, labels: Tensor | None) -> Tensor:

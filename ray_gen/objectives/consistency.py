@@ -6,15 +6,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ray_gen import losses
 from ray_gen.augment import augment
-from ray_gen.core import Batch, Noise, Noises
+from ray_gen.core import Batch, Losses, Noise, Weight
+from ray_gen.objectives.game import Addition, Judgements, Kind, Round
 
-CONSISTENCY_NOISE: Noises = {
-    f"{prefix}_{name}": Noise(shape, "uniform")
-    for prefix in ("moved_real", "moved_fake")
-    for name, shape in (("flip", ()), ("shift", (2,)))
-}
-"""Of a copy of each real and of each generated image."""
+
+class Consistency(Addition):
+    """(D(x) - D(T(x)))² on images of one kind as D sees them."""
+
+    def __init__(self, name: str, of: Kind, weight: Weight) -> None:
+        super().__init__(name, weight)
+        self._of: Kind = of
+        self._copies = f"moved_{of}"
+        self.noise = {
+            f"{self._copies}_flip": Noise((), "uniform"),
+            f"{self._copies}_shift": Noise((2,), "uniform"),
+        }
+
+    def losses(self, game: Round, judged: Judgements) -> Losses:
+        """Both passes of D get the same noise."""
+        if self.name not in game.batch.due:
+            return Losses({})
+        first = judged[self._of]
+        again = game.judged_unchanged(moved(first.seen, game.batch, self._copies), self._of)
+        return Losses({self.name: losses.consistency_penalty(first.logits, again.logits)})
 
 
 def moved(images: Tensor, batch: Batch, of: str) -> Tensor:

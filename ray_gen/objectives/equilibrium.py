@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ray_gen.core import STOPPED, Window
 
 WON = 1e-6
-"""Largest distance of D(x) from 1 and of D(G(z)) from 0 when D has won."""
+"""Largest distance of D(x) from 1 and of D(G(z)) from 0, or of D's loss from 0, when D has won."""
 WON_IMAGES = 50_000
 """Images over which D must have won in every report."""
 
@@ -49,26 +49,31 @@ def settled(memory: dict[str, float], images: int, window: Window, optimum: floa
     return True
 
 
-def note_win(memory: dict[str, float], metrics: Mapping[str, float], before: int) -> None:
+def wins(metrics: Mapping[str, float], *, has_probability: bool) -> bool:
+    """Whether a report says that D has won: D(x) is 1 and D(G(z)) is 0, or, for a loss without
+    such probabilities, D's loss is at its least value, 0: no image gives D a gradient."""
+    if has_probability:
+        real, fake = metrics.get("discriminator/real", 0.0), metrics.get("discriminator/fake", 1.0)
+        return real >= 1.0 - WON and fake <= WON
+    return metrics.get("loss/discriminator", 1.0) <= WON
+
+
+def note_win(memory: dict[str, float], won: bool, before: int) -> None:
     """Remembers since how many images D has won in every report. before: images seen when the
     report begins."""
-    real, fake = metrics.get("discriminator/real"), metrics.get("discriminator/fake")
-    if real is None or fake is None:
-        return
-    if real >= 1.0 - WON and fake <= WON:
+    if won:
         memory.setdefault("won_since", before)
     else:
         memory.pop("won_since", None)
 
 
-def won(memory: Mapping[str, float], images: int) -> str | None:
+def won(memory: Mapping[str, float], images: int, *, has_probability: bool) -> str | None:
     """The words, if D has won for WON_IMAGES."""
     since = memory.get("won_since")
     if since is None or images - since < WON_IMAGES:
         return None
+    what = "D(x) is 1 and D(G(z)) is 0" if has_probability else "the discriminator's loss is 0"
     return (
-        f"D(x) is 1 and D(G(z)) is 0, to within {WON:g}, since {since:,.0f} images: the "
-        "discriminator tells all images apart, and the generator learns nothing from it; train "
-        "again with objective.r1_weight above 0, objective.label_smoothing=0.1 or a lower "
-        "optimizers.discriminator.learning_rate"
+        f"{what}, to within {WON:g}, since {since:,.0f} images: the discriminator tells all images "
+        "apart, and the generator learns nothing from it"
     )

@@ -1,14 +1,12 @@
 """Generative adversarial networks (Goodfellow et al. 2014), also conditional (Mirza and Osindero
-2014): six losses, and what stabilises them: penalties, label smoothing, augmentation."""
+2014): the game and its six losses. What may be added to them lies in files of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ray_gen import losses
@@ -23,7 +21,6 @@ from ray_gen.core import (
     Number,
     Objective,
     Phase,
-    Schedule,
     Signature,
     Term,
     Weight,
@@ -31,26 +28,25 @@ from ray_gen.core import (
     noise_of,
     value_at,
 )
-from ray_gen.objectives import classifier
-from ray_gen.objectives.anchors import Anchors
+from ray_gen.objectives import classifier, equilibrium
 from ray_gen.objectives.augmented import AdaAugmented, Augmentation, DiffAugmented
-from ray_gen.objectives.consistency import CONSISTENCY_NOISE, moved
-from ray_gen.objectives.equilibrium import note_win, settled, watch, won
-from ray_gen.objectives.path_length import PathLength, path_length_losses
-from ray_gen.objectives.reconstruction import DISTANCE, reconstructed
-from ray_gen.perceptual import distance_of
+from ray_gen.objectives.classifier import Classifier, GeneratorClassifier
+from ray_gen.objectives.consistency import Consistency
+from ray_gen.objectives.game import (
+    Addition,
+    Judged,
+    Judgements,
+    Kind,
+    Round,
+    as_input,
+    taken_apart,
+    together,
+)
+from ray_gen.objectives.gradient_penalties import OneCentred, ZeroCentred, halved
+from ray_gen.objectives.lecam import LeCam
+from ray_gen.objectives.path_length import PathLengths
+from ray_gen.objectives.reconstruction import Reconstruction
 from ray_gen.pixels import unstretched
-
-_OF_DISCRIMINATOR: Noises = {
-    "judged_real": NoiseOf("discriminator"),
-    "judged_fake": NoiseOf("discriminator"),
-}
-"""Noise of D for real and for generated images. Most discriminators have none."""
-_OF_MIXES: Noises = {
-    "mix": Noise((1, 1, 1), "uniform"),
-    "judged_mix": NoiseOf("discriminator"),
-}
-"""Noise of the gradient penalty: the share of the real image in each mix, and D's."""
 
 _OF_GENERATOR = {
     "non_saturating": losses.generator_loss_non_saturating,
@@ -122,38 +118,45 @@ class Gan(Objective):
         self._loss = loss
         self._discriminator_steps = discriminator_steps
         self._label_smoothing = label_smoothing
-        self._r1 = Weight(_halved(r1_weight), r1_every)
-        self._r2 = Weight(_halved(r2_weight), r2_every)
-        self._gradient_penalty = Weight(gradient_penalty_weight, gradient_penalty_every)
-        self._lecam = Weight(lecam_weight, lecam_every)
-        self._path_length = Weight(path_length_weight, path_length_every)
-        self._consistency = {
-            "consistency": Weight(consistency_weight, consistency_every),
-            "fake_consistency": Weight(fake_consistency_weight, consistency_every),
-        }
-        self._classifier = Weight(classifier_weight)
-        self._generator_classifier = Weight(generator_classifier_weight)
-        self._classify_generated = classify_generated
-        classes = classifier_weight or generator_classifier_weight
-        self._judgement = classifier.outputs(label_count) if classes else (1,)
+        self._r1_weight = r1_weight
         self._hinge_margin = hinge_margin
-        self._reconstruction = Weight(reconstruction_weight)
-        self._distance: Mapping[str, Any] = {
-            **reconstruction_distance,
-            "channels": image_shape[0],
-            "opacity": opacity,
-        }
-        self._exact = penalty_precision == "fp32"
-        self._augment: Augmentation = DiffAugmented(augment, opacity=opacity)
-        if ada is not None:
-            middle = 0.5 if loss == "least_squares" else 0.0
-            self._augment = AdaAugmented(
-                image_shape=image_shape, opacity=opacity, middle=middle, **ada
-            )
+        self._reconstructs = reconstruction_weight != 0.0
+        classifies = classifier_weight or generator_classifier_weight
+        self._judgement = classifier.outputs(label_count) if classifies else (1,)
+        self.gives_probability = loss not in _ON_LOGITS
         normal = latent_distribution == "normal"
         z = Noise((latent_size,)) if normal else Noise((latent_size,), "uniform", -1.0, 1.0)
         self.latents = {"z": z}
-        self.gives_probability = loss not in _ON_LOGITS
+        self._augmentation: Augmentation = DiffAugmented(augment, opacity=opacity)
+        if ada is not None:
+            middle = 0.5 if loss == "least_squares" else 0.0
+            self._augmentation = AdaAugmented(
+                image_shape=image_shape, opacity=opacity, middle=middle, **ada
+            )
+
+        def penalty(weight: Number, every: int) -> Weight:
+            return Weight(weight, every, full_precision=penalty_precision == "fp32")
+
+        # The relativistic loss shares its two passes with R1 and R2 (Huang et al. 2024,
+        # algorithm 1).
+        alone = loss != "relativistic"
+        of_fakes = Weight(fake_consistency_weight, consistency_every)
+        of_paths = Weight(path_length_weight, path_length_every, full_precision=True)
+        mixes = penalty(gradient_penalty_weight, gradient_penalty_every)
+        distance = {**reconstruction_distance, "channels": image_shape[0], "opacity": opacity}
+        additions: list[Addition] = [
+            ZeroCentred("r1", "real", penalty(halved(r1_weight), r1_every), alone=alone),
+            ZeroCentred("r2", "fake", penalty(halved(r2_weight), r2_every), alone=alone),
+            Classifier(Weight(classifier_weight), of_generated=classify_generated),
+            LeCam(Weight(lecam_weight, lecam_every)),
+            Consistency("consistency", "real", Weight(consistency_weight, consistency_every)),
+            Consistency("fake_consistency", "fake", of_fakes),
+            OneCentred("gradient_penalty", mixes),
+            PathLengths(of_paths, image_shape),
+            GeneratorClassifier(Weight(generator_classifier_weight)),
+            Reconstruction(Weight(reconstruction_weight), distance),
+        ]
+        self._additions = [one for one in additions if one.weight.value]
 
     def networks(self) -> Mapping[str, Signature]:
         """A generator from z to an image and a discriminator from an image to one logit, and to
@@ -167,164 +170,78 @@ class Gan(Objective):
                 self._judgement,
                 self._label_count,
                 several_logits=True,
-                reconstructs=self._reconstruction.value != 0.0,
+                reconstructs=self._reconstructs,
             ),
         }
 
     def modules(self) -> Mapping[str, nn.Module]:
-        """The running means of the logits and path lengths, if a penalty needs them, the distance
-        of reconstructions, and the modules of the augmentation."""
-        found: dict[str, nn.Module] = {"anchors": Anchors()} if self._lecam.value else {}
-        if self._path_length.value:
-            found["path_length"] = PathLength()
-        if self._reconstruction.value:
-            found[DISTANCE] = distance_of(**self._distance)
-        return {**found, **self._augment.modules()}
+        """Those of what is added, and of the augmentation."""
+        found: dict[str, nn.Module] = {}
+        for owner in (*self._additions, self._augmentation):
+            found |= owner.modules()
+        return found
 
     def phases(self) -> Sequence[Phase]:
         """The discriminator's phase at every step, the generator's phase at every k-th."""
-        noise: Noises = {
-            **self.latents,
-            "fakes": NoiseOf("generator"),
-            **_OF_DISCRIMINATOR,
-            **self._augment.noise,
-        }
-        of_discriminator = {**noise, **_OF_MIXES} if self._gradient_penalty.value else noise
-        if any(weight.value for weight in self._consistency.values()):
-            of_discriminator = {**of_discriminator, **CONSISTENCY_NOISE}
-        if isinstance(self._hinge_margin, tuple):
-            margins = Noise((2,), "uniform", *self._hinge_margin)
-            of_discriminator = {**of_discriminator, "hinge_margin": margins}
-        weights = dict[str, Weight]()
-        if self._generator_classifier.value:
-            weights = {
-                "generator": Weight(),
-                "generator_classifier": self._generator_classifier,
-            }
-        updates, terms = ("generator",), (Term("generator", self._generator_loss, weights=weights),)
-        of_generator, path = noise, self._path_length
-        if path.value:
-            updates += ("path_length",)
-            name, loss = "path_length", path_length_losses
-            terms += (Term(name, loss, path.value, path.every, full_precision=True),)
-            of_generator = {**noise, "direction": Noise(self._image_shape)}
-        every = self._discriminator_steps
-        anchors = ("anchors",) if self._lecam.value else ()
-        numbers = {"label_smoothing": self._label_smoothing, **self._augment.numbers}
         return [
-            Phase(
-                "discriminator",
-                ("discriminator", *anchors, *self._augment.updated),
-                tuple(self._discriminator_terms()),
-                of_discriminator,
-                numbers=numbers,
-            ),
-            Phase("generator", updates, terms, of_generator, every, self._augment.numbers),
+            self._phase("discriminator", self._discriminator_losses),
+            self._phase("generator", self._generator_losses, every=self._discriminator_steps),
         ]
 
-    def _discriminator_terms(self) -> Iterator[Term]:
-        """The loss, then the penalties, whose passes of D are in full precision. The relativistic
-        loss shares its two passes with R1 and R2 (Huang et al. 2024, algorithm 1)."""
-        penalties = {"r1": (self._r1, self._r1_loss), "r2": (self._r2, self._r2_loss)}
-        used = {name: both for name, both in penalties.items() if both[0].value}
-        optional = {"lecam": self._lecam, "classifier": self._classifier, **self._consistency}
-        optional["reconstruction"] = self._reconstruction
-        weights = {name: weight for name, weight in optional.items() if weight.value}
-        if self._loss == "relativistic":
-            for name, (weight, _) in used.items():
-                weights[name] = replace(weight, full_precision=self._exact)
-            used = {}
+    def _phase(self, name: str, loss: Callable[[Networks, Batch], Losses], every: int = 1) -> Phase:
+        """A phase: its loss and what is added to it."""
+        added = [one for one in self._additions if one.phase == name]
+        weights = {one.name: one.weight for one in added if not one.alone}
         if weights:
-            weights["discriminator"] = Weight()
-        yield Term("discriminator", self._discriminator_losses, weights=weights)
-        for name, (weight, loss) in used.items():
-            yield Term(name, loss, weight.value, weight.every, full_precision=self._exact)
-        mixes = self._gradient_penalty
-        if mixes.value:
-            name = "gradient_penalty"
-            yield Term(name, self._mixes_loss, mixes.value, mixes.every, full_precision=self._exact)
+            weights[name] = Weight()
+        terms = [Term(name, loss, weights=weights)]
+        terms += [one.term(self._augmentation) for one in added if one.alone]
+        updates = [name, *(module for one in added for module in one.updated)]
+        numbers = dict(self._augmentation.numbers)
+        noise: dict[str, Noise | NoiseOf] = {
+            **self.latents,
+            "fakes": NoiseOf("generator"),
+            "judged_real": NoiseOf("discriminator"),
+            "judged_fake": NoiseOf("discriminator"),
+            **self._augmentation.noise,
+        }
+        for one in added:
+            noise |= one.noise
+        if name == "discriminator":
+            updates += self._augmentation.updated
+            numbers["label_smoothing"] = self._label_smoothing
+            if isinstance(self._hinge_margin, tuple):
+                noise["hinge_margin"] = Noise((2,), "uniform", *self._hinge_margin)
+        return Phase(name, tuple(updates), tuple(terms), noise, every, numbers)
 
-    def _logits(self, networks: Networks, images: Tensor, batch: Batch, call: str) -> Tensor:
-        """D's logits of augmented images, real or generated: (N, 1), (N, K) or (N, K, H, W)."""
-        return self._judged(networks, self._seen(networks, images, batch, call), batch, call)
-
-    def _seen(self, networks: Networks, images: Tensor, batch: Batch, call: str) -> Tensor:
-        """What D sees of images in a call: (N, C, H, W)."""
-        return self._augment(networks, images, batch, generated=call == "judged_fake")
-
-    def _judged(self, networks: Networks, seen: Tensor, batch: Batch, call: str) -> Tensor:
-        """D's logits of what it sees."""
-        return self._told(networks, seen, batch, call)[0]
-
-    def _told(
-        self, networks: Networks, seen: Tensor, batch: Batch, call: str
-    ) -> tuple[Tensor, Tensor | None]:
-        """D's logits of what it sees, and its class logits (N, K) if it classifies."""
-        noise = noise_of(batch.noise, call)
-        judgement = networks["discriminator"](seen, batch.labels, **noise)
-        return _taken_apart(judgement, batch)
-
-    def _fakes(self, networks: Networks, batch: Batch) -> Tensor:
-        """G(z): (N, C, H, W) in [-1, 1]."""
-        return networks["generator"](
-            batch.noise["z"], batch.labels, **noise_of(batch.noise, "fakes")
-        )
+    def _added(self, phase: str, game: Round, judged: Judgements) -> list[Losses]:
+        """What is added to a phase's loss from its own passes."""
+        sharing = [one for one in self._additions if one.phase == phase and not one.alone]
+        return [one.losses(game, judged) for one in sharing]
 
     def _discriminator_losses(self, networks: Networks, batch: Batch) -> Losses:
-        """The loss, and from its own passes of D what else is due in this term."""
-        images, fakes = batch.images, self._fakes(networks, batch)
+        game = Round(networks, batch, self._augmentation)
+        images, fakes = batch.images, game.generated()
         if "r1" in batch.due:
-            images = _leaf(images)
+            images = as_input(images)
         if "r2" in batch.due:
-            fakes = _leaf(fakes.to(images.dtype))
-        seen_fake = self._seen(networks, fakes, batch, "judged_fake")
-        fake, classes_of_fake = self._told(networks, seen_fake, batch, "judged_fake")
-        seen_real = self._seen(networks, images, batch, "judged_real")
-        minimised: dict[str, Tensor] = {}
-        if "reconstruction" in batch.due:
-            judgement, minimised["reconstruction"] = reconstructed(networks, seen_real, batch)
-            real, classes_of_real = _taken_apart(judgement, batch)
-        else:
-            real, classes_of_real = self._told(networks, seen_real, batch, "judged_real")
-        if self._loss in _ON_LOGITS:
-            loss = _ON_LOGITS[self._loss](real, fake, *self._margins(real, batch))
-            reported = {
-                "discriminator/real_logit": losses.mean_of_each(real),
-                "discriminator/fake_logit": losses.mean_of_each(fake),
+            fakes = as_input(fakes.to(images.dtype))
+        fake = game.judged(fakes, "fake")
+        real = game.judged(images, "real", reconstructs="reconstruction" in batch.due)
+        logits = real.logits, fake.logits
+        told = losses.mean_of_each(real.logits), losses.mean_of_each(fake.logits)
+        if self.gives_probability:
+            loss = losses.discriminator_loss(*logits, batch.numbers["label_smoothing"])
+            reported = {  # D(x) and D(G(z))
+                "discriminator/real": told[0].sigmoid(),
+                "discriminator/fake": told[1].sigmoid(),
             }
         else:
-            loss = losses.discriminator_loss(real, fake, batch.numbers["label_smoothing"])
-            reported = {
-                "discriminator/real": losses.mean_of_each(real).sigmoid(),  # D(x)
-                "discriminator/fake": losses.mean_of_each(fake).sigmoid(),  # D(G(z))
-            }
-        minimised["discriminator"] = loss
-        for name, logits, judged in (("r1", real, images), ("r2", fake, fakes)):
-            if name in batch.due:
-                minimised[name] = losses.squared_gradient_norm(logits, judged)
-        if self._classifier.value:
-            minimised["classifier"] = classifier.class_loss(classes_of_real, batch.labels)
-            if self._classify_generated:
-                of_fake = classifier.class_loss(classes_of_fake, batch.labels)
-                minimised["classifier"] = minimised["classifier"] + of_fake
-            for name, found in (("real", classes_of_real), ("fake", classes_of_fake)):
-                accuracy = classifier.accuracy(found, batch.labels)
-                reported[f"classifier/{name}_accuracy"] = accuracy
-        if self._lecam.value:  # the means move in each phase
-            anchors = networks["anchors"](real, fake)
-            if "lecam" in batch.due:
-                minimised["lecam"] = losses.lecam_penalty(real, fake, *anchors)
-        for name, seen, logits, of in (
-            ("consistency", seen_real, real, "real"),
-            ("fake_consistency", seen_fake, fake, "fake"),
-        ):
-            if name in batch.due:  # both passes of D get the same noise
-                copies = moved(seen, batch, f"moved_{of}")
-                again = self._judged(networks, copies, batch, f"judged_{of}")
-                minimised[name] = losses.consistency_penalty(logits, again)
-        of_images, of_phase = self._augment.watch(networks, batch, real)
-        reported = {tag: value.detach() for tag, value in {**reported, **of_images}.items()}
-        return Losses(minimised, reported, of_phase)
+            loss = _ON_LOGITS[self._loss](*logits, *self._margins(real.logits, batch))
+            reported = {"discriminator/real_logit": told[0], "discriminator/fake_logit": told[1]}
+        added = self._added("discriminator", game, {"real": real, "fake": fake})
+        of_augmentation = self._augmentation.watch(networks, batch, real.logits)
+        return together(Losses({"discriminator": loss}, reported), *added, of_augmentation)
 
     def _margins(self, logits: Tensor, batch: Batch) -> Sequence[float | Tensor]:
         """The hinge loss's margins for real and for generated images: one number, or one drawn for
@@ -336,37 +253,17 @@ class Gan(Objective):
         margins = batch.noise["hinge_margin"].view(-1, 2, *[1] * (logits.ndim - 1))
         return margins.unbind(1)
 
-    def _r1_loss(self, networks: Networks, batch: Batch) -> Losses:
-        """‖∇_x D(x)‖² on real images; its weight is γ/2."""
-        images = _leaf(batch.images)
-        logits = self._logits(networks, images, batch, "judged_real")
-        return Losses({"r1": losses.squared_gradient_norm(logits, images)})
-
-    def _r2_loss(self, networks: Networks, batch: Batch) -> Losses:
-        """‖∇_x D(x)‖² on generated images; its weight is γ/2."""
-        fakes = _leaf(self._fakes(networks, batch).to(batch.images.dtype))
-        logits = self._logits(networks, fakes, batch, "judged_fake")
-        return Losses({"r2": losses.squared_gradient_norm(logits, fakes)})
-
-    def _mixes_loss(self, networks: Networks, batch: Batch) -> Losses:
-        """(‖∇_x D(x̂)‖₂ - 1)² on mixes of a real and a generated image; its weight is λ."""
-        fakes = self._fakes(networks, batch).to(batch.images.dtype)
-        mixes = _leaf(torch.lerp(fakes, batch.images, batch.noise["mix"].to(fakes.dtype)))
-        logits = self._logits(networks, mixes, batch, "judged_mix")
-        return Losses({"gradient_penalty": losses.gradient_norm_penalty(logits, mixes)})
-
-    def _generator_loss(self, networks: Networks, batch: Batch) -> Losses:
-        fakes = self._fakes(networks, batch)
-        seen = self._seen(networks, fakes, batch, "judged_fake")
-        fake, classes = self._told(networks, seen, batch, "judged_fake")
+    def _generator_losses(self, networks: Networks, batch: Batch) -> Losses:
+        game = Round(networks, batch, self._augmentation)
+        judged: dict[Kind, Judged] = {"fake": game.judged(game.generated(), "fake")}
+        logits = judged["fake"].logits
         if self._loss == "relativistic":
-            real = self._logits(networks, batch.images, batch, "judged_real")
-            minimised = {"generator": losses.relativistic_loss(fake, real)}
+            judged["real"] = game.judged(batch.images, "real")
+            loss = losses.relativistic_loss(logits, judged["real"].logits)
         else:
-            minimised = {"generator": _OF_GENERATOR[self._loss](fake)}
-        if self._generator_classifier.value:
-            minimised["generator_classifier"] = classifier.class_loss(classes, batch.labels)
-        return Losses(minimised)
+            loss = _OF_GENERATOR[self._loss](logits)
+        added = self._added("generator", game, judged)
+        return together(Losses({"generator": loss}), *added)
 
     def sample(
         self,
@@ -392,51 +289,36 @@ class Gan(Objective):
     def discriminate(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
         """D's logits (N,) of images without augmentation: their mean where an image has several.
         Their sigmoid is D(x), if `gives_probability`."""
-        logits, _ = classifier.taken_apart(networks["discriminator"](images, labels))
+        logits, _ = taken_apart(networks["discriminator"](images, labels))
         return losses.mean_of_each(logits.float())
 
     def watch(self, memory: dict[str, float], metrics: Mapping[str, float], steps: int) -> None:
         """Take note of D(x) and D(G(z))."""
-        watch(memory, metrics, steps)
+        equilibrium.watch(memory, metrics, steps)
 
     def settled(self, memory: dict[str, float], images: int, window: Window) -> bool:
         """Whether D(x) and D(G(z)) have settled at the optimum t / 2, with the target t of real
         images: ½ without smoothing (Salimans et al. 2016, 3.4)."""
         smoothing = value_at(self._label_smoothing, images)
-        return settled(memory, images, window, (1.0 - smoothing) / 2)
+        return equilibrium.settled(memory, images, window, (1.0 - smoothing) / 2)
 
     def note(self, memory: dict[str, float], metrics: Mapping[str, float], before: int) -> None:
-        """Take note of D(x) and D(G(z)), if the loss has such probabilities."""
-        if self.gives_probability:
-            note_win(memory, metrics, before)
+        """Take note of whether D wins. D that minimises the Wasserstein loss cannot: the loss has
+        no least value."""
+        if self._loss != "wasserstein":
+            won = equilibrium.wins(metrics, has_probability=self.gives_probability)
+            equilibrium.note_win(memory, won, before)
 
     def failure(self, memory: Mapping[str, float], images: int) -> str | None:
-        """The words, if D(x) has been 1 and D(G(z)) 0 for 50,000 images."""
-        return won(memory, images)
-
-
-def _taken_apart(judgement: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """The logits of an output of D, and its class logits (N, K) if it classifies."""
-    logits, classes = classifier.taken_apart(judgement)
-    dtype = batch.images.dtype
-    return logits.to(dtype), None if classes is None else classes.to(dtype)
-
-
-def _leaf(images: Tensor) -> Tensor:
-    """The images as an input whose gradient is asked for."""
-    return images.detach().requires_grad_()
-
-
-class _Half:
-    """Half of a schedule: the γ/2 of R1."""
-
-    def __init__(self, number: Schedule) -> None:
-        self._number = number
-
-    def at(self, images: float) -> float:
-        """Half of the schedule's value after `images` images."""
-        return self._number.at(images) / 2
-
-
-def _halved(number: Number) -> Number:
-    return number / 2 if isinstance(number, (int, float)) else _Half(number)
+        """The words, if D has won in every report of 50,000 images."""
+        won = equilibrium.won(memory, images, has_probability=self.gives_probability)
+        if won is None:
+            return None
+        advice = ["a lower optimizers.discriminator.learning_rate"]
+        if self.gives_probability and value_at(self._label_smoothing, images) == 0.0:
+            advice.insert(0, "objective.label_smoothing=0.1")
+        if value_at(self._r1_weight, images) == 0.0:
+            advice.insert(0, "objective.r1_weight above 0")
+        *others, last = advice
+        listed = f"{', '.join(others)} or {last}" if others else last
+        return f"{won}; train again with {listed}"

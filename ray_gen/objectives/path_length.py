@@ -7,50 +7,66 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ray_gen import losses
-from ray_gen.core import Batch, Losses, Networks, PhaseModule, Styled, noise_of
+from ray_gen.core import (
+    Batch,
+    ImageShape,
+    Losses,
+    Networks,
+    Noise,
+    Styled,
+    Weight,
+    noise_of,
+)
 from ray_gen.errors import Refused
+from ray_gen.objectives.game import Addition, Judgements, Round
+from ray_gen.phase_sums import PhaseSums
 
 DECAY = 0.99
 """Of the mean length, at each update that has the penalty."""
 
 
-class PathLength(PhaseModule):
+class PathLengths(Addition):
+    """(ℓ - a)² of the generator; see `path_length_losses`."""
+
+    phase = "generator"
+    alone = True
+    updated = ("path_length",)
+
+    def __init__(self, weight: Weight, image_shape: ImageShape) -> None:
+        super().__init__("path_length", weight)
+        self.noise = {"direction": Noise(image_shape)}
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The mean a."""
+        return {"path_length": PathLength()}
+
+    def losses(self, game: Round, judged: Judgements) -> Losses:
+        """From passes of its own."""
+        return path_length_losses(game.networks, game.batch)
+
+
+class PathLength(PhaseSums):
     """(ℓ - a)², with the running mean a of ℓ. An update uses a, then moves it by 0.01 (E ℓ - a). It
     begins at 0, as published, so the first updates shorten the paths."""
 
     mean: Tensor
-    _sums: Tensor
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(1)
         self.register_buffer("mean", torch.zeros(()))
-        # The lengths of this phase, and their number. Keeps its address: a CUDA graph adds to it.
-        self.register_buffer("_sums", torch.zeros(2), persistent=False)
 
     def forward(self, lengths: Tensor) -> Tensor:
         """Lengths (N,) to penalties (N,)."""
         seen = lengths.detach().to(self._sums.dtype)
-        self._sums += torch.stack([seen.sum(), seen.new_full((), len(seen))])
+        self.add(seen.sum()[None], len(seen))
         return (lengths - self.mean.to(lengths.dtype)).square()
 
-    def begin_phase(self, original: Tensor | None = None) -> None:
-        """Forgets what it saw outside of a phase."""
-        self._sums.zero_()
-
-    def phase_statistics(self) -> Tensor | None:
-        """The sum of the lengths, and their number."""
-        return self._sums
-
-    def end_phase(self, statistics: Tensor | None, noise: object = None) -> None:
-        """Moves the mean, if the phase saw images."""
-        assert statistics is not None
-        total, count = statistics.unbind()
-        moved = self.mean.lerp(total / count.clamp(min=1.0), 1.0 - DECAY)
-        self.mean.copy_(torch.where(count > 0, moved, self.mean))
-        self._sums.zero_()
+    def moved(self, sums: Tensor, count: Tensor) -> Mapping[str, Tensor]:
+        """The mean, by an update."""
+        return {"mean": self.mean.lerp(sums[0] / count, 1.0 - DECAY)}
 
 
 def path_length_losses(networks: Networks, batch: Batch) -> Losses:

@@ -3,29 +3,35 @@ section 3.2)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from ray_gen.core import Batch, Networks, Reconstructing, noise_of
-from ray_gen.errors import Refused
+from ray_gen.core import Losses, Weight
+from ray_gen.objectives.game import Addition, Judgements, Round
+from ray_gen.perceptual import distance_of
 
 DISTANCE = "distance"
 """Name of the distance among an objective's own modules."""
 
 
-def reconstructed(networks: Networks, seen: Tensor, batch: Batch) -> tuple[Any, Tensor]:
-    """D's output for augmented real images, and E_f ‖f(x) - D_f(x)‖ (eq. 4), from one pass: the
-    distance of all that D reconstructs of an image from what it saw, summed, (N,)."""
-    discriminator = networks["discriminator"]
-    if not isinstance(discriminator, Reconstructing):
-        raise Refused(
-            f"objective.reconstruction_weight: {type(discriminator).__name__} has no method "
-            "`reconstructed` (ray_gen.core.Reconstructing); give it one, set "
-            "networks.discriminator.kind to fastgan or objective.reconstruction_weight to 0"
-        )
-    noise = noise_of(batch.noise, "judged_real")
-    judgement, pairs = discriminator.reconstructed(seen, batch.labels, **noise)
-    distances = [networks[DISTANCE](image, again) for image, again in pairs]
-    return judgement, torch.stack(distances).sum(0).to(batch.images.dtype)
+class Reconstruction(Addition):
+    """E_f ‖f(x) - D_f(x)‖ (eq. 4): the distance of all that D reconstructs of an image from what it
+    saw, summed."""
+
+    def __init__(self, weight: Weight, distance: Mapping[str, Any]) -> None:
+        """distance: arguments of `distance_of`."""
+        super().__init__("reconstruction", weight)
+        self._distance = distance
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The distance."""
+        return {DISTANCE: distance_of(**self._distance)}
+
+    def losses(self, game: Round, judged: Judgements) -> Losses:
+        """Of real images."""
+        distance, pairs = game.networks[DISTANCE], judged["real"].reconstructions
+        of_pairs = torch.stack([distance(image, again) for image, again in pairs])
+        return Losses({self.name: of_pairs.sum(0).to(game.batch.images.dtype)})

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -469,10 +470,16 @@ class Won:
 
     def told(self, *pairs: tuple[float, float]) -> list[bool]:
         """Whether the objective tells of a failure after each pair of D(x) and D(G(z))."""
+        return self._told({"discriminator/real": x, "discriminator/fake": g} for x, g in pairs)
+
+    def told_of(self, *losses: float) -> list[bool]:
+        """The same after each loss of D."""
+        return self._told({"loss/discriminator": loss} for loss in losses)
+
+    def _told(self, reports: Iterable[dict[str, float]]) -> list[bool]:
         answers = []
-        for real, fake in pairs:
+        for metrics in reports:
             before, self.images = self.images, self.images + 10_000
-            metrics = {"discriminator/real": real, "discriminator/fake": fake}
             self.objective.note(self.memory, metrics, before)
             self.memory = json.loads(json.dumps(self.memory))  # as a manifest does
             answers.append(self.objective.failure(self.memory, self.images) is not None)
@@ -494,14 +501,43 @@ def test_a_discriminator_that_almost_wins_is_not(pair: tuple[float, float]) -> N
     assert not any(Won().told(*[pair] * 9))
 
 
+@pytest.mark.parametrize("loss", ["hinge", "least_squares", "relativistic"])
+def test_a_discriminator_without_any_loss_is_told(loss: str) -> None:
+    game = Won(f"objective.loss={loss}")
+    assert game.told_of(0.1, *[0.0] * 6) == [False] * 5 + [True] * 2
+    assert "loss is 0" in game.objective.failure(game.memory, game.images)
+    assert game.told_of(2e-6) == [False]
+
+
+def test_a_wasserstein_loss_of_0_means_nothing() -> None:
+    assert not any(Won("objective.loss=wasserstein").told_of(*[0.0] * 9))
+
+
+def test_the_advice_of_a_lost_game_names_only_what_is_off() -> None:
+    dead = [(1.0, 0.0)] * 6
+    for overrides, named in (
+        ([], {"r1_weight", "label_smoothing"}),
+        (["objective.r1_weight=1"], {"label_smoothing"}),
+        (["objective.r1_weight=1", "objective.label_smoothing=0.1"], set()),
+    ):
+        game = Won(*overrides)
+        assert game.told(*dead)[-1]
+        sentence = game.objective.failure(game.memory, game.images)
+        assert {n for n in ("r1_weight", "label_smoothing") if n in sentence} == named
+        assert "optimizers.discriminator.learning_rate" in sentence
+
+
 def test_logits_of_a_hinge_loss_are_no_probabilities() -> None:
     assert not any(Won("objective.loss=hinge").told(*[(1.0, 0.0)] * 9))
 
 
-def test_a_run_whose_discriminator_wins_says_so_in_its_reports(store_8, monkeypatch) -> None:
-    monkeypatch.setattr(equilibrium, "WON", 1.0)  # any pair
+@pytest.mark.parametrize("loss", ["non_saturating", "hinge"])
+def test_a_run_whose_discriminator_wins_says_so_in_its_reports(
+    store_8, monkeypatch, loss: str
+) -> None:
+    monkeypatch.setattr(equilibrium, "WON", 100.0)  # anything
     monkeypatch.setattr(equilibrium, "WON_IMAGES", 480)
-    state, reports = trained(gan(), store_8)
+    state, reports = trained(gan(f"objective.loss={loss}"), store_8)
     assert [report.failure is not None for report in reports] == [False, True]
     assert state.settled == {"won_since": 0}
 
