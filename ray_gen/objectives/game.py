@@ -123,7 +123,9 @@ class Addition:
 
 def together(*parts: Losses) -> Losses:
     """All that the parts of one term give."""
-    minimised, reported, of_phase = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
+    minimised: dict[str, Tensor] = {}
+    reported: dict[str, Tensor] = {}
+    of_phase: dict[str, Tensor] = {}
     for part in parts:
         minimised.update(part.minimised)
         reported.update({tag: value.detach() for tag, value in part.reported.items()})
