@@ -14,7 +14,8 @@ from ray_gen.experiment.evaluation import Evaluation
 from ray_gen.experiment.fields import kinds_at
 from ray_gen.experiment.loggers import Loggers, TensorBoardLogger
 from ray_gen.experiment.networks import Network
-from ray_gen.experiment.objectives import Objective, ObjectiveSettings
+from ray_gen.experiment.objective import ObjectiveSettings
+from ray_gen.experiment.objectives import Objective
 from ray_gen.experiment.optimizers import Optimizer
 from ray_gen.experiment.reading import (
     Changes,
