@@ -26,11 +26,19 @@ def watched() -> bool:
     return console.is_terminal or console.is_jupyter
 
 
+class _Console(Console):
+    """A console whose reader may go: Ctrl-C also ends the `tee` that a run writes to."""
+
+    def on_broken_pipe(self) -> None:
+        """Falls silent. rich would end the process, before the run has saved."""
+        self.quiet = True
+
+
 class ProgressLine:
     """Draws the progress that a run reports. Use as a context manager."""
 
     def __init__(self, total_images: int, *, show: bool) -> None:
-        self._console = Console(
+        self._console = _Console(
             stderr=True, highlight=False, markup=False, emoji=False, quiet=not show
         )
         self._total = total_images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -382,6 +383,17 @@ def test_a_sentence_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> N
         line.say(SENTENCE)
         line.stage(SENTENCE)
     assert capsys.readouterr().err.splitlines() == [SENTENCE, SENTENCE]
+
+
+def test_a_reader_that_is_gone_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", buffering=1) as gone:
+        monkeypatch.setattr("sys.stderr", gone)
+        with ProgressLine(1000, show=True) as line:
+            line.say(SENTENCE)
+            line.say(SENTENCE)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write)
 
 
 def test_a_terminal_shows_a_sentence_as_it_is(
