@@ -26,8 +26,12 @@ def watched() -> bool:
     return console.is_terminal or console.is_jupyter
 
 
-class _Console(Console):
-    """A console whose reader may go: Ctrl-C also ends the `tee` that a run writes to."""
+class LineConsole(Console):
+    """Prints sentences on stderr as they are. Its reader may go: Ctrl-C also ends the `tee` that a
+    run writes to."""
+
+    def __init__(self, *, show: bool) -> None:
+        super().__init__(stderr=True, highlight=False, markup=False, emoji=False, quiet=not show)
 
     def on_broken_pipe(self) -> None:
         """Falls silent. rich would end the process, before the run has saved."""
@@ -38,9 +42,7 @@ class ProgressLine:
     """Draws the progress that a run reports. Use as a context manager."""
 
     def __init__(self, total_images: int, *, show: bool) -> None:
-        self._console = _Console(
-            stderr=True, highlight=False, markup=False, emoji=False, quiet=not show
-        )
+        self._console = LineConsole(show=show)
         self._total = total_images
         self._notebook = _NotebookLine() if show and self._console.is_jupyter else None
         self._bar = Progress(

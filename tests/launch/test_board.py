@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -138,3 +140,14 @@ def test_the_table_shows_what_runs_and_then_the_best(mode) -> None:
     assert names[2] == ("trial_001" if mode == "min" else "more_19")
     assert list(table.columns[2].cells)[:2] == ["200", "64"]
     assert list(table.columns[3].cells)[:2] == ["1.5", ""]
+
+
+def test_a_reader_that_is_gone_does_not_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", buffering=1) as gone:
+        monkeypatch.setattr("sys.stderr", gone)
+        with Board(2, 1000, "elbo", "max", show=True) as board:
+            board.say("a sentence")
+            board.say("a sentence")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write)

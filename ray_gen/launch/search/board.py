@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from ray_gen.launch.progress import LOG_SECONDS
+from ray_gen.launch.progress import LOG_SECONDS, LineConsole
 from ray_gen.searches.records import Mode, Trial, ranked, short_names
 
 ROWS = 14
@@ -24,9 +23,7 @@ class Board:
     def __init__(self, total: int, images: int, metric: str, mode: Mode, *, show: bool) -> None:
         self._total, self._images, self._metric = total, images, metric
         self._mode: Mode = mode
-        self._console = Console(
-            stderr=True, highlight=False, markup=False, emoji=False, quiet=not show
-        )
+        self._console = LineConsole(show=show)
         self._live = Live(console=self._console, refresh_per_second=2, transient=True)
         self._drawn = show and self._console.is_terminal
         self._logged_at = self._began = time.monotonic()
