@@ -92,11 +92,11 @@ def _sentence(entry: Any, root: type[Settings], given: Any) -> str:
 
 def _unspaced(here: Any, parts: list[str]) -> Iterator[str]:
     """A sentence for each {a:1} in a mapping: to YAML this is the key "a:1" without a value."""
-    items = here.items() if isinstance(here, Mapping) else enumerate(here)
-    for key, value in items:
-        if isinstance(value, (Mapping, list, tuple)):
-            yield from _unspaced(value, [*parts, str(key)])
-        elif value is None and isinstance(key, str) and ":" in key:
+    if not isinstance(here, (Mapping, list, tuple)):
+        return
+    for key, value in here.items() if isinstance(here, Mapping) else enumerate(here):
+        yield from _unspaced(value, [*parts, str(key)])
+        if value is None and isinstance(key, str) and ":" in key:
             name, _, rest = key.partition(":")
             told = f"{key!r} is a name without a value, because YAML needs a space after a colon"
             yield f"{'.'.join(parts) or name}: {told}; write {{{name}: {rest}}}"
