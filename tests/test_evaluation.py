@@ -51,8 +51,8 @@ def model_of(this: Experiment, state: State) -> Subject:
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without a network."""
 
-    def downloaded(url: str) -> Path:
-        raise Refused(f"evaluation.features.weights: {url} could not be downloaded")
+    def downloaded(url: str, field: str) -> Path:
+        raise Refused(f"{field}: {url} could not be downloaded")
 
     monkeypatch.setattr("ray_gen.evaluation.extractors.inception.downloaded", downloaded)
 
@@ -807,8 +807,8 @@ def test_after_an_interruption_the_measured_scores_are_kept(
 def test_the_reason_for_a_metric_left_out_names_options(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def downloaded(url: str) -> Path:
-        raise Refused(f"evaluation.features.weights: {url}; ask evaluation.metrics for others")
+    def downloaded(url: str, field: str) -> Path:
+        raise Refused(f"{field}: {url}; ask evaluation.metrics for others")
 
     monkeypatch.setattr("ray_gen.evaluation.extractors.inception.downloaded", downloaded)
     arguments = ["evaluate", str(run), "--features", "inception", "--count", "20"]

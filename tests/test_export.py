@@ -650,7 +650,7 @@ def test_export_stays_a_function_once_its_room_is_imported(run: Path, tmp_path: 
 def test_the_command_prints_each_file_and_its_difference(run: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["export", str(run), str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    assert re.search(r"^generator.onnx +11 kB  largest difference \d", done.stdout, re.MULTILINE)
+    assert re.search(r"^generator.onnx +12 kB  largest difference \d", done.stdout, re.MULTILINE)
     assert done.stdout.endswith(f"{tmp_path / 'out'}\n")
     for arguments, sentence in (
         (["--formats", "safetensors,onx"], "--formats: 'onx' is not one of safetensors, torch"),

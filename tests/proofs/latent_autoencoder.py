@@ -61,7 +61,7 @@ class LatentAutoencoder(core.Objective):
     def _d_losses(self, networks: Networks, batch: Batch) -> Losses:
         images = (batch.images, self._fakes(networks, batch)[0])
         real, fake = (networks["discriminator"](x, batch.labels).to(x.dtype) for x in images)
-        hinge = losses.discriminator_loss_hinge(real, fake) / real[0].numel()  # a mean over patches
+        hinge = losses.discriminator_loss_hinge(real, fake)  # a mean over patches
         return Losses({"discriminator": 0.5 * hinge})
 
     def sample(self, networks: Networks, latents: Any, labels: Any, noise: Any) -> Tensor:
