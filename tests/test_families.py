@@ -17,7 +17,11 @@ from ray_gen.recipes import recipe, to_copy
 from ray_gen.recipes.families import FAMILIES, chosen, family_text
 from ray_gen.training.build import build_networks, build_objective
 
-SHAPES = [(32, 3), (64, 1), (64, 4), (128, 3), (256, 1), ("[96, 160]", 3)]
+SHAPES = [
+    *((32, 3), (64, 1)),
+    *(pytest.param(*of, marks=pytest.mark.slow) for of in ((64, 4), (128, 3), (256, 1))),
+    ("[96, 160]", 3),
+]
 """image_size and channels"""
 CLASSES = ("a", "b", "c")
 

@@ -114,7 +114,10 @@ def test_a_row_notices_what_it_is_for(
     ("rows", "families", "counts"),
     [
         ("sampling evaluation export", "vae dcgan", "5 passed, 0 failed, 1 n/a"),
-        ("gradients", "resnet r3gan stylegan2 fastgan", "4 passed, 0 failed, 0 n/a"),
+        pytest.param(
+            *("gradients", "resnet r3gan stylegan2 fastgan", "4 passed, 0 failed, 0 n/a"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_it_runs_where_only_torch_and_a_few_others_are(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import json
+import pkgutil
 import pydoc
 import re
 from collections.abc import Sequence
@@ -259,3 +261,11 @@ def test_reprs_have_one_line(run: ray_gen.Run) -> None:
     assert repr(run.experiment).startswith("Experiment(")
     assert "sliced_wasserstein" in repr(scores)
     assert isinstance(run.experiment, Experiment)
+
+
+@pytest.mark.parametrize("room", ["ray_gen", "ray_gen.launch"])
+def test_no_file_of_a_room_has_the_name_of_what_the_room_gives(room: str) -> None:
+    """Its import would take the place of a function."""
+    module = importlib.import_module(room)
+    files = {found.name for found in pkgutil.iter_modules(module.__path__)}
+    assert not files & set(module.__all__)

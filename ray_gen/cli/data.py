@@ -94,7 +94,7 @@ def check(
 
     read = looked_at
     if cluster:
-        from ray_gen.launch.check import looked_at_on_cluster as read
+        from ray_gen.launch.data_check import looked_at_on_cluster as read
     images = source_of(settings)
     asked = _asked(settings, images.field)
     try:

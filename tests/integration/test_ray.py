@@ -209,6 +209,7 @@ def test_killed_processes_change_nothing(
     assert images == sorted(set(images)), "reports beyond the checkpoint were not cut"
 
 
+@pytest.mark.slow
 def test_a_signal_to_all_processes_saves_and_a_second_command_goes_on(
     undisturbed: Path, storage: Path, digits: list[str], apart: dict[str, str], tmp_path: Path
 ) -> None:

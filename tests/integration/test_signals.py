@@ -149,7 +149,7 @@ def has_saved(command: Command) -> bool:
     return any(command.run.glob("checkpoint_*/manifest.json"))
 
 
-@pytest.mark.slow  # tests/integration/test_ray.py has the same for a stage
+@pytest.mark.slow  # tests/launch/test_alone.py has the same without Ray
 @pytest.mark.parametrize("stage", [has_a_controller, is_training, has_saved])
 def test_a_signal_to_all_processes_saves(command: Command, stage) -> None:
     command.wait_for(lambda: stage(command), "the stage")
