@@ -246,6 +246,7 @@ def test_everything_runs_as_printed(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "jobs", here / "jobs")
     for name in ("images", "cats"):
         make_images(tmp_path / "home" / name)
+    shutil.copyfile(tmp_path / "home/images/limes/1.png", tmp_path / "home/me.png")
     failed: list[str] = []
     with S3() as s3:
         environment = {
