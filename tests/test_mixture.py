@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ray_gen.errors import Refused
-from ray_gen.pipeline.mixture import Mixture, Origin
+from ray_gen.pipeline.mixture import Mixture
+from ray_gen.pipeline.origin import Origin
 
 MEANS = torch.tensor([[-6.0, 0.0], [0.0, 6.0], [6.0, 0.0]])
 

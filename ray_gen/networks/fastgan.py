@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_gen.core import Noise, Signature
-from ray_gen.networks.dcgan import FromVector, initialise
+from ray_gen.networks.from_vector import FromVector, initialise
 from ray_gen.networks.labels import LabelVector
 from ray_gen.networks.sizes import halvings
 from ray_gen.networks.spectral_norm import with_spectral_norm

@@ -7,6 +7,7 @@ pixels start at 4 x 4, as the published networks do; 28 x 28 starts at 7 x 7, 96
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 Size = tuple[int, int]
@@ -73,3 +74,8 @@ def _around(side: int, multiple: int) -> Iterator[int]:
     below = side // multiple * multiple
     for near in (below, below + multiple if below < side else below):
         yield max(near, _LEAST_SIDE)
+
+
+def channels_at(height: int, width: int, channel_base: int, channel_max: int) -> int:
+    """Channels of a map of this size: channel_base / √(height · width), at most `channel_max`."""
+    return max(1, min(channel_base // math.isqrt(height * width), channel_max))

@@ -18,11 +18,11 @@ from ray_gen.networks.equalised import (
     EqualisedLinear,
     activated,
 )
+from ray_gen.networks.mapping import LabelMapping, Layers
 from ray_gen.networks.precision import without_autocast
 from ray_gen.networks.resample import Downsample
 from ray_gen.networks.running_mean import RunningMean
-from ray_gen.networks.sizes import halvings
-from ray_gen.networks.stylegan2 import LabelMapping, Layers, channels_at
+from ray_gen.networks.sizes import channels_at, halvings
 
 _DECAY = 0.99
 """Of the mean deviation, at each update of the discriminator."""

@@ -9,47 +9,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ray_gen.core import Noise
 from ray_gen.errors import Refused
 from ray_gen.noise import draw_one, key_of
 from ray_gen.pipeline.latent import truncated
+from ray_gen.pipeline.origin import Origin, read, write
 
 FORMAT = "ray_gen mixture 1"
 _TENSORS = ("weights", "means", "cholesky")
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The run whose encodings a mixture was fitted to. In another run, or in the same run at
-    another time, the same latents mean other images."""
-
-    run: str
-    """Name of the run."""
-    weights: str
-    """Digest of the run's weights. An exported model has the same digest."""
-
-
-def written_whole(target: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Not safetensors' `save_file`: only the owner can read its
-    file, and it does not raise OSError when the file system fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(target)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
-        raise
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,29 +128,20 @@ class Mixture:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a .safetensors file, whole or not at all."""
-        target = Path(path).expanduser()
-        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        metadata = {"format": FORMAT}
-        if self.origin is not None:
-            metadata |= {"run": self.origin.run, "run_weights": self.origin.weights}
-        written_whole(target, save(tensors, metadata=metadata))
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        write(Path(path), tensors, {"format": FORMAT}, self.origin)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Mixture:
         """Read a file that `save` wrote. Raises Refused for any other file. Nothing is
         unpickled."""
         path = Path(path).expanduser()
-        if not path.is_file():
-            raise Refused(f"{path}: there is no such file; `Mixture.save` writes one")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise Refused(
-                f"{path}: is not a mixture that can be read: {error}; use a file that "
-                "`Mixture.save` wrote"
-            ) from error
+        found, metadata = read(
+            path,
+            missing="there is no such file; `Mixture.save` writes one",
+            unreadable="is not a mixture that can be read",
+            remedy="use a file that `Mixture.save` wrote",
+        )
         if metadata.get("format") != FORMAT or set(found) != set(_TENSORS):
             raise Refused(
                 f"{path}: is not a mixture of the format {FORMAT!r}; use a file that this version "
@@ -190,8 +154,7 @@ class Mixture:
         for name, shape in shapes.items():
             if tuple(found[name].shape) != shape or not bool(found[name].isfinite().all()):
                 raise Refused(f"{path}: is damaged in {name!r}; fit and save the mixture again")
-        run, weights = metadata.get("run"), metadata.get("run_weights")
         return cls(
             **{name: found[name].double() for name in _TENSORS},
-            origin=None if run is None or weights is None else Origin(run, weights),
+            origin=Origin.of(metadata),
         )

@@ -44,7 +44,8 @@ from ray_gen.pipeline.arguments import (
     whole_number,
 )
 from ray_gen.pipeline.files import whole_values
-from ray_gen.pipeline.mixture import Mixture, Origin
+from ray_gen.pipeline.mixture import Mixture
+from ray_gen.pipeline.origin import Origin
 from ray_gen.pipeline.pretrained import Facts
 from ray_gen.pipeline.styles import DRAWS, STYLES, are_styles, moments, styled
 from ray_gen.pipeline.truncation import from_styles, has_styles, psi, truncated

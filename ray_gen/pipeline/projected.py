@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from ray_gen.core import Shape
 from ray_gen.errors import Refused
-from ray_gen.pipeline.mixture import Origin, written_whole
+from ray_gen.pipeline.origin import Origin, read, write
 
 FORMAT = "ray_gen latents 1"
 SUFFIX = ".safetensors"
@@ -66,15 +63,6 @@ class Projected:
                 "the images again"
             )
 
-    def check_shapes(self, shapes: Mapping[str, Shape]) -> None:
-        """Raises Refused if the latents do not have the names and shapes of a model."""
-        found = {name: tuple(z.shape[1:]) for name, z in self.z.items()}
-        if found != dict(shapes):
-            raise Refused(
-                f"latents: are {found}, and this run's latents are {dict(shapes)}; project the "
-                "images with this run"
-            )
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a .safetensors file, whole or not at all."""
         facts = {
@@ -83,28 +71,20 @@ class Projected:
             "names": self.names,
         }
         metadata = {"format": FORMAT, "facts": json.dumps(facts)}
-        if self.origin is not None:
-            metadata |= {"run": self.origin.run, "run_weights": self.origin.weights}
-        tensors = {f"z.{name}": z.contiguous() for name, z in self.z.items()}
-        tensors["errors"] = self.errors.contiguous()
-        written_whole(Path(path).expanduser(), save(tensors, metadata=metadata))
+        tensors = {f"z.{name}": z for name, z in self.z.items()}
+        write(Path(path), {**tensors, "errors": self.errors}, metadata, self.origin)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Projected:
         """Read a file that `save` wrote. Raises Refused for any other file. Nothing is
         unpickled."""
         path = Path(path).expanduser()
-        if not path.is_file():
-            raise Refused(f"{path}: there is no such file; `ray-gen project` writes one")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise Refused(
-                f"{path}: is no file of latents that can be read: {error}; `ray-gen project` "
-                "writes one"
-            ) from error
+        found, metadata = read(
+            path,
+            missing="there is no such file; `ray-gen project` writes one",
+            unreadable="is no file of latents that can be read",
+            remedy="`ray-gen project` writes one",
+        )
         if metadata.get("format") != FORMAT:
             raise Refused(
                 f"{path}: is no file of the format {FORMAT!r}; use a file that `ray-gen project` "
@@ -118,7 +98,7 @@ class Projected:
     @classmethod
     def _of(cls, found: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Projected:
         facts: dict[str, Any] = json.loads(metadata["facts"])
-        errors, run, weights = found["errors"], metadata.get("run"), metadata.get("run_weights")
+        errors = found["errors"]
         z = {n.removeprefix("z."): tensor for n, tensor in found.items() if n.startswith("z.")}
         labels, conditions, names = facts["labels"], facts["conditions"], facts["names"]
         lists = [*(x for x in (labels, names) if x), *(conditions or {}).values()]
@@ -133,5 +113,5 @@ class Projected:
             None if labels is None else tuple(map(int, labels)),
             conditions,
             tuple(map(str, names)),
-            None if run is None or weights is None else Origin(run, weights),
+            Origin.of(metadata),
         )
