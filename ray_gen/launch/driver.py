@@ -53,7 +53,7 @@ from ray_gen.training.code import (
 from ray_gen.training.loop import ALL_SEEN, failure_of, finished
 from ray_gen.training.rehearsal import rehearse
 from ray_gen.training.sources import as_begun, open_data, resolved_by
-from ray_gen.training.start import Origin, Table, table_of
+from ray_gen.training.start import StartingPoint, Table, table_of
 
 LONGEST_NAME_BYTES = 200
 """File systems take 255 for a name. Files beside a run's folder add a few letters."""
@@ -256,7 +256,7 @@ class Prepared:
     """Of the checkpoint that the run goes on from."""
     told: tuple[str, ...]
     """What was read: a line, and remarks."""
-    origin: Origin | None = None
+    origin: StartingPoint | None = None
     """What a run that has not begun starts from."""
     start: Table | None = None
     """What it takes of it."""

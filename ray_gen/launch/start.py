@@ -17,13 +17,13 @@ from ray_gen.runs.manifest import EMA, EXPERIMENT, NETWORKS, OF_A_MODEL, Checkpo
 from ray_gen.runs.names import run_folder
 from ray_gen.storage import Folder, default_storage
 from ray_gen.training.build import build_networks, build_objective, distrust
-from ray_gen.training.start import FOLDER, Origin, begin, kept, kinds_of, table_of
+from ray_gen.training.start import FOLDER, StartingPoint, begin, kept, kinds_of, table_of
 from ray_gen.training.state import State, read_tensors
 
 
 def begun(
     experiment: Experiment, before: Experiment | None, run: Folder
-) -> tuple[Experiment, Origin | None]:
+) -> tuple[Experiment, StartingPoint | None]:
     """The experiment, which names the place and the digest of what it starts from; and that model,
     if the run has not begun. before: of the run's newest checkpoint, which has all that it needs.
 
@@ -42,7 +42,7 @@ def begun(
     return _with(experiment, _at(start, origin.source, origin.digest())), origin
 
 
-def _kept(start: Start, run: Folder) -> Origin | None:
+def _kept(start: Start, run: Folder) -> StartingPoint | None:
     """What the run kept when it was started before, if it is what the experiment asks for."""
     origin = kept(run)
     if origin is None or origin.weights != start.weights:
@@ -73,7 +73,7 @@ def with_kept(experiment: Experiment, search: Folder) -> Experiment:
     return _with(experiment, _at(start, (search / FOLDER).location, start.digest))
 
 
-def told_of(experiment: Experiment, origin: Origin) -> Iterator[str]:
+def told_of(experiment: Experiment, origin: StartingPoint) -> Iterator[str]:
     """What the networks of an experiment take of a model, in lines. Raises Refused if nothing of it
     fits one of them."""
     objective = build_objective(experiment)
@@ -81,7 +81,7 @@ def told_of(experiment: Experiment, origin: Origin) -> Iterator[str]:
     yield from table_of(experiment, objective, networks, origin).lines()
 
 
-def check_digest(start: Start, origin: Origin) -> None:
+def check_digest(start: Start, origin: StartingPoint) -> None:
     """Raises Refused if a model is not the one that the experiment names."""
     if start.digest not in (None, origin.digest()):
         raise Refused(
@@ -102,7 +102,7 @@ def begin_from(experiment: Experiment, objective: Objective, state: State, run: 
     begin(state, table_of(experiment, objective, state.networks, origin))
 
 
-def read(start: Start) -> Origin:
+def read(start: Start) -> StartingPoint:
     """The model that a run starts from: a run, a checkpoint, an exported folder, or what another
     run has kept. Unpickles nothing, and runs no code of it. Raises Refused."""
     try:
@@ -122,7 +122,7 @@ def read(start: Start) -> Origin:
         raise CheckpointError(f"training.start_from: {error}") from None
 
 
-def _of_run(given: Folder, start: Start) -> Origin:
+def _of_run(given: Folder, start: Start) -> StartingPoint:
     with fetched(given, OF_A_MODEL) as (found, folder):
         manifest = Manifest.of_weights(folder, EMA if start.weights == "ema" else NETWORKS)
         experiment = Experiment.from_yaml((folder / EXPERIMENT).read_text(encoding="utf-8"))
@@ -133,7 +133,7 @@ def _of_run(given: Folder, start: Start) -> Origin:
     return _origin(given.location, told, start, experiment, {**tensors, **averages}, averages)
 
 
-def _of_export(folder: Path, start: Start) -> Origin:
+def _of_export(folder: Path, start: Start) -> StartingPoint:
     experiment, facts = pretrained.read_config(folder)
     if start.weights == "raw" and facts.weights == "ema":
         raise Refused(
@@ -153,10 +153,10 @@ def _origin(
     experiment: Experiment,
     tensors: dict[str, Tensor],
     averages: dict[str, Tensor],
-) -> Origin:
+) -> StartingPoint:
     labelled = experiment.needs_labels and experiment.data.classes is not None
     averaged = tuple(dict.fromkeys(name.partition(".")[0] for name in averages))
-    return Origin(
+    return StartingPoint(
         location,
         told + (f", EMA of {' and '.join(averaged)}" if averaged else ", raw weights"),
         start.weights,

@@ -31,7 +31,7 @@ _SHOWN = 6
 
 
 @dataclass(frozen=True)
-class Origin:
+class StartingPoint:
     """A trained model, as a new run needs it."""
 
     source: str
@@ -68,15 +68,15 @@ class Origin:
 _KEPT = ("source", "told", "weights", "kinds", "classes")
 
 
-def kept(folder: Folder) -> Origin | None:
-    """What `Origin.write` wrote into a run folder, or into the folder that a search keeps for its
-    trials. None if it is not there, or not whole."""
+def kept(folder: Folder) -> StartingPoint | None:
+    """What `StartingPoint.write` wrote into a run folder, or into the folder that a search keeps for
+    its trials. None if it is not there, or not whole."""
     try:
         facts = json.loads((folder / FOLDER).read_text(_FACTS))
         tensors = load((folder / FOLDER).read_bytes(_TENSORS))
         given: dict[str, Any] = {name: facts[name] for name in _KEPT}
         given["classes"] = None if given["classes"] is None else tuple(given["classes"])
-        origin = Origin(tensors=tensors, **given)
+        origin = StartingPoint(tensors=tensors, **given)
         return origin if origin.digest() == facts["digest"] else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError):
         return None
@@ -132,7 +132,7 @@ class Table:
 
 
 def table_of(
-    experiment: Experiment, objective: Objective, networks: Networks, origin: Origin
+    experiment: Experiment, objective: Objective, networks: Networks, origin: StartingPoint
 ) -> Table:
     """What these networks, with their initial weights, take from a trained model. Raises Refused if
     a network that should begin with it takes nothing."""
@@ -163,7 +163,7 @@ def table_of(
     return table
 
 
-def _check(table: Table, wanted: Sequence[str], origin: Origin) -> None:
+def _check(table: Table, wanted: Sequence[str], origin: StartingPoint) -> None:
     """Raises Refused if one of the wanted networks takes nothing."""
     taking = [part.name for part in table.parts if part.taken and part.name in wanted]
     for part in table.parts:
@@ -202,7 +202,7 @@ def _matched(
     name: str,
     network: nn.Module,
     source: Mapping[str, Tensor],
-    origin: Origin,
+    origin: StartingPoint,
     experiment: Experiment,
 ) -> tuple[Part, dict[str, Tensor]]:
     """What a network takes, with the values."""
@@ -261,7 +261,7 @@ def _why_new(tensors: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> str
     return None
 
 
-def _rows(layer: nn.Module, experiment: Experiment, origin: Origin) -> dict[int, int] | None:
+def _rows(layer: nn.Module, experiment: Experiment, origin: StartingPoint) -> dict[int, int] | None:
     """Of a table of labels: each row that has a row of the same class in the source, and that row.
     None for another layer, and if the classes are the same or have no names."""
     ours, theirs = tuple(experiment.data.classes or ()), origin.classes

@@ -27,7 +27,7 @@ from ray_gen.storage import Folder
 from ray_gen.training.build import build_networks, build_objective
 from ray_gen.training.loop import train
 from ray_gen.training.sources import resolved_by
-from ray_gen.training.start import Origin, table_of
+from ray_gen.training.start import StartingPoint, table_of
 from ray_gen.training.state import State
 
 
@@ -80,7 +80,7 @@ def trials_before(folder: Folder, experiment: Experiment) -> list[Trial]:
     return trials
 
 
-def check_search(experiment: Experiment, store: Store, origin: Origin | None = None) -> None:
+def check_search(experiment: Experiment, store: Store, origin: StartingPoint | None = None) -> None:
     """Raises Refused if a value of the space cannot be built, if its networks take nothing of the
     model that the trials start from, or if the metric does not exist. Only the data and the classes
     of networks and objective can tell. origin: that model."""

@@ -1,6 +1,6 @@
 """DCGAN (Radford et al. 2016) at its best: a discriminator without BatchNorm, with R1 and
-DiffAugment. Trains on a laptop up to 64 pixels. Unmeasured on your data: γ is a first value.
-networks.generator.width and networks.discriminator.width scale the networks."""
+DiffAugment. Unmeasured: γ is a first value. networks.generator.width and
+networks.discriminator.width scale the networks."""
 
 from __future__ import annotations
 

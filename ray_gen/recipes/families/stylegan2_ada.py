@@ -1,8 +1,7 @@
 """StyleGAN2 with adaptive discriminator augmentation (Karras et al. 2020): for some hundred to
 30,000 images. Up to 32 pixels the published configuration "cifar", else "auto" of one GPU.
 Published FID: FFHQ at 256 with 1,000 images 21.3; CIFAR-10 with labels 2.42. Unmeasured here.
-networks.generator.channel_base and networks.discriminator.channel_base scale it: 2048 suits a
-CPU."""
+networks.generator.channel_base and networks.discriminator.channel_base scale it."""
 
 from __future__ import annotations
 
