@@ -69,8 +69,8 @@ _KEPT = ("source", "told", "weights", "kinds", "classes")
 
 
 def kept(folder: Folder) -> StartingPoint | None:
-    """What `StartingPoint.write` wrote into a run folder, or into the folder that a search keeps for
-    its trials. None if it is not there, or not whole."""
+    """What `StartingPoint.write` wrote into a run folder, or into the folder that a search keeps
+    for its trials. None if it is not there, or not whole."""
     try:
         facts = json.loads((folder / FOLDER).read_text(_FACTS))
         tensors = load((folder / FOLDER).read_bytes(_TENSORS))
