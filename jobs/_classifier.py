@@ -106,7 +106,8 @@ def fit(folder: Path, file: Path, *, side: int, epochs: int = 12, seed: int = 0)
         found = torch.cat([_scores(model, part).argmax(1) for part in test[0].split(256)])
     right = (found == test[1]).double()
     of_classes = [right[test[1] == n].mean() for n in range(len(names)) if (test[1] == n).any()]
-    save_file(model.state_dict(), file)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, file)
     return Fitted(float(right.mean()), float(torch.stack(of_classes).mean()))
 
 

@@ -15,6 +15,7 @@ what is there.
 A study names models. Each is a recipe and changes of its fields; `{data}` is DATA, and `{dest}` is
 DEST, so that one model may begin with another:
 
+    metrics: [kid, coverage]
     defaults: {data: "folder:{data}", data.image_size: 32}
     models:
       dcgan: {recipe: dcgan, changes: {objective.r1_weight: 1}}
@@ -38,6 +39,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +53,9 @@ from _classifier import fit
 import ray_gen
 
 ROOT = Path(__file__).resolve().parent.parent
-METRICS = ("kid", "density_coverage", "nearest_neighbour", "sliced_wasserstein")
-PROBE_SECONDS = 40.0
-"""Processor time of the longer of the two short runs, about."""
+METRICS = ("kid", "coverage", "nearest_neighbour", "sliced_wasserstein")
+PROBE_SHARE, PROBE_SECONDS = 1 / 12, (12.0, 40.0)
+"""Processor time of the longer of the two short runs: a share of the budget, within bounds."""
 
 
 def split(source: Path, data: Path, group: str, share: float) -> None:
@@ -88,7 +90,8 @@ def run(study: dict[str, Any], data: Path, dest: Path, only: list[str], minutes:
             given = {**study.get("defaults", {}), **model.get("changes", {}), "seed": seed}
             changes = [f"{path}={_filled(value, data, dest)}" for path, value in given.items()]
             budget = 60.0 * float(model.get("minutes", minutes))
-            _one(model["recipe"], changes, folder, data, budget)
+            metrics = study.get("metrics", METRICS)
+            _one(model["recipe"], changes, folder, data, budget, metrics)
 
 
 def _filled(value: Any, data: Path, dest: Path) -> str:
@@ -96,11 +99,18 @@ def _filled(value: Any, data: Path, dest: Path) -> str:
     return json.dumps(value).replace("{data}", str(data)).replace("{dest}", str(dest))
 
 
-def _one(recipe: str, changes: list[str], folder: Path, data: Path, budget: float) -> None:
+def _one(
+    recipe: str,
+    changes: list[str],
+    folder: Path,
+    data: Path,
+    budget: float,
+    metrics: Sequence[str],
+) -> None:
     images = _images_for(recipe, changes, budget)
     shutil.rmtree(folder, ignore_errors=True)
     seconds = _train(recipe, [*changes, *_lengths(images)], folder)
-    scores = _evaluate(folder, data)
+    scores = _evaluate(folder, data, metrics)
     facts = {"recipe": recipe, "changes": changes, "images": images, "cpu_seconds": seconds}
     (folder / "quality.json").write_text(json.dumps({**facts, "scores": scores}, indent=1))
     print(json.dumps({"run": folder.name, **facts, "scores": scores}), flush=True)
@@ -119,10 +129,12 @@ def _lengths(images: int) -> list[str]:
 def _images_for(recipe: str, changes: list[str], budget: float) -> int:
     """As many images as the budget is enough for."""
     with tempfile.TemporaryDirectory() as place:
+        least, most = PROBE_SECONDS
+        enough = min(max(budget * PROBE_SHARE, least), most)
         short, images = 0.0, 256
         for attempt in range(12):
             seconds = _train(recipe, [*changes, *_lengths(images)], Path(place) / str(attempt))
-            if attempt and seconds >= PROBE_SECONDS:
+            if attempt and seconds >= enough:
                 each = (seconds - short) / (images / 2)
                 return max(images, round((budget - (short - each * images / 2)) / each))
             short, images = seconds, 2 * images
@@ -142,14 +154,14 @@ def _train(recipe: str, changes: list[str], folder: Path) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _evaluate(folder: Path, data: Path) -> dict[str, float]:
+def _evaluate(folder: Path, data: Path, metrics: Sequence[str]) -> dict[str, float]:
     """Scores against the test images."""
     features = {
         "kind": "custom",
         "target": "_classifier:Classifier",
         "options": {"weights": str(data / "classifier.safetensors")},
     }
-    scores = ray_gen.evaluate(folder, split="held_out", metrics=METRICS, features=features)
+    scores = ray_gen.evaluate(folder, split="held_out", metrics=metrics, features=features)
     return {score.name: score.value for score in scores}
 
 
