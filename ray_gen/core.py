@@ -332,11 +332,12 @@ class Weight:
     """The weight of one loss of a term. `every` counts updates of the phase: with `every` = n the
     loss is due at every n-th update and weighs `value * n` there (lazy regularisation, Karras et
     al. 2020, StyleGAN2, 3.1). `full_precision` takes the term out of autocast at the updates where
-    the loss is due."""
+    the loss is due. Before `start_images` images the loss is not due."""
 
     value: Number = 1.0
     every: int = 1
     full_precision: bool = False
+    start_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -360,7 +361,8 @@ class Term:
 class Phase:
     """Networks that one optimiser updates together, by the gradient of the sum of `terms`.
 
-    Due at step s (from 0) when (s + 1) mod `every` = 0. `updates` names networks and own modules:
+    Due at step s (from 0) when (s + 1) mod `every` = 0, and not before `start_images` images.
+    `updates` names networks and own modules:
     the optimiser updates their parameters, and the phase updates their `PhaseModule`s. `noise` is
     the noise of the terms. `numbers` are constants and schedules for the terms.
     """
@@ -371,6 +373,7 @@ class Phase:
     noise: Noises = field(default_factory=lambda: _NOTHING)
     every: int = 1
     numbers: Mapping[str, Number] = field(default_factory=lambda: _NOTHING)
+    start_images: int = 0
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ray_gen.core import Batch, Losses, Networks, Number, Phase, Term, Weight
 from ray_gen.distributed import World
-from ray_gen.experiment.schedules import Linear
+from ray_gen.experiment.schedules import Linear, Steps
 from ray_gen.training.build import build_objective
 from ray_gen.training.state import State
 from tests.helpers import gan, largest_difference, relative_difference, stepped, vae, weights
@@ -261,3 +261,51 @@ def test_a_term_of_which_nothing_is_due_trains_nothing(store_8, reports: bool) -
     later, _ = stepped(this, With(build_objective(this), terms), store_8, 4)
     four, _ = stepped(this, build_objective(this), store_8, 4)
     assert largest_difference(weights(later), weights(four)) > 0
+
+
+def late(start: int):
+    """Both losses of the ELBO in one term; the KL starts late, by itself or by its weight."""
+
+    def terms(phase: Phase) -> tuple[Term, ...]:
+        (elbo,) = phase.terms
+
+        def loss(networks: Networks, batch: Batch) -> Losses:
+            found = elbo.loss(networks, batch).minimised
+            due = {name for name in found if name != "kl" or name in batch.due}
+            return Losses({name: found[name] for name in found if name in due})
+
+        return (Term("elbo", loss, weights={"kl": Weight(0.5, start_images=start)}),)
+
+    return terms
+
+
+def late_by_weight(start: int):
+    def terms(phase: Phase) -> tuple[Term, ...]:
+        (elbo,) = phase.terms
+        weight = Weight(Steps(values=((0, 0.0), (start, 0.5))))
+        return (Term("elbo", elbo.loss, weights={"kl": weight}),)
+
+    return terms
+
+
+@pytest.mark.parametrize("start", [8, 20, 24])
+def test_a_loss_that_starts_late_is_one_whose_weight_was_0(store_8, start: int) -> None:
+    given = vae(FP64)
+    objective = build_objective(given)
+    found = [
+        weights(stepped(given, With(objective, terms(start)), store_8, 6)[0])
+        for terms in (late, late_by_weight)
+    ]
+    assert largest_difference(*found) < 1e-12
+
+
+def test_a_phase_that_starts_late_moves_nothing_before(store_8) -> None:
+    given = gan(FP64)
+    objective = build_objective(given)
+    (first, *_) = objective.phases()
+    batch = given.training.global_batch_size
+    late_one = With(objective, lambda phase: phase.terms, start_images=2 * batch)
+    states = [stepped(given, late_one, store_8, steps)[0] for steps in (0, 2, 3)]
+    begun, before, after = (weights(state)[first.updates[0]] for state in states)
+    assert all(torch.equal(a, b) for a, b in zip(begun.values(), before.values(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(begun.values(), after.values(), strict=True))

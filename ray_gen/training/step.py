@@ -28,6 +28,7 @@ from ray_gen.core import (
     Phase,
     PhaseModule,
     Term,
+    Weight,
     begin_phases,
     declared,
     parametrised,
@@ -130,19 +131,35 @@ class _PhaseRunner:
         self._terms = {term.name: term for term in phase.terms}
         of_losses = [weight.every for term in phase.terms for weight in term.weights.values()]
         self.period = phase.every * math.lcm(*(term.every for term in phase.terms), *of_losses)
-        """Number of steps after which the pattern of due terms and losses repeats."""
+        """Number of steps after which the pattern of due terms and losses repeats, once all have
+        started."""
+        late = {
+            phase.start_images,
+            *(w.start_images for t in phase.terms for w in t.weights.values()),
+        }
+        self.starts = {self._first_step(images) for images in late}
+        """Steps at which the phase or a loss is due for the first time."""
         self._runs: dict[tuple[str, frozenset[str]], TermRun] = {}
         self._networks, self._experiment, self._device = state.networks, experiment, world.device
 
     def is_due(self, step: int) -> bool:
         """Whether this step has an update of the phase."""
-        return (step + 1) % self.phase.every == 0
+        started = step >= self._first_step(self.phase.start_images)
+        return started and (step + 1) % self.phase.every == 0
+
+    def _first_step(self, images: int) -> int:
+        """The first step that begins at `images` images or more."""
+        return -(-images // self._batch)
 
     def due(self, step: int) -> Due:
         """The due terms of this step's update. `every` of a term or loss counts updates."""
         update = (step + 1) // self.phase.every
+
+        def is_due(weight: Weight) -> bool:
+            return update % weight.every == 0 and step >= self._first_step(weight.start_images)
+
         return tuple(
-            (term.name, frozenset(n for n, w in term.weights.items() if update % w.every == 0))
+            (term.name, frozenset(n for n, w in term.weights.items() if is_due(w)))
             for term in self.phase.terms
             if update % term.every == 0
         )
@@ -342,7 +359,10 @@ class Step:
         ]
         self._averages = _Averages(experiment, state, world)
         self.period = math.lcm(self._averages.every, *(runner.period for runner in self._runners))
-        """Number of steps after which the pattern of due phases, terms and losses repeats."""
+        """Number of steps after which the pattern of due phases, terms and losses repeats, once all
+        have started."""
+        self._starts = sorted({step for runner in self._runners for step in runner.starts})
+        """Steps at which the pattern changes, and that have not come yet."""
         # Seed torch's generators only if a user's class may draw from them.
         self._seeds_torch = record is None and "custom" in {
             experiment.objective.kind,
@@ -356,6 +376,9 @@ class Step:
         Collective: every rank, same order.
         """
         step = self._state.step
+        if self._starts and step >= self._starts[0]:
+            self._starts = [start for start in self._starts if start > step]
+            self._turns.clear()
         turn = self._turns.get(step % self.period) or self._turn(step)
         for runner in turn.runners:
             runner.begin(step, self._meter)
