@@ -21,9 +21,10 @@ DEST, so that one model may begin with another:
       dcgan: {recipe: dcgan, changes: {objective.r1_weight: 1}}
       again: {recipe: dcgan, changes: {training.start_from: "{dest}/dcgan"}, minutes: 60, seeds: 3}
 
-The images of a run are chosen before it: two short runs of the same model, one twice as long, give
-the processor time of an image, and schedules end where the run ends. The time that a run really
-took is in the table, from its first process to its last (`wait4`), decoding of the data included.
+The images of a run are chosen before it: a run of one step and some seconds of training give the
+processor time of a start and of an image (`pace`), and schedules end where the run ends. The time
+that a run really took is in the table, from its first process to its last (`wait4`), decoding of
+the data included.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,11 +53,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _classifier import fit
 
 import ray_gen
+from ray_gen.distributed import World, use_cores
+from ray_gen.training.build import build_objective
+from ray_gen.training.loop import train
+from ray_gen.training.sources import open_data, resolved_by
+from ray_gen.training.state import State
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ("kid", "coverage", "nearest_neighbour", "sliced_wasserstein")
-PROBE_SHARE, PROBE_SECONDS = 1 / 12, (12.0, 40.0)
-"""Processor time of the longer of the two short runs: a share of the budget, within bounds."""
+PACE_IMAGES, PACE_SECONDS = 256, 12.0
+"""Images between two readings of the clock, and for how long it is read."""
 
 
 def split(source: Path, data: Path, group: str, share: float) -> None:
@@ -127,18 +134,35 @@ def _lengths(images: int) -> list[str]:
 
 
 def _images_for(recipe: str, changes: list[str], budget: float) -> int:
-    """As many images as the budget is enough for."""
+    """As many images as the budget is enough for: the processor time of a run of one step, and of
+    an image in mid-run."""
+    command = [sys.executable, str(Path(__file__).resolve()), "pace", recipe, *changes]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    each = float(done.stdout.split()[-1])
     with tempfile.TemporaryDirectory() as place:
-        least, most = PROBE_SECONDS
-        enough = min(max(budget * PROBE_SHARE, least), most)
-        short, images = 0.0, 256
-        for attempt in range(12):
-            seconds = _train(recipe, [*changes, *_lengths(images)], Path(place) / str(attempt))
-            if attempt and seconds >= enough:
-                each = (seconds - short) / (images / 2)
-                return max(images, round((budget - (short - each * images / 2)) / each))
-            short, images = seconds, 2 * images
-    sys.exit(f"{recipe}: too fast to be measured")
+        start = _train(recipe, [*changes, *_lengths(1)], Path(place) / "start")
+    return max(1, round((budget - start) / each))
+
+
+def pace(recipe: str, changes: list[str]) -> float:
+    """Seconds of processor time for an image of training, on one thread."""
+    use_cores(1)
+    more = [f"training.report_every_images={PACE_IMAGES}", "evaluation.every_images=null"]
+    experiment = ray_gen.recipe(recipe, *changes, *more)
+    store = open_data(experiment)
+    experiment = resolved_by(experiment, store)
+    objective = build_objective(experiment)
+    state = State.build(experiment, objective, World())
+    times: list[tuple[int, float]] = []
+    for report in train(experiment, objective, state, store, World()):
+        times.append((report.images, time.process_time()))
+        (first, begun), (last, ended) = times[min(1, len(times) - 1)], times[-1]
+        if last > first and ended - begun >= PACE_SECONDS:
+            return (ended - begun) / (last - first)
+    sys.exit(f"{recipe}: ended before its pace was known")
 
 
 def _train(recipe: str, changes: list[str], folder: Path) -> float:
@@ -201,6 +225,9 @@ def main() -> None:
     one.add_argument("dest", type=Path)
     one.add_argument("--only", nargs="*", default=[])
     one.add_argument("--minutes", type=float, default=20.0)
+    one = commands.add_parser("pace", help="seconds of processor time for an image")
+    one.add_argument("recipe")
+    one.add_argument("changes", nargs="*")
     one = commands.add_parser("table")
     one.add_argument("dest", type=Path)
     given = parser.parse_args()
@@ -209,6 +236,8 @@ def main() -> None:
     elif given.command == "classifier":
         fitted = fit(given.data, given.data / "classifier.safetensors", side=given.side)
         print(f"accuracy {fitted.accuracy:.3f}, mean over classes {fitted.balanced:.3f}")
+    elif given.command == "pace":
+        print(pace(given.recipe, given.changes))
     elif given.command == "run":
         study = yaml.safe_load(given.study.read_text())
         run(study, given.data.resolve(), given.dest.resolve(), given.only, given.minutes)
