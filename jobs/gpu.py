@@ -143,6 +143,27 @@ def _plain_vae(networks: Networks, autocast: Autocast) -> Callable[[Tensor], Non
     return step
 
 
+def _iwae(small: bool) -> dict[str, Any]:
+    """Burda et al. 2016, with five samples and DReG."""
+    mlp = {
+        "kind": "mlp",
+        "hidden_sizes": [32] if small else [200, 200],
+        "activation": "tanh",
+        "initial_weights": "glorot",
+    }
+    return {
+        "networks": {"encoder": mlp, "decoder": mlp},
+        "objective": {
+            "kind": "vae",
+            "latent_size": 50,
+            "binarize": True,
+            "samples": 5,
+            "gradient": "dreg",
+        },
+        "optimizers": {"autoencoder": _adam(1e-3, 0.9)},
+    }
+
+
 def _dcgan(small: bool) -> dict[str, Any]:
     """Radford et al. 2016, at 32 pixels."""
     dcgan = {"kind": "dcgan", "width": 16 if small else 64}
@@ -261,6 +282,7 @@ def _fastgan(small: bool) -> dict[str, Any]:
 
 FAMILIES: dict[str, Family] = {
     "vae": Family(28, _vae, (128, 32), _plain_vae),
+    "iwae": Family(28, _iwae, (128, 32)),
     "dcgan": Family(32, _dcgan, (64, 16), _plain_gan),
     "resnet": Family(32, _resnet, (32, 4), channels=3),
     "r3gan": Family(32, _r3gan, R3GAN_BATCH, channels=3),

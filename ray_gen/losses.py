@@ -8,6 +8,7 @@ gradient at the image is that of their mean.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,56 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     all numbers of a latent, in nats: (N,).
     """
     return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).flatten(1).sum(1)
+
+
+def log_density_ratio(z: Tensor, deviation: Tensor, log_variance: Tensor) -> Tensor:
+    """log p(z) - log q(z|x) = ½ Σ d² + log σ² - z², of p = N(0, I) and q = N(μ, σ²) at z = μ + σ d.
+
+    z, deviation d: (K, N, ...); log_variance log σ²: (N, ...). Returns the sum over all numbers of
+    a latent, in nats: (K, N).
+    """
+    return 0.5 * (deviation.square() + log_variance - z.square()).flatten(2).sum(2)
+
+
+def importance_weighted_nll(log_weights: Tensor) -> Tensor:
+    """-log 1/K Σ_k w_k with weights w_k = p(x, z_k) / q(z_k|x): an upper bound on -log p(x), in
+    expectation. Its gradient is -Σ_k w̃_k ∇log w_k, with w̃_k = w_k / Σ w.
+
+    Burda et al. 2016, eq. 8 and 14. log_weights log w_k: (K, N). Returns (N,), in nats.
+    """
+    return math.log(len(log_weights)) - log_weights.logsumexp(0)
+
+
+def doubly_reparametrised_nll(
+    z: Tensor,
+    epsilon: Tensor,
+    log_variance: Tensor,
+    log_weights: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """-log 1/K Σ_k w_k of each image, (N,), with the gradient DReG (Tucker et al. 2019, "Doubly
+    reparameterized gradient estimators for Monte Carlo objectives"):
+
+        decoder:  -Σ_k w̃_k ∇log w_k
+        encoder:  -Σ_k w̃_k² (∂log w_k / ∂z_k) ∇z_k,  w̃_k = w_k / Σ w
+
+    In log w_k, the μ and σ of q are constants. Both gradients have the expectation of those of
+    `importance_weighted_nll`. The encoder's has less variance; as K grows, its ratio of mean
+    to spread grows with √K instead of falling with it. The decoder's is the same.
+
+    z = μ + σ ε and epsilon: (K, N, ...); log_variance log σ²: (N, ...). log_weights: (z, deviation,
+    log_variance), as of `log_density_ratio`, to log w_k, (K, N). It must reach the encoder through
+    its arguments only. Its backward pass to z runs once more than without DReG.
+    """
+    drawn = z.detach().requires_grad_()
+    fixed = log_variance.detach()
+    # ε itself, and not (z - μ) / σ: a small σ would magnify the rounding of z.
+    deviation = epsilon + (drawn - drawn.detach()) * (-0.5 * fixed).exp()
+    found = log_weights(drawn, deviation, fixed)
+    loss = importance_weighted_nll(found)
+    (gradient,) = torch.autograd.grad(loss.sum(), drawn, retain_graph=True)  # -w̃ ∂log w / ∂z
+    share = found.detach().softmax(0).view(*found.shape, *[1] * (z.ndim - 2))
+    path = (share * gradient * z).flatten(2).sum((0, 2))
+    return loss + (path - path.detach())
 
 
 def mean_of_each(logits: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ MODELS: dict[str, Callable[..., Experiment]] = {
     "vae": vae,
     "conditional vae": lambda *o: vae("objective.conditional=true", *o),
     "vae, β with warm-up": lambda *o: vae("objective.beta_warmup_images=100", *o),
+    "vae, importance-weighted": lambda *o: vae(
+        "objective.samples=3", "objective.gradient=dreg", *o
+    ),
     "dcgan": lambda *o: gan(*o, kind="dcgan"),
     "conditional dcgan": lambda *o: gan("objective.conditional=true", *o, kind="dcgan"),
     "spectral norm, lazy R1, augmentation": lambda *o: gan(
@@ -56,7 +59,12 @@ MODELS: dict[str, Callable[..., Experiment]] = {
 }
 
 
-DOUBLE_BACKWARD = {"adaptive augmentation", "spectral norm, lazy R1, augmentation", "relativistic"}
+DOUBLE_BACKWARD = {
+    "adaptive augmentation",
+    "relativistic",
+    "spectral norm, lazy R1, augmentation",
+    "vae, importance-weighted",
+}
 
 
 @cache

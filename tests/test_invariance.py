@@ -25,6 +25,7 @@ SHORT = "training.images=240"
 EXPERIMENTS = {
     "vae": lambda *o: vae(*o),
     "conv-vae": lambda *o: vae("objective.likelihood=gaussian", "data.flip=true", *o, kind="conv"),
+    "iwae": lambda *o: vae("objective.samples=3", "objective.gradient=dreg", *o, kind="dcgan"),
     "mlp-gan": lambda *o: gan("objective.discriminator_steps=2", *o),
     "dcgan": lambda *o: gan("training.ema_profiles=[0.05, 0.1]", *o, kind="dcgan"),
     "cdcgan-tamed": lambda *o: gan(

@@ -31,7 +31,7 @@ def problems(experiment: Tree) -> Iterator[str]:
 
 
 def _best_problems(experiment: Tree) -> Iterator[str]:
-    best, known = experiment.checkpoints.best, experiment.objective.evaluated
+    best, known = experiment.checkpoints.best, experiment.objective.held_out_scores
     if best is None or known is None:
         return
     evaluation = experiment.evaluation

@@ -21,8 +21,7 @@ class ObjectiveSettings(Component):
     """Keys that `optimizers` must have. None if only the objective's class knows them."""
     evaluated: ClassVar[Mapping[str, MinOrMax | None] | None] = {}
     """Its held-out scores, each with its better direction: "min", "max", or None for neither.
-    `checkpoints.best` can use them. The whole mapping is None if only the objective's class knows
-    them."""
+    The whole mapping is None if only the objective's class knows them."""
     title: ClassVar[str] = "Model with a custom objective"
     """Its name in a model card."""
     has_likelihood: ClassVar[bool] = False
@@ -37,6 +36,12 @@ class ObjectiveSettings(Component):
 
     conditional: bool = False
     """Give the labels to all networks."""
+
+    @property
+    def held_out_scores(self) -> Mapping[str, MinOrMax | None] | None:
+        """`evaluated`, with those that depend on other fields. `checkpoints.best` can use them. A
+        search takes the first one by default."""
+        return self.evaluated
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the objective's class. `label_count` replaces `conditional`."""

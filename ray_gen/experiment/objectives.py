@@ -59,6 +59,20 @@ class VaeObjective(ObjectiveSettings):
     """Redraw each pixel as Bernoulli(x) each time training uses the image (Salakhutdinov and Murray
     2008; Burda et al. 2016), so that the Bernoulli is a likelihood. Pixels of held-out images are
     drawn once."""
+    samples: PositiveInt = 1
+    """Draws of z per image and step: K. 1: the ELBO with its KL in closed form. More: the bound
+    log 1/K Σ p(x, z_k) / q(z_k|x), on average at least as tight (Burda et al. 2016: 5 and 50). A
+    step decodes K latents per image."""
+    gradient: Literal["iwae", "dreg"] = "iwae"
+    """With more than one sample, the gradient of the encoder. iwae: that of the bound. dreg: one of
+    the same expectation with less variance (Tucker et al. 2019); the backward pass through the
+    decoder costs about half as much again."""
+
+    @property
+    def held_out_scores(self) -> Mapping[str, MinOrMax | None]:
+        """With more than one sample also the bound of them all."""
+        assert self.evaluated is not None
+        return {"iwae": "max", **self.evaluated} if self.samples > 1 else self.evaluated
 
     def advice(self, images: int, starts_from_a_run: bool) -> Iterator[str]:
         """About a trained run to start from."""
@@ -67,6 +81,21 @@ class VaeObjective(ObjectiveSettings):
                 f"a VAE of {images:,} images reconstructs others badly; set a smaller "
                 "objective.latent_size, or training.start_from=RUN, a run of similar images"
             )
+
+    @model_validator(mode="after")
+    def _several_samples_have_no_beta(self) -> Self:
+        if self.samples > 1 and (self.beta != 1.0 or self.beta_warmup_images):
+            raise ValueError(
+                "beta and beta_warmup_images weigh the KL of the ELBO, but the bound of "
+                f"{self.samples} samples has no KL term: set beta to 1 and beta_warmup_images to "
+                "0, or samples to 1"
+            )
+        if self.samples == 1 and self.gradient == "dreg":
+            raise ValueError(
+                "gradient is dreg, but with one sample the KL and its gradient are exact: set "
+                "samples, for example to 5, or gradient to iwae"
+            )
+        return self
 
     @model_validator(mode="after")
     def _only_a_bernoulli_is_of_binary_pixels(self) -> Self:

@@ -57,8 +57,9 @@ def search_problems(experiment: Tree, search: Search) -> Iterator[str]:
 def _metric_problems(experiment: Tree, search: Search) -> Iterator[str]:
     metric = experiment.search_metric
     scores = BETTER if experiment.objective.has_likelihood else OF_SAMPLES
-    known = tuple(dict.fromkeys((*(experiment.objective.evaluated or ()), *scores)))
-    if experiment.objective.evaluated is not None and "/" not in metric and metric not in known:
+    own = experiment.objective.held_out_scores
+    known = tuple(dict.fromkeys((*(own or ()), *scores)))
+    if own is not None and "/" not in metric and metric not in known:
         near = difflib.get_close_matches(metric, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
         yield f"search.metric: this experiment has no score {metric!r}{hint}"
@@ -85,7 +86,8 @@ def _metric_problems(experiment: Tree, search: Search) -> Iterator[str]:
 def _class_may_say(experiment: Tree, metric: str) -> bool:
     """Whether the metric may be a held-out score of a custom objective. Its class then says which
     value is better."""
-    return experiment.objective.evaluated is None and "/" not in metric and metric not in OF_SAMPLES
+    own = experiment.objective.held_out_scores
+    return own is None and "/" not in metric and metric not in OF_SAMPLES
 
 
 def _no_such_field(experiment: Tree, path: str) -> str | None:

@@ -312,13 +312,13 @@ class Tree(Settings):
     def better(self, score: str) -> Literal["min", "max"] | None:
         """Whether a lower ("min") or a higher ("max") value of a held-out score or metric is
         better. None if unknown."""
-        return better_of_score(score, self.objective.evaluated)
+        return better_of_score(score, self.objective.held_out_scores)
 
     @property
     def search_metric(self) -> str:
         """`search.metric`, or its default."""
         assert self.search is not None
-        return self.search.metric or next(iter(self.objective.evaluated or ()), OFFLINE)
+        return self.search.metric or next(iter(self.objective.held_out_scores or ()), OFFLINE)
 
     @property
     def search_every_images(self) -> int:

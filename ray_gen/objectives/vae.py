@@ -1,10 +1,11 @@
-"""Autoencoders: plain, variational (Kingma and Welling 2014), β (Higgins et al. 2017) and
-conditional (Sohn et al. 2015)."""
+"""Autoencoders: plain, variational (Kingma and Welling 2014), β (Higgins et al. 2017), conditional
+(Sohn et al. 2015) and importance-weighted (Burda et al. 2016)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -171,9 +172,11 @@ class Autoencoder(_Decoding):
 class Vae(_Decoding):
     """max log p(x|z) - β KL(q(z|x) ‖ N(0, I)), z = μ(x) + σ(x) ε (Kingma and Welling 2014, eq. 10).
 
-    β = 1 is the evidence lower bound. Each step draws one z per image. With `binarize`, each step
-    also draws the pixels: 1 with probability x (Salakhutdinov and Murray 2008). Only losses and
-    bounds use binarised pixels; a reconstruction, for example, uses x unchanged.
+    β = 1 is the evidence lower bound. Each step draws one z per image. With K = `samples` > 1 it
+    draws K, and the objective is max log 1/K Σ_k p(x, z_k) / q(z_k|x) (Burda et al. 2016, eq. 8).
+    With `binarize`, each step also draws the pixels: 1 with probability x (Salakhutdinov and Murray
+    2008). Only losses and bounds use binarised pixels; a reconstruction, for example, uses x
+    unchanged.
     """
 
     likelihood: Literal["bernoulli", "gaussian"]
@@ -190,7 +193,13 @@ class Vae(_Decoding):
         beta: Number,
         beta_warmup_images: int,
         binarize: bool,
+        samples: int = 1,
+        gradient: Literal["iwae", "dreg"] = "iwae",
     ) -> None:
+        """gradient: with more than one sample. iwae: that of the bound. dreg: see
+        `losses.doubly_reparametrised_nll`."""
+        self._samples = samples
+        self._doubly_reparametrised = gradient == "dreg"
         self._image_shape = image_shape
         self._label_count = label_count
         self._latent_size = latent_size
@@ -202,7 +211,8 @@ class Vae(_Decoding):
         self.likelihood = likelihood
         self.pixel_noise = Noise(image_shape, "uniform") if binarize else None
         pixels = {"pixels": self.pixel_noise} if self.pixel_noise else {}
-        self.evaluation_noise: Noises = {"epsilon": self.posterior_noise, **pixels, **_OF_NETWORKS}
+        draws = self.posterior_noise if samples == 1 else Noise((samples, latent_size))
+        self.evaluation_noise: Noises = {"epsilon": draws, **pixels, **_OF_NETWORKS}
         own = ("likelihood",) if self._likelihood.learns_sigma else ()
         self.sampled_from = ("encoder", "decoder", *own)
 
@@ -252,29 +262,51 @@ class Vae(_Decoding):
         Burda et al. 2016, eq. 8. images: (N, C, H, W), from `observed`; epsilon: (S, N,
         latent_size).
         """
-        samples = len(epsilon)
         mean, log_variance = self._posterior(networks, images, labels)
         z = mean + (0.5 * log_variance).exp() * epsilon
-        output = networks["decoder"](
-            z.flatten(0, 1), None if labels is None else torch.cat([labels] * samples)
-        )
-        nll = self._likelihood.nll(networks, output, images.repeat(samples, 1, 1, 1))
-        ratio = epsilon.double().square() + log_variance.double() - z.double().square()
-        return -nll.double().unflatten(0, epsilon.shape[:2]), 0.5 * ratio.sum(2)
+        nll = self._nll(networks, z, images, labels)
+        ratio = losses.log_density_ratio(z.double(), epsilon.double(), log_variance.double())
+        return -nll.double(), ratio
 
-    def _nll_and_kl(self, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor]:
-        """-log p(x|z) and KL(q(z|x) ‖ N(0, I)) of each image, in nats: (N,) each."""
+    def _nll(
+        self,
+        networks: Networks,
+        z: Tensor,
+        images: Tensor,
+        labels: Tensor | None,
+        noise: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Tensor:
+        """-log p(x|z) in nats: (K, N). z: (K, N, latent_size). noise: a batch's, of N images; all
+        draws of z of an image get the same."""
+        count = len(z)
+        output = networks["decoder"](
+            z.flatten(0, 1),  # all images with their first z, then all with their second
+            None if labels is None else _repeated(labels, count),
+            **noise_of({name: _repeated(x, count) for name, x in noise.items()}, "decoding"),
+        )
+        nll = self._likelihood.nll(networks, output, _repeated(images, count))
+        return nll.unflatten(0, z.shape[:2])
+
+    def _encoded(self, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The pixels that the likelihood describes, and μ and log σ² of q(z|x)."""
         images = self.observed(batch.images, batch.noise.get("pixels"))
         encoding = noise_of(batch.noise, "encoding")
-        decoding = noise_of(batch.noise, "decoding")
-        mean, log_variance = self._posterior(networks, images, batch.labels, **encoding)
-        z = mean + (0.5 * log_variance).exp() * batch.noise["epsilon"]
-        output = networks["decoder"](z, batch.labels, **decoding)
-        nll = self._likelihood.nll(networks, output, images)
-        return nll, losses.gaussian_kl(mean, log_variance)
+        return images, *self._posterior(networks, images, batch.labels, **encoding)
+
+    def _draws(self, batch: Batch) -> Tensor:
+        """ε: (K, N, latent_size)."""
+        epsilon = batch.noise["epsilon"]
+        return epsilon[None] if self._samples == 1 else epsilon.movedim(1, 0)
 
     def _loss(self, networks: Networks, batch: Batch) -> Losses:
-        nll, kl = self._nll_and_kl(networks, batch)
+        images, mean, log_variance = self._encoded(networks, batch)
+        kl = losses.gaussian_kl(mean, log_variance)
+        epsilon = self._draws(batch)
+        z = mean + (0.5 * log_variance).exp() * epsilon
+        if self._samples > 1:
+            bound = self._importance_weighted(networks, batch, images, z, epsilon, log_variance)
+            return Losses({"importance_weighted": bound}, {"latent/kl": kl})
+        (nll,) = self._nll(networks, z, images, batch.labels, batch.noise)
         if self._beta == 1.0 and not self._beta_warmup_images:
             return Losses({"reconstruction": nll, "kl": kl})
         beta = batch.numbers["beta"]
@@ -282,7 +314,43 @@ class Vae(_Decoding):
             beta = beta * (batch.images_seen / self._beta_warmup_images).clamp(max=1.0)
         return Losses({"reconstruction": nll, "kl": beta * kl}, {"latent/kl": kl})
 
+    def _importance_weighted(
+        self,
+        networks: Networks,
+        batch: Batch,
+        images: Tensor,
+        z: Tensor,
+        epsilon: Tensor,
+        log_variance: Tensor,
+    ) -> Tensor:
+        """-log 1/K Σ_k w_k of each image, in nats: (N,). images: `observed`; z and epsilon: (K, N,
+        latent_size); log_variance: (N, latent_size)."""
+
+        def log_weights(z: Tensor, deviation: Tensor, log_variance: Tensor) -> Tensor:
+            nll = self._nll(networks, z, images, batch.labels, batch.noise)
+            return losses.log_density_ratio(z, deviation, log_variance) - nll
+
+        if self._doubly_reparametrised:
+            return losses.doubly_reparametrised_nll(z, epsilon, log_variance, log_weights)
+        return losses.importance_weighted_nll(log_weights(z, epsilon, log_variance))
+
     def evaluate(self, networks: Networks, batch: Batch) -> Mapping[str, Tensor]:
-        """The evidence lower bound and its two terms, in nats, with one z per image: (N,) each."""
-        nll, kl = self._nll_and_kl(networks, batch)
-        return {"elbo": -nll - kl, "reconstruction": nll, "kl": kl}
+        """The evidence lower bound and its two terms, in nats, with one z per image; and `iwae`,
+        the bound of all K, if K > 1: (N,) each. Decodes N latents at once."""
+        images, mean, log_variance = self._encoded(networks, batch)
+        kl = losses.gaussian_kl(mean, log_variance)
+        nlls: list[Tensor] = []
+        log_weights: list[Tensor] = []
+        for epsilon in self._draws(batch).split(1):
+            z = mean + (0.5 * log_variance).exp() * epsilon
+            nlls.append(self._nll(networks, z, images, batch.labels, batch.noise)[0])
+            log_weights.append(losses.log_density_ratio(z, epsilon, log_variance)[0] - nlls[-1])
+        scores = {"elbo": -nlls[0] - kl, "reconstruction": nlls[0], "kl": kl}
+        if self._samples > 1:
+            scores["iwae"] = -losses.importance_weighted_nll(torch.stack(log_weights))
+        return scores
+
+
+def _repeated(values: Tensor, count: int) -> Tensor:
+    """`count` copies one after the other: (N, ...) to (count N, ...)."""
+    return values if count == 1 else torch.cat([values] * count)

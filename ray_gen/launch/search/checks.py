@@ -140,7 +140,7 @@ def _check_evaluation(experiment: Experiment, metric: str, store: Store) -> None
 
 def _is_evaluated(experiment: Experiment) -> bool:
     """Whether `evaluation` measures the metric, and not the objective itself."""
-    metric, own = experiment.search_metric, experiment.objective.evaluated or ()
+    metric, own = experiment.search_metric, experiment.objective.held_out_scores or ()
     return metric in BETTER and metric not in own
 
 

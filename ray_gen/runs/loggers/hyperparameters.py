@@ -41,7 +41,7 @@ def hyperparameters(
 
 def later_scores(experiment: Experiment) -> tuple[str, ...]:
     """Tags of the scores that come with checkpoints and evaluations."""
-    tags = [f"held_out/{name}" for name in experiment.objective.evaluated or ()]
+    tags = [f"held_out/{name}" for name in experiment.objective.held_out_scores or ()]
     if experiment.evaluation.every_images is not None:
         tags += [f"evaluation/{name}" for name in experiment.evaluation.score_names]
     return tuple(tags)
