@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ray_gen.experiment import Experiment
 
-NAMES = ("relativistic", "vq_vae", "latent_autoencoder", "style", "flow")
+NAMES = ("vq_vae", "latent_autoencoder", "flow")
 
 
 def _of(name: str) -> Callable[..., Experiment]:
