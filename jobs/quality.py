@@ -61,7 +61,7 @@ from ray_gen.training.state import State
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ("kid", "coverage", "nearest_neighbour", "sliced_wasserstein")
-PACE_IMAGES, PACE_SECONDS = 256, 12.0
+PACE_IMAGES, PACE_SECONDS = 64, 12.0
 """Images between two readings of the clock, and for how long it is read."""
 
 
