@@ -280,6 +280,17 @@ def _fastgan(small: bool) -> dict[str, Any]:
     )
 
 
+def _patch(small: bool) -> dict[str, Any]:
+    """DCGAN's generator against a patch discriminator (Isola et al. 2017)."""
+    return _gan(
+        {"kind": "dcgan", "width": 8 if small else 64},
+        _adam(2e-4, 0.5),
+        {"kind": "patch", "layers": 2},
+        latent_size=100,
+        loss="hinge",
+    )
+
+
 FAMILIES: dict[str, Family] = {
     "vae": Family(28, _vae, (128, 32), _plain_vae),
     "iwae": Family(28, _iwae, (128, 32)),
@@ -287,6 +298,7 @@ FAMILIES: dict[str, Family] = {
     "resnet": Family(32, _resnet, (32, 4), channels=3),
     "r3gan": Family(32, _r3gan, R3GAN_BATCH, channels=3),
     "stylegan2": Family(32, _stylegan2, (32, 4), channels=3),
+    "patch": Family(32, _patch, (64, 8), channels=3),
     "fastgan": Family(64, _fastgan, (16, 4), channels=3, cosine=0.9),
 }
 

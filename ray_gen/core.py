@@ -246,6 +246,17 @@ class Reconstructing(Protocol):
 
 
 @runtime_checkable
+class Balances(Protocol):
+    """A decoder that compares how hard two losses pull at its last layer (Esser et al. 2021,
+    section 3.2)."""
+
+    def adaptive_weight(self, reconstruction: Tensor, adversarial: Tensor) -> Tensor:
+        """‖∇ L_rec‖ / ‖∇ L_G‖ at the weight of the last layer, in the last phase that updated it:
+        0-dimensional; 0 before there is one. Both losses, (N,), are noted for the next phase."""
+        ...
+
+
+@runtime_checkable
 class Styled(Protocol):
     """A generator that works in two parts (Karras et al. 2019, StyleGAN): a vector z becomes a
     style for each of its L layers, and styles become an image. Path length, truncation and

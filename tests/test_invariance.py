@@ -102,6 +102,13 @@ EXPERIMENTS = {
         *o,
         kind="fastgan",
     ),
+    "patch": lambda *o: gan(
+        "objective.loss=hinge",
+        "objective.r1_weight=1",
+        "networks.discriminator={kind: patch, layers: 1, width: 4, spectral_norm: true}",
+        *o,
+        kind="dcgan",
+    ),
     "vae-gan": lambda *o: vae_gan(*o),
     "relativistic": lambda *o: relativistic(*o),
 }

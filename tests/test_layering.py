@@ -286,8 +286,9 @@ def test_only_the_step_runs_a_backward_pass(name: str) -> None:
     found = called(text_of(name))
     # A projection descends to latents and leaves the networks as they are.
     assert ("backward" in found) == (name in ("training.step", "pipeline.projection"))
-    # The other one is the penalty on the discriminator's gradient.
-    assert ("grad" in found) == (name in ("training.step", "losses"))
+    # The others are penalties on the discriminator's gradient, and the adaptive weight of a loss.
+    others = ("losses", "networks.measured")
+    assert ("grad" in found) == (name in ("training.step", *others))
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if lies_in(name, IN_A_STEP)])

@@ -20,6 +20,7 @@ from ray_gen.noise import Tape
 from ray_gen.training.build import build_objective
 from tests.helpers import STYLEGAN2, batches, gan, largest_difference, vae, weights
 from tests.programs import Recorded, eager, replayed, runs_on_meta
+from tests.proofs import latent_autoencoder
 
 SCHEDULED = (
     "optimizers.autoencoder.betas=[0.9,{kind: cosine, start: 0.9, end: 0.99, until_images: 900}]",
@@ -154,6 +155,18 @@ FAMILIES: dict[str, Experiment] = {
         "networks.generator.width=1",
         "networks.discriminator.width=1",
         kind="fastgan",
+    ),
+    "patch": gan(
+        "objective.loss=hinge",
+        "objective.r1_weight=1",
+        "objective.r1_every=2",
+        "networks.discriminator={kind: patch, layers: 1, width: 4, spectral_norm: true}",
+        kind="dcgan",
+    ),
+    "conv-maps": latent_autoencoder.experiment(
+        "networks.encoder={kind: conv, width: 4, blocks: 1}",
+        "networks.decoder={kind: conv, width: 4, blocks: 1}",
+        "objective.options.adaptive=false",
     ),
     "bf16": gan("training.precision=bf16", "objective.r1_weight=1", kind="dcgan"),
 }

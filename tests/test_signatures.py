@@ -71,7 +71,7 @@ class Wants(Objective):
         return {**self._objective.networks(), "encoder": self._signature}
 
 
-@pytest.mark.parametrize("kind", ["conv", "dcgan"])
+@pytest.mark.parametrize("kind", ["r3gan", "dcgan"])
 @pytest.mark.parametrize(
     ("form", "said"),
     [

@@ -86,7 +86,7 @@ def _data_problems(experiment: Tree) -> Iterator[str]:
     if size is not None:
         for name, network in experiment.networks.items():
             assert isinstance(network, NetworkSettings)
-            problem = network.size_problem(*size)
+            problem = network.size_problem(*size, experiment.objective.forms.get(name))
             if problem:
                 yield f"networks.{name}: {network.kind} {problem}"
     numbers = experiment.data.has_conditions()

@@ -213,6 +213,7 @@ _NETWORKS = {
     "lightweightgan": "fastgan",
     "gan": "dcgan",
     "vae cnn": "conv",
+    "patchgan nlayerdiscriminator pix2pix": "patch",
 }
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from ray_gen.networks.sizes import halvings, size_problem
+from ray_gen.networks.sizes import halvings, patch_problem, size_problem
 from ray_gen.settings import Component
 
 
@@ -68,8 +68,9 @@ class NetworkSettings(Component):
             return ("concatenated", "conditional_batch_norm")
         return ("concatenated", "projection", "none")
 
-    def size_problem(self, height: int, width: int) -> str | None:
-        """Why this architecture does not support images of this size. None if it does."""
+    def size_problem(self, height: int, width: int, form: str | None = None) -> str | None:
+        """Why this architecture does not support images of this size. None if it does. form: of
+        the network's signature, if it is known before the objective is built."""
         return None
 
     def group_problem(self, group_size: int) -> str | None:
@@ -81,7 +82,7 @@ class NetworkSettings(Component):
 class _ConvolutionalSettings(NetworkSettings):
     """Of architectures that halve an image down to a start map, or double one up."""
 
-    def size_problem(self, height: int, width: int) -> str | None:
+    def size_problem(self, height: int, width: int, form: str | None = None) -> str | None:
         """Why images of this size have no start map, and the nearest that do. None if they do."""
         return size_problem(height, width)
 
@@ -116,17 +117,25 @@ class MlpNetwork(NetworkSettings):
 
 class ConvNetwork(_ConvolutionalSettings):
     """Strided convolutions without normalisation, for VAEs: 4 x 4 kernels, stride 2, down to 4 x 4
-    (7 x 7 for 28 x 28, 6 x 10 for 96 x 160). The decoder mirrors the encoder."""
+    (7 x 7 for 28 x 28, 6 x 10 for 96 x 160), or down to the map that is the latent, with residual
+    blocks there. The decoder mirrors the encoder."""
 
     targets: ClassVar[Mapping[str, str]] = {
         "map_to_vector": "ray_gen.networks.conv:ConvEncoder",
         "vector_to_map": "ray_gen.networks.conv:ConvDecoder",
+        "map_to_map": "ray_gen.networks.conv_maps:encoder_or_decoder",
     }
     kind: Literal["conv"] = "conv"
     width: PositiveInt = 32
     """Channels at the highest resolution; they double at each halving of the size."""
+    blocks: NonNegativeInt = 2
+    """Residual blocks where the latent is a map: 2 in VQ-VAE (van den Oord et al. 2017)."""
     label_size: PositiveInt = 32
-    """Length of the learned vector of each label, in a conditional decoder."""
+    """Length of the learned vector of each label, in a conditional decoder of vectors."""
+
+    def size_problem(self, height: int, width: int, form: str | None = None) -> str | None:
+        """Only latents that are vectors need a start map."""
+        return None if form == "map_to_map" else super().size_problem(height, width)
 
 
 class DcganNetwork(_ConvolutionalSettings):
@@ -352,7 +361,7 @@ class R3ganNetwork(_ConvolutionalSettings):
     """The shorter side from which stages run in bfloat16, in pixels, with training.precision=bf16.
     The others stay in float32. The paper: 8; 32 at 256 x 256."""
 
-    def size_problem(self, height: int, width: int) -> str | None:
+    def size_problem(self, height: int, width: int, form: str | None = None) -> str | None:
         """Also why there would be stages without a channel."""
         problem = super().size_problem(height, width)
         if problem is not None:
@@ -365,6 +374,32 @@ class R3ganNetwork(_ConvolutionalSettings):
             f"halves its width {halved} times up to {height} x {width}, which leaves no channel of "
             f"{self.width}; set width to at least {1 << halved}, or raise full_width_stages"
         )
+
+
+class PatchNetwork(NetworkSettings):
+    """The patch discriminator of pix2pix (Isola et al. 2017), VQGAN and latent diffusion: a logit
+    for each patch of an image. For objectives that take several logits of an image. A label is a
+    learned plane joined to the image."""
+
+    targets: ClassVar[Mapping[str, str]] = {
+        "map_to_vector": "ray_gen.networks.patch:PatchDiscriminator"
+    }
+    kind: Literal["patch"] = "patch"
+    layers: PositiveInt = 3
+    """Convolutions with stride 2. With 3 a logit sees 70 x 70 pixels (published), with 2 34 x 34,
+    with 1 16 x 16. Images need sides of 24, 12 or 6 pixels for them; 32 x 32 has 36 logits with 2.
+    """
+    width: PositiveInt = 64
+    """Channels after the first convolution; they double at each of the next, up to 8 x width
+    (published: 64)."""
+    norm: Literal["batch", "none"] = "batch"
+    """Between the first and the last convolution. batch: BatchNorm over a group, as published."""
+    spectral_norm: bool = False
+    """Divide every weight by its largest singular value (Miyato et al. 2018)."""
+
+    def size_problem(self, height: int, width: int, form: str | None = None) -> str | None:
+        """Why no patch is left, and how many layers leave some. None if there are patches."""
+        return patch_problem(height, width, self.layers)
 
 
 class CustomNetwork(NetworkSettings):
@@ -391,6 +426,7 @@ Network = Annotated[
     | ResnetNetwork
     | StyleGan2Network
     | R3ganNetwork
+    | PatchNetwork
     | CustomNetwork,
     Field(discriminator="kind"),
 ]

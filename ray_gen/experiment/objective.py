@@ -17,6 +17,9 @@ class ObjectiveSettings(Component):
 
     network_names: ClassVar[tuple[str, ...] | None] = None
     """Keys that `networks` must have. None if only the objective's class knows them."""
+    forms: ClassVar[Mapping[str, str]] = {}
+    """Form of the signature of networks (`ray_gen.core.Signature.form`), where it decides which
+    sizes of images they can have: "map_to_map" for an encoder to a map."""
     phase_names: ClassVar[tuple[str, ...] | None] = None
     """Keys that `optimizers` must have. None if only the objective's class knows them."""
     evaluated: ClassVar[Mapping[str, MinOrMax | None] | None] = {}

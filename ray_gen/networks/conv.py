@@ -1,5 +1,5 @@
 """A convolutional encoder and decoder for VAEs: strided convolutions, and linear layers to and from
-the latent. There is no normalisation: a likelihood does not need it."""
+the latent, a vector. There is no normalisation: a likelihood does not need it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from ray_gen.networks.sizes import halvings
 class ConvEncoder(nn.Module):
     """images (N, C, H, W) -> (N, vector_size). Channels double when the side halves."""
 
-    def __init__(self, signature: Signature, *, width: int, label_size: int) -> None:
+    def __init__(
+        self, signature: Signature, *, width: int, label_size: int, blocks: int = 0
+    ) -> None:
         super().__init__()
-        del label_size  # here a label is an additional plane of the image
+        # Here a label is an additional plane of the image, and there are no residual blocks.
+        del label_size, blocks
         steps, end = halvings(signature.input)
         self.label = LabelPlane(signature)
         channels = [signature.input[0] + self.label.added]
@@ -43,8 +46,11 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """z (N, vector_size) -> (N, C, H, W): the encoder mirrored."""
 
-    def __init__(self, signature: Signature, *, width: int, label_size: int) -> None:
+    def __init__(
+        self, signature: Signature, *, width: int, label_size: int, blocks: int = 0
+    ) -> None:
         super().__init__()
+        del blocks  # of the networks of maps
         steps, start = halvings(signature.output_shape)
         self.label = LabelVector(signature, label_size)
         channels = [width * 2**n for n in reversed(range(steps))]

@@ -76,6 +76,50 @@ def _around(side: int, multiple: int) -> Iterator[int]:
         yield max(near, _LEAST_SIDE)
 
 
+def halvings_between(large: Sequence[int], small: Sequence[int]) -> int:
+    """How often both sides of a map (C, H, W) are halved until they are those of a smaller one:
+    (3, 64, 96) and (4, 16, 24) -> 2.
+
+    Raises ValueError if they are not a map and its halved one.
+    """
+    (_, height, width), (_, h, w) = large, small
+    steps = (height // h).bit_length() - 1
+    if steps < 1 or (height, width) != (h << steps, w << steps):
+        raise ValueError(
+            f"halves or doubles both sides of a map, once or more, and {height} x {width} is not "
+            f"{h} x {w} times 2, 4, 8, …; change the size of the smaller one"
+        )
+    return steps
+
+
+def multiple_problem(height: int, width: int, multiple: int) -> str | None:
+    """Why an image whose sides must be multiples of a number cannot have this size, and the nearest
+    that can. None if it can."""
+    if height % multiple == width % multiple == 0:
+        return None
+    below = [max(side // multiple, 1) * multiple for side in (height, width)]
+    above = [-(-side // multiple) * multiple for side in (height, width)]
+    near = " or ".join(f"{h} x {w}" for h, w in sorted({(*below,), (*above,)}))
+    return (
+        f"needs sides that are multiples of {multiple} pixels, but data.image_size is "
+        f"{height} x {width}; the nearest that work: {near}"
+    )
+
+
+def patch_problem(height: int, width: int, layers: int) -> str | None:
+    """Why a patch discriminator with so many halvings cannot judge an image, and how many it may
+    have. None if it can. It leaves H / 2^layers - 2 patches on a side, rounded down."""
+    fits = (min(height, width) // 3).bit_length() - 1
+    if layers <= fits:
+        return None
+    if fits < 1:
+        return f"needs sides of at least 6 pixels, but data.image_size is {height} x {width}"
+    return (
+        f"leaves no patch of {height} x {width} pixels after {layers} halvings; set layers to "
+        f"{fits}" + (" or less" if fits > 1 else "")
+    )
+
+
 def channels_at(height: int, width: int, channel_base: int, channel_max: int) -> int:
     """Channels of a map of this size: channel_base / √(height · width), at most `channel_max`."""
     return max(1, min(channel_base // math.isqrt(height * width), channel_max))

@@ -128,7 +128,7 @@ def test_the_ode_is_exported_as_one_program(pipeline, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["conv", "dcgan"])
+@pytest.mark.parametrize("kind", ["resnet", "dcgan"])
 def test_an_architecture_that_cannot_do_it_says_what_it_can(kind: str) -> None:
     this = experiment(f"networks.velocity={{kind: {kind}}}")
     sentence = rf"networks\.velocity\.kind: {kind} .*a map to a map; use mlp"
