@@ -125,6 +125,7 @@ def _one(
 
 def _lengths(images: int) -> list[str]:
     return [
+        "workers.cpus=1",
         f"training.images={images}",
         f"training.report_every_images={max(1, images // 20)}",
         f"training.checkpoint_every_images={images}",
