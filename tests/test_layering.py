@@ -21,7 +21,7 @@ PACKAGE = ROOT / "ray_gen"
 FLOORS: list[set[str]] = [
     {"errors", "version", "core", "distributed", "pixels", "temporary"},
     {"noise", "losses", "phase_sums", "storage", "weights"},
-    {"augment", "sampling", "perceptual", "runs.manifest", "settings"},
+    {"augment", "bottlenecks", "sampling", "perceptual", "runs.manifest", "settings"},
     {"objectives", "networks", "data", "evaluation", "runs.names", "runs.captions"},
     {"experiment", "runs.pictures"},
     {"recipes", "searches", "training"},
@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": {"torch", "safetensors"},
     "perceptual": {"torch"},
     "augment": {"torch"},
+    "bottlenecks": {"torch"},
     "sampling": {"torch"},
     "storage": {"pyarrow"},
     "objectives": {"torch"},
@@ -97,7 +98,7 @@ IN_A_STEP = {
     *("training.step", "training.block", "training.foreach", "training.gradients"),
     *("training.optimizers", "losses", "augment", "noise", "pixels", "core"),
     "phase_sums",
-    *("objectives", "networks", "perceptual"),
+    *("objectives", "networks", "perceptual", "bottlenecks"),
 }
 WAITS = {"item", "tolist", "cpu", "numpy", "synchronize", "nonzero", "is_nonzero"}
 """Methods that wait for the device."""

@@ -1,0 +1,20 @@
+"""A bottleneck by its name in the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ray_gen.bottlenecks.codebook import Codebook
+from ray_gen.bottlenecks.fsq import Fsq
+from ray_gen.bottlenecks.lfq import Lfq
+
+
+def quantiser_of(
+    *, kind: str, channels: int, positions: Sequence[int], **options: Any
+) -> Codebook | Fsq | Lfq:
+    """A discrete bottleneck, a `Quantiser`. kind: "vq", "fsq" or "lfq". channels: of encodings and
+    codes; fsq and lfq know them by their options. positions: (h, w) of a map of encodings."""
+    if kind == "vq":
+        return Codebook(options.pop("codes"), channels, positions, **options)
+    return Fsq(**options) if kind == "fsq" else Lfq(**options)
