@@ -101,3 +101,12 @@ def test_usage_and_perplexity_are_those_of_the_phase_before() -> None:
     assert math.isclose(reported["codebook/usage"], 2 / 6, rel_tol=1e-6)
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert math.isclose(reported["codebook/perplexity"], math.exp(entropy), rel_tol=1e-6)
+
+
+def test_more_codes_than_are_counted() -> None:
+    """They are not reported, and a phase does not divide by nothing."""
+    fsq = Fsq((64, 64, 64, 64))
+    fsq.used.begin_phase()
+    assert fsq(torch.randn(2, 4, 3, 3)).of_phase == {}
+    fsq.used.end_phase(fsq.used.phase_statistics())
+    assert all(bool(value.isfinite()) for value in fsq.state_dict().values())
