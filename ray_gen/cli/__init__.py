@@ -13,6 +13,7 @@ import click
 
 from ray_gen.cli.data import data
 from ray_gen.cli.ema import ema
+from ray_gen.cli.encode import encode
 from ray_gen.cli.evaluate import evaluate
 from ray_gen.cli.export import export
 from ray_gen.cli.fields import fields
@@ -93,7 +94,7 @@ _GROUPS: dict[str, tuple[click.Command, ...]] = {
     ),
     "Measure": (evaluate,),
     "Share": (export,),
-    "Data": (data,),
+    "Data": (data, encode),
 }
 main.groups = {heading: [str(one.name) for one in group] for heading, group in _GROUPS.items()}
 for _command in (command for group in _GROUPS.values() for command in group):

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ray_gen.cli.help import Commands
+from ray_gen.errors import Refused
 
 if TYPE_CHECKING:
     from ray_gen.data.check import Asked, Checked
-    from ray_gen.experiment.data import DataSettings
+    from ray_gen.experiment.data import DataSettings, LatentsData
 
 
 @click.group(cls=Commands)
@@ -82,12 +83,16 @@ def check(
     from ray_gen.cli.options import check_output
     from ray_gen.cli.progress import measuring
     from ray_gen.experiment import data_settings
+    from ray_gen.experiment.data import LatentsData
 
     if report is not None:
         check_output(report, ".html", folder=False, option="--report")
     if json_file is not None and str(json_file) != "-":
         check_output(json_file, ".json", folder=False, option="--json")
     settings = data_settings(source, assignments)
+    if isinstance(settings, LatentsData):
+        _check_latents(settings, about_images=bool(report or json_file or cluster))
+        return
     from ray_gen.data.check import as_json, in_words, looked_at
     from ray_gen.data.check import check as check_data
     from ray_gen.training.sources import source_of
@@ -108,11 +113,40 @@ def check(
         _write(checked, settings.short_form, report, json_file)
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
-        _leave(130)
+        leave(130)
         return
     if not checked.complete:
-        _leave(130)
+        leave(130)
     sys.exit(1 if checked.outlook.refusals else 0)
+
+
+def _check_latents(settings: LatentsData, *, about_images: bool) -> None:
+    """Says what training would do with latents: they have no files, formats or duplicates."""
+    from ray_gen.cli.progress import measuring
+    from ray_gen.data.errors import DataError
+    from ray_gen.data.sources.latents import Manifest
+    from ray_gen.data.told import lines
+    from ray_gen.training.sources import open_source
+
+    if about_images:
+        raise Refused(
+            "--report, --json and --cluster: are about images; check the images that were encoded,"
+            " or leave them out"
+        )
+    try:
+        told = Manifest.read(settings.path).of_latents
+        with measuring() as progress:
+            store = open_source(settings, lambda done, total: progress(done, total, "latents"))
+    except DataError as refused:
+        click.echo(f"training would refuse the data: {refused}")
+        sys.exit(1)
+    for line in lines(store):
+        click.echo(line)
+    encoder, statistics = told["autoencoder"], told["statistics"]
+    click.echo(f"encoder: {encoder['run']}, weights {encoder['digest']}")
+    click.echo(f"stored: {', '.join(told['moments'])} in {told['precision']}")
+    for number, (mean, std) in enumerate(zip(statistics["mean"], statistics["std"], strict=True)):
+        click.echo(f"channel {number}: mean {mean:.4g}, standard deviation {std:.4g}")
 
 
 def _asked(settings: DataSettings, field: str) -> Asked:
@@ -150,7 +184,7 @@ def _write(checked: Checked, source: str, report: Path | None, json_file: Path |
             click.echo(f"report: {report}")
 
 
-def _leave(code: int) -> None:
+def leave(code: int) -> None:
     """Ends the process at once: a thread may be in the middle of a large image, and Ray takes
     a second."""
     sys.stdout.flush()
@@ -215,7 +249,7 @@ def convert(
             )
     except KeyboardInterrupt:
         click.echo("interrupted; run the same command again to write the missing parts", err=True)
-        _leave(130)
+        leave(130)
         return
     counts = ", ".join(f"{count:,} {split}" for split, count in sorted(manifest["images"].items()))
     skipped = f", {manifest['skipped']:,} corrupt images skipped" if manifest["skipped"] else ""

@@ -7,6 +7,7 @@ from ray_gen.data.sources.builtin import Mnist5k
 from ray_gen.data.sources.folder_1 import ImageFolder1
 from ray_gen.data.sources.images import ImageFolder
 from ray_gen.data.sources.joined import Joined
+from ray_gen.data.sources.latents import Latents
 from ray_gen.data.sources.lists import ImageList
 from ray_gen.data.sources.parquet import Parquet
 from ray_gen.data.sources.tars import ImageTar
@@ -22,6 +23,7 @@ __all__ = [
     "ImageTar",
     "ImageZip",
     "Joined",
+    "Latents",
     "Mnist5k",
     "Parquet",
     "Split",

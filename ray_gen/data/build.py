@@ -155,7 +155,7 @@ def _fill(
     with (
         splits["train"].file,
         splits["held_out"].file,
-        closing(_decoded(items, wanted, blamed)) as results,
+        closing(decoded(items, wanted, blamed)) as results,
     ):
         for item, result in results:
             if isinstance(result, CorruptImageError):
@@ -435,7 +435,7 @@ def with_shape_of_first(
     raise nothing_to_train_on(blamed, len(looked_at), len(looked_at), 0)
 
 
-def _decoded(
+def decoded(
     items: Iterator[Item], wanted: Wanted, blamed: str
 ) -> Generator[tuple[Item, Pixels | CorruptImageError]]:
     """Decodes in threads and yields in order.

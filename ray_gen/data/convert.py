@@ -1,4 +1,5 @@
 """Converts any source to sharded Parquet that can be streamed: one part at a time, in any process.
+`encode.py` writes other columns in the same way.
 
 Images are dealt to parts in random order. A Parquet source is dealt in whole row groups. So a row
 group of the result is a sample of the data set. A part is one shard of each split, and a record
@@ -68,7 +69,11 @@ class Conversion:
         self.destination = destination
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (self.plan, self.source, self.layout, self.destination)
+        return _received, (self.plan, type(self), self._arguments())
+
+    def _arguments(self) -> tuple[Any, ...]:
+        """What this was made from."""
+        return self.source, self.layout, self.destination
 
     @cached_property
     def _listed(self) -> tuple[Sequence[RowGroup | Item], Columns | None, Any, tuple[str, ...]]:
@@ -94,11 +99,6 @@ class Conversion:
         height, width, channels = columns.shape_HWC
         return Wanted((height, width), None, channels, element=columns.element)
 
-    @property
-    def stores_pixels(self) -> bool:
-        """Whether images are stored as raw pixels, not as files."""
-        return self._pixels is not None
-
     @cached_property
     def count(self) -> int:
         """Number of all images."""
@@ -120,10 +120,15 @@ class Conversion:
             "layout": repr(self.layout),
             "images": self.count,
             "parts": self.parts,
+            **self._identity(),
         }
         text = json.dumps(told, sort_keys=True, default=str)
         digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         return json.dumps({"plan": digest, "settings": self._settings()})
+
+    def _identity(self) -> dict[str, Any]:
+        """What else all parts must share."""
+        return {}
 
     def _settings(self) -> dict[str, Any]:
         """The settings of the layout, by the names of the command line."""
@@ -153,15 +158,14 @@ class Conversion:
     def _write(self, part: int, folder: Path) -> dict[str, Any]:
         shards: dict[SplitName, _Shard] = {}
         skipped = 0
-        for item in self._items(part):
-            decoded = self._stored(item)
-            if isinstance(decoded, CorruptImageError):
+        for item, found in self._rows(part):
+            if isinstance(found, CorruptImageError):
                 if not self.layout.skip_corrupt:
-                    raise corrupt(item.name, decoded, self.source.field)
+                    raise corrupt(item.name, found, self.source.field)
                 skipped += 1
                 continue
-            stored, label = decoded
-            split = item.split or split_of(item.key, self.layout.held_out_fraction)
+            stored, label = found
+            split = self._split(item)
             if split not in shards:
                 name = f"{_NAMES[split]}-{part:05}-of-{self.parts:05}.parquet"
                 _, _, names, _ = self._listed
@@ -173,6 +177,16 @@ class Conversion:
             told[_NAMES[split]] = shard.close()
             self.destination.put(shard.path, shard.path.name)
         return {"skipped": skipped, "splits": told}
+
+    def _split(self, item: Item) -> SplitName:
+        return item.split or split_of(item.key, self.layout.held_out_fraction)
+
+    def _rows(
+        self, part: int
+    ) -> Iterator[tuple[Item, tuple[bytes, int | None] | CorruptImageError]]:
+        """The images of a part: the bytes of each as a shard holds them, and its class."""
+        for item in self._items(part):
+            yield item, self._stored(item)
 
     def _stored(self, item: Item) -> tuple[bytes, int | None] | CorruptImageError:
         """The bytes of an image as a shard holds them, and its class."""
@@ -190,8 +204,11 @@ class Conversion:
         images: dict[str, int] = {}
         shards: dict[str, dict[str, Any]] = {}
         skipped = 0
-        for part in range(self.parts):
-            record = json.loads((self.destination / PARTS).read_text(_record(part)))
+        names_of_parts = map(_record, range(self.parts))
+        records = [
+            json.loads((self.destination / PARTS).read_text(name)) for name in names_of_parts
+        ]
+        for record in records:
             skipped += record["skipped"]
             for split, shard in record["splits"].items():
                 digest.update(shard["digest"].encode())
@@ -204,33 +221,50 @@ class Conversion:
             "digest": digest.hexdigest(),
             "class_names": names,
             "shards": shards,
+            **self._told(records),
         }
         self.destination.write_text(MANIFEST, json.dumps(manifest, indent=1))
         return manifest
+
+    def _told(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What else the manifest tells. records: of all parts, in their order."""
+        return {}
+
+    def image_columns(self) -> tuple[list[tuple[str, pa.DataType]], dict[bytes, bytes]]:
+        """The columns of an image, and the metadata of the schema that describe them."""
+        import pyarrow as pa
+
+        wanted = self._pixels
+        if wanted is None:
+            return [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))], {}
+        assert wanted.size_HW is not None and wanted.channels is not None
+        shape = (*wanted.size_HW, wanted.channels)
+        size = math.prod(shape) * np.dtype(ELEMENTS[wanted.element]).itemsize
+        told = raw_metadata("image", shape, wanted.element, wanted.opacity)
+        return [("image", pa.binary(size))], told
+
+    def image_arrays(self, stored: Sequence[bytes]) -> list[pa.Array]:
+        """The columns of some images. stored: the bytes of each, as `_rows` gives them."""
+        import pyarrow as pa
+
+        ((_, kind),), _ = self.image_columns()
+        files = [{"bytes": file, "path": None} for file in stored]
+        return [pa.array(stored if self._pixels is not None else files, kind)]
 
     def schema(self, labelled: bool) -> pa.Schema:
         """The schema of every shard. If images are stored as files, it is Hugging Face's layout."""
         import pyarrow as pa
 
-        wanted, (_, _, names, conditions) = self._pixels, self._listed
-        metadata: dict[bytes, bytes] = {}
+        _, _, names, conditions = self._listed
+        columns, metadata = self.image_columns()
         label: dict[str, Any] = {"_type": "ClassLabel", "names": names} if names else {}
         features = {"label": label or {"_type": "Value", "dtype": "int64"}} if labelled else {}
-        kind: Any = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        if wanted is not None:
-            assert wanted.size_HW is not None and wanted.channels is not None
-            shape = (*wanted.size_HW, wanted.channels)
-            size = math.prod(shape) * np.dtype(ELEMENTS[wanted.element]).itemsize
-            kind, metadata = (
-                pa.binary(size),
-                raw_metadata("image", shape, wanted.element, wanted.opacity),
-            )
-        else:
-            features["image"] = {"_type": "Image"}
+        features |= {name: {"_type": "Image"} for name, kind in columns if pa.types.is_struct(kind)}
         metadata[b"huggingface"] = json.dumps({"info": {"features": features}}).encode()
-        columns = [("image", kind), *([("label", pa.int64())] if labelled else [])]
+        columns += [("label", pa.int64())] if labelled else []
+        taken = [name for name, _ in columns]
         for name, size in columns_named(conditions):
-            if name in ("image", "label"):
+            if name in taken or name == "label":
                 raise DataError(
                     f"data.conditions: a column {name!r} of numbers cannot stand beside that of the"
                     f" {name}s; rename it in the table"
@@ -257,10 +291,10 @@ _here: dict[str, Conversion] = {}
 """The conversion that this process works on, by its plan. It keeps its listing of the source."""
 
 
-def _received(plan: str, source: Source, layout: Layout, destination: Folder) -> Conversion:
+def _received(plan: str, kind: type[Conversion], arguments: tuple[Any, ...]) -> Conversion:
     if plan not in _here:
         _here.clear()
-        _here[plan] = Conversion(source, layout, destination)
+        _here[plan] = kind(*arguments)
     return _here[plan]
 
 
@@ -295,7 +329,7 @@ class _Shard:
         self._labelled = labelled
         self._field = conversion.source.field
         self._group_images = conversion.layout.group_images
-        self._raw = conversion.stores_pixels
+        self._arrays = conversion.image_arrays
         self._schema = conversion.schema(labelled)
         self._stored: list[bytes] = []
         self._labels: list[int | None] = []
@@ -321,10 +355,7 @@ class _Shard:
     def _flush(self) -> None:
         import pyarrow as pa
 
-        stored: list[Any] = self._stored
-        if not self._raw:
-            stored = [{"bytes": file, "path": None} for file in stored]
-        columns = [pa.array(stored, self._schema.field("image").type)]
+        columns = self._arrays(self._stored)
         if self._labelled:
             columns.append(pa.array(self._labels, pa.int64()))
             self._digest.update(repr(self._labels).encode())
@@ -338,7 +369,7 @@ class _Shard:
                 lists = pa.types.is_fixed_size_list(field.type)
                 columns.append(pa.FixedSizeListArray.from_arrays(flat, size) if lists else flat)
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
-        self._images += len(stored)
+        self._images += len(self._stored)
         self._stored, self._labels, self._conditions, self._bytes = [], [], [], 0
 
     def close(self) -> dict[str, Any]:

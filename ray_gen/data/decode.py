@@ -138,7 +138,8 @@ def look_at(picture: Image | Bands) -> Look:
     if isinstance(picture, Bands):
         values, alpha = picture.values_HWC, picture.alpha
         channels = values.shape[2] - alpha
-        check_channels(values.shape[2])
+        if not picture.scaled:  # what ray_gen has written itself may have more: latents
+            check_channels(values.shape[2])
         deep = None
         if values.dtype != np.uint8 and not picture.scaled:
             colours = values[..., :channels]

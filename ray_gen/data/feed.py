@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ray_gen.core import Noise
+from ray_gen.data.moments import Moments
 from ray_gen.noise import Tape, permutation
 from ray_gen.pixels import selected, to_range
 
@@ -130,6 +131,8 @@ class FeedSettings:
     dtype: torch.dtype
     crop_HW: tuple[int, int] | None = None
     """Size of the window that training takes at random from each image. None: the whole image."""
+    moments: Moments | None = None
+    """Of latents: what is stored of each image, of which z is drawn. None: images are stored."""
 
 
 class Reader(Protocol):
@@ -152,6 +155,9 @@ class Feed:
         drawn = {"flip": Noise((1, 1, 1), "uniform")} if settings.flip else {}
         if settings.crop_HW is not None:
             drawn["crop"] = Noise((2,), "uniform")
+        if settings.moments is not None:
+            drawn |= settings.moments.noise
+        self._draws = bool(drawn)
         self._drawn = Tape(drawn, settings.seed, "data", 1, part)
 
     def steps(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -165,11 +171,15 @@ class Feed:
         images = self._moved(images)
         labels = None if labels is None else self._moved(labels)
         settings = self._settings
+        drawn = self._drawn[step] if self._draws else {}
         if settings.crop_HW is not None:
-            images = windows(images, settings.crop_HW, self._drawn[step]["crop"])
+            images = windows(images, settings.crop_HW, drawn["crop"])
         finished = to_range(images, settings.image_range, settings.dtype)
-        if settings.flip:
-            finished = torch.where(self._drawn[step]["flip"] < 0.5, finished.flip(3), finished)
+        flip = drawn["flip"] < 0.5 if settings.flip else None
+        if settings.moments is not None:
+            finished = settings.moments.draw(finished, flip, drawn.get("latent"))
+        elif flip is not None:
+            finished = torch.where(flip, finished.flip(3), finished)
         return finished, labels
 
     def _moved(self, tensor: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from ray_gen.data import arrow
 from ray_gen.data.build import FORMAT, MANIFEST, PARTIAL, build, cache_error, file_stamp
 from ray_gen.data.errors import DataError
 from ray_gen.data.found import Found
+from ray_gen.data.moments import Moments
 from ray_gen.data.pictures import LARGEST_CHANNELS
 from ray_gen.data.sampled import Sampled
 from ray_gen.data.sources.base import Source
@@ -82,6 +83,10 @@ class Store:
     uncropped: torch.Tensor | None = None
     """The training images in the size from which training takes windows at random. The splits then
     hold the middle of each image."""
+    moments: Moments | None = None
+    """Of latents: what training draws z from. The splits then hold the means."""
+    all_moments: torch.Tensor | None = None
+    """Of latents: the moments of the training images, (N, k h, w, c) float16; see `Moments`."""
     found: Found = field(default_factory=Found)
     """What was read, and what was not."""
     sources: tuple[int, ...] = ()
@@ -107,6 +112,25 @@ class Store:
         """(channels, height, width)"""
         _, height, width, channels = self.train.images_NHWC.shape
         return channels, height, width
+
+    @property
+    def read_in_training(self) -> torch.Tensor:
+        """What training reads of its images, (N, H, W, C): the images, larger ones of which it
+        takes windows, or moments of latents."""
+        if self.all_moments is not None:
+            return self.all_moments
+        return self.train.images_NHWC if self.uncropped is None else self.uncropped
+
+    def with_moments(self, moments: Moments) -> Store:
+        """A store of latents whose splits hold the means. Copies nothing."""
+        train, held_out = self.train, self.held_out
+        return replace(
+            self,
+            train=replace(train, images_NHWC=moments.means(train.images_NHWC)),
+            held_out=replace(held_out, images_NHWC=moments.means(held_out.images_NHWC)),
+            moments=moments,
+            all_moments=train.images_NHWC,
+        )
 
     def cropped(self, size_HW: tuple[int, int]) -> Store:
         """A store whose splits hold the middle of each image. Copies nothing."""

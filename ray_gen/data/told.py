@@ -97,6 +97,10 @@ def _count(count: int, what: str) -> str:
 
 def _channels(store: Store) -> str:
     channels, _, _ = store.image_shape
+    if store.moments is not None:
+        drawn = "drawn from q(z|x)" if store.moments.noise else "means"
+        mirrored = ", mirrored images too" * store.moments.has_flips
+        return f"latents of {_count(channels, 'channel')} ({drawn}{mirrored})"
     bits = 16 if store.train.images_NHWC.dtype == torch.uint16 else 8
     return channels_in_words(channels, opacity=store.opacity, bits=bits)
 

@@ -246,6 +246,14 @@ def _reference(
     return None if exported(location) is None else _data_of_export(location, experiment)
 
 
+def data_as_in_run(text: str, experiment: Experiment) -> Data:
+    """The data settings for a path, a URI or a short form: images that are read, and held out, as
+    a run reads its own. Raises Refused."""
+    own = experiment.data
+    kept = {"held_out_fraction": own.held_out_fraction, "on_corrupt": own.on_corrupt}
+    return _source(text, "SOURCE", {}, {**own.pixel_fields(), **kept})
+
+
 def _moved(experiment: Experiment, named: str) -> Data:
     """The run's own data at another place, read as the run reads them. Their digest must match the
     run's."""

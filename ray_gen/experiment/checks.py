@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ray_gen.experiment.data import ParquetData
+from ray_gen.experiment.data import LatentsData, ParquetData
 from ray_gen.experiment.networks import NetworkSettings
 from ray_gen.experiment.search_checks import search_problems
 from ray_gen.experiment.tree import Tree
@@ -108,6 +108,8 @@ def _remedy(experiment: Tree) -> str:
         return "set data.labels to auto"
     if isinstance(experiment.data, ParquetData):
         return "set data.label_column"
+    if isinstance(experiment.data, LatentsData):
+        return "encode images that have labels"
     return "put the images in one folder per class (or set data.labels)"
 
 

@@ -312,7 +312,7 @@ class DataSettings(PixelFields):
 
     @model_validator(mode="after")
     def _only_parquet_streams(self) -> Self:
-        if self.placement == "stream" and not isinstance(self, ParquetData):
+        if self.placement == "stream" and not isinstance(self, (ParquetData, LatentsData)):
             raise ValueError(
                 "placement: stream reads only Parquet files; write them with `ray-gen data "
                 "convert`, or set placement to auto"
@@ -573,6 +573,70 @@ class ParquetData(DataSettings):
         return {**super().arguments(), "rules": self.rules}
 
 
+def _channels_of_latents(value: Any) -> Any:
+    if value is None or (type(value) is int and value >= 1):
+        return value
+    raise ValueError(f"{value!r} is no number of channels of latents; leave it out")
+
+
+_OF_PIXELS = (
+    *("random_crop_from", "center_crop", "bits", "value_range", "fit", "pad", "max_pixels"),
+    *("jpeg_scaling", "rules"),
+)
+"""Fields that say how pixels are read. Latents are read as they were encoded."""
+
+
+class LatentsData(DataSettings):
+    """Latents that `ray-gen encode` has written. Networks see maps of them, standardised so that
+    each channel has mean 0 and standard deviation ½."""
+
+    targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:Latents"}
+    kind: Literal["latents"] = "latents"
+    path: Location = free(...)
+    """The folder or URI that `ray-gen encode` has written."""
+    channels: Annotated[
+        int | Literal["auto"] | None,
+        BeforeValidator(_channels_of_latents),
+        Told("whole number from 1 or null"),
+    ] = None
+    """Channels of the latents; filled in from the data at the start."""
+    sample: bool = True
+    """Draw z from the encoder's posterior, again each time training uses an image. False: z is the
+    posterior's mean. Held-out latents are always means."""
+    labels: Literal["auto", "none"] = "auto"
+    """Whether labels are read. none: they are left out."""
+    conditions: Conditions = ()
+    """Columns of numbers, for a conditional objective, as for Parquet."""
+    window_images: PositiveInt = 1024
+    """Number of images that one stream shuffles together, as for Parquet."""
+
+    @model_validator(mode="after")
+    def _latents_have_no_pixels(self) -> Self:
+        for name in _OF_PIXELS:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)!r} is about pixels, and latents are read as they"
+                    " were encoded; leave it out, or encode the images with it"
+                )
+        if self.opacity is True:
+            raise ValueError("opacity: latents have none; leave it out")
+        return self
+
+    def pixels(self) -> dict[str, Any]:
+        """See `PixelFields.pixels`: the maps as they are."""
+        told = PixelFields(opacity=False).pixels()
+        return {**told, "element": "float16"}
+
+    def has_labels(self) -> bool | None:
+        """See `DataSettings.has_labels`."""
+        return False if self.labels == "none" else super().has_labels()
+
+    def arguments(self) -> dict[str, Any]:
+        """See `DataSettings.arguments`."""
+        given = super().arguments()
+        return {name: given[name] for name in ("path", "labels", "conditions")}
+
+
 class ArrowData(DataSettings):
     """What `datasets.save_to_disk` writes: a folder of Arrow files, or one for each split."""
 
@@ -596,7 +660,7 @@ class ArrowData(DataSettings):
 
 
 _SHORT_FORMS = {
-    **dict.fromkeys(("folder", "zip", "tar", "list", "parquet", "arrow"), "path"),
+    **dict.fromkeys(("folder", "zip", "tar", "list", "parquet", "latents", "arrow"), "path"),
     "torchvision": "dataset",
 }
 
@@ -761,6 +825,8 @@ def kind_of_place(place: str) -> str | None:
         return "folder"
     if names & {"dataset_dict.json", "dataset_info.json"} and "dataset_infos.json" not in names:
         return "arrow"
+    if {"_manifest.json", "autoencoder"} <= names:
+        return "latents"
     visible = [name for name in names if not name.startswith((".", "_"))]
     for suffix, kind in ((".parquet", "parquet"), (".tar", "tar")):
         if visible and all(name.endswith(suffix) for name in visible):
@@ -769,6 +835,8 @@ def kind_of_place(place: str) -> str | None:
 
 
 Data = Annotated[
-    Annotated[_Alone | JoinedData, Field(discriminator="kind")],
-    BeforeValidator(_whole_short_form, json_schema_input_type=_Alone | JoinedData | str),
+    Annotated[_Alone | LatentsData | JoinedData, Field(discriminator="kind")],
+    BeforeValidator(
+        _whole_short_form, json_schema_input_type=_Alone | LatentsData | JoinedData | str
+    ),
 ]

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 from typing import Any
-
-import ray
-from ray.exceptions import RayTaskError
 
 from ray_gen.data.build import surveyed, with_shape_of_first
 from ray_gen.data.convert import Conversion, Layout
 from ray_gen.data.sources.base import Source
-from ray_gen.data.sources.parquet import MANIFEST, PLAN
 from ray_gen.data.store import wanted_of
 from ray_gen.data.wanted import Wanted
-from ray_gen.errors import Failed, Refused
+from ray_gen.errors import Refused
 from ray_gen.experiment import absolute_path
 from ray_gen.experiment.data import DataSettings
-from ray_gen.launch.claim import Claim
-from ray_gen.launch.cluster import check_shared, connected
-from ray_gen.launch.imports import import_failure
-from ray_gen.storage import Folder, StorageError
+from ray_gen.launch.parts import written
+from ray_gen.storage import Folder
 from ray_gen.training.sources import source_of
 
 _OF_PIXELS = ("center_crop", "channels")
 _CHANGING = ("bits", "value_range", "fit", "pad", "jpeg_scaling", "max_pixels")
 """Settings of pixels. Files that are stored unchanged keep none of them."""
-_LISTENING_SECONDS = 0.1
-"""While Ray waits, it looks for Ctrl-C only once a second."""
 ConvertProgress = Callable[[int, int, str], None]
 
 
@@ -61,17 +51,7 @@ def convert(
         group_images,
         seed,
     )
-    conversion = Conversion(source, layout, folder)
-    progress(0, 1, "listing")
-    plan = conversion.plan
-    with Claim(folder, other="another DESTINATION"):
-        _check_same(folder, plan)
-        missing = conversion.missing()
-        if missing:
-            with connected():
-                check_shared(folder)
-                _run(conversion, missing, progress)
-        return conversion.finish()
+    return written(Conversion(source, layout, folder), progress)
 
 
 def _wanted(data: DataSettings, source: Source, progress: ConvertProgress) -> Wanted | None:
@@ -101,78 +81,3 @@ def _wanted(data: DataSettings, source: Source, progress: ConvertProgress) -> Wa
         progress(done, total, "looking at headers")
 
     return surveyed(items, replace(wanted, size_HW=found.size_HW), listing.count, looked_at)
-
-
-def _check_same(folder: Folder, plan: str) -> None:
-    """Raises Refused if the folder holds something else than this conversion."""
-    if folder.exists(PLAN):
-        there, here = json.loads(folder.read_text(PLAN)), json.loads(plan)
-        if there["plan"] != here["plan"]:
-            raise Refused(
-                f"{folder.location}: holds a conversion {_difference(there, here)}; "
-                "choose another folder, or delete it"
-            )
-        return
-    others = [name for name in folder.names() if not name.startswith((".", "_", "writer.json"))]
-    if others or folder.exists(MANIFEST):
-        raise Refused(f"{folder.location}: is not empty; choose another folder")
-    folder.write_text(PLAN, plan)
-
-
-def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """How a conversion that was begun differs from the one that is asked for."""
-    old = there.get("settings", {})
-    changed = [
-        name for name, value in here["settings"].items() if name in old and old[name] != value
-    ]
-    if not changed:
-        return "of other data, or with other settings"
-    return "with " + " and ".join(f"{name} {old[name]}" for name in changed)
-
-
-def _run(conversion: Conversion, missing: list[int], progress: ConvertProgress) -> None:
-    """Writes the missing parts, each in a task. At most one task per CPU core runs at a time."""
-
-    @ray.remote(num_cpus=1, max_retries=3)
-    def write(of: Conversion, part: int) -> int:
-        record = of.write(part)
-        return record["skipped"] + sum(split["images"] for split in record["splits"].values())
-
-    shared = ray.put(conversion)
-    waiting = iter(missing)
-    total = conversion.count
-    done = total - len(missing) * total // conversion.parts
-    running = [write.remote(shared, part) for part in islice(waiting, _cores())]
-    progress(done, total, "images")
-    try:
-        while running:
-            finished, running = ray.wait(running, timeout=_LISTENING_SECONDS)
-            for task in finished:
-                done = min(total, done + ray.get(task))
-                progress(done, total, "images")
-                running += [write.remote(shared, part) for part in islice(waiting, 1)]
-    except RayTaskError as error:
-        for other in running:
-            ray.cancel(other, force=True)
-        raise _in_words(error, conversion.destination) from None
-    except KeyboardInterrupt:
-        progress(done, total, "stopping")  # Ray takes some seconds
-        raise
-
-
-def _in_words(error: RayTaskError, destination: Folder) -> Exception:
-    """The exception that ended a task, without Ray's layers around it."""
-    cause = error.cause
-    if isinstance(cause, OSError):
-        return StorageError(
-            f"{destination.location}: a file could not be written ({cause.strerror or cause}); "
-            "mend that, and give the same command again: it writes the missing files"
-        )
-    if isinstance(cause, Refused):
-        return cause
-    told = import_failure(str(error))
-    return error if told is None else Failed(told)
-
-
-def _cores() -> int:
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))

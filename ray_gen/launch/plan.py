@@ -266,7 +266,7 @@ def _images_on_device(experiment: Experiment, store: Store, ray: str | None) -> 
     placement = experiment.data.placement
     if store.stream is not None or placement not in ("auto", "device"):
         return 0
-    images = store.train.images_NHWC if store.uncropped is None else store.uncropped
+    images = store.read_in_training
     here = "cpu" if ray is not None else own_share(experiment)[0]
     fits = here != "cpu" and fits_device(images, torch.device(here))
     return images.nbytes if placement == "device" or fits else 0

@@ -243,6 +243,7 @@ def build_feed(experiment: Experiment, objective: Objective, store: Store, world
         flip=experiment.data.flip,
         dtype=DTYPES[experiment.training.precision],
         crop_HW=None if experiment.data.random_crop_from is None else store.image_shape[1:],
+        moments=store.moments,
     )
     return Feed(_reader(experiment, store, settings, world.device), settings, world.device)
 
@@ -261,7 +262,7 @@ def _reader(
             pinned=device.type == "cuda",
         )
     placement = experiment.data.placement
-    images = store.train.images_NHWC if store.uncropped is None else store.uncropped
+    images = store.read_in_training
     on_device = placement == "device" or (placement == "auto" and fits_device(images, device))
     labels = labels_of(experiment, store.train.labels, store.train.conditions)
     return Stored(

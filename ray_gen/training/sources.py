@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 
 from ray_gen.data import DataError, Split, Store, open_store, open_stream
+from ray_gen.data.sources.latents import Latents
 from ray_gen.experiment import Experiment, ExperimentError
-from ray_gen.experiment.data import Data, DataSettings, JoinedData, ParquetData
+from ray_gen.experiment.data import Data, DataSettings, JoinedData, LatentsData, ParquetData
 from ray_gen.training.build import import_target
 from ray_gen.training.labels import labels_of
 
@@ -42,13 +43,32 @@ def open_source(data: Data, progress: Callable[[int, int], None] | None = None) 
         "progress": progress,
     }
     if data.placement == "stream":
-        assert isinstance(data, ParquetData)
+        assert isinstance(data, (ParquetData, LatentsData))
         store = open_stream(source, window=data.window_images, **settings)
     else:
         store = open_store(source, **settings)
+    if isinstance(data, LatentsData):
+        return _of_latents(data, source, store)
     _check_shares(data, store)
     size = data.height_and_width()
     return store if data.random_crop_from is None or size is None else store.cropped(size)
+
+
+def _of_latents(data: LatentsData, source: Latents, store: Store) -> Store:
+    """A store of moments, as training uses them. Raises DataError for what they cannot give."""
+    moments = replace(source.manifest.moments, samples=data.sample)
+    _, height, width = moments.shape_CHW
+    if data.height_and_width() not in (None, (height, width)):
+        raise DataError(
+            f"data.image_size: {data.image_size}, and the latents in {data.path} have"
+            f" {height}x{width}; leave it out, or encode images of another size"
+        )
+    if data.flip and not moments.has_flips:
+        raise DataError(
+            f"data.flip: {data.path} holds no latents of mirrored images, and latents of an image"
+            " cannot be mirrored in their place; set data.flip=false, or encode again with --flips"
+        )
+    return store.with_moments(moments)
 
 
 def as_begun(

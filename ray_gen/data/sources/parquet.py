@@ -97,11 +97,14 @@ class Columns:
 
     conditions: Conditions = field(default_factory=Conditions)
     """The columns of numbers to condition on."""
+    parts: tuple[str, ...] = ()
+    """Columns that `image` is made of when rows are read. Empty: it is a column itself."""
 
     @property
     def names(self) -> list[str]:
-        """Names of the image column, the label columns and the columns of conditions."""
-        return list(dict.fromkeys((self.image, *columns_of(self.label), *self.conditions.columns)))
+        """Names of the columns of images, of labels and of conditions."""
+        images = self.parts or (self.image,)
+        return list(dict.fromkeys((*images, *columns_of(self.label), *self.conditions.columns)))
 
     @property
     def watched(self) -> Mapping[str, tuple[int, int]]:
@@ -173,6 +176,8 @@ class Parquet(Tables):
     """
 
     kind = "parquet"
+    writer = "ray-gen data convert"
+    """The command that writes such a folder, for messages."""
 
     def __init__(self, *, rules: Literal[1, 2] = 2, **settings: Any) -> None:
         """settings: see `Tables`."""
@@ -220,26 +225,19 @@ class Parquet(Tables):
         groups = [group for found, _ in looks.values() for group in found]
         schemas = {location: schema for location, (_, schema) in looks.items()}
         location, first = next(iter(schemas.items()))
-        image = image_column(
-            first, self.image_column, location, lambda name: raw_shape(first, name) is not None
-        )
-        self._check_all_have(image, schemas)
-        shape = raw_shape(first, image)
-        element = raw_element(first)
+        columns = self._of_images(first, location)
+        for name in columns.parts or (columns.image,):
+            self._check_all_have(name, schemas)
         if self.rules == 1:
             label, names, count = self._labels_1(schemas)
-            return groups, Columns(image, label, names, count, shape, element, rules=1)
+            return groups, replace(
+                columns, label=label, class_names=names, label_count=count, rules=1
+            )
         conditions = self._conditions(schemas)
         rows = {location: sum(g.rows for g in found) for location, (found, _) in looks.items()}
-        labels = self._labels(schemas, rows, image)
-        columns = Columns(
-            image,
-            None,
-            None,
-            None,
-            shape,
-            element,
-            opacity=raw_opacity(first),
+        labels = self._labels(schemas, rows, columns.image)
+        columns = replace(
+            columns,
             beside=self._beside(),
             conditions=conditions,
             notes=labels.notes,
@@ -255,6 +253,18 @@ class Parquet(Tables):
             label_count=None if classes.without else len(classes.names),
             classes=classes,
         )
+
+    def _of_images(self, schema: pa.Schema, location: str) -> Columns:
+        """The column of the images, and how they are stored. Raises DataError."""
+        image = image_column(
+            schema, self.image_column, location, lambda name: raw_shape(schema, name) is not None
+        )
+        shape, element = raw_shape(schema, image), raw_element(schema)
+        return Columns(image, None, None, None, shape, element, opacity=raw_opacity(schema))
+
+    def _with_images(self, rows: pa.Table, columns: Columns) -> pa.Table:
+        """Rows that were read, with the column `columns.image`."""
+        return rows
 
     def _of_all(self, work: Callable[[str], _T], locations: Iterable[str]) -> list[_T]:
         """See `Tables`. Reads several files at once."""
@@ -307,7 +317,8 @@ class Parquet(Tables):
                         for batch in file.iter_batches(
                             _ROWS_AT_ONCE, row_groups=[group.number], columns=columns.names
                         ):
-                            yield from _items(batch, shard, row, columns)
+                            table = self._with_images(pa.Table.from_batches([batch]), columns)
+                            yield from _items(table, shard, row, columns)
                             row += len(batch)
                 except (pa.ArrowException, OSError) as error:
                     raise self._unreadable(shard.location, error) from error
@@ -318,6 +329,7 @@ class Parquet(Tables):
         def attempt() -> RowsInMemory:
             with self._file(group.shard.location) as file:
                 table = file.read_row_group(group.number, columns=columns.names)
+                table = self._with_images(table, columns)
                 return RowsInMemory(table, group.shard, _first_rows(file)[group.number], columns)
 
         return self._asked(group.shard.location, attempt)
@@ -413,7 +425,7 @@ class Parquet(Tables):
         if PLAN in named and MANIFEST not in named:
             raise DataError(
                 f"{self.field}: {self.path} is not complete: its conversion did not finish;"
-                " run the same ray-gen data convert command again to continue it"
+                f" run the same {self.writer} command again to continue it"
             )
         # Writers of Parquet leave "_SUCCESS", "_metadata" and ".crc" files beside shards.
         shards = {
@@ -457,7 +469,7 @@ def _first_rows(file: pq.ParquetFile) -> list[int]:
     return list(itertools.accumulate(rows, initial=0))
 
 
-def _items(batch: pa.RecordBatch, shard: Shard, first_row: int, columns: Columns) -> Iterator[Item]:
+def _items(batch: pa.Table, shard: Shard, first_row: int, columns: Columns) -> Iterator[Item]:
     images: list[Any] = batch.column(columns.image).to_pylist()
     labels = given(batch, columns.label) or [None] * len(images)
     numbers = columns.conditions.of(batch, shard.location, first_row) or [None] * len(images)

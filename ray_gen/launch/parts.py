@@ -1,0 +1,151 @@
+"""Writes the parts of a conversion: in this process, or in tasks on a Ray cluster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+from ray_gen.data.convert import Conversion
+from ray_gen.data.sources.parquet import MANIFEST, PLAN
+from ray_gen.errors import Failed, Refused
+from ray_gen.launch.claim import Claim
+from ray_gen.launch.imports import import_failure
+from ray_gen.storage import Folder, StorageError
+
+_LISTENING_SECONDS = 0.1
+"""While Ray waits, it looks for Ctrl-C only once a second."""
+Progress = Callable[[int, int, str], None]
+
+
+def written(
+    conversion: Conversion,
+    progress: Progress,
+    *,
+    holds: str = "a conversion",
+    begin: Callable[[], None] = lambda: None,
+    in_process: Callable[[Sequence[int]], bool] = lambda missing: False,
+    with_gpu: bool = False,
+) -> dict[str, Any]:
+    """Write all parts that are missing, then the manifest. Returns it.
+
+    holds: what the folder holds, for messages. begin: called before the first part is written.
+    in_process: whether this process writes these parts itself; else Ray does. with_gpu: give each
+    task a GPU, if the cluster has any. Raises Refused.
+    """
+    folder = conversion.destination
+    progress(0, 1, "listing")
+    plan = conversion.plan
+    with Claim(folder, other="another DESTINATION"):
+        _check_same(folder, plan, holds)
+        missing = conversion.missing()
+        if missing:
+            begin()
+            run = _in_this_process if in_process(missing) else _on_ray
+            run(conversion, missing, progress, with_gpu)
+        return conversion.finish()
+
+
+def _check_same(folder: Folder, plan: str, holds: str) -> None:
+    """Raises Refused if the folder holds something else than this conversion."""
+    if folder.exists(PLAN):
+        there, here = json.loads(folder.read_text(PLAN)), json.loads(plan)
+        if there["plan"] != here["plan"]:
+            raise Refused(
+                f"{folder.location}: holds {holds} {_difference(there, here)}; "
+                "choose another folder, or delete it"
+            )
+        return
+    others = [name for name in folder.names() if not name.startswith((".", "_", "writer.json"))]
+    if others or folder.exists(MANIFEST):
+        raise Refused(f"{folder.location}: is not empty; choose another folder")
+    folder.write_text(PLAN, plan)
+
+
+def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """How a conversion that was begun differs from the one that is asked for."""
+    old = there.get("settings", {})
+    changed = [
+        name for name, value in here["settings"].items() if name in old and old[name] != value
+    ]
+    if not changed:
+        return "of other data, or with other settings"
+    return "with " + " and ".join(f"{name} {old[name]}" for name in changed)
+
+
+def _done(conversion: Conversion, missing: Sequence[int]) -> int:
+    """Number of images in the parts that are there, nearly."""
+    return conversion.count - len(missing) * conversion.count // conversion.parts
+
+
+def _written(conversion: Conversion, part: int) -> int:
+    """Writes a part. Returns the number of its images."""
+    record = conversion.write(part)
+    return record["skipped"] + sum(split["images"] for split in record["splits"].values())
+
+
+def _in_this_process(
+    conversion: Conversion, missing: Sequence[int], progress: Progress, with_gpu: bool
+) -> None:
+    done, total = _done(conversion, missing), conversion.count
+    progress(done, total, "images")
+    for part in missing:
+        try:
+            done = min(total, done + _written(conversion, part))
+        except OSError as error:
+            raise _not_written(error, conversion.destination) from error
+        progress(done, total, "images")
+
+
+def _on_ray(
+    conversion: Conversion, missing: Sequence[int], progress: Progress, with_gpu: bool
+) -> None:
+    """Writes each part in a task. At most one task per CPU core, or per GPU, runs at a time."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    from ray_gen.launch.cluster import check_shared, connected
+
+    with connected():
+        check_shared(conversion.destination)
+        there = ray.cluster_resources()
+        gpus = int(there.get("GPU", 0)) if with_gpu else 0
+        at_once = gpus or max(1, int(there.get("CPU", 1)))
+        write: Any = ray.remote(num_cpus=1, num_gpus=min(1, gpus), max_retries=3)(_written)
+        shared = ray.put(conversion)
+        waiting = iter(missing)
+        done, total = _done(conversion, missing), conversion.count
+        running = [write.remote(shared, part) for part in islice(waiting, at_once)]
+        progress(done, total, "images")
+        try:
+            while running:
+                finished, running = ray.wait(running, timeout=_LISTENING_SECONDS)
+                for task in finished:
+                    done = min(total, done + ray.get(task))
+                    progress(done, total, "images")
+                    running += [write.remote(shared, part) for part in islice(waiting, 1)]
+        except RayTaskError as error:
+            for other in running:
+                ray.cancel(other, force=True)
+            raise _in_words(error, error.cause, conversion.destination) from None
+        except KeyboardInterrupt:
+            progress(done, total, "stopping")  # Ray takes some seconds
+            raise
+
+
+def _in_words(error: Exception, cause: object, destination: Folder) -> Exception:
+    """The exception that ended a task, without Ray's layers around it."""
+    if isinstance(cause, OSError):
+        return _not_written(cause, destination)
+    if isinstance(cause, Refused):
+        return cause
+    told = import_failure(str(error))
+    return error if told is None else Failed(told)
+
+
+def _not_written(error: OSError, destination: Folder) -> StorageError:
+    return StorageError(
+        f"{destination.location}: a file could not be written ({error.strerror or error}); "
+        "mend that, and give the same command again: it writes the missing files"
+    )

@@ -1,0 +1,136 @@
+"""`ray-gen encode`: the latents of a run's encoder, and the autoencoder beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import CliRunner
+
+import ray_gen
+from ray_gen.cli import main
+from ray_gen.data import ImageFolder, open_store
+from ray_gen.data.sources.parquet import MANIFEST
+from ray_gen.errors import Refused
+from ray_gen.launch.encode import encode
+from ray_gen.pixels import unit
+from ray_gen.storage import Folder, StorageError
+from tests.data.pictures import write_classes
+from tests.helpers import random_store, vae
+from tests.proofs import latent_autoencoder
+from tests.runs import SHORT, saved
+
+SHAPE = (2, 4, 4)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an autoencoder `run` and images `pictures`."""
+    place = tmp_path_factory.mktemp("encode")
+    this = latent_autoencoder.experiment(SHORT)
+    saved(this, random_store(8), place / "run")
+    write_classes(place / "pictures", {"cat": 20, "dog": 30})
+    return place
+
+
+@pytest.fixture(scope="module")
+def latents(place: Path) -> Path:
+    """The latents of the images."""
+    told = encode(
+        place / "run", str(place / "latents"), str(place / "pictures"),
+        precision="fp32", flips=True, local=True, shard_images=30, group_images=8,
+    )  # fmt: skip
+    assert sum(told["images"].values()) == 50
+    return place / "latents"
+
+
+def all_rows(folder: Path) -> dict[str, Any]:
+    table = pq.read_table(sorted(folder.glob("*.parquet")))
+    return {name: np.stack(table[name].to_numpy()) for name in table.column_names}
+
+
+def test_rows_are_the_posteriors_of_the_images(place: Path, latents: Path, tmp_path: Path) -> None:
+    pipeline = ray_gen.load(place / "run")
+    store = open_store(
+        ImageFolder(path=str(place / "pictures")), image_size=8, center_crop=None, channels=1,
+        held_out_fraction=0.1, on_corrupt="stop", cache_folder=tmp_path,
+    )  # fmt: skip
+    pixels = torch.cat([store.train.images_NHWC, store.held_out.images_NHWC])
+    images = unit(pixels.permute(0, 3, 1, 2))
+    rows = all_rows(latents)
+    for seen, suffix in ((images, ""), (images.flip(3), "_flipped")):
+        mean, log_variance = pipeline.posterior(seen)
+        assert log_variance is not None
+        of_image = torch.cat([mean, (0.5 * log_variance).exp()], dim=1).flatten(1).numpy()
+        stored = np.concatenate([rows[f"mean{suffix}"], rows[f"std{suffix}"]], axis=1)
+        # The rows are in another order.
+        assert np.allclose(
+            stored[np.lexsort(stored.T)], of_image[np.lexsort(of_image.T)], atol=1e-6
+        )
+    assert sorted(rows["label"]) == [0] * 20 + [1] * 30
+
+
+def test_the_folder_holds_the_autoencoder_and_says_what_it_is(place: Path, latents: Path) -> None:
+    own, kept = ray_gen.load(place / "run"), ray_gen.load(latents / "autoencoder")
+    z = torch.randn(3, *SHAPE)
+    assert torch.equal(own.decode(z), kept.decode(z))
+    told = json.loads((latents / MANIFEST).read_text())["latents"]
+    assert told["shape_CHW"] == [*SHAPE] and told["downsampling"] == 2
+    assert told["autoencoder"]["digest"] == kept.origin.weights == own.origin.weights
+    assert told["source"]["path"] == str(place / "pictures")
+    assert told["source"]["image_size"] == [8, 8] and told["source"]["channels"] == 1
+
+
+def test_a_run_that_was_cut_off_goes_on_and_another_encoder_is_refused(
+    place: Path, latents: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    given: dict[str, Any] = {"flips": True, "local": True, "shard_images": 30, "group_images": 8}
+    source, to = str(place / "pictures"), str(tmp_path / "cut")
+    put = Folder.put
+
+    def full(folder: Folder, file: Path, name: str) -> None:
+        if "00001" in name:
+            raise OSError(28, "No space left on device")
+        put(folder, file, name)
+
+    monkeypatch.setattr(Folder, "put", full)
+    with pytest.raises(StorageError, match=r"No space left on device.*give the same command again"):
+        encode(place / "run", to, source, precision="fp32", **given)
+    monkeypatch.undo()
+    with pytest.raises(Refused, match="holds latents with --precision fp32; choose another folder"):
+        encode(place / "run", to, source, precision="fp16", **given)
+    other = latent_autoencoder.experiment(SHORT, "seed=1")
+    saved(other, random_store(8), tmp_path / "other")
+    with pytest.raises(Refused, match=r"holds latents with the encoder [0-9a-f]{12}; choose"):
+        encode(tmp_path / "other", to, source, precision="fp32", **given)
+    encode(place / "run", to, source, precision="fp32", **given)
+    for file in latents.glob("*.parquet"):
+        assert (tmp_path / "cut" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_what_has_no_map_of_latents_is_refused(place: Path, tmp_path: Path) -> None:
+    vector = saved(vae(SHORT), random_store(8), tmp_path / "vae")
+    with pytest.raises(Refused, match=r"its latents are z \(5,\), and only one map"):
+        encode(vector, str(tmp_path / "to"), str(place / "pictures"))
+
+
+def test_check_says_what_training_would_do(latents: Path, monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_GEN_CACHE", str(tmp_path))
+    asked = ["data", "check", f"latents:{latents}", "data.flip=true"]
+    done = CliRunner().invoke(main, asked, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "of 4×4, latents of 2 channels (drawn from q(z|x), mirrored images too)" in done.output
+    assert "channel 1: mean" in done.output and "2 classes" in done.output
+
+
+def test_the_command_line(place: Path, tmp_path: Path) -> None:
+    arguments = ["encode", str(place / "run"), str(place / "pictures"), str(tmp_path / "to")]
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "2x4x4" in done.output and "data=latents:" in done.output
+    assert all_rows(tmp_path / "to")["mean"].dtype == np.float16
