@@ -20,8 +20,8 @@ from ray_gen.phase_sums import PhaseSums
 _NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 _GRADIENTS = {"straight_through": straight_through, "rotation": rotated}
 _DISTANCES = 1 << 22
-"""Largest count of distances at once: 16 MiB. On a CPU, 2^24 took up to twice the time of 2^20; 2^22
-took at most 1.3 times."""
+"""Largest count of distances at once: 16 MiB. On a CPU, searches took up to 1.6 times longer with
+2^24."""
 
 
 class Codebook(PhaseSums):
