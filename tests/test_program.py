@@ -168,6 +168,15 @@ FAMILIES: dict[str, Experiment] = {
         "networks.decoder={kind: conv, width: 4, blocks: 1}",
         "objective.options.adaptive=false",
     ),
+    "autoencoder-kl": latent_autoencoder.experiment(
+        *(
+            f"networks.{name}={{kind: autoencoder_kl, width: 4, multipliers: [1, 2], blocks: 1, "
+            "groups: 2, attention: [4]}"
+            for name in ("encoder", "decoder")
+        ),
+        "objective.options.adaptive=false",
+        "training.precision=bf16",
+    ),
     "bf16": gan("training.precision=bf16", "objective.r1_weight=1", kind="dcgan"),
 }
 

@@ -213,6 +213,7 @@ _NETWORKS = {
     "lightweightgan": "fastgan",
     "gan": "dcgan",
     "vae cnn": "conv",
+    "autoencoderkl vqmodel klvae vqgan ldm": "autoencoder_kl",
     "patchgan nlayerdiscriminator pix2pix": "patch",
 }
 

@@ -7,12 +7,13 @@ architecture lists the forms that it supports and the class for each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from ray_gen.networks.sizes import halvings, patch_problem, size_problem
+from ray_gen.networks.sizes import halvings, multiple_problem, patch_problem, size_problem
 from ray_gen.settings import Component
 
 
@@ -376,6 +377,62 @@ class R3ganNetwork(_ConvolutionalSettings):
         )
 
 
+class AutoencoderKlNetwork(NetworkSettings):
+    """The encoder and decoder of latent diffusion's autoencoder (Rombach et al. 2022), with the
+    weights of diffusers' AutoencoderKL and VQModel: residual blocks with GroupNorm in levels, each
+    of half the size, and attention at the smallest. For latents that are maps."""
+
+    targets: ClassVar[Mapping[str, str]] = {
+        "map_to_map": "ray_gen.networks.autoencoder_kl:encoder_or_decoder"
+    }
+    kind: Literal["autoencoder_kl"] = "autoencoder_kl"
+    width: PositiveInt = 128
+    """Channels that multipliers multiply (published: 128)."""
+    multipliers: tuple[PositiveInt, ...] = Field((1, 2, 4, 4), min_length=2)
+    """Channels of each level in widths, from the size of the image on. A level more halves the side
+    of the latent: 4 levels give an eighth. Published for a quarter: [1, 2, 4]; an eighth:
+    [1, 2, 4, 4]; a sixteenth: [1, 1, 2, 2, 4]; a 32nd: [1, 1, 2, 2, 4, 4]."""
+    blocks: PositiveInt = 2
+    """Residual blocks of a level in the encoder (published: 2). A decoder has one more."""
+    attention: tuple[PositiveInt, ...] = ()
+    """Heights of maps, in pixels, at which self-attention follows each residual block. Published
+    for 256 pixels: 16 for latents of a sixteenth, [16, 8] for those of a 32nd, else none."""
+    middle_attention: bool = True
+    """Whether there is self-attention between the two residual blocks at the latent's size. Its
+    time and memory grow with the square of the latent's pixels."""
+    groups: PositiveInt = 32
+    """Groups of GroupNorm (published: 32). They must divide the channels of every level: 8 for a
+    width of 24."""
+    quant_conv: bool = True
+    """Whether a 1 x 1 convolution ends the encoder and another begins the decoder, as published
+    until Stable Diffusion XL. Later models have none. diffusers' VQModel has both."""
+
+    @property
+    def downsampling(self) -> int:
+        """How many pixels of a side become one number of the latent."""
+        return 1 << (len(self.multipliers) - 1)
+
+    def size_problem(self, height: int, width: int, form: str | None = None) -> str | None:
+        """Why the sides cannot be halved often enough, and the nearest that can. None if they
+        can."""
+        return multiple_problem(height, width, self.downsampling)
+
+    @model_validator(mode="after")
+    def _groups_divide_the_channels(self) -> Self:
+        common = self.width * math.gcd(*self.multipliers)
+        if common % self.groups:
+            channels = next(
+                m * self.width for m in self.multipliers if m * self.width % self.groups
+            )
+            most = max(n for n in range(1, self.groups + 1) if common % n == 0)
+            multiple = self.groups // math.gcd(self.groups, *self.multipliers)
+            raise ValueError(
+                f"groups is {self.groups}, which does not divide the {channels} channels of a "
+                f"level: set groups to {most}, or width to a multiple of {multiple}"
+            )
+        return self
+
+
 class PatchNetwork(NetworkSettings):
     """The patch discriminator of pix2pix (Isola et al. 2017), VQGAN and latent diffusion: a logit
     for each patch of an image. For objectives that take several logits of an image. A label is a
@@ -426,6 +483,7 @@ Network = Annotated[
     | ResnetNetwork
     | StyleGan2Network
     | R3ganNetwork
+    | AutoencoderKlNetwork
     | PatchNetwork
     | CustomNetwork,
     Field(discriminator="kind"),
