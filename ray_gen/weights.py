@@ -27,13 +27,13 @@ _NAMED = 3
 _NOT_DOWNLOADED = (OSError, RuntimeError, ValueError)
 
 
-def downloaded(url: str, field: str) -> Path:
+def downloaded(url: str, field: str, name: str | None = None) -> Path:
     """The local file of a URL, in torch.hub's folder. If it is missing, one process per node
-    downloads it.
+    downloads it. name: of the file. None: as in the URL.
 
     If the file's name holds a digest, as torch.hub's names do, it is checked. Raises Refused.
     """
-    name = Path(urlparse(url).path).name
+    name = name or Path(urlparse(url).path).name
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if path.exists():
         return path
@@ -55,6 +55,16 @@ def downloaded(url: str, field: str) -> Path:
             f"set {field} to its path"
         ) from error
     return path
+
+
+def is_published(path: Path, url: str) -> bool:
+    """Whether a file is the one that a URL publishes, whose name there holds the beginning of its
+    SHA-256, as torchvision's do."""
+    digest = torch.hub.HASH_REGEX.search(Path(urlparse(url).path).name)
+    if digest is None:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().startswith(digest[1])
 
 
 def read_weights(path: Path, field: str) -> dict[str, Tensor]:

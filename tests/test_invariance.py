@@ -96,6 +96,7 @@ EXPERIMENTS = {
         "objective.loss=hinge",
         "objective.hinge_margin=[0.8,1.0]",
         "objective.reconstruction_weight=8",
+        "objective.reconstruction_distance={kind: ssim}",
         "objective.augment=[color]",
         "networks.generator.width=1",
         "networks.discriminator.width=1",

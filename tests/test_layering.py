@@ -19,8 +19,9 @@ PACKAGE = ROOT / "ray_gen"
 # here by a longer name is a room of its own. A file imports from its own room and from lower
 # floors.
 FLOORS: list[set[str]] = [
-    {"errors", "version", "core", "distributed", "pixels", "temporary"},
+    {"errors", "version", "core", "distributed", "pixels", "precision", "temporary"},
     {"noise", "losses", "phase_sums", "storage", "weights"},
+    {"backbones", "vit"},
     {"augment", "bottlenecks", "sampling", "perceptual", "runs.manifest", "settings"},
     {"objectives", "networks", "data", "evaluation", "runs.names", "runs.captions"},
     {"experiment", "runs.pictures"},
@@ -43,10 +44,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": {"torch"},
     "distributed": {"torch"},
     "pixels": {"torch"},
+    "precision": {"torch"},
     "noise": {"torch"},
     "losses": {"torch"},
     "phase_sums": {"torch"},
     "weights": {"torch", "safetensors"},
+    "backbones": {"torch", "torchvision"},
+    "vit": {"torch"},
     "perceptual": {"torch"},
     "augment": {"torch"},
     "bottlenecks": {"torch"},
@@ -81,7 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("torch", "PIL", "safetensors", "sklearn"),
         *("onnx", "onnxruntime", "huggingface_hub"),
     },
-    "evaluation": {"torch", "torchvision", "numpy", "safetensors", "pydantic"},
+    "evaluation": {"torch", "numpy", "safetensors", "pydantic"},
     "evaluation.extractors.run": {"torch"},
     "evaluators": set(),
     "evaluation.evaluator": {"torch"},
@@ -91,13 +95,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": set(),
 }
 # torchvision takes seconds to import, so only these files know it.
-OF_TORCHVISION = {"data.sources.torchvision", "evaluation.extractors.torchvision"}
+OF_TORCHVISION = {"data.sources.torchvision", "backbones"}
 
 # What runs in a step on the device.
 IN_A_STEP = {
     *("training.step", "training.block", "training.foreach", "training.gradients"),
     *("training.optimizers", "losses", "augment", "noise", "pixels", "core"),
-    "phase_sums",
+    *("phase_sums", "precision", "vit"),
     *("objectives", "networks", "perceptual", "bottlenecks"),
 }
 WAITS = {"item", "tolist", "cpu", "numpy", "synchronize", "nonzero", "is_nonzero"}

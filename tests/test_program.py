@@ -151,6 +151,7 @@ FAMILIES: dict[str, Experiment] = {
         "objective.loss=hinge",
         "objective.hinge_margin=[0.8,1.0]",
         "objective.reconstruction_weight={kind: linear, start: 8, end: 1, until_images: 900}",
+        "objective.reconstruction_distance={kind: ssim}",
         "objective.augment=[color]",
         "networks.generator.width=1",
         "networks.discriminator.width=1",

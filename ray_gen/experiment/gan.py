@@ -108,8 +108,8 @@ class GanObjective(ObjectiveSettings):
     its features, and the distance from them is a loss (Liu et al. 2021, eq. 4). For few images. The
     loss is a mean over images; FastGAN's code sums over the 8 images of a batch: 8."""
     reconstruction_distance: Distance = L1Distance()
-    """How far a reconstruction is from its image. FastGAN takes a perceptual distance; vgg16 is
-    one, and needs the weights of a trained network."""
+    """How far a reconstruction is from its image. FastGAN takes a perceptual distance: vgg16 is
+    its nearest. All but l1 and ssim need the weights of a trained network."""
     penalty_precision: Literal["fp32", "bf16"] = "fp32"
     """Type of the discriminator's passes for R1, R2 and the gradient penalty, with
     training.precision=bf16. bf16: as in its other passes. Gradients of images, their squares and
@@ -161,8 +161,7 @@ class GanObjective(ObjectiveSettings):
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the objective's class. `ada` holds those of `AdaSettings`."""
-        distance = self.reconstruction_distance.model_dump()
-        given = {**super().arguments(), "reconstruction_distance": distance}
+        given = super().arguments()
         if isinstance(self.augment, AdaSettings):
             given |= {"augment": (), "ada": self.augment.arguments()}
         return given

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
+from ray_gen.experiment.distances import distances_in
 from ray_gen.experiment.networks import NetworkSettings
 from ray_gen.experiment.schedules import CountSteps
 from ray_gen.settings import Component
@@ -47,12 +48,21 @@ class ObjectiveSettings(Component):
         return self.evaluated
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the objective's class. `label_count` replaces `conditional`."""
-        return {
+        """Keyword arguments of the objective's class. `label_count` replaces `conditional`. A
+        distance becomes the arguments of `perceptual.distance_of`."""
+        given = {
             name: value.at(0) if isinstance(value, CountSteps) else value
             for name, value in super().arguments().items()
             if name != "conditional"
         }
+        for name, distance in distances_in(self).items():
+            given[name] = {**distance.arguments(), "field": f"objective.{name}"}
+        return given
+
+    def absolute(self) -> Self:
+        """The settings with absolute paths."""
+        changes = {name: of.absolute() for name, of in distances_in(self).items()}
+        return self.model_copy(update=changes) if changes else self
 
     def advice(self, images: int, starts_from_a_run: bool) -> Iterator[str]:
         """Sentences for a user whose data have so many training images: what to expect of so few or

@@ -186,7 +186,8 @@ def _without_tags(location: tuple[Any, ...], given: Any) -> list[str]:
         last = position == len(location) - 1
         if isinstance(here, Mapping):
             tag = here.get("kind")
-            if not tagged and part not in here and (tag == part or (tag is None and not last)):
+            default = tag is None and part not in here and not last
+            if not tagged and (tag == part or default):
                 tagged = True
                 continue
             here, tagged = here.get(part), False

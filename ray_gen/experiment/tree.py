@@ -233,6 +233,7 @@ class Tree(Settings):
         changes: dict[str, Any] = {"data": data.model_dump(mode="json")}
         if self.storage is not None:
             changes["storage"] = absolute_path(self.storage)
+        changes["objective"] = self.objective.absolute().model_dump(mode="json")
         changes["evaluation"] = self.evaluation.absolute().model_dump(mode="json")
         changes["loggers"] = [logger.absolute().model_dump(mode="json") for logger in self.loggers]
         return self.with_fields(**changes)

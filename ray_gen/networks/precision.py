@@ -1,30 +1,7 @@
-"""Parts of a network in 16 bits, where the network says which.
-
-Autocast decides by the operation. A network that decides by itself turns autocast off inside and
-casts between its parts; weights are cast where they are used.
-"""
+"""Parts of a network in 16 bits, where the network says which."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from ray_gen.precision import autocast_type, without_autocast
 
-import torch
-from torch import Tensor
-
-_HAS_NO_AUTOCAST = {"meta"}
-
-
-def autocast_type(x: Tensor) -> torch.dtype | None:
-    """The type that autocast asks for where x is: bfloat16 in training with `training.precision`
-    bf16, except in terms that need full precision. None without autocast."""
-    kind = x.device.type
-    if kind in _HAS_NO_AUTOCAST or not torch.is_autocast_enabled(kind):
-        return None
-    return torch.get_autocast_dtype(kind)
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Inside, operations have the types of their inputs."""
-    if autocast_type(x) is None:
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
+__all__ = ["autocast_type", "without_autocast"]

@@ -483,16 +483,27 @@ class Model:
             stretched(images.to(self._dtype), self.objective.image_range), labels, part
         )
 
-    def _vectors(self, images: Tensor, labels: Tensor | None, part: PartForFeatures) -> Tensor:
+    def vectors_by(self, networks: Networks, images: Tensor, part: PartForFeatures) -> Tensor:
+        """`vectors_of` by other networks than the model's own, without labels. networks: what
+        `networks` holds, or `discriminators`; images: on their device, of their type."""
+        values = stretched(images, self.objective.image_range)
+        return self._vectors(values, None, part, networks)
+
+    def _vectors(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        part: PartForFeatures,
+        networks: Networks | None = None,
+    ) -> Tensor:
         """The features of images in the objective's range."""
         if self.part_for_features(part) == "encoder":
-            found = posteriors_of(self.encoder(), self.networks, images, labels).values()
-            return torch.cat([posterior.mean.flatten(1) for posterior in found], dim=1)
-        objective = self.discriminator()
+            found = posteriors_of(self.encoder(), networks or self.networks, images, labels)
+            means = [posterior.mean.flatten(1) for posterior in found.values()]
+            return torch.cat(means, dim=1)
+        objective, networks = self.discriminator(), networks or self.discriminators
         layers = [
-            module
-            for module in self.discriminators.modules()
-            if isinstance(module, (nn.Linear, nn.Conv2d))
+            module for module in networks.modules() if isinstance(module, (nn.Linear, nn.Conv2d))
         ]
         if not layers:
             raise Refused(f"{self._kind} has a discriminator without a linear or convolution layer")
@@ -503,7 +514,7 @@ class Model:
 
         hook = layers[-1].register_forward_pre_hook(remember)
         try:
-            objective.discriminate(self.discriminators, images, labels)
+            objective.discriminate(networks, images, labels)
         finally:
             hook.remove()
         return torch.cat(seen)

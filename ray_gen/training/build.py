@@ -7,6 +7,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,9 @@ from torch import nn
 from ray_gen.core import Networks, Objective, Phase, Pretrained, Settles, Signature
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.experiment.distances import CustomDistance, DistanceSettings, distances_in
 from ray_gen.experiment.networks import CustomNetwork, Network
+from ray_gen.experiment.objective import ObjectiveSettings
 from ray_gen.experiment.objectives import CustomObjective
 from ray_gen.networks.batch_norm import with_group_batch_norm
 from ray_gen.noise import seed_of
@@ -121,7 +124,8 @@ def build_objective(experiment: Experiment) -> Objective:
         "label_count": experiment.label_count,
         **({"opacity": experiment.data.has_opacity()} if settings.knows_opacity else {}),
     }
-    made = _made(factory, (), given, settings.arguments(), "objective")
+    options = {**settings.arguments(), **_distances_made_later(settings)}
+    made = _made(factory, (), given, options, "objective")
     objective: Objective = v0_1.objective_of(made)
     _check_parts(objective, field)
     own = [name for name, of in objective.networks().items() if isinstance(of, nn.Module)]
@@ -157,6 +161,33 @@ def build_objective(experiment: Experiment) -> Objective:
             )
     _check_calls(objective, field)
     return objective
+
+
+def _distances_made_later(settings: ObjectiveSettings) -> dict[str, Any]:
+    """The arguments of distances whose class is a user's, or stands above the objectives, with
+    `make`: it imports the class and builds it when the distance is loaded."""
+    found: dict[str, Any] = {}
+    given = settings.arguments()
+    for name, distance in distances_in(settings).items():
+        field = f"objective.{name}"
+        if isinstance(distance, CustomDistance):
+            make = partial(_own_distance, distance, field)
+        elif distance.built_by is not None:
+            make = partial(_distance_from_above, distance, field)
+        else:
+            continue
+        found[name] = {**given[name], "make": make}
+    return found
+
+
+def _own_distance(settings: CustomDistance, field: str) -> nn.Module:
+    factory: Any = class_of(settings.target, f"{field}.target", "forward", of=nn.Module)
+    return _made(factory, (), {}, settings.options, field)
+
+
+def _distance_from_above(settings: DistanceSettings, field: str) -> nn.Module:
+    options = {name: value for name, value in settings.arguments().items() if name != "kind"}
+    return import_target(str(settings.built_by), f"{field}.kind")(**options, field=field)
 
 
 def better_of(experiment: Experiment, score: str) -> Literal["min", "max"] | None:

@@ -25,6 +25,7 @@ import torch
 
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
+from ray_gen.experiment.distances import CustomDistance, distances_in
 from ray_gen.experiment.networks import CustomNetwork
 from ray_gen.experiment.objectives import CustomObjective
 from ray_gen.storage import Folder
@@ -71,6 +72,12 @@ def custom_targets(experiment: Experiment) -> list[str]:
     return list(dict.fromkeys(targets))
 
 
+def _of_training(experiment: Experiment) -> list[str]:
+    """The "module:Name" of classes that are not ray_gen's and that only training imports."""
+    distances = distances_in(experiment.objective).values()
+    return [one.target for one in distances if isinstance(one, CustomDistance)]
+
+
 # Found: which files an experiment's own classes come from. Nothing is imported for it.
 
 
@@ -111,7 +118,7 @@ def collected(experiment: Experiment) -> list[Source]:
     """The source files of an experiment's own classes: of their modules, and of the modules below
     the same folder that these import. Not of installed packages, and not of ray_gen."""
     found: dict[str, Source] = {}
-    for target in custom_targets(experiment):
+    for target in (*custom_targets(experiment), *_of_training(experiment)):
         module = target.partition(":")[0]
         spec = spec_of(module)
         if spec is None:

@@ -27,9 +27,10 @@ from ray_gen.evaluation.likelihood.importance import (
     importance_weighted,
 )
 from ray_gen.evaluation.likelihood.measure import likelihood_scores
-from ray_gen.evaluation.likelihood.reconstruction import mean_squared_error, structural_similarity
+from ray_gen.evaluation.likelihood.reconstruction import mean_squared_error
 from ray_gen.evaluation.scores import Score
 from ray_gen.noise import Noise, draw, key_of
+from ray_gen.perceptual.ssim import structural_similarity
 from ray_gen.training.build import build_objective
 from ray_gen.training.loop import held_out_scores
 from ray_gen.training.state import State
@@ -392,7 +393,7 @@ def test_reconstructions_are_compared_with_the_grey_images(side: int) -> None:
     assert found["reconstruction_mse"].value == pytest.approx(error, rel=1e-6)
     assert ("reconstruction_ssim" in found) == (side == 16)
     if side == 16:
-        similarity = float(structural_similarity(made, images).mean())
+        similarity = float(structural_similarity(made.double(), images.double()).mean())
         assert found["reconstruction_ssim"].value == pytest.approx(similarity, rel=1e-6)
 
 

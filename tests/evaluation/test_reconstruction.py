@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_gen.evaluation.likelihood.reconstruction import mean_squared_error, structural_similarity
+from ray_gen.evaluation.likelihood.reconstruction import mean_squared_error
+from ray_gen.perceptual.ssim import structural_similarity
 
 
 def pairs(count: int, channels: int, height: int = 17, width: int = 14) -> tuple[Tensor, Tensor]:
     """Pictures, and the same pictures with noise. The noise grows from picture to picture."""
-    images = torch.rand(count, channels, height // 3, width // 3)
+    images = torch.rand(count, channels, height // 3, width // 3, dtype=torch.float64)
     images = torch.nn.functional.interpolate(images, (height, width), mode="bilinear")
     spread = torch.linspace(0, 0.5, count)[:, None, None, None]
     return images, (images + spread * torch.randn_like(images)).clamp(0, 1)

@@ -25,15 +25,12 @@ from ray_gen.evaluation.likelihood.importance import (
     importance_weighted,
 )
 from ray_gen.evaluation.likelihood.means import Means
-from ray_gen.evaluation.likelihood.reconstruction import (
-    WINDOW,
-    mean_squared_error,
-    structural_similarity,
-)
+from ray_gen.evaluation.likelihood.reconstruction import mean_squared_error
 from ray_gen.evaluation.progress import Progress, silent
 from ray_gen.evaluation.scores import Score
 from ray_gen.evaluation.subject import Labelled
 from ray_gen.noise import permutation
+from ray_gen.perceptual.ssim import WINDOW, structural_similarity
 from ray_gen.pixels import levels_of, selected
 from ray_gen.sampling import noise_for
 
@@ -169,7 +166,8 @@ def _measure(
         made = objective.reconstruct(networks, images.plain, images.labels, noise)
         sums.add("reconstruction_mse", mean_squared_error(made, images.unit))
         if min(made.shape[2:]) >= WINDOW:
-            sums.add("reconstruction_ssim", structural_similarity(made, images.unit))
+            similarity = structural_similarity(made.double(), images.unit.double())
+            sums.add("reconstruction_ssim", similarity)
 
 
 def _scores(

@@ -1,0 +1,30 @@
+"""Where operations run in 16 bits: what autocast asks for, and parts of a network without it.
+
+Autocast decides by the operation. A network that decides by itself turns autocast off inside and
+casts between its parts; weights are cast where they are used.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+_HAS_NO_AUTOCAST = {"meta"}
+
+
+def autocast_type(x: Tensor) -> torch.dtype | None:
+    """The type that autocast asks for where x is: bfloat16 in training with `training.precision`
+    bf16, except in terms that need full precision. None without autocast."""
+    kind = x.device.type
+    if kind in _HAS_NO_AUTOCAST or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Inside, operations have the types of their inputs."""
+    if autocast_type(x) is None:
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
