@@ -20,8 +20,8 @@ from ray_gen.phase_sums import PhaseSums
 _NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 _GRADIENTS = {"straight_through": straight_through, "rotation": rotated}
 _DISTANCES = 1 << 22
-"""Largest count of distances at once: 16 MiB. On a CPU, searches took up to 1.6 times longer with
-2^24."""
+"""Largest count of distances at once: 16 MiB. On a CPU, searches with 2^24 took up to 1.2
+times as long."""
 
 
 class Codebook(PhaseSums):
