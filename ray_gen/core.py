@@ -257,6 +257,20 @@ class Balances(Protocol):
 
 
 @runtime_checkable
+class Featured(Protocol):
+    """A discriminator whose features can be compared: of an image and its reconstruction (Larsen et
+    al. 2016)."""
+
+    def features(
+        self, images: Tensor, labels: Tensor | None = None, *, layer: int | None = None
+    ) -> tuple[Any, Tensor]:
+        """images_NCHW to the output of a call, and from the same pass what comes out of a block:
+        (N, ...). layer: the number of the block, from 1 for the first after the image; None: the
+        last before the output. Raises Refused for a block that it has not."""
+        ...
+
+
+@runtime_checkable
 class Styled(Protocol):
     """A generator that works in two parts (Karras et al. 2019, StyleGAN): a vector z becomes a
     style for each of its L layers, and styles become an image. Path length, truncation and
@@ -638,14 +652,23 @@ STOPPED = "stopped"
 """Key in the memory of a stopping rule: the number of images after which the rule ended the run."""
 
 
+LikelihoodKind = Literal[
+    "bernoulli", "continuous_bernoulli", "gaussian", "logistic", "logistic_mixture"
+]
+"""p(x|z). bernoulli: probabilities of pixels that are 0 or 1. logistic, logistic_mixture:
+probabilities of levels. The others: densities of pixels in `image_range`."""
+
+DENSITIES: tuple[LikelihoodKind, ...] = ("continuous_bernoulli", "gaussian")
+
+
 @runtime_checkable
 class Bounds(Protocol):
     """An objective with importance weights p(x, z) / q(z|x): the mean of their logarithms, and the
     logarithm of their mean, are lower bounds on log p(x)."""
 
     image_range: tuple[float, float]
-    likelihood: Literal["bernoulli", "gaussian"]
-    """p(x|z): probabilities of pixels that are 0 or 1, or densities of pixels in `image_range`."""
+    likelihood: LikelihoodKind
+    """p(x|z)."""
 
     pixel_noise: Noise | None
     """Noise with which `observed` redraws the pixels of an image. None: `observed` leaves them

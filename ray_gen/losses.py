@@ -25,6 +25,153 @@ def bernoulli_nll(logits: Tensor, images: Tensor) -> Tensor:
     return terms.flatten(1).sum(1)
 
 
+def continuous_bernoulli_nll(logits: Tensor, images: Tensor) -> Tensor:
+    """-log p(x|z) of independent values in [0, 1] with the density C(λ) λ^x (1 - λ)^(1 - x), where
+    λ = sigmoid(l) and C(λ) = 2 atanh(1 - 2λ) / (1 - 2λ) = l / tanh(l / 2).
+
+    Loaiza-Ganem and Cunningham 2019, "The continuous Bernoulli". logits l: (N, C, H, W), real;
+    images x: the same shape, in [0, 1]. Returns the sum over pixels, in nats: (N,).
+    """
+    near = logits.abs() < _NEAR
+    far = torch.where(near, 1.0, logits)  # a value without an infinite gradient
+    square = (0.5 * logits).square()
+    # log(x coth x) with x = l / 2. The next term is below 1e-12.
+    series = square * (1 / 3 - square * (7 / 90 - square * 62 / 2835))
+    constant = torch.where(
+        near, math.log(2) + series, far.abs().log() - (0.5 * far).tanh().abs().log()
+    )
+    terms = F.binary_cross_entropy_with_logits(logits, images, reduction="none") - constant
+    return terms.flatten(1).sum(1)
+
+
+def continuous_bernoulli_mean(logits: Tensor) -> Tensor:
+    """E[x] = λ / (2λ - 1) + 1 / (2 atanh(1 - 2λ)) = 1 / (1 - e^-l) - 1 / l with λ = sigmoid(l), in
+    [0, 1].
+
+    Loaiza-Ganem and Cunningham 2019. logits l: any shape. Returns the same shape.
+    """
+    near = logits.abs() < _NEAR
+    far = torch.where(near, 1.0, logits)
+    square = logits.square()
+    series = logits * (1 / 12 - square * (1 / 720 - square / 30240))
+    return 0.5 + torch.where(near, series, 0.5 / (0.5 * far).tanh() - 1.0 / far)
+
+
+_NEAR = 0.1
+"""Logits nearer to 0 take the series of a continuous Bernoulli."""
+
+
+def _scaled(log_scale: Tensor, levels: int) -> tuple[Tensor, float]:
+    """The log-scale, not below its floor, and half of the distance of two levels in [-1, 1].
+
+    The floor is -7 for 256 levels (Child 2021, VDVAE, in the author's code): s is a quarter of half
+    a level. For more levels s may be as many times smaller.
+    """
+    half = 1.0 / (levels - 1)
+    return log_scale.clamp(min=-7.0 - math.log((levels - 1) / 255)), half
+
+
+def discretised_logistic_log_probability(
+    mean: Tensor, log_scale: Tensor, images: Tensor, levels: int
+) -> Tensor:
+    """log P(x) = log(σ(a) - σ(b)), a = (x + h - μ) / s, b = (x - h - μ) / s, with the logistic
+    sigmoid σ and half the distance of two levels h = 1 / (L - 1). At x = -1 b is -∞, at x = 1 a is
+    ∞, so the probabilities of all levels sum to 1.
+
+    Salimans et al. 2017, PixelCNN++, eq. 2. As σ(a) - σ(b) = σ(a) σ(-b) (1 - e^(b - a)), and
+    a - b = 2h / s does not depend on x, it has no cancellation: value and gradient are finite
+    everywhere.
+
+    mean μ, log_scale log s, not below a floor: any shape. images x: levels in [-1, 1], of a shape
+    that broadcasts. levels L. Returns that shape, in nats.
+    """
+    log_scale, half = _scaled(log_scale, levels)
+    inverse = (-log_scale).exp()
+    above = F.logsigmoid((images + half - mean) * inverse)
+    below = F.logsigmoid((mean - images + half) * inverse)
+    width = 2 * half * inverse
+    # log(1 - e^-w). The next term of the series is below 1e-11.
+    narrow = width < 1e-2
+    series = math.log(2 * half) - log_scale - width / 2 + width.square() / 24
+    between = torch.where(narrow, series, (-torch.expm1(-width.clamp(min=1e-2))).log())
+    inside = above + below + between
+    return torch.where(images < half - 1.0, above, torch.where(images > 1.0 - half, below, inside))
+
+
+def discretised_logistic_nll(
+    mean: Tensor, log_scale: Tensor, images: Tensor, levels: int
+) -> Tensor:
+    """-log P(x|z) of independent values, see `discretised_logistic_log_probability`.
+
+    mean, log_scale, images: (N, C, H, W). Returns the sum over values, in nats: (N,).
+    """
+    found = discretised_logistic_log_probability(mean, log_scale, images, levels)
+    return -found.flatten(1).sum(1)
+
+
+def _coupled(means: Tensor, coefficients: Tensor, values: Tensor) -> Tensor:
+    """The means of red, green and blue, given the values of red and green.
+
+    means: (N, K, 3, H, W); coefficients: (N, K, 3, H, W), before the tanh; values: (N, K or 1, 3,
+    H, W).
+    """
+    red, green, _ = values.unbind(2)
+    green_by_red, blue_by_red, blue_by_green = coefficients.tanh().unbind(2)
+    first, second, third = means.unbind(2)
+    third = third + blue_by_red * red + blue_by_green * green
+    return torch.stack([first, second + green_by_red * red, third], dim=2)
+
+
+def logistic_mixture_nll(
+    logits: Tensor,
+    means: Tensor,
+    log_scales: Tensor,
+    coefficients: Tensor | None,
+    images: Tensor,
+    levels: int,
+) -> Tensor:
+    """-log Σ_k π_k Π_c P_k(x_c) of independent pixels: a mixture of K discretised logistic
+    distributions, see `discretised_logistic_log_probability`. In RGB the mean of green is
+    μ_G + c₀ R, that of blue μ_B + c₁ R + c₂ G, with c = tanh(coefficients).
+
+    Salimans et al. 2017, PixelCNN++, eq. 1 to 3. logits of π: (N, K, H, W); means and log_scales:
+    (N, K, C, H, W); coefficients: (N, K, 3, H, W), or None: channels are independent given k;
+    images: levels in [-1, 1], (N, C, H, W). Returns the sum over pixels, in nats: (N,).
+    """
+    values = images[:, None]  # (N, 1, C, H, W)
+    if coefficients is not None:
+        means = _coupled(means, coefficients, values)
+    each = discretised_logistic_log_probability(means, log_scales, values, levels).sum(2)
+    return -(each + logits.log_softmax(1)).logsumexp(1).flatten(1).sum(1)
+
+
+def clipped_logistic_mean(mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
+    """E[min(max(x, -1), 1)] = -1 + s (softplus((μ + 1) / s) - softplus((μ - 1) / s)) of a logistic
+    x: the mean of the discretised distribution, but for the rounding to levels.
+
+    mean μ, log_scale log s, not below its floor: any shape. Returns the same shape, in [-1, 1].
+    """
+    log_scale, _ = _scaled(log_scale, levels)
+    scale = log_scale.clamp(max=7.0).exp()  # wider ones have the mean 0, and digits would be lost
+    upper, lower = F.softplus((mean + 1.0) / scale), F.softplus((mean - 1.0) / scale)
+    return (scale * (upper - lower) - 1.0).clamp(-1.0, 1.0)  # large μ are rounded
+
+
+def logistic_mixture_mean(
+    logits: Tensor, means: Tensor, log_scales: Tensor, coefficients: Tensor | None, levels: int
+) -> Tensor:
+    """Σ_k π_k E_k[x], see `clipped_logistic_mean`. In RGB the means of green and blue are those
+    given the means before them: not exact.
+
+    Shapes as of `logistic_mixture_nll`. Returns (N, C, H, W), in [-1, 1].
+    """
+    found = clipped_logistic_mean(means, log_scales, levels)
+    if coefficients is not None:
+        for _ in range(2):  # green, then blue
+            found = clipped_logistic_mean(_coupled(means, coefficients, found), log_scales, levels)
+    return (logits.softmax(1)[:, :, None] * found).sum(1)
+
+
 def gaussian_nll(mean: Tensor, images: Tensor, log_sigma: Tensor) -> Tensor:
     """-log N(x; μ, σ²) of independent pixels: Σ (x - μ)² / 2σ² + log σ + ½ log 2π.
 
@@ -93,10 +240,17 @@ def doubly_reparametrised_nll(
     deviation = epsilon + (drawn - drawn.detach()) * (-0.5 * fixed).exp()
     found = log_weights(drawn, deviation, fixed)
     loss = importance_weighted_nll(found)
-    (gradient,) = torch.autograd.grad(loss.sum(), drawn, retain_graph=True)  # -w̃ ∂log w / ∂z
+    gradient = gradient_at(loss, drawn)  # -w̃ ∂log w / ∂z
     share = found.detach().softmax(0).view(*found.shape, *[1] * (z.ndim - 2))
     path = (share * gradient * z).flatten(2).sum((0, 2))
     return loss + (path - path.detach())
+
+
+def gradient_at(loss: Tensor, inputs: Tensor) -> Tensor:
+    """∇ of each image's loss at its own inputs, a constant. loss: (N,), computed from the inputs,
+    of any shape with requires_grad; its graph stays. Returns the shape of the inputs."""
+    (gradient,) = torch.autograd.grad(loss.sum(), inputs, retain_graph=True)
+    return gradient
 
 
 def mean_of_each(logits: Tensor) -> Tensor:

@@ -77,6 +77,20 @@ def gan(*overrides: str, kind: str = "mlp") -> Experiment:
     )
 
 
+def larsen(*overrides: str, kind: str = "mlp") -> Experiment:
+    """A small VAE-GAN, as the package has it."""
+    network = {"kind": kind, "hidden_sizes": [32]} if kind == "mlp" else {"kind": kind, "width": 8}
+    return experiment(
+        {
+            "networks": dict.fromkeys(("encoder", "decoder", "discriminator"), network),
+            "objective": {"kind": "vae_gan", "latent_size": 5},
+            "optimizers": {"discriminator": ADAM, "autoencoder": ADAM},
+            "training": TRAINING,
+        },
+        *overrides,
+    )
+
+
 STYLEGAN2 = tuple(
     f"networks.{name}={{kind: stylegan2, channel_base: 32, channel_max: 4, style_size: 6, "
     "mapping_layers: 1, deviation_group: 3}"

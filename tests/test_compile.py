@@ -10,7 +10,16 @@ import torch
 
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
-from tests.helpers import gan, relative_difference, relativistic, trained, vae, vae_gan, weights
+from tests.helpers import (
+    gan,
+    larsen,
+    relative_difference,
+    relativistic,
+    trained,
+    vae,
+    vae_gan,
+    weights,
+)
 
 FEW = "training.images=96"
 
@@ -21,6 +30,10 @@ MODELS: dict[str, Callable[..., Experiment]] = {
     "vae, importance-weighted": lambda *o: vae(
         "objective.samples=3", "objective.gradient=dreg", *o
     ),
+    "vae, optimal sigma": lambda *o: vae(
+        "objective.likelihood=gaussian", "objective.sigma=optimal", *o
+    ),
+    "vae, mixture": lambda *o: vae("objective.likelihood=logistic_mixture", *o),
     "dcgan": lambda *o: gan(*o, kind="dcgan"),
     "conditional dcgan": lambda *o: gan("objective.conditional=true", *o, kind="dcgan"),
     "spectral norm, lazy R1, augmentation": lambda *o: gan(
@@ -54,7 +67,8 @@ MODELS: dict[str, Callable[..., Experiment]] = {
         "attention: [4], spectral_norm: true}",
         *o,
     ),
-    "vae-gan": vae_gan,
+    "vae-gan": lambda *o: larsen(*o, kind="dcgan"),
+    "own vae-gan": vae_gan,
     "relativistic": relativistic,
 }
 
@@ -64,6 +78,7 @@ DOUBLE_BACKWARD = {
     "relativistic",
     "spectral norm, lazy R1, augmentation",
     "vae, importance-weighted",
+    "vae-gan",
 }
 
 

@@ -10,6 +10,7 @@ from tests.helpers import (
     STYLEGAN2,
     gan,
     largest_difference,
+    larsen,
     relative_difference,
     relativistic,
     trained,
@@ -26,6 +27,10 @@ EXPERIMENTS = {
     "vae": lambda *o: vae(*o),
     "conv-vae": lambda *o: vae("objective.likelihood=gaussian", "data.flip=true", *o, kind="conv"),
     "iwae": lambda *o: vae("objective.samples=3", "objective.gradient=dreg", *o, kind="dcgan"),
+    "optimal-sigma": lambda *o: vae(
+        "objective.likelihood=gaussian", "objective.sigma=optimal", *o, kind="conv"
+    ),
+    "mixture": lambda *o: vae("objective.likelihood=logistic_mixture", *o),
     "mlp-gan": lambda *o: gan("objective.discriminator_steps=2", *o),
     "dcgan": lambda *o: gan("training.ema_profiles=[0.05, 0.1]", *o, kind="dcgan"),
     "cdcgan-tamed": lambda *o: gan(
@@ -110,6 +115,7 @@ EXPERIMENTS = {
         *o,
         kind="dcgan",
     ),
+    "larsen": lambda *o: larsen(*o, kind="dcgan"),
     "vae-gan": lambda *o: vae_gan(*o),
     "relativistic": lambda *o: relativistic(*o),
 }

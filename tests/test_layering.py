@@ -111,7 +111,7 @@ CONVERSIONS = {"float", "bool", "int"}
 
 # A family of models is known to its objective, its settings, its networks and losses.
 OF_FAMILIES = {"objectives", "networks", "losses", "augment", "recipes", "experiment.objectives"}
-OF_FAMILIES |= {"experiment.gan"}
+OF_FAMILIES |= {"experiment.gan", "experiment.vae_gan"}
 OF_FAMILIES |= {"experiment.elsewhere"}  # what others call them
 
 

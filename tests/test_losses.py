@@ -297,3 +297,175 @@ def test_losses_are_values_of_each_image(count: int) -> None:
     for whole, first in zip(values(count), values(1), strict=True):
         assert whole.shape == (count,)
         torch.testing.assert_close(whole[:1], first)
+
+
+def levels(count: int) -> Tensor:
+    """All levels of a channel in [-1, 1], (count, 1, 1, 1)."""
+    return torch.linspace(-1, 1, count, dtype=torch.float64).view(-1, 1, 1, 1)
+
+
+def finite_gradients(loss: Tensor, *inputs: Tensor) -> bool:
+    gradients = torch.autograd.grad(loss.sum(), inputs)
+    return all(bool(x.isfinite().all()) for x in (loss, *gradients))
+
+
+EXTREME = [0.0, 1e-8, -1e-3, 0.0999, 0.1, -0.1001, 1.0, -30.0, 90.0, -90.0, 1e4, -1e4]
+
+
+def test_a_continuous_bernoulli_is_that_of_torch() -> None:
+    images = rand(len(EXTREME), 1, 1, 1)
+    images[:2, 0, 0, 0] = torch.tensor([0.0, 1.0])
+    logits = torch.tensor(EXTREME, dtype=torch.float64).view(-1, 1, 1, 1)
+    # torch's own is exact where its series does not reach.
+    theirs = torch.distributions.ContinuousBernoulli(logits=logits, lims=(0.499999, 0.500001))
+    nll, mean = -theirs.log_prob(images).flatten(), theirs.mean.flatten()
+    ours = losses.continuous_bernoulli_nll(logits, images)
+    usual = logits.flatten().abs() < 30  # its probabilities are clamped
+    torch.testing.assert_close(ours[usual], nll[usual], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        losses.continuous_bernoulli_mean(logits).flatten()[usual], mean[usual], rtol=1e-7, atol=1e-8
+    )
+
+
+def test_a_continuous_bernoulli_integrates_to_one_and_has_its_mean() -> None:
+    logits = torch.tensor(EXTREME[:9], dtype=torch.float64).view(-1, 1, 1, 1)
+    edges = torch.linspace(0, 1, 20_001, dtype=torch.float64)
+    x = ((edges[1:] + edges[:-1]) / 2).view(1, 1, 1, -1)
+    density = torch.stack(
+        [
+            (
+                -losses.continuous_bernoulli_nll(logit.expand(20_000, 1, 1, 1), x.view(-1, 1, 1, 1))
+            ).exp()
+            for logit in logits
+        ]
+    )
+    ones, means = density.mean(1), (density * x.flatten()).mean(1)
+    torch.testing.assert_close(ones, torch.ones_like(ones), rtol=1e-5, atol=0)
+    found = losses.continuous_bernoulli_mean(logits).flatten()
+    torch.testing.assert_close(found, means, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pixel", [0.0, 0.5, 1.0])
+def test_a_continuous_bernoulli_is_finite_everywhere(dtype: torch.dtype, pixel: float) -> None:
+    logits = torch.tensor(EXTREME, dtype=dtype).view(-1, 1, 1, 1).requires_grad_()
+    images = torch.full_like(logits, pixel)
+    assert finite_gradients(losses.continuous_bernoulli_nll(logits, images), logits)
+    assert finite_gradients(losses.continuous_bernoulli_mean(logits), logits)
+    mean = losses.continuous_bernoulli_mean(logits)
+    assert bool(((mean >= 0) & (mean <= 1)).all())
+    nll = losses.continuous_bernoulli_nll(logits, images)
+    (slope,) = torch.autograd.grad(nll.sum(), logits)
+    torch.testing.assert_close(slope, (mean - images).detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [256, 65_536])
+@pytest.mark.parametrize("mean", [0.0, -1.2, 0.3, 4.0])
+@pytest.mark.parametrize("log_scale", [-20.0, -5.0, -1.0, 3.0])
+def test_a_discretised_logistic_gives_the_levels_probabilities(
+    count: int, mean: float, log_scale: float
+) -> None:
+    x, h = levels(count), 1 / (count - 1)
+    given = torch.tensor(mean).double(), torch.tensor(log_scale).double()
+    found = losses.discretised_logistic_log_probability(*given, x, count)
+    assert float(found.logsumexp(0)) == pytest.approx(0.0, abs=1e-9)
+    if log_scale > -20:  # above the floor
+        scale = math.exp(log_scale)
+        below, above = (torch.sigmoid((x + d - mean) / scale) for d in (-h, h))
+        below[0], above[-1] = 0.0, 1.0
+        expected = above - below
+        torch.testing.assert_close(found.exp(), expected, rtol=1e-5, atol=1e-12)
+        clipped = losses.clipped_logistic_mean(*given, count)
+        assert float(clipped) == pytest.approx(float((expected * x).sum()), abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_discretised_logistic_is_finite_everywhere(dtype: torch.dtype) -> None:
+    numbers = torch.tensor([-1e6, -90.0, -7.0, -1.0, 0.0, 0.5, 1.0, 9.0, 1e6], dtype=dtype)
+    x = torch.tensor([-1.0, 1.0, 1 / 255, -253 / 255], dtype=dtype)
+    mean, log_scale, images = (
+        part.reshape(-1, 1, 1, 1) for part in torch.meshgrid(numbers, numbers, x, indexing="ij")
+    )
+    mean, log_scale = (part.clone().requires_grad_() for part in (mean, log_scale))
+    nll = losses.discretised_logistic_nll(mean, log_scale, images, 256)
+    assert finite_gradients(nll, mean, log_scale)
+    assert float(nll.detach().min()) >= 0.0
+    found = losses.clipped_logistic_mean(mean, log_scale, 256)
+    assert finite_gradients(found, mean, log_scale)
+    assert float(found.detach().abs().max()) <= 1.0
+
+
+def mixture(channels: int, count: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    shape = (count, 10, channels, 1, 1)
+    coefficients = randn(count, 10, 3, 1, 1, seed=4) if channels == 3 else None
+    return randn(count, 10, 1, 1), randn(*shape, seed=2), randn(*shape, seed=3), coefficients
+
+
+def test_a_mixture_gives_all_colours_probabilities_that_sum_to_one() -> None:
+    """Of 16 levels: all 4,096 colours; of 256 grey levels."""
+    x = levels(16).flatten()
+    colours = torch.cartesian_prod(x, x, x).view(-1, 3, 1, 1)
+    parts = [part.expand(4096, *part.shape[1:]) for part in mixture(3)]
+    nll = losses.logistic_mixture_nll(*parts, colours, 16)
+    assert float((-nll).logsumexp(0)) == pytest.approx(0.0, abs=1e-9)
+    logits, means, log_scales, _ = mixture(1)
+    grey = [part.expand(256, *part.shape[1:]) for part in (logits, means, log_scales)]
+    nll = losses.logistic_mixture_nll(*grey, None, levels(256), 256)
+    assert float((-nll).logsumexp(0)) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_blue_of_a_mixture_is_a_distribution_of_256_levels() -> None:
+    """Σ over blue is the probability of red and green."""
+    logits, means, log_scales, coefficients = mixture(3)
+    assert coefficients is not None
+    x, red, green = levels(256).flatten(), 0.2, levels(256).flatten()[40]
+    colours = torch.stack([torch.full_like(x, red), torch.full_like(x, float(green)), x], dim=1)
+    parts = [
+        part.expand(256, *part.shape[1:]) for part in (logits, means, log_scales, coefficients)
+    ]
+    of_blue = (-losses.logistic_mixture_nll(*parts, colours[:, :, None, None], 256)).logsumexp(0)
+    shift = coefficients.tanh()[:, :, 0] * red
+    pair = torch.tensor([red, float(green)], dtype=torch.float64).view(1, 2, 1, 1)
+    two = torch.stack([means[:, :, 0], means[:, :, 1] + shift], dim=2)
+    direct = losses.logistic_mixture_nll(logits, two, log_scales[:, :, :2], None, pair, 256)
+    assert float(of_blue) == pytest.approx(-float(direct), abs=1e-9)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_mixture_is_the_sum_over_its_components(channels: int) -> None:
+    """In the words of the paper, one pixel and one component after the other."""
+    logits, means, log_scales, coefficients = mixture(channels, count=5)
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randint(0, 256, (5, channels, 1, 1), generator=generator).double() / 127.5 - 1
+    found = losses.logistic_mixture_nll(logits, means, log_scales, coefficients, images, 256)
+    for n in range(5):
+        weights = torch.softmax(logits[n, :, 0, 0], 0)
+        x = images[n, :, 0, 0]
+        total = 0.0
+        for k in range(10):
+            mean = means[n, k, :, 0, 0].clone()
+            if coefficients is not None:
+                c = torch.tanh(coefficients[n, k, :, 0, 0])
+                mean[1] += c[0] * x[0]
+                mean[2] += c[1] * x[0] + c[2] * x[1]
+            scale = log_scales[n, k, :, 0, 0].clamp(min=-7).exp()
+            below, above = (torch.sigmoid((x + d - mean) / scale) for d in (-1 / 255, 1 / 255))
+            below, above = below.where(x > -0.999, 0.0), above.where(x < 0.999, 1.0)
+            total += float(weights[k] * (above - below).prod())
+        assert float(found[n]) == pytest.approx(-math.log(total), rel=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_mean_of_a_mixture_is_that_of_its_levels(channels: int) -> None:
+    logits, means, log_scales, _ = mixture(channels)
+    found = losses.logistic_mixture_mean(logits, means, log_scales, None, 256).flatten()
+    x = levels(256)
+    for c in range(channels):
+        parts = logits, means[:, :, c : c + 1], log_scales[:, :, c : c + 1]
+        parts = [part.expand(256, *part.shape[1:]) for part in parts]
+        p = (-losses.logistic_mixture_nll(*parts, None, x, 256)).exp()
+        assert float(found[c]) == pytest.approx(float((p * x.flatten()).sum()), abs=1e-4)
+    if channels == 3:
+        nothing = torch.zeros(1, 10, 3, 1, 1, dtype=torch.float64)
+        coupled = losses.logistic_mixture_mean(logits, means, log_scales, nothing, 256)
+        torch.testing.assert_close(coupled.flatten(), found)

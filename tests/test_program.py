@@ -18,7 +18,7 @@ from ray_gen.experiment.networks import Network
 from ray_gen.experiment.objectives import Objective
 from ray_gen.noise import Tape
 from ray_gen.training.build import build_objective
-from tests.helpers import STYLEGAN2, batches, gan, largest_difference, vae, weights
+from tests.helpers import STYLEGAN2, batches, gan, largest_difference, larsen, vae, weights
 from tests.programs import Recorded, eager, replayed, runs_on_meta
 from tests.proofs import latent_autoencoder
 
@@ -54,8 +54,17 @@ FAMILIES: dict[str, Experiment] = {
         "training.precision=bf16",
         kind="dcgan",
     ),
+    "optimal-sigma": vae("objective.likelihood=gaussian", "objective.sigma=optimal"),
+    "continuous-bernoulli": vae("objective.likelihood=continuous_bernoulli"),
+    "mixture": vae("objective.likelihood=logistic_mixture", "training.precision=bf16"),
     "sgd-vae": vae("optimizers.autoencoder={kind: sgd, learning_rate: 1e-3, momentum: 0.9}"),
     "autoencoder": vae("objective={kind: autoencoder, latent_size: 3}"),
+    "vae-gan": larsen(
+        "objective.feature_weight={kind: linear, start: 0.1, end: 1, until_images: 900}",
+        "objective.conditional=true",
+        "training.precision=bf16",
+        kind="dcgan",
+    ),
     "gan": gan(),
     "dcgan": gan(
         "training.ema_profiles=[0.05, 0.1]",

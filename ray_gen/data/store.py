@@ -26,6 +26,7 @@ from ray_gen.data.sources.base import Source
 from ray_gen.data.sources.parquet import Parquet
 from ray_gen.data.stream import Shards
 from ray_gen.data.wanted import Wanted
+from ray_gen.pixels import levels_of, selected, unit
 
 _LARGEST = 4
 """Largest number of rows in a row group of a stream, as a multiple of the window. A larger row
@@ -131,6 +132,16 @@ class Store:
             moments=moments,
             all_moments=train.images_NHWC,
         )
+
+    def grey_share(self) -> float:
+        """The share of the values of 100 training images that are neither nearly black nor nearly
+        white: between 5 and 95 % of white. 0 of maps."""
+        images = self.train.images_NHWC
+        if levels_of(images.dtype) is None:
+            return 0.0
+        some = torch.arange(0, len(images), max(1, len(images) // 100))[:100]
+        values = unit(selected(images, some))
+        return float(((values > 0.05) & (values < 0.95)).float().mean())
 
     def cropped(self, size_HW: tuple[int, int]) -> Store:
         """A store whose splits hold the middle of each image. Copies nothing."""

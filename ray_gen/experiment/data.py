@@ -366,6 +366,10 @@ class DataSettings(PixelFields):
         settings say so."""
         return self.opacity is True
 
+    def levels(self) -> int | None:
+        """How many values a channel of an image can have: 256 or 65,536. None: any."""
+        return 2**self.bits
+
     def has_conditions(self) -> bool:
         """Whether images have numbers to condition on."""
         return bool(getattr(self, "conditions", ()))
@@ -626,6 +630,10 @@ class LatentsData(DataSettings):
         """See `PixelFields.pixels`: the maps as they are."""
         told = PixelFields(opacity=False).pixels()
         return {**told, "element": "float16"}
+
+    def levels(self) -> int | None:
+        """See `DataSettings.levels`."""
+        return None
 
     def has_labels(self) -> bool | None:
         """See `DataSettings.has_labels`."""

@@ -194,6 +194,9 @@ _OBJECTIVES = {
     "acgan": "gan objective.classifier_weight=1 objective.conditional=true",
     "cgan conditionalgan": "gan objective.conditional=true",
     "cvae conditionalvae": "vae objective.conditional=true",
+    "vaegan aegan": "vae_gan",
+    "iwae": "vae objective.samples=5",
+    "sigmavae": "vae objective.likelihood=gaussian objective.sigma=optimal",
     "betavae": "vae objective.beta=4",
     "ae": "autoencoder",
 }

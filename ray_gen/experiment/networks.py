@@ -31,6 +31,9 @@ class NetworkSettings(Component):
     """Whether it takes other conditions than labels."""
     reconstructs: ClassVar[bool] = False
     """Whether its discriminator can reconstruct what it sees."""
+    gives_features: ClassVar[bool] = False
+    """Whether its discriminator gives features (`ray_gen.core.Featured`), as far as the settings
+    know."""
     may_be_styled: ClassVar[bool] = False
     """Whether its generator has styles (`ray_gen.core.Styled`), as far as the settings know."""
 
@@ -94,6 +97,7 @@ class MlpNetwork(NetworkSettings):
 
     targets: ClassVar[Mapping[str, str]] = {"any": "ray_gen.networks.mlp:Mlp"}
     takes_conditions: ClassVar[bool] = True
+    gives_features: ClassVar[bool] = True
     kind: Literal["mlp"] = "mlp"
     hidden_sizes: tuple[PositiveInt, ...] = (400,)
     """Widths of the hidden layers, from input to output."""
@@ -126,6 +130,7 @@ class ConvNetwork(_ConvolutionalSettings):
         "vector_to_map": "ray_gen.networks.conv:ConvDecoder",
         "map_to_map": "ray_gen.networks.conv_maps:encoder_or_decoder",
     }
+    gives_features: ClassVar[bool] = True
     kind: Literal["conv"] = "conv"
     width: PositiveInt = 32
     """Channels at the highest resolution; they double at each halving of the size."""
@@ -147,6 +152,7 @@ class DcganNetwork(_ConvolutionalSettings):
         "vector_to_map": "ray_gen.networks.dcgan:DcganGenerator",
         "map_to_vectors": "ray_gen.networks.dcgan:DcganDiscriminator",
     }
+    gives_features: ClassVar[bool] = True
     kind: Literal["dcgan"] = "dcgan"
     width: PositiveInt = 64
     """Channels at the highest resolution; they double at each halving of the size (64: 64, 128,
@@ -210,6 +216,7 @@ class ResnetNetwork(_ConvolutionalSettings):
         "vector_to_map": "ray_gen.networks.resnet:ResnetGenerator",
         "map_to_vectors": "ray_gen.networks.resnet:ResnetDiscriminator",
     }
+    gives_features: ClassVar[bool] = True
     kind: Literal["resnet"] = "resnet"
     width: PositiveInt = 64
     """Channels at the highest resolution; they double at each halving of the size, up to 16 x
@@ -441,6 +448,7 @@ class PatchNetwork(NetworkSettings):
     targets: ClassVar[Mapping[str, str]] = {
         "map_to_vector": "ray_gen.networks.patch:PatchDiscriminator"
     }
+    gives_features: ClassVar[bool] = True
     kind: Literal["patch"] = "patch"
     layers: PositiveInt = 3
     """Convolutions with stride 2. With 3 a logit sees 70 x 70 pixels (published), with 2 34 x 34,
@@ -464,6 +472,7 @@ class CustomNetwork(NetworkSettings):
 
     may_be_styled: ClassVar[bool] = True
     reconstructs: ClassVar[bool] = True
+    gives_features: ClassVar[bool] = True
     kind: Literal["custom"] = "custom"
     target: str = Field(pattern=r"^[\w.]+:\w+$")
     """The class, as package.module:Name. Every node must be able to import it."""

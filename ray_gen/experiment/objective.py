@@ -32,6 +32,8 @@ class ObjectiveSettings(Component):
     """Whether it gives a bound on log p(x): `ray_gen.core.Bounds`."""
     knows_opacity: ClassVar[bool] = False
     """Whether its class takes `opacity`: whether the last channel of images is opacity."""
+    knows_levels: ClassVar[bool] = False
+    """Whether its class takes `levels`: how many values a channel of an image can have."""
     at_rest: ClassVar[str | None] = None
     """The reason to print when its own stopping rule ends a run. None if it has no such rule."""
     parts_of_weights: ClassVar[Mapping[str, str]] = {}
@@ -67,6 +69,11 @@ class ObjectiveSettings(Component):
     def advice(self, images: int, starts_from_a_run: bool) -> Iterator[str]:
         """Sentences for a user whose data have so many training images: what to expect of so few or
         so many, and what to set instead. starts_from_a_run: as `training.start_from` says."""
+        yield from ()
+
+    def advice_on_pixels(self, channels: int, grey: float) -> Iterator[str]:
+        """The same, for images with so many channels, of whose values the share `grey` is neither
+        nearly black nor nearly white."""
         yield from ()
 
     def stop_problem(self) -> str | None:

@@ -302,10 +302,12 @@ def prepared(
 
 
 def _advice(experiment: Experiment, store: Store) -> Iterator[str]:
-    """What the objective says to so many images."""
+    """What the objective says to so many images, and to their pixels."""
     images = store.stream.rows if store.stream is not None else len(store.train)
-    starts = experiment.training.start_from is not None
-    yield from (f"  {told}" for told in experiment.objective.advice(images, starts))
+    objective, starts = experiment.objective, experiment.training.start_from is not None
+    yield from (f"  {told}" for told in objective.advice(images, starts))
+    channels, _, _ = store.image_shape
+    yield from (f"  {told}" for told in objective.advice_on_pixels(channels, store.grey_share()))
 
 
 def check_evaluation(ready: Prepared, line: ProgressLine) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_gen.core import Signature
-from ray_gen.networks.blocks import blocks_of
+from ray_gen.networks.blocks import blocks_of, ends_of, with_features
 from ray_gen.networks.labels import LabelPlane, LabelVector
 from ray_gen.networks.sizes import halvings
 
@@ -41,6 +41,14 @@ class ConvEncoder(nn.Module):
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """images: (N, C, H, W); labels: see `Signature`."""
         return self.head(torch.flatten(self.layers(self.label(images, labels)), 1))
+
+    def features(
+        self, images: Tensor, labels: Tensor | None = None, *, layer: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `ray_gen.core.Featured`: after the activation of a convolution."""
+        maps = self.label(images, labels)
+        maps, found = with_features(self.layers, ends_of(self.layers), maps, layer)
+        return self.head(torch.flatten(maps, 1)), found
 
 
 class ConvDecoder(nn.Module):

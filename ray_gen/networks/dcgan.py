@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_gen.core import Signature
-from ray_gen.networks.blocks import blocks_of
+from ray_gen.networks.blocks import blocks_of, ends_of, with_features
 from ray_gen.networks.from_vector import FromVector, initialise
 from ray_gen.networks.labels import (
     ConditionalBatchNorm,
@@ -143,6 +143,7 @@ class DcganDiscriminator(nn.Module):
         self.projection = Projection(signature, channels) if projects else None
         layers.append(nn.Conv2d(channels, first_shape[0], end, bias=bias))
         self.layers = nn.Sequential(*layers)
+        self._ends = ends_of(self.layers)[:-1]
         self.more = nn.ModuleDict(
             {name: nn.Conv2d(channels, size, end, bias=bias) for name, (size,) in more}
         )
@@ -159,10 +160,21 @@ class DcganDiscriminator(nn.Module):
         maps = self.label(images, labels)
         if self.projection is None and not self._several:
             return torch.flatten(self.layers(maps), 1)
-        *layers, last = self.layers
-        for layer in layers:
-            maps = layer(maps)  # in the end (N, F, h, w)
-        first = torch.flatten(last(maps), 1)
+        for layer in self.layers[:-1]:
+            maps = layer(maps)
+        return self._outputs(maps, labels)
+
+    def features(
+        self, images: Tensor, labels: Tensor | None = None, *, layer: int | None = None
+    ) -> tuple[Tensor | dict[str, Tensor], Tensor]:
+        """See `ray_gen.core.Featured`: after the activation of a convolution."""
+        maps = self.label(images, labels)
+        maps, found = with_features(self.layers[:-1], self._ends, maps, layer)
+        return self._outputs(maps, labels), found
+
+    def _outputs(self, maps: Tensor, labels: Tensor | None) -> Tensor | dict[str, Tensor]:
+        """maps: (N, F, h, w), before the last layer."""
+        first = torch.flatten(self.layers[-1](maps), 1)
         if self.projection is not None:
             first = first + self.projection(maps.sum((2, 3)), labels)
         if not self._several:

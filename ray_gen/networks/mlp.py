@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_gen.core import Signature
-from ray_gen.networks.blocks import blocks_of
+from ray_gen.networks.blocks import blocks_of, ends_of, with_features
 from ray_gen.networks.labels import LabelVector, without_labels
 from ray_gen.networks.spectral_norm import with_spectral_norm
 
@@ -80,7 +80,18 @@ class Mlp(nn.Module):
         if self._conditions:
             more = [conditions[name].flatten(1) for name in self._conditions]
             joined = torch.cat([joined, *more], dim=1)
-        out = self.layers(joined)
+        return self._outputs(self.layers(joined))
+
+    def features(
+        self, images: Tensor, labels: Tensor | None = None, *, layer: int | None = None
+    ) -> tuple[Tensor | dict[str, Tensor], Tensor]:
+        """See `ray_gen.core.Featured`: a hidden layer, after its activation."""
+        joined = self.label(images.flatten(1), labels)
+        out, found = with_features(self.layers, ends_of(self.layers)[:-1], joined, layer)
+        return self._outputs(out), found
+
+    def _outputs(self, out: Tensor) -> Tensor | dict[str, Tensor]:
+        """The last layer's numbers in the shapes of the signature."""
         if self._tanh:
             out = torch.tanh(out)
         if self._shape is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ray_gen.core import Signature
-from ray_gen.networks.blocks import blocks_of
+from ray_gen.networks.blocks import blocks_of, ends_of, with_features
 from ray_gen.networks.from_vector import initialise
 from ray_gen.networks.labels import LabelPlane
 from ray_gen.networks.sizes import patch_problem
@@ -62,3 +62,10 @@ class PatchDiscriminator(nn.Module):
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """images: (N, C, H, W); labels: see `Signature`."""
         return self.layers(self.label(images, labels))
+
+    def features(
+        self, images: Tensor, labels: Tensor | None = None, *, layer: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `ray_gen.core.Featured`: after the activation of a convolution."""
+        ends = ends_of(self.layers)[:-1]
+        return with_features(self.layers, ends, self.label(images, labels), layer)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_gen.core import Signature
+from ray_gen.networks.blocks import with_features
 from ray_gen.networks.labels import (
     ConditionalBatchNorm,
     LabelPlane,
@@ -359,7 +360,19 @@ class ResnetDiscriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """images: (N, C, H, W); labels: see `Signature`."""
-        maps = F.relu(self.blocks(self.label(images, labels)))
+        return self._outputs(self.blocks(self.label(images, labels)), labels)
+
+    def features(
+        self, images: Tensor, labels: Tensor | None = None, *, layer: int | None = None
+    ) -> tuple[Tensor | dict[str, Tensor], Tensor]:
+        """See `ray_gen.core.Featured`: the sum of a block's two branches."""
+        maps, ends = self.label(images, labels), tuple(range(len(self.blocks)))
+        maps, found = with_features(self.blocks, ends, maps, layer)
+        return self._outputs(maps, labels), found
+
+    def _outputs(self, maps: Tensor, labels: Tensor | None) -> Tensor | dict[str, Tensor]:
+        """maps: (N, F, h, w), of the last block."""
+        maps = F.relu(maps)
         features = maps.mean((2, 3)) if self._mean else maps.sum((2, 3))  # (N, F)
         outputs = {name: head(features) for name, head in self.heads.items()}
         if self.projection is not None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from ray_gen import losses
 from ray_gen.core import (
     Batch,
     ImageShape,
+    LikelihoodKind,
     Losses,
     Networks,
     Noise,
@@ -28,48 +28,11 @@ from ray_gen.core import (
     Term,
     noise_of,
 )
+from ray_gen.objectives.likelihoods import Likelihood, likelihood_of
+from ray_gen.pixels import LEVELS
 
 _OF_NETWORKS: Noises = {"encoding": NoiseOf("encoder"), "decoding": NoiseOf("decoder")}
 """Noise of encoder and decoder, in training and in an evaluation. Most networks have none."""
-
-
-class LearnedSigma(nn.Module):
-    """log σ of a Gaussian likelihood: one number for all pixels (Rybkin et al. 2021, section 3)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log_sigma = nn.Parameter(torch.zeros(()))
-
-
-class _Likelihood:
-    """p(x|z): what the decoder's output means. sigma None: the squared error instead of a
-    Gaussian."""
-
-    def __init__(self, kind: str, sigma: float | str | None) -> None:
-        self._bernoulli = kind == "bernoulli"
-        self._squared_error = sigma is None
-        self._log_sigma = 0.0 if sigma is None or isinstance(sigma, str) else math.log(sigma)
-        self.learns_sigma = not self._bernoulli and sigma == "learned"
-
-    def nll(self, networks: Networks, output: Tensor, images: Tensor) -> Tensor:
-        """-log p(x|z) of each image in nats, or its squared error: (N,)."""
-        output = output.to(images.dtype)
-        if self._bernoulli:
-            return losses.bernoulli_nll(output, images)
-        if self._squared_error:
-            return losses.squared_error(output, images)
-        sigma = networks["likelihood"] if self.learns_sigma else None
-        log_sigma = (
-            sigma.log_sigma
-            if isinstance(sigma, LearnedSigma)
-            else torch.full((), self._log_sigma, dtype=images.dtype, device=images.device)
-        )
-        return losses.gaussian_nll(output, images, log_sigma)
-
-    def mean(self, output: Tensor) -> Tensor:
-        """E[x|z]. A Gaussian's may leave [0, 1]."""
-        output = output.float()
-        return output.sigmoid() if self._bernoulli else output
 
 
 class _Decoding(Objective):
@@ -77,7 +40,14 @@ class _Decoding(Objective):
 
     image_range = (0.0, 1.0)
     sampling_noise: Noises = {"decoding": NoiseOf("decoder")}  # noqa: RUF012
-    _likelihood: _Likelihood
+    _likelihood: Likelihood
+    _image_shape: ImageShape
+
+    @property
+    def _decoded(self) -> ImageShape:
+        """The shape of what the decoder gives."""
+        _, height, width = self._image_shape
+        return self._likelihood.channels, height, width
 
     def encode(
         self, networks: Networks, images: Tensor, labels: Tensor | None
@@ -104,7 +74,7 @@ class _Decoding(Objective):
     ) -> Tensor:
         """E[x|z]."""
         decoding = noise_of(noise, "decoding")
-        return self._likelihood.mean(networks["decoder"](latents["z"], labels, **decoding))
+        return self._likelihood.mean(networks["decoder"](latents["z"], labels, **decoding).float())
 
     def reconstruct(
         self,
@@ -127,19 +97,26 @@ class Autoencoder(_Decoding):
     evaluation_noise: Noises = _OF_NETWORKS
 
     def __init__(
-        self, *, image_shape: ImageShape, label_count: int | None, latent_size: int, likelihood: str
+        self,
+        *,
+        image_shape: ImageShape,
+        label_count: int | None,
+        latent_size: int,
+        likelihood: str,
+        levels: int | None = LEVELS,
     ) -> None:
+        """levels: see `likelihood_of`."""
         self._image_shape = image_shape
         self._label_count = label_count
         self._latent_size = latent_size
-        self._likelihood = _Likelihood(likelihood, None)
+        self._likelihood = likelihood_of(likelihood, None, image_shape[0], levels)
         self.latents = {"z": Noise((latent_size,))}
 
     def networks(self) -> Mapping[str, Signature]:
         """An encoder to z and a decoder from z."""
         return {
             "encoder": Signature(self._image_shape, (self._latent_size,), self._label_count),
-            "decoder": Signature((self._latent_size,), self._image_shape, self._label_count),
+            "decoder": Signature((self._latent_size,), self._decoded, self._label_count),
         }
 
     def phases(self) -> Sequence[Phase]:
@@ -156,7 +133,7 @@ class Autoencoder(_Decoding):
         decoding = noise_of(batch.noise, "decoding")
         z = networks["encoder"](batch.images, batch.labels, **encoding)
         output = networks["decoder"](z, batch.labels, **decoding)
-        return self._likelihood.nll(networks, output, batch.images)
+        return self._likelihood.nll(networks, output.to(batch.images.dtype), batch.images)
 
     def evaluate(self, networks: Networks, batch: Batch) -> Mapping[str, Tensor]:
         """The reconstruction error of each image: (N,)."""
@@ -179,7 +156,7 @@ class Vae(_Decoding):
     unchanged.
     """
 
-    likelihood: Literal["bernoulli", "gaussian"]
+    likelihood: LikelihoodKind
     pixel_noise: Noise | None
 
     def __init__(
@@ -188,22 +165,23 @@ class Vae(_Decoding):
         image_shape: ImageShape,
         label_count: int | None,
         latent_size: int,
-        likelihood: Literal["bernoulli", "gaussian"],
+        likelihood: LikelihoodKind,
         sigma: float | str,
         beta: Number,
         beta_warmup_images: int,
         binarize: bool,
         samples: int = 1,
         gradient: Literal["iwae", "dreg"] = "iwae",
+        levels: int | None = LEVELS,
     ) -> None:
         """gradient: with more than one sample. iwae: that of the bound. dreg: see
-        `losses.doubly_reparametrised_nll`."""
+        `losses.doubly_reparametrised_nll`. levels: see `likelihood_of`."""
         self._samples = samples
         self._doubly_reparametrised = gradient == "dreg"
         self._image_shape = image_shape
         self._label_count = label_count
         self._latent_size = latent_size
-        self._likelihood = _Likelihood(likelihood, sigma)
+        self._likelihood = likelihood_of(likelihood, sigma, image_shape[0], levels)
         self._beta = beta
         self._beta_warmup_images = beta_warmup_images
         self.posterior_noise = Noise((latent_size,))
@@ -213,20 +191,19 @@ class Vae(_Decoding):
         pixels = {"pixels": self.pixel_noise} if self.pixel_noise else {}
         draws = self.posterior_noise if samples == 1 else Noise((samples, latent_size))
         self.evaluation_noise: Noises = {"epsilon": draws, **pixels, **_OF_NETWORKS}
-        own = ("likelihood",) if self._likelihood.learns_sigma else ()
-        self.sampled_from = ("encoder", "decoder", *own)
+        self.sampled_from = ("encoder", "decoder", *self._likelihood.modules())
 
     def networks(self) -> Mapping[str, Signature]:
         """An encoder to (μ, log σ²) and a decoder from z."""
         size = self._latent_size
         return {
             "encoder": Signature(self._image_shape, (2 * size,), self._label_count),
-            "decoder": Signature((size,), self._image_shape, self._label_count),
+            "decoder": Signature((size,), self._decoded, self._label_count),
         }
 
     def modules(self) -> Mapping[str, nn.Module]:
-        """σ of the likelihood, if it is learned."""
-        return {"likelihood": LearnedSigma()} if self._likelihood.learns_sigma else {}
+        """That of the likelihood, if it has one: σ."""
+        return self._likelihood.modules()
 
     def phases(self) -> Sequence[Phase]:
         """One phase that updates all networks."""
@@ -284,7 +261,8 @@ class Vae(_Decoding):
             None if labels is None else _repeated(labels, count),
             **noise_of({name: _repeated(x, count) for name, x in noise.items()}, "decoding"),
         )
-        nll = self._likelihood.nll(networks, output, _repeated(images, count))
+        repeated = _repeated(images, count)
+        nll = self._likelihood.nll(networks, output.to(images.dtype), repeated)
         return nll.unflatten(0, z.shape[:2])
 
     def _encoded(self, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

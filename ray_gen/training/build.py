@@ -123,6 +123,7 @@ def build_objective(experiment: Experiment) -> Objective:
         "image_shape": experiment.image_shape,
         "label_count": experiment.label_count,
         **({"opacity": experiment.data.has_opacity()} if settings.knows_opacity else {}),
+        **({"levels": experiment.data.levels()} if settings.knows_levels else {}),
     }
     options = {**settings.arguments(), **_distances_made_later(settings)}
     made = _made(factory, (), given, options, "objective")

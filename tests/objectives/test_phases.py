@@ -14,7 +14,7 @@ from ray_gen.distributed import World
 from ray_gen.training.build import build_objective
 from ray_gen.training.state import State
 from tests import custom_objectives
-from tests.helpers import Only, batches, gan, relativistic, stepped, vae, vae_gan
+from tests.helpers import Only, batches, gan, larsen, relativistic, stepped, vae, vae_gan
 
 EXPERIMENTS = {
     "autoencoder": lambda *o: vae("objective={kind: autoencoder, latent_size: 5}", *o),
@@ -27,6 +27,7 @@ EXPERIMENTS = {
         *o,
         kind="dcgan",
     ),
+    "larsen": lambda *o: larsen(*o, kind="dcgan"),
     "vae-gan": vae_gan,
     "relativistic": relativistic,
 }

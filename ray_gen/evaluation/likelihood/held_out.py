@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ray_gen.core import Bounds, Noise
+from ray_gen.core import DENSITIES, Bounds, Noise
 from ray_gen.noise import draw_one, key_of
 from ray_gen.pixels import levels_of, stretched, unit
 
@@ -30,7 +30,7 @@ class HeldOutImages:
     """(N, C, H, W): the pixels that the likelihood describes, e.g. binarised."""
     dequantised: Tensor | None
     """(N, C, H, W) in the objective's range, with uniform noise one level wide. None unless the
-    likelihood is Gaussian, and for maps: they have no levels."""
+    likelihood is a density, and for maps: they have no levels."""
 
     @classmethod
     def of(
@@ -53,7 +53,7 @@ class HeldOutImages:
         plain = stretched(in_unit, objective.image_range)
         noise = objective.pixel_noise
         dequantised = None
-        if objective.likelihood == "gaussian" and count is not None:
+        if objective.likelihood in DENSITIES and count is not None:
             uniform = drawn(Noise(tuple(levels.shape[1:]), "uniform"), "dequantisation")
             dequantised = stretched((levels.to(dtype) + uniform) / count, objective.image_range)
         return cls(

@@ -13,7 +13,8 @@ from ray_gen.pixels import LEVELS
 
 
 def bernoulli_bits(nats: float, dimensions: int) -> float:
-    """-log2 P(x) / D: bits per pixel. nats: log P(x) of D = `dimensions` pixels that are 0 or 1."""
+    """-log2 P(x) / D: bits per pixel. nats: log P(x) of D = `dimensions` pixels that are 0 or 1, or
+    whose levels have probabilities."""
     return -nats / (dimensions * math.log(2))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_gen.core import Bounds, Encodes, Networks, Reconstructs, posteriors_of
+from ray_gen.core import DENSITIES, Bounds, Encodes, Networks, Reconstructs, posteriors_of
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.evaluation.images import bits_of, seen_in_words
@@ -74,8 +74,8 @@ def likelihood_scores(
     log_likelihood_bound: log 1/K Σ p(x, z_k) / q(z_k|x) (Burda et al. 2016, eq. 8), in nats. Its
         expectation lies between the ELBO and log p(x), and rises with K.
     bits_per_dimension: the same bound in bits per pixel and channel, if the pixels have
-        probabilities. Under a Bernoulli the pixels are 0 or 1. Under a Gaussian they are 0 to 255,
-        or 0 to 65,535 of 16 bits, and the bound is that of the images with uniform noise
+        probabilities. Under a Bernoulli the pixels are 0 or 1. Else they are 0 to 255, or 0 to
+        65,535 of 16 bits; under a density the bound is that of the images with uniform noise
         (`gaussian_bits`). Maps have no levels, so no bits.
     active_units: how many numbers in z have Var_x(E[z|x]) > 0.01 (Burda et al. 2016, section 5).
     reconstruction_mse, reconstruction_ssim: between x and E[x|z] at the posterior mean, both in
@@ -179,6 +179,7 @@ def _scores(
     protocol: Mapping[str, Any],
 ) -> Iterator[Score]:
     bernoulli, binarised = objective.likelihood == "bernoulli", objective.pixel_noise is not None
+    density = objective.likelihood in DENSITIES
     improper = bernoulli and not binarised and sums.mean("grey")[0] > 0
     if binarised:
         pixels = "binarised once: 1 with the probability of the grey value"
@@ -191,10 +192,10 @@ def _scores(
     for name in ("elbo", "reconstruction", "kl", "log_likelihood_bound"):
         yield Score(name, *sums.mean(name), nats)
     if not improper and (bernoulli or levels is not None):
-        value, spread = sums.mean("log_likelihood_bound" if bernoulli else "dequantised")
+        value, spread = sums.mean("dequantised" if density else "log_likelihood_bound")
         dimensions = math.prod(shape_HWC)
         bits = {**common, "samples": samples, "unit": "bits per pixel and channel"}
-        if bernoulli:
+        if not density:
             value = bernoulli_bits(value, dimensions)
         else:
             low, high = objective.image_range
