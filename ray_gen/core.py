@@ -566,6 +566,21 @@ def posteriors_of(
 
 
 @runtime_checkable
+class Codes(Protocol):
+    """An objective whose latents are maps of codes from a finite set."""
+
+    code_count: int | None
+    """Number of codes in the set. None: this model has no codes."""
+
+    def codes(
+        self, networks: Networks, images: Tensor, labels: Tensor | None
+    ) -> Mapping[str, Tensor]:
+        """images_NCHW in `image_range` to the numbers of the codes of each latent, int64 (N, ...),
+        from 0 to below `code_count`. The networks are in eval mode and draw nothing here."""
+        ...
+
+
+@runtime_checkable
 class Discriminates(Protocol):
     """An objective with a network that tells real images from others.
 

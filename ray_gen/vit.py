@@ -58,6 +58,11 @@ class VisionTransformer(nn.Module):
         if projected is not None:
             self.projection = nn.Linear(width, projected, bias=False)
 
+    @property
+    def side(self) -> int:
+        """Side of the images that it learned its positions for, in pixels."""
+        return math.isqrt(len(self.positions) - 1) * self.patch
+
     def tokens(self, images: Tensor) -> list[Tensor]:
         """Standardised images (N, 3, H, W), whose sides are multiples of `patch`, to the tokens
         (N, 1 + hw, width) after each block, the class token first."""

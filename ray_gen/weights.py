@@ -27,17 +27,21 @@ _NAMED = 3
 _NOT_DOWNLOADED = (OSError, RuntimeError, ValueError)
 
 
+def place_of(url: str, name: str | None = None) -> Path:
+    """Where the file of a URL lies when it was downloaded: in torch.hub's folder. name: of the
+    file. None: as in the URL."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / (name or Path(urlparse(url).path).name)
+
+
 def downloaded(url: str, field: str, name: str | None = None) -> Path:
-    """The local file of a URL, in torch.hub's folder. If it is missing, one process per node
-    downloads it. name: of the file. None: as in the URL.
+    """The local file of a URL (`place_of`). If it is missing, one process per node downloads it.
 
     If the file's name holds a digest, as torch.hub's names do, it is checked. Raises Refused.
     """
-    name = name or Path(urlparse(url).path).name
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    path = place_of(url, name)
     if path.exists():
         return path
-    digest = torch.hub.HASH_REGEX.search(name)
+    digest = torch.hub.HASH_REGEX.search(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(f"{path}.lock", os.O_RDONLY | os.O_CREAT, 0o666)

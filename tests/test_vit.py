@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ray_gen.errors import Refused
+from ray_gen.evaluation.embedding import extracted
+from ray_gen.evaluation.extractors import Differentiable
+from ray_gen.evaluation.extractors.transformers import Clip, Dinov2
 from ray_gen.vit import of_clip, of_dino, quick_gelu
 
 timm = pytest.importorskip("timm")
@@ -90,11 +94,12 @@ def clip_tensors(network: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def test_clip_is_timms() -> None:
-    class QuickGelu(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x * torch.sigmoid(1.702 * x)
+class QuickGelu(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
 
+
+def clip_of_timm() -> nn.Module:
     network = theirs(
         pre_norm=True,
         norm_layer=partial(nn.LayerNorm, eps=1e-5),
@@ -103,6 +108,11 @@ def test_clip_is_timms() -> None:
         global_pool="token",
     )
     nn.init.zeros_(network.head.bias)
+    return network
+
+
+def test_clip_is_timms() -> None:
+    network = clip_of_timm()
     ours = of_clip(clip_tensors(network), "CLIP", "f")
     x = images(2, 3, 42, 42)
     with torch.no_grad():
@@ -110,6 +120,34 @@ def test_clip_is_timms() -> None:
         torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-5)
     assert expected.shape == (2, 24)
     torch.testing.assert_close(quick_gelu(x), QuickGelu()(x))
+
+
+def test_the_extractors_see_images_as_their_metrics_define(tmp_path: Path) -> None:
+    from torchvision.transforms.v2 import functional
+
+    images = torch.randint(0, 256, (2, 3, 60, 50), dtype=torch.uint8)
+    dino = theirs(init_values=1.0, num_classes=0, global_pool="token")
+    torch.save(dino.state_dict(), tmp_path / "dino.pth")
+    ours = Dinov2(weights=str(tmp_path / "dino.pth"), device=torch.device("cpu"))
+    large = functional.resize(images.float() / 255, [224, 224], interpolation=3, antialias=True)
+    seen = functional.normalize(large, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    network = of_dino(dino.state_dict(), "DINO", "f")
+    found = extracted(ours, images)
+    torch.testing.assert_close(found.vectors, network(seen).detach(), rtol=1e-4, atol=1e-4)
+    assert ours.name == "DINOv2 of 3 blocks, patches of 14, 128 features"
+    assert ours.resizing == "224x224, bicubic, antialiased" and found.logits is None
+
+    clip = clip_tensors(clip_of_timm())
+    torch.save(clip, tmp_path / "clip.bin")
+    ours = Clip(weights=str(tmp_path / "clip.bin"), device=torch.device("cpu"))
+    small = functional.resize(images.float() / 255, [42, 42], interpolation=3, antialias=False)
+    std = [0.26862954, 0.26130258, 0.27577711]
+    seen = functional.normalize(small, [0.48145466, 0.4578275, 0.40821073], std)
+    network = of_clip(clip, "CLIP", "f")
+    found = extracted(ours, images)
+    torch.testing.assert_close(found.vectors, network(seen).detach(), rtol=1e-4, atol=1e-4)
+    assert ours.resizing == "42x42, bicubic, no antialiasing"
+    assert ours.digest is not None and isinstance(ours, Differentiable)
 
 
 def cubic(x: np.ndarray) -> np.ndarray:

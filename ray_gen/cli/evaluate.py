@@ -85,7 +85,8 @@ def _size(context: object, option: object, text: str | None) -> int | tuple[int,
     help="Images of each set [as many as the reference has, at most 50,000].",
 )
 @click.option(
-    "--features", help="inception, torchvision:resnet50, run:RUN or custom:package.module:Name."
+    "--features",
+    help="inception, dinov2, clip, torchvision:resnet50, run:RUN or custom:package.module:Name.",
 )
 @click.option("--features-weights", help="File with the weights of the features [downloaded].")
 @click.option(
@@ -255,11 +256,14 @@ def feature_settings(text: str, weights: str | None) -> dict[str, Any]:
     """The setting `evaluation.features`."""
     kind, _, rest = text.partition(":")
     of = {"inception": None, "torchvision": "backbone", "run": "run", "custom": "target"}
+    of |= {"dinov2": None, "clip": None}
     if kind not in of:
         raise Refused(f"--features: {kind!r} is not one of {', '.join(of)}")
     field = of[kind]
     if (field is None) == bool(rest):
-        examples = "inception, torchvision:resnet50, run:RUN or custom:package.module:Name"
+        examples = (
+            "inception, dinov2, clip, torchvision:resnet50, run:RUN or custom:package.module:Name"
+        )
         raise Refused(f"--features: {text!r} is incomplete or has too many parts; write {examples}")
     fields: dict[str, Any] = {"kind": kind}
     if field is not None:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 
+from ray_gen import core
 from ray_gen.core import ImageShape
 from ray_gen.errors import Refused
 from ray_gen.evaluation.cache import ReferenceCache
@@ -16,10 +17,17 @@ from ray_gen.evaluation.extractors import takes_16_bits
 from ray_gen.evaluation.images import Consumer, own_share, seen_in_words, show
 from ray_gen.evaluation.metric import FeatureMetric, Given, Lacking, Metric, Set, Shown
 from ray_gen.evaluation.metrics import METRICS, NEED_NO_WEIGHTS
+from ray_gen.evaluation.reconstructions import described
 from ray_gen.evaluation.scores import Score, Scores
 from ray_gen.settings import Settings
 
 _FREE = " and ".join(NEED_NO_WEIGHTS)
+_DOES = {
+    "Reconstructs": "does not reconstruct images",
+    "Encodes": "has no encoder",
+    "Codes": "has no codes",
+}
+"""What an objective lacks, by the protocol of `core` that it does not fulfil."""
 
 
 class Comparison:
@@ -61,6 +69,8 @@ class Comparison:
     def _check(self, metric: Metric[Any], name: str) -> None:
         """name: the one that was asked for."""
         given = self.given
+        if metric.of_reconstructions:
+            self._check_reconstructs(metric, name)
         if metric.of_samples:
             if given.subject is not None and not given.subject.objective.has_prior:
                 why = f"the objective {given.subject.kind} has no prior to sample from"
@@ -71,11 +81,40 @@ class Comparison:
             self._check_shapes(metric, name)
 
     def _check_images(self, metric: Metric[Any], asked: str) -> None:
-        sets, extractor = self.given.sets, self.given.extractor
+        sets = self.given.sets
         for name, field in (("generated", "count"), ("reference", "reference")):
             count = len(sets[cast(Set, name)])
             if count < 2:
                 raise Refused(f"evaluation.{field}: at least two images are needed, not {count}")
+        self._check_extractor(metric, asked)
+
+    def _check_reconstructs(self, metric: Metric[Any], asked: str) -> None:
+        """The model can do what a metric of reconstructions needs, and there are held-out
+        images."""
+        given, where = self.given, f"evaluation.metrics: {asked}"
+        if given.subject is None:
+            raise Lacking(f"{where}: pictures have no reconstructions; name a run instead", None)
+        objective, kind = given.subject.objective, given.subject.kind
+        if not isinstance(objective, getattr(core, metric.needs_of_objective)):
+            does = _DOES[metric.needs_of_objective]
+            raise Lacking(f"{where}: the objective {kind} {does}; leave it out", None)
+        if given.automatic and objective.has_prior:
+            raise Lacking(f"{where}: was not asked for", None)
+        if "originals" not in given.sets:
+            why = f"it needs held-out images with 8 or 16 bits, and {given.data} has none"
+            raise Lacking(
+                f"{where}: {why}; set data.held_out_fraction to 0.1, or leave it out", why
+            )
+        if metric.needs_weights and len(given.sets["originals"]) < 2:
+            raise Lacking(
+                f"{where}: at least two held-out images are needed; set data.held_out_fraction",
+                "at least two held-out images are needed",
+            )
+        self._check_extractor(metric, asked)
+
+    def _check_extractor(self, metric: Metric[Any], asked: str) -> None:
+        """The extractor is there and takes the images, if the metric needs one."""
+        extractor = self.given.extractor
         if metric.needs_weights and extractor is None and self.given.no_extractor is not None:
             raise Lacking(self.given.no_extractor, self.given.no_extractor)
         if metric.needs_weights and extractor is None:
@@ -127,17 +166,23 @@ class Comparison:
     def scores(self) -> Scores:
         """Shows all images to the metrics and measures them. Values in the order of `names`."""
         metrics = list(self._metrics.values())
-        of_features = [metric for metric in metrics if isinstance(metric, FeatureMetric)]
-        shared = _Features(of_features, self.given) if of_features else None
-        order: tuple[Shown, ...] = ("reference", "held_out", "generated")
+        by_sides: dict[tuple[Shown, Shown], list[FeatureMetric[Any]]] = {}
+        for metric in metrics:
+            if isinstance(metric, FeatureMetric):
+                by_sides.setdefault(metric.sides, []).append(metric)
+        of_features = [_Features(own, self.given, sides) for sides, own in by_sides.items()]
+        order: tuple[Shown, ...] = (
+            *("reference", "held_out", "generated"),
+            *("originals", "reconstructed"),
+        )
         for name in order:
-            consumers = [consumer for metric in metrics for consumer in metric.sees(name)]
-            consumers = [*([] if shared is None else shared.sees(name)), *consumers]
+            consumers = [consumer for shared in of_features for consumer in shared.sees(name)]
+            consumers += [consumer for metric in metrics for consumer in metric.sees(name)]
             if consumers:
                 given, what = self.given, f"{name.replace('_', '-')} images"
                 images = given.sets[name]
                 show(images, consumers, given.world, given.batch_size, given.progress, what)
-        measured = [] if shared is None else list(shared.measure())
+        measured = [score for shared in of_features for score in shared.measure()]
         for metric in metrics:
             if not isinstance(metric, FeatureMetric):
                 own = list(metric.measure())
@@ -163,20 +208,28 @@ class Comparison:
     def _with_protocol(self, score: Score) -> Score:
         """A score with the protocol entries that all metrics of samples share."""
         kind = next(kind for kind in self._metrics if score.name in kind.scores)
+        if kind.of_reconstructions:
+            sets = self.given.sets
+            made = None if kind.needs_of_objective != "Reconstructs" else sets["reconstructed"]
+            common = described(sets["originals"], made)
+            seen = {"seen_as": self._seen_by(kind, ("originals",))}
+            return Score(
+                score.name, score.value, score.spread, {**common, **seen, **score.protocol}
+            )
         if not kind.of_samples:
             return score
         common = {
             "generated": self.given.described("generated"),
             "reference": self.given.described("reference"),
             "seed": self.given.seed,
-            "seen_as": self._seen_by(kind),
+            "seen_as": self._seen_by(kind, ("generated", "reference")),
         }
         return Score(score.name, score.value, score.spread, {**common, **score.protocol})
 
-    def _seen_by(self, kind: type[Metric[Any]]) -> str:
-        """The channels that a metric of samples sees, in words."""
+    def _seen_by(self, kind: type[Metric[Any]], names: Sequence[Set]) -> str:
+        """The channels that a metric sees of these sets, in words."""
         given = self.given
-        bits = max(given.bits_of("generated"), given.bits_of("reference"))
+        bits = max(given.bits_of(name) for name in names)
         if not kind.needs_weights:
             return seen_in_words(given.shape[0], bits, opacity=given.opacity)
         extractor = given.extractor
@@ -209,13 +262,20 @@ class _Features:
     """What the feature metrics share: one embedding of each set. The embedding of the reference may
     come from the cache."""
 
-    def __init__(self, metrics: Sequence[FeatureMetric[Any]], given: Given) -> None:
-        """Collective: every rank, same order."""
+    def __init__(
+        self,
+        metrics: Sequence[FeatureMetric[Any]],
+        given: Given,
+        sides: tuple[Shown, Shown],
+    ) -> None:
+        """sides: of these metrics. Collective: every rank, same order."""
         assert given.extractor is not None
-        self._metrics, self._given = metrics, given
-        world, extractor, reference = given.world, given.extractor, given.sets["reference"]
+        self._metrics, self._given, self._sides = metrics, given, sides
+        generated, reference = (given.sets[name] for name in sides)
+        self._counts = len(generated), len(reference)
+        world, extractor = given.world, given.extractor
         needs = frozenset[Need]().union(*(metric.needs for metric in metrics))
-        own = own_share(len(given.sets["generated"]), given.batch_size, world)
+        own = own_share(len(generated), given.batch_size, world)
         self._generated = Embedding(extractor, given.sizes, needs, own, world)
 
         needs -= {"logits"}
@@ -234,16 +294,17 @@ class _Features:
 
     def sees(self, name: Shown) -> list[Consumer]:
         """Consumers of a set."""
-        if name == "generated":
+        generated, reference = self._sides
+        if name == generated:
             return [self._generated]
-        return [self._reference] if name == "reference" and self._looks_at_reference else []
+        return [self._reference] if name == reference and self._looks_at_reference else []
 
     def measure(self) -> Iterator[Score]:
         """The values of all feature metrics. The ranks divide the metrics among themselves.
         Collective: every rank, same order."""
         given, world = self._given, self._given.world
-        self._generated.finish(len(given.sets["generated"]))
-        self._reference.finish(len(given.sets["reference"]))
+        self._generated.finish(self._counts[0])
+        self._reference.finish(self._counts[1])
         if not self._known and world.rank == 0:
             self._cache.write(self._reference.tensors())
         # One row per value: (value, spread). NaN: no spread.

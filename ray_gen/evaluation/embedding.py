@@ -28,7 +28,7 @@ logits: class scores of the generated images."""
 
 
 @contextmanager
-def _full_precision(device: torch.device) -> Generator[None]:
+def full_precision(device: torch.device) -> Generator[None]:
     """cudnn without TF32 and with fixed algorithms. TF32 would change features by 1e-3."""
     if device.type != "cuda":
         yield
@@ -46,7 +46,7 @@ def extracted(extractor: Extractor, images: Tensor) -> Features:
     seen = as_rgb(images) if extractor.channels == 3 else images
     if not takes_16_bits(extractor):
         seen = with_8_bits(seen)
-    with _full_precision(images.device), torch.autocast(images.device.type, enabled=False):
+    with full_precision(images.device), torch.autocast(images.device.type, enabled=False):
         found = extractor(seen)
     _check(extractor.name, "vectors", found.vectors, len(images))
     if found.logits is not None:

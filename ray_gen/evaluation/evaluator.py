@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_gen.core import Networks, Objective
+from ray_gen.core import Encodes, Networks, Objective, Reconstructs
 from ray_gen.data import Split, Store
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.evaluation.comparison import Comparison
 from ray_gen.evaluation.extractors import Extractor
-from ray_gen.evaluation.images import Images, subset_of
+from ray_gen.evaluation.images import Images, Subset, subset_of
 from ray_gen.evaluation.metric import Given, Set
 from ray_gen.evaluation.metrics import METRICS, NEED_NO_WEIGHTS
 from ray_gen.evaluation.progress import Progress, silent
+from ray_gen.evaluation.reconstructions import Originals, Reconstructed
 from ray_gen.evaluation.scores import Scores
 from ray_gen.evaluation.subject import SampledImages, Subject
 from ray_gen.experiment import Experiment
@@ -178,6 +179,7 @@ class Evaluator:
                 name: subset_of(images, count, settings.seed, "evaluation.count")
                 for name, images in sets.items()
             }
+        sets |= self._reconstructions(subject)
         if self._trained_on:
             sets["training"] = SplitImages(self._store, "train", self._name, device)
         if len(self._store.held_out):
@@ -199,6 +201,35 @@ class Evaluator:
             cache_folder=cache_folder() / "references",
             progress=self._progress,
         )
+
+    def _reconstructions(self, subject: Subject | None) -> dict[Set, Images]:
+        """The held-out images, all or `evaluation.count` of them at random, and what the model
+        makes of them. Nothing if the model cannot reconstruct, or there are no such images."""
+        split, settings = self._store.held_out, self.settings
+        asked = any(METRICS[name].of_reconstructions for name in self._asked)
+        objective = None if subject is None else subject.objective
+        if not asked or not isinstance(objective, (Reconstructs, Encodes)) or not len(split):
+            return {}
+        if split.images_NHWC.dtype.is_floating_point:  # maps have no levels
+            return {}
+        assert subject is not None
+        images: Images = SplitImages(self._store, "held_out", self._name, self._world.device)
+        count = min(settings.count or len(images), len(images))
+        images = subset_of(images, count, settings.seed, "evaluation.count")
+        labels = split.labels if subject.conditional else None
+        if labels is not None and isinstance(images, Subset):
+            labels = labels[images.numbers]
+        originals = Originals(images, labels, subject)
+        if not isinstance(objective, Reconstructs):
+            return {"originals": originals}
+        drawn = settings.reconstructions == "sample"
+        if drawn and not isinstance(objective, Encodes):
+            raise Refused(
+                f"evaluation.reconstructions: sample draws from a posterior, and the objective "
+                f"{subject.kind} has none; set evaluation.reconstructions to mode"
+            )
+        made = Reconstructed(subject, originals, settings.seed, drawn=drawn)
+        return {"originals": originals, "reconstructed": made}
 
     def _labels(self, reference: SplitImages, count: int) -> Tensor:
         """Labels for `count` samples: int64 (count,), in the proportions of the whole reference. So

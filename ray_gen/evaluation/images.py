@@ -80,6 +80,8 @@ class Subset:
         """numbers: int64 (N,), of the images in the part. seed: the seed that chose them, for the
         description."""
         self._images = images
+        self.numbers = numbers
+        """int64 (N,), ascending: of its images in the whole set."""
         self._numbers: list[int] = numbers.tolist()
         self._seed = seed
 

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from ray_gen.evaluation.images import Consumer, Images
     from ray_gen.evaluation.subject import Labelled, Subject
 
-Set = Literal["generated", "reference", "held_out", "training"]
+Set = Literal["generated", "reference", "held_out", "training", "originals", "reconstructed"]
 """A set of images. generated: samples of a model, or pictures of another tool. reference: real
 images to compare them with. training: images that the model was trained on. held_out: images that
-it was not trained on."""
+it was not trained on. originals: those of the held-out images that are reconstructed, all or a
+random part. reconstructed: their reconstructions, by the same numbers."""
 
-Shown = Literal["generated", "reference", "held_out"]
+Shown = Literal["generated", "reference", "held_out", "originals", "reconstructed"]
 """A set whose images are shown to metrics. Of the training images, which may be many more, a metric
 makes its own pass."""
 
@@ -58,7 +59,8 @@ class Given:
     """The ranks that evaluate together, and this rank's device."""
     sets: Mapping[Set, Images] = field(default_factory=dict)
     """Metrics of samples always have "generated" and "reference". "training" and "held_out" are
-    there only if such images exist."""
+    there only if such images exist, "originals" and "reconstructed" only if the model can
+    reconstruct."""
     extractor: Extractor | None = None
     """The network that gives features. None: a metric with `needs_weights` cannot be measured."""
     no_extractor: str | None = None
@@ -96,8 +98,8 @@ class Given:
 
     @property
     def shape(self) -> ImageShape:
-        """(channels, height, width) of the generated images."""
-        return self.shape_of("generated")
+        """(channels, height, width) of the images that the model makes."""
+        return self.shape_of("generated" if "generated" in self.sets else "originals")
 
     def shape_of(self, name: Set) -> ImageShape:
         """(channels, height, width) of the images of a set, read from its first image. Raises
@@ -122,7 +124,8 @@ class Given:
         from ray_gen.evaluation.embedding import Sizes
 
         assert self.extractor is not None
-        return Sizes.of(self.extractor, self.sets["generated"].take([0]))
+        images = self.sets["generated" if "generated" in self.sets else "originals"]
+        return Sizes.of(self.extractor, images.take([0]))
 
     def described(self, name: Set, images: int | None = None) -> dict[str, Any]:
         """The entry of a set in a protocol. images: how many were used. None: all."""
@@ -144,6 +147,11 @@ class Metric(ABC, Generic[OwnSettings]):
     """Its names in `evaluation.metrics`. Empty: the names of its values."""
     of_samples: ClassVar[bool] = True
     """Whether it compares generated images with other images. False: it measures the model."""
+    of_reconstructions: ClassVar[bool] = False
+    """Whether it measures reconstructions or latents of held-out images. `of_samples` is then
+    False. If the user named no metrics, it is left out for a model that can make samples."""
+    needs_of_objective: ClassVar[Literal["Reconstructs", "Encodes", "Codes"]] = "Reconstructs"
+    """If `of_reconstructions`: what the objective must be, a protocol of `core`."""
     needs_weights: ClassVar[bool] = False
     """Whether it needs an extractor, and so the extractor's weights."""
     compares_pixels: ClassVar[bool] = False
@@ -195,6 +203,8 @@ class FeatureMetric(Metric[OwnSettings]):
     """
 
     needs_weights = True
+    sides: ClassVar[tuple[Shown, Shown]] = ("generated", "reference")
+    """The set that is measured, and the one that it is compared with."""
     needs: ClassVar[frozenset[Need]]
     """What an `Embedding` must hold for it: "moments", "features" or "logits"."""
 
@@ -203,6 +213,7 @@ class FeatureMetric(Metric[OwnSettings]):
         self, generated: Embedding, reference: Embedding
     ) -> Iterator[tuple[str, float, float | None]]:
         """(name, value, spread) for each name in `scores`. Spread None: the metric has none.
+        generated, reference: of the two `sides`.
 
         It runs on one rank only, so it must not communicate. Its arguments are finished embeddings
         of all images: features (N, D) and logits (N, K), float32 on the CPU, and moments, float64.

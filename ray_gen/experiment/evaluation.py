@@ -47,6 +47,31 @@ class TorchvisionFeatures(Component):
     first use."""
 
 
+class Dinov2Features(Component):
+    """DINOv2's ViT-L/14: with them `fid` is FD-DINOv2 (Stein et al. 2023)."""
+
+    targets: ClassVar[Mapping[str, str]] = {
+        "extractor": "ray_gen.evaluation.extractors.transformers:Dinov2"
+    }
+    kind: Literal["dinov2"]
+    weights: str | None = None
+    """A file with the published state dict of a DINOv2 of any size without registers. None:
+    ViT-L/14's, downloaded on first use (1.2 GB)."""
+
+
+class ClipFeatures(Component):
+    """The image vectors of CLIP ViT-L/14 at 336 pixels: with them `mmd_rbf` is CMMD (Jayasumana et
+    al. 2024)."""
+
+    targets: ClassVar[Mapping[str, str]] = {
+        "extractor": "ray_gen.evaluation.extractors.transformers:Clip"
+    }
+    kind: Literal["clip"]
+    weights: str | None = None
+    """A file with the state dict of OpenAI's CLIP with a vision transformer, by Hugging Face's
+    names. None: openai/clip-vit-large-patch14-336, downloaded on first use (1.7 GB)."""
+
+
 class RunFeatures(Component):
     """The encoder or the discriminator of a trained run, for images that differ too much from
     ImageNet's."""
@@ -93,7 +118,12 @@ def _inception_unless_named(given: Any) -> Any:
 
 FeatureSettings = Annotated[
     Annotated[
-        InceptionFeatures | TorchvisionFeatures | RunFeatures | CustomFeatures,
+        InceptionFeatures
+        | TorchvisionFeatures
+        | Dinov2Features
+        | ClipFeatures
+        | RunFeatures
+        | CustomFeatures,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_inception_unless_named),
@@ -104,8 +134,9 @@ class _ForAllMetrics(Settings):
     every_images: PositiveInt | None = free(None)
     """Training images between two evaluations during a run. None: no evaluation during a run."""
     metrics: tuple[str, ...] | Literal["auto"] = free("auto")
-    """Names of the metrics to measure. auto: all metrics that can be measured. Without the weights
-    of the default `features`, those that need no weights."""
+    """Names of the metrics to measure. auto: all metrics that can be measured, those of
+    reconstructions (rfid, rkid, psnr, ssim, lpips, codebook, latents) only of a model that makes no
+    samples. Without the weights of the default `features`, those that need no weights."""
     count: Annotated[PositiveInt, Told(unit="images")] | None = free(None)
     """Number of images to generate, and of reference images to compare them with. A likelihood is
     measured on at most `count` held-out images. None: as many as the reference has, at most 50,000,
@@ -113,6 +144,9 @@ class _ForAllMetrics(Settings):
     least 1,000."""
     reference: Literal["train", "held_out"] = free("train")
     """The split of the data that samples are compared with."""
+    reconstructions: Literal["mode", "sample"] = free("mode")
+    """What metrics of reconstructions decode. mode: the posterior's mean. sample: one draw from the
+    posterior."""
     features: FeatureSettings = free(InceptionFeatures())
     """The network that extracts features from images, for the metrics on features."""
     weights: Literal["ema", "raw"] = free("ema")

@@ -23,7 +23,7 @@ from ray_gen.evaluation.metrics import (
 from ray_gen.evaluation.scores import Score
 from tests.evaluation.helpers import Made, Tiny, by_name, measured, pictures
 
-OF_FEATURES = [name for name, metric in METRICS.items() if metric.needs_weights]
+OF_FEATURES = [name for name, of in METRICS.items() if of.of_samples and of.needs_weights]
 
 
 def scores(metrics: list[str], generated: Made, reference: Made, **others: Any) -> dict[str, Score]:

@@ -6,15 +6,22 @@ from collections.abc import Iterable
 from typing import Any
 
 from ray_gen.evaluation.metric import Metric
+from ray_gen.evaluation.metrics.codebook import Codebook
 from ray_gen.evaluation.metrics.density_coverage import DensityCoverage
 from ray_gen.evaluation.metrics.fid import Fid
 from ray_gen.evaluation.metrics.inception_score import InceptionScore
 from ray_gen.evaluation.metrics.kid import Kid
+from ray_gen.evaluation.metrics.latents import Latents
 from ray_gen.evaluation.metrics.likelihood import Likelihood
+from ray_gen.evaluation.metrics.lpips import Lpips
 from ray_gen.evaluation.metrics.mmd_rbf import MmdRbf
 from ray_gen.evaluation.metrics.nearest_neighbour import NearestNeighbour
 from ray_gen.evaluation.metrics.precision_recall import PrecisionRecall
+from ray_gen.evaluation.metrics.psnr import Psnr
+from ray_gen.evaluation.metrics.rfid import Rfid
+from ray_gen.evaluation.metrics.rkid import Rkid
 from ray_gen.evaluation.metrics.sliced_wasserstein import SlicedWasserstein
+from ray_gen.evaluation.metrics.ssim import Ssim
 from ray_gen.evaluation.scores import Better
 
 ALL: tuple[type[Metric[Any]], ...] = (
@@ -27,6 +34,13 @@ ALL: tuple[type[Metric[Any]], ...] = (
     SlicedWasserstein,
     NearestNeighbour,
     Likelihood,
+    Rfid,
+    Rkid,
+    Psnr,
+    Ssim,
+    Lpips,
+    Codebook,
+    Latents,
 )
 """All metrics, in the order of tables."""
 

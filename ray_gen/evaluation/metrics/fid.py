@@ -27,14 +27,14 @@ class Fid(FeatureMetric[Settings]):
     def compare(
         self, generated: Embedding, reference: Embedding
     ) -> Iterator[tuple[str, float, float | None]]:
-        """`fid`, on the device of the moments. It has no spread."""
+        """On the device of the moments. It has no spread."""
         assert generated.moments is not None and reference.moments is not None
-        yield "fid", frechet_distance(generated.moments, reference.moments), None
+        yield next(iter(self.scores)), frechet_distance(generated.moments, reference.moments), None
 
     def protocol(self) -> Mapping[str, Any]:
         """A warning, if a set has few images."""
-        sets = self.given.sets
-        warning = bias_warning(len(sets["generated"]), len(sets["reference"]))
+        generated, reference = (len(self.given.sets[name]) for name in self.sides)
+        warning = bias_warning(generated, reference)
         return {} if warning is None else {"warning": warning}
 
 

@@ -45,12 +45,17 @@ class Kid(FeatureMetric[KidSettings]):
         named no metrics."""
         size = self.settings.kid_subset_size
         adapts = self.given.automatic or size == _SIZE
-        return min(size, self.given.smallest) if adapts else size
+        return min(size, self._smallest) if adapts else size
+
+    @property
+    def _smallest(self) -> int:
+        """Number of images in the smaller of the two sets."""
+        return min(len(self.given.sets[name]) for name in self.sides)
 
     def check(self) -> None:
         """Both sets have enough images for a subset, and a subset has at least two."""
-        generated, reference = (len(self.given.sets[n]) for n in ("generated", "reference"))
-        smallest = self.given.smallest
+        generated, reference = (len(self.given.sets[name]) for name in self.sides)
+        smallest = self._smallest
         if self.subset_size > smallest:
             raise Refused(
                 f"evaluation.kid_subset_size: {self.subset_size} images cannot be drawn from "
@@ -65,7 +70,7 @@ class Kid(FeatureMetric[KidSettings]):
     def compare(
         self, generated: Embedding, reference: Embedding
     ) -> Iterator[tuple[str, float, float | None]]:
-        """`kid`, on the CPU. Spread: the standard deviation over subsets."""
+        """On the CPU. Spread: the standard deviation over subsets."""
         assert generated.features is not None and reference.features is not None
         value, deviation = kernel_distance(
             generated.features,
@@ -78,7 +83,7 @@ class Kid(FeatureMetric[KidSettings]):
         whole = all(
             len(kept) == self.subset_size for kept in (generated.features, reference.features)
         )
-        yield "kid", value, None if whole else deviation
+        yield next(iter(self.scores)), value, None if whole else deviation
 
     def protocol(self) -> Mapping[str, Any]:
         """Number and size of the subsets, and a warning if they are smaller than the setting."""

@@ -1,0 +1,79 @@
+"""LPIPS of reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from ray_gen.errors import Refused
+from ray_gen.evaluation.metric import Lacking
+from ray_gen.evaluation.pairs import PairMetric
+from ray_gen.settings import Settings, free
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ray_gen.perceptual import LpipsDistance
+
+
+class LpipsSettings(Settings):
+    """The network of LPIPS."""
+
+    lpips_net: Literal["vgg", "alex", "squeeze"] = free("alex")
+    """Network of `lpips`. Its authors compare images by alex; many losses are of vgg, and a model
+    looks better by the network that it was trained with."""
+    lpips_trunk: str | None = free(None)
+    """A file with the weights of the network of `lpips`: the state dict of torchvision's vgg16,
+    alexnet or squeezenet1_1. None: downloaded on first use, if the metric is named."""
+
+
+class Lpips(PairMetric[LpipsSettings]):
+    """`lpips`: the mean over images of `perceptual.LpipsDistance`."""
+
+    scores = {"lpips": "lower"}
+    settings_class = LpipsSettings
+
+    def check(self) -> None:
+        """The weights are there, or can be downloaded, and the images fit. Collective: every rank,
+        same order."""
+        given, refusal = self.given, None
+        try:
+            self._distance = self._loaded()
+        except Refused as refused:
+            refusal = str(refused)
+        if given.world.maxima([int(refusal is not None)])[0]:
+            why = refusal or "evaluation.lpips_trunk: another worker has no weights of LPIPS"
+            raise Lacking(why, why)
+
+    def _loaded(self) -> LpipsDistance:
+        from ray_gen.perceptual import LpipsDistance
+        from ray_gen.perceptual.trunks import TRUNKS
+        from ray_gen.weights import place_of
+
+        net, trunk, given = self.settings.lpips_net, self.settings.lpips_trunk, self.given
+        channels, height, width = given.shape_of("originals")
+        url, least = TRUNKS[net].url, TRUNKS[net].least_side
+        if min(height, width) < least:
+            raise Refused(
+                f"evaluation.lpips_net: {net} needs images of at least {least} pixels, and these "
+                f"have {height} x {width}; leave lpips out, or set evaluation.lpips_net to another"
+            )
+        if given.automatic and trunk is None and not place_of(url).exists():
+            raise Refused(f"the weights of {net} are not here; name the metric to download them")
+        distance = LpipsDistance(
+            channels=channels, opacity=given.opacity, net=net, trunk=trunk, field="evaluation.lpips"
+        )
+        distance.load()
+        return distance.to(given.world.device)
+
+    def of_pairs(self, originals: Tensor, reconstructed: Tensor) -> Tensor:
+        """At least 0, float32 (N,)."""
+        from ray_gen.evaluation.embedding import full_precision
+        from ray_gen.pixels import unit
+
+        with full_precision(originals.device):
+            return self._distance(2 * unit(originals) - 1, 2 * unit(reconstructed) - 1)
+
+    def protocol(self) -> Mapping[str, Any]:
+        """The network and its weights."""
+        return {"network": self._distance.description}
