@@ -202,7 +202,8 @@ def _plain_gan(networks: Networks, autocast: Autocast) -> Callable[[Tensor], Non
 
 
 def _vae_gan(small: bool) -> dict[str, Any]:
-    """Larsen et al. 2016, with the networks of DCGAN."""
+    """Larsen et al. 2016, with the networks of DCGAN. The encoder's gradient passes the decoder and
+    the discriminator: on a CPU the cosine was 0.989 at width 8."""
     dcgan = {"kind": "dcgan", "width": 8 if small else 64}
     adam = _adam(2e-4, 0.5)
     return {
@@ -307,7 +308,7 @@ FAMILIES: dict[str, Family] = {
     "vae": Family(28, _vae, (128, 32), _plain_vae),
     "iwae": Family(28, _iwae, (128, 32)),
     "dcgan": Family(32, _dcgan, (64, 16), _plain_gan),
-    "vae_gan": Family(32, _vae_gan, (64, 16), channels=3),
+    "vae_gan": Family(32, _vae_gan, (64, 16), channels=3, cosine=0.95),
     "resnet": Family(32, _resnet, (32, 4), channels=3),
     "r3gan": Family(32, _r3gan, R3GAN_BATCH, channels=3),
     "stylegan2": Family(32, _stylegan2, (32, 4), channels=3),

@@ -94,8 +94,8 @@ class VaeObjective(ObjectiveSettings):
     step decodes K latents per image."""
     gradient: Literal["iwae", "dreg"] = "iwae"
     """With more than one sample, the gradient of the encoder. iwae: that of the bound. dreg: one of
-    the same expectation with less variance (Tucker et al. 2019); the backward pass through the
-    decoder costs about half as much again."""
+    the same expectation with less variance (Tucker et al. 2019), for a second backward pass through
+    the decoder: a step of iwae-mnist5k took 11 % longer, with 128 images on one thread."""
 
     @property
     def held_out_scores(self) -> Mapping[str, MinOrMax | None]:
