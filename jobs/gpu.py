@@ -304,6 +304,38 @@ def _patch(small: bool) -> dict[str, Any]:
     )
 
 
+def _latent(small: bool, bottleneck: dict[str, Any]) -> dict[str, Any]:
+    """A latent autoencoder with a discriminator of patches from the first step on."""
+    network = {"kind": "conv", "width": 8 if small else 64}
+    adam = _adam(2e-4, 0.5)
+    return {
+        "networks": {
+            "encoder": network,
+            "decoder": network,
+            "discriminator": {"kind": "patch", "layers": 1, "width": 8 if small else 64},
+        },
+        "objective": {
+            "kind": "latent_autoencoder",
+            "downsampling": 4,
+            "bottleneck": bottleneck,
+            "perceptual": {"kind": "ssim"},
+            "adversarial_weight": 0.5,
+            "adaptive": True,
+        },
+        "optimizers": {"autoencoder": adam, "discriminator": adam},
+    }
+
+
+def _latent_kl(small: bool) -> dict[str, Any]:
+    """Rombach et al. 2022, with small networks."""
+    return _latent(small, {"kind": "kl", "weight": 1e-6})
+
+
+def _latent_vq(small: bool) -> dict[str, Any]:
+    """Esser et al. 2021, with small networks."""
+    return _latent(small, {"kind": "vq", "codes": 64 if small else 1024})
+
+
 FAMILIES: dict[str, Family] = {
     "vae": Family(28, _vae, (128, 32), _plain_vae),
     "iwae": Family(28, _iwae, (128, 32)),
@@ -313,6 +345,8 @@ FAMILIES: dict[str, Family] = {
     "r3gan": Family(32, _r3gan, R3GAN_BATCH, channels=3),
     "stylegan2": Family(32, _stylegan2, (32, 4), channels=3),
     "patch": Family(32, _patch, (64, 8), channels=3),
+    "latent-kl": Family(32, _latent_kl, (64, 8), channels=3),
+    "latent-vq": Family(32, _latent_vq, (64, 8), channels=3),
     "fastgan": Family(64, _fastgan, (16, 4), channels=3, cosine=0.9),
 }
 

@@ -136,6 +136,28 @@ def _custom(name: str, networks: dict[str, Any], *overrides: str) -> Experiment:
     )
 
 
+def latent_autoencoder(*overrides: str, images: int = 8) -> Experiment:
+    """A small latent autoencoder with a discriminator of patches."""
+    network = {"kind": "conv", "width": 8}
+    patches = {"kind": "patch", "width": 8, "layers": 1}
+    return experiment(
+        {
+            "networks": {"encoder": network, "decoder": network, "discriminator": patches},
+            "objective": {
+                "kind": "latent_autoencoder",
+                "latent_channels": 2,
+                "downsampling": 2,
+                "bottleneck": {"kind": "kl", "weight": 0.01},
+                "adversarial_weight": 0.1,
+            },
+            "optimizers": {"autoencoder": ADAM, "discriminator": ADAM},
+            "training": TRAINING,
+        },
+        *overrides,
+        side=images,
+    )
+
+
 PATIENCE_SECONDS = 300.0
 """Nothing that a test waits for takes this long, however busy the machine is."""
 

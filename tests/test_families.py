@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from ray_gen.cli import main
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.networks import StyleGan2Network
+from ray_gen.perceptual import LpipsDistance
 from ray_gen.recipes import recipe, to_copy
 from ray_gen.recipes.families import FAMILIES, chosen, family_text
 from ray_gen.training.build import build_networks, build_objective
@@ -24,6 +25,9 @@ SHAPES = [
 ]
 """image_size and channels"""
 CLASSES = ("a", "b", "c")
+LATENT_SIZES = [("latent-kl-f8", 100, 96), ("latent-vq", 60, 64), ("latent-fsq", 30, 32)]
+LATENT_SIZES += [("latent-kl-f4", 98, 96), ("latent-small", 50, 48)]
+OF_GANS = [name for name in FAMILIES if not name.startswith("latent-")]
 
 
 def of(name: str, size: object, *changes: str) -> Experiment:
@@ -35,7 +39,8 @@ def of(name: str, size: object, *changes: str) -> Experiment:
 def test_a_family_builds_for_any_data(monkeypatch, name: str, size: object, channels: int) -> None:
     """With labels and without; on tensors without numbers, for which torch has no autocast."""
     monkeypatch.setattr(torch, "autocast", lambda *given, **named: contextlib.nullcontext())
-    for conditional in ("true", "false"):
+    monkeypatch.setattr(LpipsDistance, "load", lambda distance: None)  # its weights are not here
+    for conditional in ("true", "false") if name in OF_GANS else ("false",):
         this = of(name, size, f"objective.conditional={conditional}")
         height, width = this.data.height_and_width() or (0, 0)
         this = this.resolved((channels, height, width), CLASSES)
@@ -46,7 +51,18 @@ def test_a_family_builds_for_any_data(monkeypatch, name: str, size: object, chan
         assert objective.phases()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "size", "other"), LATENT_SIZES)
+def test_sides_are_multiples_of_what_one_number_of_a_latent_stands_for(
+    name: str, size: int, other: int
+) -> None:
+    with pytest.raises(
+        ExperimentError, match=rf"data\.image_size: .* the nearest: {other} x {other}"
+    ):
+        of(name, size)
+    of(name, other)
+
+
+@pytest.mark.parametrize("name", OF_GANS)
 def test_a_size_that_networks_cannot_have_is_refused_with_one_that_works(name: str) -> None:
     with pytest.raises(ExperimentError, match=r"data\.image_size: .* 96 x 96 or 112 x 112"):
         of(name, 100)
@@ -67,10 +83,12 @@ def test_without_data_or_their_size_the_command_is_told(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_later_change_wins(name: str) -> None:
-    changes = ("training.ema_half_life_images=77", "objective.latent_size=36", "seed=4")
+    field = "latent_size" if name in OF_GANS else "start_images"
+    given = 36 if name in OF_GANS else 1_999_000
+    changes = ("training.ema_half_life_images=77", f"objective.{field}={given}", "seed=4")
     this = of(name, 32, *changes)
     assert (this.training.ema_half_life_images, this.seed) == (77, 4)
-    assert this.value_at("objective.latent_size") == 36
+    assert this.value_at(f"objective.{field}") == given
     from_python = recipe(name, {"data": {"kind": "folder", "path": "/images", "image_size": 32}})
     assert from_python == of(name, 32)
 
@@ -109,7 +127,7 @@ def test_widths_scale_a_family() -> None:
     """A small laptop: `networks.generator.width`, or what the network calls it."""
     for name in FAMILIES:
         head = FAMILIES[name].claim
-        knob = re.search(r"networks\.(?:generator|\*)\.(\w+)", head)
+        knob = re.search(r"networks\.(?:generator|encoder|\*)\.(\w+)", head)
         assert knob is not None, f"{name} does not say how to make it smaller"
 
 

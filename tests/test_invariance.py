@@ -11,6 +11,7 @@ from tests.helpers import (
     gan,
     largest_difference,
     larsen,
+    latent_autoencoder,
     relative_difference,
     relativistic,
     trained,
@@ -31,6 +32,18 @@ EXPERIMENTS = {
         "objective.likelihood=gaussian", "objective.sigma=optimal", *o, kind="conv"
     ),
     "mixture": lambda *o: vae("objective.likelihood=logistic_mixture", *o),
+    "latent": lambda *o: latent_autoencoder(
+        "objective.adaptive=true",
+        "objective.learned_scale=true",
+        "objective.discriminator_start_images=120",
+        "objective.start_images=192",
+        "objective.lecam_weight=0.1",
+        "objective.augment=[color]",
+        *o,
+    ),
+    "tokenizer": lambda *o: latent_autoencoder(
+        "objective.bottleneck={kind: vq, codes: 16, gradient: rotation}", *o
+    ),
     "mlp-gan": lambda *o: gan("objective.discriminator_steps=2", *o),
     "dcgan": lambda *o: gan("training.ema_profiles=[0.05, 0.1]", *o, kind="dcgan"),
     "cdcgan-tamed": lambda *o: gan(

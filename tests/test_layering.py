@@ -83,7 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runs": {"torch", "numpy", "wandb", "mlflow"},
     "pipeline": {
         *("torch", "PIL", "safetensors", "sklearn"),
-        *("onnx", "onnxruntime", "huggingface_hub"),
+        *("onnx", "onnxruntime", "huggingface_hub", "diffusers"),
     },
     "evaluation": {"torch", "numpy", "safetensors", "pydantic"},
     "evaluation.extractors.run": {"torch"},
@@ -111,7 +111,7 @@ CONVERSIONS = {"float", "bool", "int"}
 
 # A family of models is known to its objective, its settings, its networks and losses.
 OF_FAMILIES = {"objectives", "networks", "losses", "augment", "recipes", "experiment.objectives"}
-OF_FAMILIES |= {"experiment.gan", "experiment.vae_gan"}
+OF_FAMILIES |= {"experiment.gan", "experiment.vae_gan", "experiment.latent_autoencoder"}
 OF_FAMILIES |= {"experiment.elsewhere"}  # what others call them
 
 

@@ -18,9 +18,17 @@ from ray_gen.experiment.networks import Network
 from ray_gen.experiment.objectives import Objective
 from ray_gen.noise import Tape
 from ray_gen.training.build import build_objective
-from tests.helpers import STYLEGAN2, batches, gan, largest_difference, larsen, vae, weights
+from tests.helpers import (
+    STYLEGAN2,
+    batches,
+    gan,
+    largest_difference,
+    larsen,
+    latent_autoencoder,
+    vae,
+    weights,
+)
 from tests.programs import Recorded, eager, replayed, runs_on_meta
-from tests.proofs import latent_autoencoder
 
 SCHEDULED = (
     "optimizers.autoencoder.betas=[0.9,{kind: cosine, start: 0.9, end: 0.99, until_images: 900}]",
@@ -64,6 +72,22 @@ FAMILIES: dict[str, Experiment] = {
         "objective.conditional=true",
         "training.precision=bf16",
         kind="dcgan",
+    ),
+    "latent-autoencoder": latent_autoencoder(
+        "objective.adaptive=true",
+        "objective.learned_scale=true",
+        "objective.discriminator_start_images=120",
+        "objective.start_images=240",
+        "objective.lecam_weight=0.1",
+        "objective.augment=[color]",
+        "training.precision=bf16",
+    ),
+    "tokenizer": latent_autoencoder("objective.bottleneck={kind: vq, codes: 16}"),
+    "fsq": latent_autoencoder(
+        "objective.bottleneck={kind: fsq, levels: [5, 5]}", "objective.adversarial_weight=0"
+    ),
+    "lfq": latent_autoencoder(
+        "objective.bottleneck={kind: lfq, bits: 3}", "objective.adversarial_weight=0"
     ),
     "gan": gan(),
     "dcgan": gan(
@@ -173,18 +197,13 @@ FAMILIES: dict[str, Experiment] = {
         "networks.discriminator={kind: patch, layers: 1, width: 4, spectral_norm: true}",
         kind="dcgan",
     ),
-    "conv-maps": latent_autoencoder.experiment(
-        "networks.encoder={kind: conv, width: 4, blocks: 1}",
-        "networks.decoder={kind: conv, width: 4, blocks: 1}",
-        "objective.options.adaptive=false",
-    ),
-    "autoencoder-kl": latent_autoencoder.experiment(
+    "autoencoder-kl": latent_autoencoder(
         *(
             f"networks.{name}={{kind: autoencoder_kl, width: 4, multipliers: [1, 2], blocks: 1, "
             "groups: 2, attention: [4]}"
             for name in ("encoder", "decoder")
         ),
-        "objective.options.adaptive=false",
+        "objective.perceptual_weight=0",
         "training.precision=bf16",
     ),
     "bf16": gan("training.precision=bf16", "objective.r1_weight=1", kind="dcgan"),

@@ -19,6 +19,15 @@ from ray_gen.cli import options
     type=float,
     help="Share of the way from the mean style, in programs of a generator with styles [1].",
 )
+@click.option(
+    "--to",
+    type=click.Choice(["diffusers"]),
+    help="Write a latent autoencoder as diffusers' AutoencoderKL or VQModel reads it.",
+)
+@click.option(
+    "--data",
+    help="Training images whose latents give diffusers' scaling and shift [the run's own data].",
+)
 def export(
     run: str,
     folder: str,
@@ -27,11 +36,14 @@ def export(
     trust_code: bool,
     formats: str | None,
     truncation: float | None,
+    to: str | None,
+    data: str | None,
 ) -> None:
     """Write a trained model into a new folder DIR, for others to use.
 
     \b
         ray-gen export RUN DIR --checkpoint best
+        ray-gen export RUN DIR --to diffusers
 
     \b
     safetensors  config.json and model.safetensors: for ray_gen and the Hugging Face hub
@@ -53,6 +65,8 @@ def export(
         formats=chosen,
         trust_code=trust_code,
         truncation=truncation,
+        to=to,
+        data=data,
     )
     click.echo(written.source, err=True)
     for file in written.files:

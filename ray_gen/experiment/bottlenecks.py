@@ -139,8 +139,8 @@ class LfqBottleneck(BottleneckSettings):
     entropy: NonNegative = live(0.1)
     """Weight of the entropy of an encoding's code minus the entropy of all codes, in nats."""
     temperature: PositiveFloat = 0.01
-    """τ of an encoding's probabilities of codes. Larger: encodings must be further from 0 to be
-    certain."""
+    """Temperature τ of an encoding's probabilities of codes. Larger: encodings must be further from
+    0 to be certain."""
     group_bits: Annotated[int, Field(ge=1, le=12)] = 9
     """Codes are counted for groups of at most so many bits. More: a better entropy of all codes,
     for 2^group_bits numbers a position."""

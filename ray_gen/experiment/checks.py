@@ -15,8 +15,9 @@ from ray_gen.settings import ExperimentError, is_marked
 def problems(experiment: Tree) -> Iterator[str]:
     """The problems of several fields together. Each begins with a dotted path."""
     objective = experiment.objective
-    yield from _missing("networks", experiment.networks, objective.network_names)
-    yield from _missing("optimizers", experiment.optimizers, objective.phase_names)
+    unused = objective.unused()
+    yield from _missing("networks", experiment.networks, objective.network_names, unused)
+    yield from _missing("optimizers", experiment.optimizers, objective.phase_names, unused)
     yield from _data_problems(experiment)
     yield from _batch_problems(experiment)
     yield from _schedule_problems(experiment)
@@ -167,7 +168,12 @@ def _near_divisors(number: int, near: int) -> list[int]:
     return sorted(sorted(divisors, key=lambda n: abs(n - near))[:2])
 
 
-def _missing(section: str, given: dict[str, Any], wanted: tuple[str, ...] | None) -> Iterator[str]:
+def _missing(
+    section: str,
+    given: dict[str, Any],
+    wanted: tuple[str, ...] | None,
+    unused: tuple[str, ...],
+) -> Iterator[str]:
     for name in wanted or ():
-        if name not in given:
+        if name not in given and name not in unused:
             yield f"{section}.{name}: is required by the objective and was not given"

@@ -76,6 +76,11 @@ class ObjectiveSettings(Component):
         nearly black nor nearly white."""
         yield from ()
 
+    def unused(self) -> tuple[str, ...]:
+        """Names in `network_names` and `phase_names` that a model of these settings does not have.
+        The experiment may still name them."""
+        return ()
+
     def stop_problem(self) -> str | None:
         """Why `training.stop_at_equilibrium` cannot end a run of this objective. None if it can."""
         kind = getattr(self, "kind", "custom")

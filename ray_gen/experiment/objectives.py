@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from ray_gen.experiment.gan import GanObjective
+from ray_gen.experiment.latent_autoencoder import LatentAutoencoderObjective
 from ray_gen.experiment.objective import MinOrMax, ObjectiveSettings
 from ray_gen.experiment.schedules import NonNegative
 from ray_gen.experiment.vae_gan import VaeGanObjective
@@ -169,6 +170,11 @@ class CustomObjective(ObjectiveSettings):
 
 
 Objective = Annotated[
-    AutoencoderObjective | VaeObjective | GanObjective | VaeGanObjective | CustomObjective,
+    AutoencoderObjective
+    | VaeObjective
+    | GanObjective
+    | VaeGanObjective
+    | LatentAutoencoderObjective
+    | CustomObjective,
     Field(discriminator="kind"),
 ]

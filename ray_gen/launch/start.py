@@ -11,6 +11,7 @@ from ray_gen.core import Objective
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, absolute_path
 from ray_gen.experiment.start import Start
+from ray_gen.networks.autoencoder_kl_names import name_here
 from ray_gen.pipeline import pretrained
 from ray_gen.runs.checkpoints import BEST, fetched, run_of
 from ray_gen.runs.manifest import EMA, EXPERIMENT, NETWORKS, OF_A_MODEL, CheckpointError, Manifest
@@ -115,6 +116,8 @@ def read(start: Start) -> StartingPoint:
     if origin is not None:
         return origin
     try:
+        if given.is_local and pretrained.is_of_diffusers(given.path):
+            return _of_diffusers(given.path, start)
         if given.is_local and pretrained.is_pretrained(given.path):
             return _of_export(given.path, start)
         return _of_run(given, start)
@@ -144,6 +147,24 @@ def _of_export(folder: Path, start: Start) -> StartingPoint:
     averages = tensors if facts.weights == "ema" else {}
     told = f"{folder.name} (exported)" + (f", {facts.images:,} images" if facts.images else "")
     return _origin(str(folder), told, start, experiment, tensors, averages)
+
+
+def _of_diffusers(folder: Path, start: Start) -> StartingPoint:
+    """An AutoencoderKL or a VQModel of diffusers, with the names that its tensors have here."""
+    kind, theirs = pretrained.read_diffusers(folder)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in theirs.items():
+        here = name_here(name)
+        if here is not None:
+            tensors[".".join(here)] = _as_linear(name, tensor)
+    kinds = {"encoder": "autoencoder_kl", "decoder": "autoencoder_kl"}
+    told = f"{folder.name} (diffusers' {kind})"
+    return StartingPoint(str(folder), told, start.weights, tensors, kinds, None)
+
+
+def _as_linear(name: str, tensor: Tensor) -> Tensor:
+    """Attention's weights as matrices: the oldest files have 1 x 1 convolutions."""
+    return tensor.flatten(1) if ".attentions." in name and tensor.ndim == 4 else tensor
 
 
 def _origin(

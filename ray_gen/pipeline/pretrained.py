@@ -42,6 +42,7 @@ from ray_gen.version import __version__
 FORMAT = 1
 CONFIG = "config.json"
 MODEL = "model.safetensors"
+DIFFUSERS = "diffusion_pytorch_model.safetensors"
 
 Weights = Literal["ema", "raw"]
 
@@ -111,6 +112,33 @@ def finite_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
 def is_pretrained(folder: Path) -> bool:
     """Whether a local folder has a `config.json`. Then it is an exported model, not a run."""
     return (folder / CONFIG).is_file()
+
+
+def is_of_diffusers(folder: Path) -> bool:
+    """Whether a local folder has a `config.json` that names a class of diffusers."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "_class_name" in config and "experiment" not in config
+
+
+def read_diffusers(folder: Path) -> tuple[str, dict[str, Tensor]]:
+    """The class and the tensors of a folder that diffusers wrote. Unpickles nothing. Raises
+    CheckpointError."""
+    kind = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["_class_name"]
+    if kind not in ("AutoencoderKL", "VQModel"):
+        raise CheckpointError(
+            f"{folder}: is diffusers' {kind}; ray_gen reads its AutoencoderKL and VQModel (of a "
+            "whole pipeline: its folder `vae`)"
+        )
+    path = folder / DIFFUSERS
+    try:
+        return kind, load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); save the model with safe_serialization=True"
+        ) from error
 
 
 def published(experiment: Experiment) -> Experiment:

@@ -149,8 +149,9 @@ def build_objective(experiment: Experiment) -> Objective:
             [f"{field}: two inputs of `sample` have the name {twice[0]}; rename a latent or noise"]
         )
     phases = {phase.name for phase in objective.phases()}
-    _same_names("optimizers", experiment.optimizers, phases)
-    _same_names("networks", experiment.networks, objective.networks())
+    unused = experiment.objective.unused()
+    _same_names("optimizers", experiment.optimizers, phases, unused)
+    _same_names("networks", experiment.networks, objective.networks(), unused)
     known = {*objective.networks(), *_own_modules(experiment, objective)}
     for phase in objective.phases():
         for name in (name for name in phase.updates if name not in known):
@@ -250,8 +251,10 @@ def _own_modules(experiment: Experiment, objective: Objective) -> Mapping[str, n
         return objective.modules()
 
 
-def _same_names(section: str, given: Iterable[str], wanted: Iterable[str]) -> None:
-    if set(given) != set(wanted):
+def _same_names(
+    section: str, given: Iterable[str], wanted: Iterable[str], unused: Iterable[str]
+) -> None:
+    if set(given) - set(unused) != set(wanted):
         raise ExperimentError(
             [
                 f"{section}: the experiment gives {', '.join(sorted(given))}, but the objective "

@@ -217,7 +217,7 @@ def test_a_search_changes_nothing_of_the_run() -> None:
         ("networks.encoder.kind={choice: [mlp, mpl]}", "did you mean mlp?"),
         # A value that another field forbids.
         ("training.global_batch_size={choice: [24, 28]}", "6 does not divide"),
-        ("objective.likelihood={choice: [bernoulli, gaussian]}", "density of grey"),
+        ("objective.likelihood={choice: [bernoulli, gaussian]}", "is of grey values"),
         # Nothing to search.
         ("objective.beta={uniform: [2, 1]}", "is empty"),
         ("objective.beta={unifrom: [1, 2]}", "did you mean"),

@@ -18,12 +18,14 @@ import torch
 
 from ray_gen import temporary
 from ray_gen.errors import Refused
-from ray_gen.pipeline.export import programs
+from ray_gen.experiment import Experiment
+from ray_gen.pipeline.export import diffusers, programs
 from ray_gen.pipeline.export.card import CARD, ExportedFile, card
 from ray_gen.pipeline.loading import load_as, pretrained_as
 from ray_gen.pipeline.model import Model
 from ray_gen.pipeline.pretrained import (
     CONFIG,
+    DIFFUSERS,
     MODEL,
     Weights,
     checked_weights,
@@ -35,6 +37,7 @@ from ray_gen.pipeline.truncation import psi
 from ray_gen.runs.checkpoints import NEWEST, Choice
 from ray_gen.runs.manifest import CheckpointError
 from ray_gen.training.code import CODE, custom_targets
+from ray_gen.training.sources import open_data
 
 __all__ = ["FORMATS", "Exported", "export", "from_pretrained", "push_to_hub", "save_pretrained"]
 
@@ -66,6 +69,8 @@ def export(
     formats: Sequence[str] | None = None,
     trust_code: bool = False,
     truncation: SupportsFloat | None = None,
+    to: str | None = None,
+    data: str | None = None,
 ) -> Exported:
     """Write a trained model into a new or empty folder, whole or not at all.
 
@@ -80,6 +85,10 @@ def export(
     of a generator with styles, which the programs (.pt2 and .onnx) then contain. The model itself
     (`model.safetensors`) stays as it is: its `sample` takes any truncation.
 
+    to: "diffusers" writes the folder of a latent autoencoder that `diffusers.AutoencoderKL` or
+    `diffusers.VQModel` loads, instead of all formats. Its scaling and shift are those of latents of
+    training images: of the run's own data, or of `data`.
+
     Every file is read back and compared with the model. Raises Refused if the folder is not empty,
     Failed if a file differs by more than `programs.TOLERANCE`.
     """
@@ -87,6 +96,14 @@ def export(
     chosen, notes = _chosen(formats)
     target = _target(folder)
     pipeline = _opened(run, weights, checkpoint, trust_code)
+    if to is not None:
+        if to != "diffusers":
+            raise Refused(f"--to: {to!r} is unknown; diffusers is what ray_gen can write for")
+        if formats is not None:
+            raise Refused("--formats: --to diffusers writes one format; give only one of both")
+        return _to_diffusers(pipeline, target, data)
+    if data is not None:
+        raise Refused("--data: only --to diffusers looks at data; leave it out")
     share = None if truncation is None else psi(truncation)
     if share is not None and not pipeline.has_styles:
         raise Refused(
@@ -126,6 +143,34 @@ def export(
         (work / CARD).write_text(text, encoding="utf-8")
         files.append(_file(work / CARD, "the model card"))
     return Exported(target, tuple(files), tuple(notes), f"{pipeline.name}: {pipeline.facts}")
+
+
+def _to_diffusers(pipeline: Model, target: Path, data: str | None) -> Exported:
+    """A folder for diffusers."""
+    kind = diffusers.kind_of(pipeline)
+    latents = diffusers.statistics_of(pipeline, open_data(_with_data(pipeline, data)))
+    with _whole(target) as work:
+        difference = diffusers.write(work, pipeline, latents)
+        files = (
+            _file(work / CONFIG, f"diffusers.{kind}"),
+            _file(work / DIFFUSERS, "the networks", difference),
+        )
+    notes = [
+        f"scaling {latents.scaling:.5g}, shift {latents.mean:.5g}: from {latents.images:,} images"
+    ]
+    if difference is None:
+        notes.append("was not loaded, diffusers is not installed: pip install diffusers")
+    return Exported(target, files, tuple(notes), f"{pipeline.name}: {pipeline.facts}")
+
+
+def _with_data(pipeline: Model, data: str | None) -> Experiment:
+    """The experiment, with other images of the same size and channels if `data` names them."""
+    experiment = pipeline.experiment
+    if data is None:
+        return experiment
+    size = [*(experiment.data.height_and_width() or ())]
+    same = [f"data.image_size={size}", f"data.channels={experiment.data.channels}"]
+    return experiment.changed([f"data={data}", *same])
 
 
 def save_pretrained(pipeline: Model, folder: str | os.PathLike[str]) -> Path:

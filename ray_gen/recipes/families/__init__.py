@@ -14,7 +14,19 @@ from ray_gen.experiment.data import from_short_form
 from ray_gen.experiment.manual import explained, flow
 from ray_gen.experiment.reading import Changes, apply_changes, data_of
 from ray_gen.networks.sizes import size_problem
-from ray_gen.recipes.families import dcgan, fastgan, r3gan, sngan, stylegan2_ada, wgan_gp
+from ray_gen.recipes.families import (
+    dcgan,
+    fastgan,
+    latent_fsq,
+    latent_kl_f4,
+    latent_kl_f8,
+    latent_small,
+    latent_vq,
+    r3gan,
+    sngan,
+    stylegan2_ada,
+    wgan_gp,
+)
 from ray_gen.recipes.families.facts import Facts, Tree, reasons_of, values_of
 
 GIVEN = "As given."
@@ -35,12 +47,15 @@ class Family:
     """From the side of the images in pixels to `training.global_batch_size` if nobody gives it."""
     experiment: Callable[[Facts], Tree]
     """All fields but `data`, `name` and `seed`."""
+    size_problem: Callable[[int, int], str | None]
+    """From height and width to why it is not for such images. None if it is."""
 
     @classmethod
     def of(cls, module: ModuleType) -> Family:
         """From a file of this folder, whose docstring is the claim."""
         claim = (module.__doc__ or "").strip()
-        return cls(claim, module.IMAGES, module.batch, module.experiment)
+        sizes = getattr(module, "size_problem", size_problem)
+        return cls(claim, module.IMAGES, module.batch, module.experiment, sizes)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -50,6 +65,11 @@ FAMILIES: Mapping[str, Family] = {
     "dcgan": Family.of(dcgan),
     "sngan": Family.of(sngan),
     "wgan-gp": Family.of(wgan_gp),
+    "latent-kl-f8": Family.of(latent_kl_f8),
+    "latent-kl-f4": Family.of(latent_kl_f4),
+    "latent-vq": Family.of(latent_vq),
+    "latent-fsq": Family.of(latent_fsq),
+    "latent-small": Family.of(latent_small),
 }
 """By name."""
 
@@ -125,7 +145,7 @@ def _facts(family: Family, name: str, given: dict[str, Any], data: dict[str, Any
             ]
         )
     height, width = size
-    problem = size_problem(height, width)
+    problem = family.size_problem(height, width)
     if problem is not None:
         raise ExperimentError([f"data.image_size: {name} {problem}"])
     training, objective = given.get("training"), given.get("objective")

@@ -1,0 +1,168 @@
+"""`objective` of kind latent_autoencoder: a small map as latent, and three losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from ray_gen.experiment.augment import DiffAugment
+from ray_gen.experiment.bottlenecks import Bottleneck, KlBottleneck
+from ray_gen.experiment.distances import Perceptual, SsimDistance
+from ray_gen.experiment.objective import MinOrMax, ObjectiveSettings
+from ray_gen.experiment.schedules import NonNegative
+from ray_gen.settings import live
+
+
+class LatentAutoencoderObjective(ObjectiveSettings):
+    """An autoencoder whose latent is a small map: the first stage of latent diffusion (Rombach et
+    al. 2022), or with a quantiser a tokenizer (Esser et al. 2021). All losses are means, over
+    pixels, numbers of the latent, or patches: no weight depends on the size of the images."""
+
+    targets: ClassVar[Mapping[str, str]] = {
+        "objective": "ray_gen.objectives.latent_autoencoder:LatentAutoencoder"
+    }
+    network_names: ClassVar[tuple[str, ...] | None] = ("encoder", "decoder", "discriminator")
+    forms: ClassVar[Mapping[str, str]] = {"encoder": "map_to_map", "decoder": "map_to_map"}
+    phase_names: ClassVar[tuple[str, ...] | None] = ("autoencoder", "discriminator")
+    evaluated: ClassVar[Mapping[str, MinOrMax | None] | None] = {
+        "reconstruction": "min",
+        "perceptual": "min",
+        "kl": None,
+    }
+    title: ClassVar[str] = "Latent autoencoder"
+    knows_opacity: ClassVar[bool] = True
+    parts_of_weights: ClassVar[Mapping[str, str]] = {
+        "perceptual_weight": "the perceptual distance",
+        "adversarial_weight": "a discriminator",
+        "lecam_weight": "the running means of the discriminator's logits",
+    }
+    kind: Literal["latent_autoencoder"] = "latent_autoencoder"
+    latent_channels: PositiveInt = 4
+    """Channels of the map of latents (Rombach et al. 2022: 3 at downsampling 4, 4 at 8)."""
+    downsampling: PositiveInt = Field(8, ge=2)
+    """How many pixels of a side become one number: f. A power of 2; the sides of images are
+    multiples of it."""
+    bottleneck: Bottleneck = KlBottleneck()
+    """What lies between encoder and decoder: a distribution of latents (kl), or a quantiser (vq,
+    fsq, lfq)."""
+    reconstruction: Literal["l1", "l2"] = "l1"
+    """The error of a pixel, for images in [-1, 1]: its absolute value, or its square. With
+    learned_scale a likelihood: Laplace's, or Gauss's up to constants."""
+    learned_scale: bool = False
+    """Whether reconstruction and perceptual loss are divided by eˢ, and s added, with one learned
+    number s. Without, s is 0, as in the published models."""
+    perceptual: Perceptual = SsimDistance()
+    """How the perceptual loss compares a reconstruction with its image. ssim needs no weights.
+    lpips is that of the published models."""
+    perceptual_weight: NonNegative = live(1.0)
+    """Weight of the perceptual loss, against a mean error of pixels of weight 1."""
+    adversarial_weight: NonNegative = live(0.0)
+    """Weight of the autoencoder's adversarial loss. 0: there is no discriminator. Fixed: 0.1; with
+    adaptive: 0.5 (Rombach et al. 2022) to 0.8 (Esser et al. 2021)."""
+    adaptive: bool = False
+    """Whether adversarial_weight is multiplied by ‖∇ L_rec‖ / (‖∇ L_G‖ + 1e-4), at most 1e4: the
+    norms of both losses' gradients at the decoder's last layer, over the global batch of the step
+    before (Esser et al. 2021, eq. 7)."""
+    adversarial_loss: Literal["hinge", "non_saturating", "least_squares"] = "hinge"
+    """The losses of both sides."""
+    discriminator_start_images: NonNegativeInt = 0
+    """Images from which the discriminator trains."""
+    start_images: NonNegativeInt = 0
+    """Images from which the autoencoder hears the discriminator. An untrained one only harms, so
+    later than discriminator_start_images."""
+    lecam_weight: NonNegative = live(0.0)
+    """Weight of LeCam in the discriminator's loss: each logit is held near the running mean of the
+    other kind's (Tseng et al. 2021)."""
+    augment: tuple[DiffAugment, ...] = ()
+    """DiffAugment of all images that the discriminator sees (Zhao et al. 2020)."""
+
+    @property
+    def is_adversarial(self) -> bool:
+        """Whether there is a discriminator."""
+        return self.adversarial_weight != 0.0
+
+    def unused(self) -> tuple[str, ...]:
+        """The discriminator, if its weight is 0."""
+        return () if self.is_adversarial else ("discriminator",)
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the objective's class."""
+        given = super().arguments()
+        names = ("adaptive", "discriminator_start_images", "start_images", "lecam_weight")
+        part = {name: given.pop(name) for name in (*names, "augment")}
+        part |= {
+            "weight": given.pop("adversarial_weight"),
+            "loss": given.pop("adversarial_loss"),
+        }
+        bottleneck = self.bottleneck
+        options = {**bottleneck.arguments(), "kind": bottleneck.kind}
+        return {
+            **given,
+            "latent_channels": bottleneck.channels(self.latent_channels)[1],
+            "bottleneck": {**options, "weights": bottleneck.weights()},
+            "adversarial": part if self.is_adversarial else None,
+        }
+
+    def told(self) -> Mapping[str, str]:
+        """The discriminator's times, and what stands in for a perceptual network."""
+        found: dict[str, str] = {}
+        if self.perceptual.kind == "ssim" and self.perceptual_weight != 0.0:
+            found["perceptual"] = (
+                "1 - SSIM stands in for a perceptual network; objective.perceptual=lpips takes one"
+            )
+        if self.is_adversarial:
+            found["adversarial"] = (
+                f"the discriminator trains from {self.discriminator_start_images:,} images on, the "
+                f"autoencoder hears it from {self.start_images:,} on"
+            )
+        return found
+
+    @model_validator(mode="after")
+    def _latents_know_no_labels(self) -> Self:
+        if self.conditional:
+            raise ValueError(
+                "conditional gives labels to the networks, but an image says all that a latent "
+                "autoencoder needs: set it to false; what learns the latents may take labels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _downsampling_is_a_power_of_2(self) -> Self:
+        if self.downsampling & (self.downsampling - 1):
+            low = 1 << (self.downsampling.bit_length() - 1)
+            raise ValueError(
+                f"downsampling is {self.downsampling}, but maps are halved again and again: set it "
+                f"to {low} or {2 * low}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_discriminator_trains_first(self) -> Self:
+        if self.is_adversarial and self.start_images < self.discriminator_start_images:
+            raise ValueError(
+                f"start_images is {self.start_images}, before the discriminator trains "
+                f"(discriminator_start_images is {self.discriminator_start_images}): the "
+                "autoencoder would hear random numbers; set start_images to at least "
+                f"{self.discriminator_start_images}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_belongs_to_a_discriminator_that_is_not_there(self) -> Self:
+        if not self.is_adversarial and (self.lecam_weight != 0.0 or self.augment):
+            name = "lecam_weight" if self.lecam_weight != 0.0 else "augment"
+            raise ValueError(
+                f"{name} is of the discriminator, but with adversarial_weight 0 there is none: set "
+                f"adversarial_weight, e.g. to 0.1, or leave {name} out"
+            )
+        return self
+
+    def advice(self, images: int, starts_from_a_run: bool) -> Iterator[str]:
+        """About a trained run to start from."""
+        if images < 1_000 and not starts_from_a_run:
+            yield (
+                f"{images:,} images teach an autoencoder little of other images; set "
+                "training.start_from=RUN, a run of similar images"
+            )

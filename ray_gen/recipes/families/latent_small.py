@@ -1,0 +1,38 @@
+"""A latent autoencoder for laptops: few convolutions, maps of a quarter of the side, and SSIM for a
+perceptual network. Unmeasured. networks.encoder.width and networks.decoder.width scale it."""
+
+from __future__ import annotations
+
+from ray_gen.recipes.families import latent
+from ray_gen.recipes.families.facts import Because, Facts, Tree
+
+__all__ = ["IMAGES", "batch", "experiment", "size_problem"]
+
+IMAGES = 200_000
+
+
+def batch(side: float) -> int:
+    """32 at any size."""
+    del side
+    return 32
+
+
+def size_problem(height: int, width: int) -> str | None:
+    """Sides are multiples of 4."""
+    return latent.size_problem(4, height, width)
+
+
+def experiment(facts: Facts) -> Tree:
+    """For images whose sides are multiples of 4."""
+    objective = {
+        "latent_channels": 4,
+        "downsampling": 4,
+        "bottleneck": {
+            "kind": "kl",
+            "weight": Because(1.0e-6, "Larger than published: smoother latents for a small GAN."),
+        },
+        "perceptual": {"kind": "ssim"},
+    }
+    network = {"kind": "conv", "width": 32}
+    networks = {"encoder": network, "decoder": network}
+    return latent.experiment(facts, networks, objective, rate=Because(5.0e-4, "Small networks."))

@@ -1,0 +1,31 @@
+"""A tokenizer with a learned codebook: VQGAN (Esser et al. 2021) with maps of an eighth of the side
+and the codebook of Rombach et al. 2022. Published rFID on ImageNet at 256 pixels 1.14. Unmeasured
+here. networks.encoder.width and networks.decoder.width scale it."""
+
+from __future__ import annotations
+
+from ray_gen.recipes.families import latent
+from ray_gen.recipes.families.facts import Because, Facts, Tree
+from ray_gen.recipes.families.latent import IMAGES, batch
+
+__all__ = ["IMAGES", "batch", "experiment", "size_problem"]
+
+
+def size_problem(height: int, width: int) -> str | None:
+    """Sides are multiples of 8."""
+    return latent.size_problem(8, height, width)
+
+
+def experiment(facts: Facts) -> Tree:
+    """For images whose sides are multiples of 8."""
+    objective = {
+        "latent_channels": 4,
+        "downsampling": 8,
+        "bottleneck": {
+            "kind": "vq",
+            "codes": Because(16_384, "As published; few images use few codes: 1,024 then."),
+        },
+        "perceptual": {"kind": "lpips"},
+    }
+    networks = latent.published([1, 2, 4, 4])
+    return latent.experiment(facts, networks, objective, rate=latent.published_rate(facts))

@@ -1,0 +1,96 @@
+"""Latent autoencoders as folders of diffusers, and runs that start from such a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import ray_gen
+from ray_gen.errors import Refused
+from ray_gen.experiment import Experiment
+from ray_gen.experiment.start import Start
+from ray_gen.launch.start import read
+from ray_gen.runs.manifest import CheckpointError
+from ray_gen.training.build import build_networks, build_objective
+from tests.helpers import latent_autoencoder
+from tests.runs import saved
+
+diffusers = pytest.importorskip("diffusers")
+
+NETWORK = (
+    "{kind: autoencoder_kl, width: 8, multipliers: [1, 2], blocks: 1, groups: 4, attention: [4]}"
+)
+
+
+def of(*overrides: str) -> Experiment:
+    """A latent autoencoder with the networks of diffusers."""
+    return latent_autoencoder(
+        f"networks.encoder={NETWORK}",
+        f"networks.decoder={NETWORK}",
+        "training.images=96",
+        "objective.adversarial_weight=0",
+        *overrides,
+    )
+
+
+@pytest.mark.parametrize(
+    ("bottleneck", "kind"),
+    [("{kind: kl}", "AutoencoderKL"), ("{kind: vq, codes: 16}", "VQModel")],
+)
+def test_diffusers_loads_the_folder_and_gives_the_same(
+    store_8, tmp_path: Path, monkeypatch, bottleneck: str, kind: str
+) -> None:
+    monkeypatch.setattr("ray_gen.pipeline.export.open_data", lambda experiment: store_8)
+    this = of(f"objective.bottleneck={bottleneck}")
+    run = saved(this, store_8, tmp_path / "run")
+    written = ray_gen.export(run, tmp_path / "out", to="diffusers")
+    assert written.files[1].difference < 1e-5
+
+    module = getattr(diffusers, kind).from_pretrained(tmp_path / "out")
+    pipeline = ray_gen.load(run)
+    images = store_8.train.images_NHWC.permute(0, 3, 1, 2).float() / 255
+    encoded = module.encode(images * 2 - 1)
+    if kind == "AutoencoderKL":
+        mean = encoded.latent_dist.mean.detach().double()
+        variance = encoded.latent_dist.var.detach().double()
+        scaled = (mean - module.config.shift_factor) * module.config.scaling_factor
+        assert float(scaled.mean()) == pytest.approx(0, abs=1e-5)
+        spread = scaled.square() + variance * module.config.scaling_factor**2
+        assert float(spread.mean()) == pytest.approx(1, abs=1e-5)
+    else:
+        mean = encoded.latents
+    torch.testing.assert_close(
+        (module.decode(mean.float()).sample / 2 + 0.5).clamp(0, 1).detach(),
+        pipeline.reconstruct(images),
+        atol=1e-5,
+        rtol=0,
+    )
+
+    # And back: a new run begins with exactly these weights.
+    origin = read(Start(source=str(tmp_path / "out")))
+    networks = build_networks(this, build_objective(this))
+    for name in ("encoder", "decoder"):
+        for key, tensor in networks[name].state_dict().items():
+            if "measured" not in key:
+                trained = pipeline.networks[name].state_dict()[key]
+                assert torch.equal(origin.tensors[f"{name}.{key}"], trained), key
+                assert tensor.shape == trained.shape
+    assert "VQModel" in origin.told or "AutoencoderKL" in origin.told
+
+
+def test_what_diffusers_does_not_have_is_refused(store_8, tmp_path: Path) -> None:
+    run = saved(latent_autoencoder(), store_8, tmp_path / "conv")
+    with pytest.raises(Refused, match="autoencoder_kl only"):
+        ray_gen.export(run, tmp_path / "a", to="diffusers")
+    run = saved(of("objective.bottleneck={kind: fsq, levels: [5, 5]}"), store_8, tmp_path / "fsq")
+    with pytest.raises(Refused, match="has no fsq"):
+        ray_gen.export(run, tmp_path / "b", to="diffusers")
+
+
+def test_another_class_of_diffusers_is_no_start(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+    with pytest.raises(CheckpointError, match="UNet2DModel"):
+        read(Start(source=str(tmp_path)))
