@@ -200,6 +200,18 @@ def test_nothing_is_started_or_written(
     )
 
 
+def test_a_likelihood_that_does_not_suit_the_pixels_is_told(given: tuple[Path, list[str]]) -> None:
+    """RGB noise: most values are neither black nor white."""
+    file, assignments = given
+    told, quiet = (
+        "\n".join(ray_gen.check(file, [*assignments, *more], name="a").data)
+        for more in ([], ["objective.likelihood=logistic_mixture"])
+    )
+    assert "a Bernoulli likelihood is of black and white pixels, and 9" in told
+    assert "set objective.likelihood to gaussian" in told
+    assert "Bernoulli" not in quiet
+
+
 def test_training_says_the_same_before_it_starts(
     given: tuple[Path, list[str]], capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
