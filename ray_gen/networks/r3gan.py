@@ -18,9 +18,9 @@ from torch.nn.functional import conv2d, leaky_relu, linear
 
 from ray_gen.core import Shape, Signature
 from ray_gen.networks.labels import code_size, label_code
-from ray_gen.networks.precision import autocast_type, without_autocast
 from ray_gen.networks.resample import Downsample, Upsample
 from ray_gen.networks.sizes import halvings
+from ray_gen.precision import autocast_type, without_autocast
 
 _SLOPE = 0.2
 

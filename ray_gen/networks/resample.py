@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.functional import conv2d, conv_transpose2d
 
-from ray_gen.networks.precision import without_autocast
+from ray_gen.precision import without_autocast
 
 
 class _Filter(nn.Module):

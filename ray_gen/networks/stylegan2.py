@@ -16,10 +16,10 @@ from ray_gen.core import Noise, Signature
 from ray_gen.networks.blur import Blur
 from ray_gen.networks.equalised import GAIN, EqualisedLinear, activated, with_unit_mean_square
 from ray_gen.networks.mapping import LabelMapping, Layers
-from ray_gen.networks.precision import without_autocast
 from ray_gen.networks.resample import Upsample
 from ray_gen.networks.running_mean import RunningMean
 from ray_gen.networks.sizes import channels_at, halvings
+from ray_gen.precision import without_autocast
 
 _NONE: Mapping[str, Tensor] = {}
 _DECAY = 0.995

@@ -19,10 +19,10 @@ from ray_gen.networks.equalised import (
     activated,
 )
 from ray_gen.networks.mapping import LabelMapping, Layers
-from ray_gen.networks.precision import without_autocast
 from ray_gen.networks.resample import Downsample
 from ray_gen.networks.running_mean import RunningMean
 from ray_gen.networks.sizes import channels_at, halvings
+from ray_gen.precision import without_autocast
 
 _DECAY = 0.99
 """Of the mean deviation, at each update of the discriminator."""
