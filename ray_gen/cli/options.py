@@ -101,7 +101,7 @@ def zoom_for(pipeline: Pipeline, zoom: int | None) -> int:
     """--zoom, or what suits the size of the model's images."""
     from ray_gen.runs.pictures import zoom_of
 
-    return zoom or zoom_of(*pipeline.experiment.image_shape[1:])
+    return zoom or zoom_of(*pipeline.experiment.picture_shape[1:])
 
 
 def check_output(output: Path, *kinds: str, folder: bool = True, option: str = "--output") -> None:

@@ -155,7 +155,7 @@ def _features(pipeline: Pipeline, text: str, weights: str | None) -> Features:
     settings = Evaluation.model_validate({"features": feature_settings(text, weights)})
     try:
         extractor = extractor_of(settings.features, pipeline.device)
-        channels = pipeline.experiment.image_shape[0]
+        channels = pipeline.experiment.picture_shape[0]
         return vectors_of(extractor, channels, opacity=pipeline.pixel_format.opacity)
     except Refused as refused:
         raise Refused(str(refused).replace("evaluation.features", "--features")) from refused

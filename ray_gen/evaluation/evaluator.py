@@ -54,8 +54,8 @@ def subject_of(
         conditional=experiment.needs_labels,
         dtype=DTYPES[experiment.training.precision],
         description=description,
-        bits=experiment.data.bits,
-        opacity=experiment.data.has_opacity(),
+        bits=experiment.data.pictures.bits,
+        opacity=experiment.data.pictures.has_opacity(),
     )
 
 

@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
     model_validator,
 )
 
@@ -374,6 +375,12 @@ class DataSettings(PixelFields):
         """Whether images have numbers to condition on."""
         return bool(getattr(self, "conditions", ()))
 
+    @property
+    def pictures(self) -> DataSettings:
+        """The settings of the images that a model makes: these, unless it makes latents, which an
+        autoencoder decodes."""
+        return self
+
     def has_labels(self) -> bool | None:
         """Whether images have labels. None if the settings do not tell."""
         return None if self.classes is None else bool(self.classes)
@@ -592,7 +599,8 @@ _OF_PIXELS = (
 
 class LatentsData(DataSettings):
     """Latents that `ray-gen encode` has written. Networks see maps of them, standardised so that
-    each channel has mean 0 and standard deviation ½."""
+    each channel has mean 0 and standard deviation ½. Samples are decoded by the autoencoder that
+    lies beside the latents."""
 
     targets: ClassVar[Mapping[str, str]] = {"source": "ray_gen.data:Latents"}
     kind: Literal["latents"] = "latents"
@@ -613,6 +621,14 @@ class LatentsData(DataSettings):
     """Columns of numbers, for a conditional objective, as for Parquet."""
     window_images: PositiveInt = 1024
     """Number of images that one stream shuffles together, as for Parquet."""
+    autoencoder: dict[str, Any] | None = None
+    """The experiment of the autoencoder, which decodes samples; filled in from the data at the
+    start."""
+    autoencoder_digest: str | None = None
+    """Digest of the autoencoder's weights; filled in from the data at the start."""
+    encoded: dict[str, Any] | None = free(None)
+    """The `data` of the images that were encoded; filled in from the data at the start. Metrics
+    compare samples with these images."""
 
     @model_validator(mode="after")
     def _latents_have_no_pixels(self) -> Self:
@@ -643,6 +659,27 @@ class LatentsData(DataSettings):
         """See `DataSettings.arguments`."""
         given = super().arguments()
         return {name: given[name] for name in ("path", "labels", "conditions")}
+
+    @property
+    def pictures(self) -> DataSettings:
+        """See `DataSettings.pictures`: the data of the autoencoder. Before they are filled in, these
+        settings."""
+        return self if self.autoencoder is None else _data(self.autoencoder["data"])
+
+    def images(self) -> DataSettings | None:
+        """The data of the images that were encoded. None if it is not known."""
+        return None if self.encoded is None else _data(self.encoded)
+
+    def published(self) -> Self:
+        """See `DataSettings.published`."""
+        images = self.images()
+        told = None if images is None else images.published().model_dump(mode="json")
+        return super().published().model_copy(update={"encoded": told})
+
+
+def _data(given: Any) -> DataSettings:
+    adapter: TypeAdapter[DataSettings] = TypeAdapter(Data)
+    return adapter.validate_python(given)
 
 
 class ArrowData(DataSettings):

@@ -300,6 +300,16 @@ class Tree(Settings):
         return (channels, *size)
 
     @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images that a resolved experiment makes: `image_shape`,
+        unless its networks see latents."""
+        pictures = self.data.pictures
+        size, channels = pictures.height_and_width(), pictures.channels
+        if pictures is self.data or size is None or not isinstance(channels, int):
+            return self.image_shape
+        return (channels, *size)
+
+    @property
     def label_count(self) -> int | None:
         """Number of classes that the networks of a resolved experiment get. None if the objective
         is not conditional."""

@@ -1,17 +1,21 @@
-"""A run that begins with a trained model: finds and reads the model."""
+"""A run that begins with a trained model, or whose samples one decodes: finds and reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ray_gen.core import Objective
+from ray_gen.data.sources.latents import AUTOENCODER, Manifest
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, absolute_path
+from ray_gen.experiment.data import LatentsData
 from ray_gen.experiment.start import Start
 from ray_gen.networks.autoencoder_kl_names import name_here
+from ray_gen.objectives.in_latents import NAME, Decoding
 from ray_gen.pipeline import pretrained
 from ray_gen.runs.checkpoints import BEST, fetched, run_of
 from ray_gen.runs.manifest import EMA, EXPERIMENT, NETWORKS, OF_A_MODEL, CheckpointError, Manifest
@@ -20,6 +24,7 @@ from ray_gen.storage import Folder, default_storage
 from ray_gen.training.build import build_networks, build_objective, distrust
 from ray_gen.training.start import FOLDER, StartingPoint, begin, kept, kinds_of, table_of
 from ray_gen.training.state import State, read_tensors
+from ray_gen.weights import digest_of
 
 
 def begun(
@@ -123,6 +128,29 @@ def read(start: Start) -> StartingPoint:
         return _of_run(given, start)
     except CheckpointError as error:
         raise CheckpointError(f"training.start_from: {error}") from None
+
+
+def take_autoencoder(experiment: Experiment, state: State) -> None:
+    """Gives a state before its first step the autoencoder that lies beside its latents, which
+    decodes samples. Nothing, if the data are images. Raises Refused."""
+    data = experiment.data
+    if not isinstance(data, LatentsData) or NAME not in state.networks:
+        return
+    with (Folder(data.path) / AUTOENCODER).fetched([pretrained.MODEL]) as folder:
+        tensors = pretrained.read_tensors(folder)
+    if digest_of(tensors) != data.autoencoder_digest:
+        raise Refused(
+            f"data.path: {data.path} holds another autoencoder than when the run began; put the old"
+            " one back, or encode the images again"
+        )
+    shift, factor = map(torch.from_numpy, Manifest.read(data.path).scale())
+    for networks in (state.networks, state.ema, *state.profiles.values()):
+        decoding = networks[NAME]
+        assert isinstance(decoding, Decoding)
+        own = decoding.networks.state_dict().keys()
+        decoding.networks.load_state_dict({name: tensors[name] for name in own})
+        decoding.shift.copy_(shift)
+        decoding.scale.copy_(1.0 / factor)
 
 
 def _of_run(given: Folder, start: Start) -> StartingPoint:

@@ -179,10 +179,11 @@ def reports(
     experiment = with_code(experiment, sources)
     state = State.build(experiment, objective, world)
     passed_over = restore(state, run, world)
-    if not state.step and experiment.training.start_from is not None:
-        from ray_gen.launch.start import begin_from  # it imports the room of the pipeline
+    if not state.step and begins_with_another(experiment):
+        from ray_gen.launch import start  # it imports the room of the pipeline
 
-        begin_from(experiment, objective, state, run)
+        start.begin_from(experiment, objective, state, run)
+        start.take_autoencoder(experiment, state)
     check_agreement(experiment, state, store, world)
     writer = None
     if world.rank == 0:
@@ -194,6 +195,12 @@ def reports(
     finally:
         if writer is not None:
             writer.close()
+
+
+def begins_with_another(experiment: Experiment) -> bool:
+    """Whether a run begins with tensors of another model."""
+    in_latents = isinstance(experiment.data, LatentsData)
+    return in_latents or experiment.training.start_from is not None
 
 
 def _written(

@@ -80,15 +80,16 @@ def read_images(files: Iterable[Path], experiment: Experiment) -> Tensor:
     from ray_gen.data.sources.base import Item
     from ray_gen.data.store import middle, wanted_of
 
-    wanted = wanted_of(**experiment.data.pixels())
-    _, height, width = experiment.image_shape
+    data = experiment.data.pictures
+    wanted = wanted_of(**data.pixels())
+    _, height, width = experiment.picture_shape
     images: list[Tensor] = []
     for file in files:
         if not file.is_file():
             raise Refused(f"{file}: there is no such image")
-        load = partial(_load, file, experiment.data.rules)
+        load = partial(_load, file, data.rules)
         item = Item(key=file.name, name=str(file), split=None, load=load)
-        of_file = _with_value_range(wanted, item, experiment.data)
+        of_file = _with_value_range(wanted, item, data)
         decoded = _of_size(item, of_file, (height, width))
         try:
             decoded = decoded or decode(item, of_file, "images")

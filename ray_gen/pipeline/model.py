@@ -101,7 +101,7 @@ class Model:
         self.device, self._dtype = weight.device, weight.dtype
 
     def __repr__(self) -> str:
-        shape = "x".join(map(str, self.experiment.image_shape))
+        shape = "x".join(map(str, self.experiment.picture_shape))
         classes = len(self.class_names)
         return f"{type(self).__name__}({self.name}, {shape}, classes={classes})"
 
@@ -113,7 +113,7 @@ class Model:
     @property
     def pixel_format(self) -> PixelFormat:
         """The numbers of files of samples: as in the files of the data, if these have 16 bits."""
-        data = self.experiment.data
+        data = self.experiment.data.pictures
         values = whole_values(data) if data.bits == 16 else None
         return PixelFormat(data.bits, values, data.has_opacity())
 
@@ -659,7 +659,7 @@ class Model:
         conditions: Conditions | None,
     ) -> list[_Found]:
         """Call a function on parts of the images, scaled to `image_range`."""
-        checked = checked_images(images, self.experiment.image_shape)
+        checked = checked_images(images, self.experiment.picture_shape)
         image_range = self.objective.image_range
 
         def of_part(part: slice, labels: Tensor | None) -> _Found:

@@ -70,7 +70,7 @@ class Projects(Walks):
         the mean. names: of the images, for captions. The result is a function of the model, the
         images and these arguments; on a GPU only if its convolutions are deterministic.
         """
-        checked = checked_images(images, self.experiment.image_shape)
+        checked = checked_images(images, self.experiment.picture_shape)
         options = Options(
             steps=_at_least_one(steps, "steps"),
             starts=_at_least_one(starts, "starts"),

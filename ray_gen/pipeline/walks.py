@@ -312,7 +312,7 @@ class Walks(Model):
         if isinstance(of, Mapping):
             return self._given(of, argument)
         given = tensor_of(of, argument, STACK)
-        shape = self.experiment.image_shape
+        shape = self.experiment.picture_shape
         is_latent = any(given.shape in (of, (len(given), *of)) for of in shapes.values())
         if given.shape[-3:] == shape and not is_latent:
             self.encoder()

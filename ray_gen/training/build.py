@@ -17,14 +17,16 @@ from torch import nn
 from ray_gen.core import Networks, Objective, Phase, Pretrained, Settles, Signature
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.experiment.data import LatentsData
 from ray_gen.experiment.distances import CustomDistance, DistanceSettings, distances_in
 from ray_gen.experiment.networks import CustomNetwork, Network
 from ray_gen.experiment.objective import ObjectiveSettings
 from ray_gen.experiment.objectives import CustomObjective
 from ray_gen.networks.batch_norm import with_group_batch_norm
 from ray_gen.noise import seed_of
+from ray_gen.objectives.in_latents import InLatents, check_bounds
 from ray_gen.training import v0_1
-from ray_gen.training.code import in_a_sentence, is_trusted, specs_to
+from ray_gen.training.code import autoencoder_of, in_a_sentence, is_trusted, specs_to
 from ray_gen.training.frozen import trainable
 from ray_gen.training.optimizers import PhaseOptimizer
 
@@ -162,7 +164,24 @@ def build_objective(experiment: Experiment) -> Objective:
                 ]
             )
     _check_calls(objective, field)
-    return objective
+    return _decoded(objective, experiment, field)
+
+
+def _decoded(objective: Objective, experiment: Experiment, field: str) -> Objective:
+    """The objective; of latents, with samples that an autoencoder decodes."""
+    settings = autoencoder_of(experiment)
+    if settings is None:
+        return objective
+    problem = check_bounds(objective)
+    if problem is not None:
+        raise ExperimentError([f"{field}: {problem}"])
+    decodes = build_objective(settings)
+    names = [name for name in decodes.sampled_from if name != "encoder"]
+
+    def networks() -> Networks:
+        return build_networks(settings, decodes, names)
+
+    return InLatents(objective, decodes, networks, experiment.image_shape)
 
 
 def _distances_made_later(settings: ObjectiveSettings) -> dict[str, Any]:
@@ -290,7 +309,7 @@ def build_networks(
                 if isinstance(network, Pretrained):
                     network.load()
             else:
-                seen = _with_numbers(signature, experiment)
+                seen = _as_data_asks(signature, experiment)
                 network = _build_network(experiment.networks[name], seen, name)
         network = with_group_batch_norm(network, experiment.group_size)
         network.to(DTYPES[experiment.training.precision])
@@ -298,16 +317,18 @@ def build_networks(
     return nn.ModuleDict(networks)
 
 
-def _with_numbers(signature: Signature, experiment: Experiment) -> Signature:
-    """The signature, with the numbers that labels have besides the class."""
-    numbers = experiment.label_numbers
-    if not numbers or signature.label_count is None:
+def _as_data_asks(signature: Signature, experiment: Experiment) -> Signature:
+    """The signature, with the numbers that labels have besides the class, and without a last tanh
+    if the data are latents, which have no bounds."""
+    numbers = experiment.label_numbers if signature.label_count is not None else 0
+    bounded = not isinstance(experiment.data, LatentsData)
+    if not numbers and (bounded or signature.activation == "identity"):
         return signature
     return Signature(
         signature.input,
         signature.outputs,
         signature.label_count,
-        signature.activation,
+        signature.activation if bounded else "identity",
         signature.conditions,
         numbers,
         signature.several_logits,

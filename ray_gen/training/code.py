@@ -25,6 +25,7 @@ import torch
 
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
+from ray_gen.experiment.data import LatentsData
 from ray_gen.experiment.distances import CustomDistance, distances_in
 from ray_gen.experiment.networks import CustomNetwork
 from ray_gen.experiment.objectives import CustomObjective
@@ -65,9 +66,20 @@ def _module_of(file: str) -> str:
     return file.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
 
 
+def autoencoder_of(experiment: Experiment) -> Experiment | None:
+    """The experiment of the autoencoder that decodes samples. None: samples are images."""
+    data = experiment.data
+    if not isinstance(data, LatentsData) or data.autoencoder is None:
+        return None
+    return Experiment.of(data.autoencoder)
+
+
 def custom_targets(experiment: Experiment) -> list[str]:
-    """The "module:Name" of each class that is not ray_gen's. Building the model imports them."""
-    parts = (experiment.objective, *experiment.networks.values())
+    """The "module:Name" of each class that is not ray_gen's. Building the model imports them. Among
+    them are those of the autoencoder that decodes samples."""
+    decodes = autoencoder_of(experiment)
+    all_of_them = [experiment] if decodes is None else [experiment, decodes]
+    parts = [part for one in all_of_them for part in (one.objective, *one.networks.values())]
     targets = [part.target for part in parts if isinstance(part, (CustomObjective, CustomNetwork))]
     return list(dict.fromkeys(targets))
 

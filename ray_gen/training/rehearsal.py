@@ -173,12 +173,13 @@ def _rehearse_uses(
     if isinstance(objective, Reconstructs):
         with _told("objective: `reconstruct`"):
             found["reconstruct"] = objective.reconstruct(networks, images, labels, noise)
+    shape = experiment.picture_shape
     for name, value in found.items():
-        if not isinstance(value, Tensor) or value.shape != images.shape:
+        if not isinstance(value, Tensor) or value.shape != (len(images), *shape):
             raise ExperimentError(
                 [
                     f"objective: `{name}` returned {_in_words(value)}; it must return images "
-                    f"{('N', *images.shape[1:])} in [0, 1]".replace("'", "")
+                    f"{('N', *shape)} in [0, 1]".replace("'", "")
                 ]
             )
 

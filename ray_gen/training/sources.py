@@ -3,6 +3,7 @@ neither imports the other."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,9 +14,10 @@ from typing import Any, Literal
 import torch
 
 from ray_gen.data import DataError, Split, Store, open_store, open_stream
-from ray_gen.data.sources.latents import Latents
+from ray_gen.data.sources.latents import AUTOENCODER, CONFIG, Latents, Manifest
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.data import Data, DataSettings, JoinedData, LatentsData, ParquetData
+from ray_gen.storage import Folder
 from ray_gen.training.build import import_target
 from ray_gen.training.labels import labels_of
 
@@ -226,7 +228,7 @@ def resolved_by(
 ) -> Experiment:
     """The experiment, with the fields that only its data can give. group_size: see
     `Experiment.resolved`."""
-    return experiment.resolved(
+    resolved = experiment.resolved(
         store.image_shape,
         class_names(store),
         store.digest,
@@ -234,6 +236,15 @@ def resolved_by(
         store.found.value_range,
         [asdict(condition) for condition in store.conditions],
         store.opacity,
+    )
+    if not isinstance(experiment.data, LatentsData):
+        return resolved
+    told = Manifest.read(experiment.data.path).of_latents
+    config = Folder(experiment.data.path) / AUTOENCODER
+    return resolved.with_fields(
+        data__autoencoder=json.loads(config.read_text(CONFIG))["experiment"],
+        data__autoencoder_digest=told["autoencoder"]["digest"],
+        data__encoded=told["source"],
     )
 
 

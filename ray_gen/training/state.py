@@ -121,7 +121,7 @@ class State:
                 if self._is_averaged(name, average, kind):
                     averages.append(average)
                     values.append(value.detach())
-                else:
+                elif not _is_constant(value):
                     copies.append((average, value.detach()))
         return Average(averages, values, copies)
 
@@ -211,6 +211,12 @@ class State:
             for phase, optimizer in self.optimizers.items()
             for name, tensor in optimizer.tensors().items()
         }
+
+
+def _is_constant(value: Tensor) -> bool:
+    """Whether a tensor that is not averaged never changes: a parameter that does not train, such as
+    those of the autoencoder that decodes samples."""
+    return isinstance(value, nn.Parameter) and not value.requires_grad
 
 
 def copy_of(checkpoint: Path, folder: Path, experiment: Experiment) -> None:

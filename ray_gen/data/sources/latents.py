@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 KIND = "latents"
 """Under this key a manifest says that it is one of latents."""
 AUTOENCODER = "autoencoder"
-"""Name of the folder with the autoencoder, beside the shards."""
+"""Name of the folder with the autoencoder, beside the shards: an exported model."""
+CONFIG = "config.json"
+"""Its file with the autoencoder's experiment."""
 FORMAT = 1
 
 

@@ -65,9 +65,10 @@ def _head(experiment: Experiment, objective: Objective) -> str:
 
 def _summary(experiment: Experiment, facts: Facts) -> str:
     what = experiment.objective.title
-    channels, height, width = experiment.image_shape
+    channels, height, width = experiment.picture_shape
+    pictures = experiment.data.pictures
     told = channels_in_words(
-        channels, opacity=experiment.data.has_opacity(), bits=experiment.data.bits
+        channels, opacity=pictures.has_opacity(), bits=pictures.bits
     )
     known = "" if told in ("grey", "RGB") else f" ({told})"
     size = f"{channels} x {height} x {width}"
@@ -89,7 +90,7 @@ def _conditions(experiment: Experiment) -> Sequence[Condition]:
 
 def _use(experiment: Experiment, objective: Objective, files: Sequence[ExportedFile]) -> str:
     parts = ["## Use"]
-    shape = ", ".join(map(str, experiment.image_shape))
+    shape = ", ".join(map(str, experiment.picture_shape))
     if any(file.name.endswith(".safetensors") for file in files):
         labels = ", labels" if experiment.label_count else ""
         labels += ", conditions=conditions" if experiment.label_numbers else ""

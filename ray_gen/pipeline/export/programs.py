@@ -164,7 +164,7 @@ def programs_of(
         inputs = _Inputs(objective.latents, own)
         programs.append(_program(name, Decode, inputs, ("images",), pipeline, truncation))
     if isinstance(objective, Encodes):
-        pixels = _Inputs({"images": Noise(pipeline.experiment.image_shape, "uniform")}, {})
+        pixels = _Inputs({"images": Noise(pipeline.experiment.picture_shape, "uniform")}, {})
         programs.append(_program("encoder", Encode, pixels, None, pipeline))
     elif "encoder" in objective.sampled_from:
         missing.append("encoder: not written, the objective has no `encode` (ray_gen.core.Encodes)")
