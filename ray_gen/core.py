@@ -521,6 +521,16 @@ class Reconstructs(Protocol):
 
 
 @runtime_checkable
+class Decodes(Protocol):
+    """An objective whose networks see latents in place of images. Its samples are images: an
+    autoencoder decodes them."""
+
+    def decoded(self, networks: Networks, images: Tensor) -> Tensor:
+        """What the networks see, (N, c, h, w), to images (N, C, H, W) in [0, 1]."""
+        ...
+
+
+@runtime_checkable
 class InBlocks(Protocol):
     """A network that is a row of blocks. `training.freeze` counts them."""
 

@@ -124,7 +124,7 @@ def _check_latents(settings: LatentsData, *, about_images: bool) -> None:
     """Says what training would do with latents: they have no files, formats or duplicates."""
     from ray_gen.cli.progress import measuring
     from ray_gen.data.errors import DataError
-    from ray_gen.data.sources.latents import Manifest
+    from ray_gen.data.sources.latents import LatentManifest
     from ray_gen.data.told import lines
     from ray_gen.training.sources import open_source
 
@@ -134,7 +134,7 @@ def _check_latents(settings: LatentsData, *, about_images: bool) -> None:
             " or leave them out"
         )
     try:
-        told = Manifest.read(settings.path).of_latents
+        told = LatentManifest.read(settings.path).of_latents
         with measuring() as progress:
             store = open_source(settings, lambda done, total: progress(done, total, "latents"))
     except DataError as refused:

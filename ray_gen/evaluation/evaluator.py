@@ -30,7 +30,7 @@ from ray_gen.experiment.evaluation import (
 )
 from ray_gen.pixels import selected
 from ray_gen.training.build import DTYPES, class_of, import_target
-from ray_gen.training.sources import cache_folder, with_labels_of
+from ray_gen.training.sources import cache_folder, open_source, with_labels_of
 
 LEAST_COUNT = 1_000
 """Fewer images than this give scores that are mostly noise."""
@@ -69,12 +69,29 @@ def during_training(
 ) -> tuple[Evaluator, Comparison]:
     """What evaluates the models of a run, and its comparison for these networks. Raises Refused for
     what cannot be measured. Collective: every rank, same order."""
+    store = images_of(experiment, store)
     seen = with_labels_of(store, experiment, "data")
-    name = experiment.data.short_form
+    name = experiment.data.pictures.short_form
     settings = fitting(experiment.evaluation, seen)
     evaluator = Evaluator(settings, seen, name, world, progress)
     subject = subject_of(experiment, objective, networks, {"weights": "ema"})
     return evaluator, evaluator.checked(subject)
+
+
+def images_of(experiment: Experiment, store: Store) -> Store:
+    """The images that samples are compared with: those of the store, or the images whose latents it
+    holds. Raises Refused."""
+    pictures = experiment.data.pictures
+    if pictures is experiment.data:
+        return store
+    try:
+        return open_source(pictures)
+    except Refused as refused:
+        raise Refused(
+            f"data.encoded: samples are compared with the images that were encoded, and these"
+            f" cannot be read ({refused}); put them back, or set evaluation.every_images=null and"
+            " compare later with ray-gen evaluate RUN --reference IMAGES"
+        ) from refused
 
 
 def fitting(settings: Evaluation, store: Store) -> Evaluation:

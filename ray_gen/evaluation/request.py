@@ -158,27 +158,28 @@ def prepared(request: Request, world: World, progress: Progress = silent) -> Com
     pipeline = load_as(
         Model, request.run, weights=weights, device=world.device, checkpoint=checkpoint
     )
-    data = request.reference or pipeline.experiment.data
+    experiment = pipeline.experiment
+    data = request.reference or experiment.data.pictures
     moved = request.reference is not None and request.reference.digest is not None
     with nullcontext() if request.reference is None or moved else _named_by("--reference"):
         store = open_source(data, decoded)
-    if store.image_shape != pipeline.experiment.image_shape:
+    if store.image_shape != experiment.picture_shape:
         raise Refused(
             f"--reference: its images are {store.image_shape} (channels, height, width), and the "
-            f"run's images {pipeline.experiment.image_shape}; name images of the run's shape"
+            f"run's images {experiment.picture_shape}; name images of the run's shape"
         )
     if None not in (data.digest, store.digest) and store.digest != data.digest:
         raise Refused(
             f"data: {data.short_form} is not what {request.run} was trained on: its images have "
             "changed since; put the old images back, or name images to compare with by --reference"
         )
-    if pipeline.experiment.needs_labels:
-        store = with_labels_of(store, pipeline.experiment, "--reference")
-    own = request.reference is None or store.digest == pipeline.experiment.data.digest
+    if experiment.needs_labels:
+        store = with_labels_of(store, experiment, "--reference")
+    own = request.reference is None or store.digest == experiment.data.pictures.digest
     evaluator = Evaluator(request.settings, store, data.short_form, world, progress, trained_on=own)
     described = _described(request, pipeline)
     return evaluator.checked(
-        subject_of(pipeline.experiment, pipeline.objective, pipeline.networks, described)
+        subject_of(experiment, pipeline.objective, pipeline.networks, described)
     )
 
 
@@ -230,7 +231,7 @@ def _reference(
 ) -> Data | None:
     """The data to compare a run's samples with, read as the run reads its own. None: the run's own
     data."""
-    own = experiment.data.pixel_fields()
+    own = experiment.data.pictures.pixel_fields()
     for name in own:
         if name in decoding:
             raise Refused(
@@ -249,7 +250,7 @@ def _reference(
 def data_as_in_run(text: str, experiment: Experiment) -> Data:
     """The data settings for a path, a URI or a short form: images that are read, and held out, as
     a run reads its own. Raises Refused."""
-    own = experiment.data
+    own = experiment.data.pictures
     kept = {"held_out_fraction": own.held_out_fraction, "on_corrupt": own.on_corrupt}
     return _source(text, "SOURCE", {}, {**own.pixel_fields(), **kept})
 
@@ -257,7 +258,7 @@ def data_as_in_run(text: str, experiment: Experiment) -> Data:
 def _moved(experiment: Experiment, named: str) -> Data:
     """The run's own data at another place, read as the run reads them. Their digest must match the
     run's."""
-    run, kind = experiment.data, type(_source(named, "--data", {}))
+    run, kind = experiment.data.pictures, type(_source(named, "--data", {}))
     return _source(named, "--data", {}, {name: getattr(run, name) for name in _kept(run, kind)})
 
 
@@ -277,13 +278,13 @@ def _kept(run: DataSettings, kind: type[DataSettings]) -> list[str]:
 def _data_of_export(location: str, experiment: Experiment) -> Data | None:
     """The data of an exported model. The export holds only the last part of a local path, so the
     data is looked for in the current folder. None: the settings are enough, e.g. a URI."""
-    data = experiment.absolute().data
+    data = experiment.data.pictures.with_places(absolute_path)
     path = getattr(data, "path", "://")
     if "://" in path:
         return None
     if not Path(path).exists() and not set(path) & set("*?[{"):  # a pattern of tar files
         raise Refused(
-            f"--reference: {location} was trained on {experiment.data.short_form}, and an export "
+            f"--reference: {location} was trained on {data.short_form}, and an export "
             "does not hold the whole path; name images to compare with, or start in the folder "
             f"that holds {Path(path).name}"
         )

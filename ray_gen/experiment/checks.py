@@ -90,6 +90,12 @@ def _data_problems(experiment: Tree) -> Iterator[str]:
             problem = network.size_problem(*size, experiment.objective.forms.get(name))
             if problem:
                 yield f"networks.{name}: {network.kind} {problem}"
+    likelihood = getattr(experiment.objective, "likelihood", "gaussian")
+    if isinstance(experiment.data, LatentsData) and likelihood != "gaussian":
+        yield (
+            f"objective.likelihood: {likelihood} describes pixels, and latents have no bounds; set"
+            " it to gaussian"
+        )
     numbers = experiment.data.has_conditions()
     if numbers and not experiment.needs_labels:
         yield (

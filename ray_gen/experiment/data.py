@@ -377,8 +377,8 @@ class DataSettings(PixelFields):
 
     @property
     def pictures(self) -> DataSettings:
-        """The settings of the images that a model makes: these, unless it makes latents, which an
-        autoencoder decodes."""
+        """The settings of the images that samples are and are compared with: these, unless the
+        data are latents of other images."""
         return self
 
     def has_labels(self) -> bool | None:
@@ -627,8 +627,8 @@ class LatentsData(DataSettings):
     autoencoder_digest: str | None = None
     """Digest of the autoencoder's weights; filled in from the data at the start."""
     encoded: dict[str, Any] | None = free(None)
-    """The `data` of the images that were encoded; filled in from the data at the start. Metrics
-    compare samples with these images."""
+    """The `data` of the images that were encoded; filled in from the data at the start. Samples are
+    such images, and metrics compare samples with them."""
 
     @model_validator(mode="after")
     def _latents_have_no_pixels(self) -> Self:
@@ -662,24 +662,19 @@ class LatentsData(DataSettings):
 
     @property
     def pictures(self) -> DataSettings:
-        """See `DataSettings.pictures`: the data of the autoencoder. Before they are filled in, these
+        """See `DataSettings.pictures`: the images that were encoded. Before the data is read, these
         settings."""
-        return self if self.autoencoder is None else _data(self.autoencoder["data"])
-
-    def images(self) -> DataSettings | None:
-        """The data of the images that were encoded. None if it is not known."""
-        return None if self.encoded is None else _data(self.encoded)
+        if self.encoded is None:
+            return self
+        adapter: TypeAdapter[DataSettings] = TypeAdapter(Data)
+        return adapter.validate_python(self.encoded)
 
     def published(self) -> Self:
         """See `DataSettings.published`."""
-        images = self.images()
-        told = None if images is None else images.published().model_dump(mode="json")
+        if self.encoded is None:
+            return super().published()
+        told = self.pictures.published().model_dump(mode="json")
         return super().published().model_copy(update={"encoded": told})
-
-
-def _data(given: Any) -> DataSettings:
-    adapter: TypeAdapter[DataSettings] = TypeAdapter(Data)
-    return adapter.validate_python(given)
 
 
 class ArrowData(DataSettings):

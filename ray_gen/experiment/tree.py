@@ -305,7 +305,7 @@ class Tree(Settings):
         unless its networks see latents."""
         pictures = self.data.pictures
         size, channels = pictures.height_and_width(), pictures.channels
-        if pictures is self.data or size is None or not isinstance(channels, int):
+        if size is None or not isinstance(channels, int):
             return self.image_shape
         return (channels, *size)
 

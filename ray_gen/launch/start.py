@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ray_gen.core import Objective
-from ray_gen.data.sources.latents import AUTOENCODER, Manifest
+from ray_gen.data.sources.latents import AUTOENCODER, LatentManifest
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, absolute_path
 from ray_gen.experiment.data import LatentsData
@@ -143,7 +143,7 @@ def take_autoencoder(experiment: Experiment, state: State) -> None:
             f"data.path: {data.path} holds another autoencoder than when the run began; put the old"
             " one back, or encode the images again"
         )
-    shift, factor = map(torch.from_numpy, Manifest.read(data.path).scale())
+    shift, factor = map(torch.from_numpy, LatentManifest.read(data.path).scale())
     for networks in (state.networks, state.ema, *state.profiles.values()):
         decoding = networks[NAME]
         assert isinstance(decoding, Decoding)

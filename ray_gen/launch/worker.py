@@ -23,6 +23,7 @@ from ray_gen.errors import Failed, GpuMemoryError, Refused
 from ray_gen.evaluation.evaluator import during_training, subject_of
 from ray_gen.evaluation.progress import silent
 from ray_gen.experiment import Experiment
+from ray_gen.experiment.data import LatentsData
 from ray_gen.launch.imports import import_failure
 from ray_gen.runs.checkpoints import (
     BETWEEN,

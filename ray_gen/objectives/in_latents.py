@@ -128,10 +128,10 @@ class InLatents(Objective):
         given = {self._latent: decoding.latents(z)}
         return decodes.unclamped(decoding.networks, given, None, {})
 
-    def decoded(self, networks: Networks, z: Tensor) -> Tensor:
-        """Standardised latents (N, c, h, w) to images (N, C, H, W) in [0, 1]."""
+    def decoded(self, networks: Networks, images: Tensor) -> Tensor:
+        """See `ray_gen.core.Decodes`."""
         decoding = _decoding(networks)
-        given = {self._latent: decoding.latents(z)}
+        given = {self._latent: decoding.latents(images)}
         return self._autoencoder.sample(decoding.networks, given, None, {})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_gen.core import Posterior, posteriors_of
+from ray_gen.core import Posterior, declared, posteriors_of
 from ray_gen.errors import Refused
 from ray_gen.pipeline.loading import load_as
 from ray_gen.pipeline.model import Model
@@ -80,6 +80,11 @@ def encoder_of(model: Model, run: str, checkpoint: Choice, *, trust_code: bool) 
         raise Refused(
             f"{model.name}: is conditional, so its latents depend on labels besides the image; use"
             " an autoencoder with objective.conditional=false"
+        )
+    if declared(model.objective.sampling_noise, model.networks):
+        raise Refused(
+            f"{model.name}: draws noise when it decodes, so a latent has no one image; use an"
+            " autoencoder whose decoder takes no noise"
         )
     example = torch.zeros(1, *model.experiment.image_shape, device=model.device)
     mean, log_variance = _posterior(model, example.to(next(model.networks.parameters()).dtype))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ray_gen import temporary
-from ray_gen.core import Objective, Reconstructs
+from ray_gen.core import Decodes, Objective, Reconstructs
 from ray_gen.data import Store
 from ray_gen.distributed import World
 from ray_gen.evaluation.scores import score_in
@@ -106,13 +106,22 @@ class RunWriter:
         mend_best(run)
         stored = store.train.images_NHWC
         apart = stored[:: max(1, len(stored) // PICTURED)][:PICTURED]  # may be sorted by class
-        self._real = to_range(apart, (0.0, 1.0))
+        self._real = self._as_pictures(to_range(apart, (0.0, 1.0)))
         self._real_spread = _spread(self._real).clamp(min=1e-6)
         channels = self._real.shape[1]
-        self._opacity = experiment.data.has_opacity()
+        self._opacity = experiment.data.pictures.has_opacity()
         self._zoom = pictures.zoom_of(*self._real.shape[2:])
         apart = channels > 3 and not self._opacity
         self._tagged = f"_channels_1-3_of_{channels}" if apart else ""
+
+    @torch.no_grad()
+    def _as_pictures(self, images: Tensor) -> Tensor:
+        """Images of the data (N, C, H, W) in [0, 1]. Latents are decoded."""
+        objective, networks = self._objective, self._state.ema
+        if not isinstance(objective, Decodes):
+            return images
+        weight = next(iter(networks.parameters()))
+        return objective.decoded(networks, images.to(weight.device, weight.dtype)).float().cpu()
 
     def _cut(self, images: int) -> None:
         """This attempt starts from a checkpoint. Drop everything that an earlier attempt wrote

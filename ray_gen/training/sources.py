@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 
 from ray_gen.data import DataError, Split, Store, open_store, open_stream
-from ray_gen.data.sources.latents import AUTOENCODER, CONFIG, Latents, Manifest
+from ray_gen.data.sources.latents import AUTOENCODER, CONFIG, LatentManifest, Latents
 from ray_gen.experiment import Experiment, ExperimentError
-from ray_gen.experiment.data import Data, DataSettings, JoinedData, LatentsData, ParquetData
+from ray_gen.experiment.data import DataSettings, JoinedData, LatentsData, ParquetData
 from ray_gen.storage import Folder
 from ray_gen.training.build import import_target
 from ray_gen.training.labels import labels_of
@@ -35,7 +35,7 @@ def source_of(data: DataSettings) -> Any:
     return made(**data.arguments())
 
 
-def open_source(data: Data, progress: Callable[[int, int], None] | None = None) -> Store:
+def open_source(data: DataSettings, progress: Callable[[int, int], None] | None = None) -> Store:
     """The decoded images of a source, memory-mapped. Decodes them first if this node has not yet
     done so. For a streamed source: a decoded sample, and the stream."""
     source = source_of(data)
@@ -120,7 +120,7 @@ def at_commits(
     return data.with_places(change)
 
 
-def _check_shares(data: Data, store: Store) -> None:
+def _check_shares(data: DataSettings, store: Store) -> None:
     """Raises ExperimentError if a source has a share of the training images, but none itself."""
     empty = next((n for n, count in enumerate(store.sources) if not count), None)
     if data.shares() is not None and empty is not None:
@@ -239,7 +239,7 @@ def resolved_by(
     )
     if not isinstance(experiment.data, LatentsData):
         return resolved
-    told = Manifest.read(experiment.data.path).of_latents
+    told = LatentManifest.read(experiment.data.path).of_latents
     config = Folder(experiment.data.path) / AUTOENCODER
     return resolved.with_fields(
         data__autoencoder=json.loads(config.read_text(CONFIG))["experiment"],

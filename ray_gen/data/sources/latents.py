@@ -31,7 +31,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Manifest:
+class LatentManifest:
     """What a folder of latents tells about them."""
 
     moments: Moments
@@ -48,7 +48,7 @@ class Manifest:
         return self.told[KIND]
 
     @classmethod
-    def read(cls, location: str, field: str = "data.path") -> Manifest:
+    def read(cls, location: str, field: str = "data.path") -> LatentManifest:
         """The manifest in a folder or at a URI. Raises DataError."""
         folder = Folder(location if "://" in location else str(Path(location).expanduser()))
         try:
@@ -103,9 +103,9 @@ class Latents(Parquet):
     writer = "ray-gen encode"
 
     @cached_property
-    def manifest(self) -> Manifest:
+    def manifest(self) -> LatentManifest:
         """What is there. Raises DataError."""
-        return Manifest.read(self.path, self.field)
+        return LatentManifest.read(self.path, self.field)
 
     def identity(self) -> object:
         """See `Tables`. The manifest says how numbers are standardised."""

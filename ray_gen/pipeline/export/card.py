@@ -67,9 +67,7 @@ def _summary(experiment: Experiment, facts: Facts) -> str:
     what = experiment.objective.title
     channels, height, width = experiment.picture_shape
     pictures = experiment.data.pictures
-    told = channels_in_words(
-        channels, opacity=pictures.has_opacity(), bits=pictures.bits
-    )
+    told = channels_in_words(channels, opacity=pictures.has_opacity(), bits=pictures.bits)
     known = "" if told in ("grey", "RGB") else f" ({told})"
     size = f"{channels} x {height} x {width}"
     given = ["their class"] if experiment.label_count else []

@@ -1,0 +1,178 @@
+"""A GAN in the latents of an autoencoder: it trains on maps, and everything that comes of it is
+images."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ray_gen
+from ray_gen.core import Decodes
+from ray_gen.distributed import World
+from ray_gen.errors import Refused
+from ray_gen.evaluation.request import Request, measure
+from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.launch.encode import encode
+from ray_gen.launch.worker import commit_and_prune, reports
+from ray_gen.pipeline.export import export
+from ray_gen.runs.checkpoints import checkpoint_name
+from ray_gen.storage import Folder
+from ray_gen.training.build import build_networks, build_objective
+from ray_gen.training.code import custom_targets
+from ray_gen.training.sources import open_data, resolved_by
+from tests.data.pictures import write_classes
+from tests.helpers import ADAM, TRAINING, random_store
+from tests.proofs import latent_autoencoder
+from tests.runs import SHORT, saved
+
+NETWORK = {"kind": "mlp", "hidden_sizes": [32]}
+GAN: dict[str, Any] = {
+    "networks": {"generator": NETWORK, "discriminator": NETWORK},
+    "objective": {"kind": "gan", "latent_size": 5},
+    "optimizers": {"generator": ADAM, "discriminator": ADAM},
+    "training": {**TRAINING, "images": 240},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Images, an autoencoder, its latents of them, and a run of a GAN on these."""
+    place = tmp_path_factory.mktemp("latents")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_GEN_CACHE", str(place / "cache"))
+        saved(latent_autoencoder.experiment(SHORT), random_store(8), place / "autoencoder")
+        pictures = str(write_classes(place / "pictures", {"cat": 30, "dog": 30}))
+        encode(place / "autoencoder", str(place / "latents"), pictures, flips=True, local=True)
+        train(experiment_on(place, "data.flip=true"), place / "run")
+        yield place
+
+
+def experiment_on(place: Path, *overrides: str, **parts: Any) -> Experiment:
+    import yaml
+
+    data = {"kind": "latents", "path": str(place / "latents")}
+    text = yaml.safe_dump({"data": data, **GAN, **parts})
+    asked = Experiment.from_yaml(text, overrides)
+    return resolved_by(asked, open_data(asked))
+
+
+def train(experiment: Experiment, folder: Path) -> None:
+    run = Folder(str(folder))
+    for report, checkpoint in reports(experiment, run, torch.device("cpu")):
+        if checkpoint is not None:
+            commit_and_prune(checkpoint, run, checkpoint_name(report.images), 3)
+
+
+def own_latents(place: Path, z: Tensor) -> Tensor:
+    """The latents of the run's samples, as the autoencoder knows them."""
+    import json
+
+    pipeline = ray_gen.load(place / "run")
+    statistics = json.loads((place / "latents" / "_manifest.json").read_text())["latents"]
+    mean, std = (torch.tensor(statistics["statistics"][name]) for name in ("mean", "std"))
+    with torch.no_grad():
+        standardised = pipeline.networks["generator"](z)
+    return standardised * 2 * std[:, None, None] + mean[:, None, None]
+
+
+def test_samples_are_the_autoencoders_images_of_what_the_generator_makes(place: Path) -> None:
+    pipeline = ray_gen.load(place / "run")
+    assert pipeline.experiment.image_shape == (2, 4, 4)
+    images = pipeline.sample(6, seed=0)
+    assert images.shape == (6, 1, 8, 8) and images.min() >= 0 and images.max() <= 1
+    z = pipeline.latents(6, seed=0)
+    assert isinstance(z, Tensor)
+    made = own_latents(place, z)
+    assert made.abs().max() > 0.0
+    expected = ray_gen.load(place / "autoencoder").decode(made)
+    assert torch.allclose(images, expected, atol=1e-5)
+
+
+def test_a_generator_of_latents_has_no_bounds(place: Path) -> None:
+    experiment = experiment_on(place)
+    networks = build_networks(experiment, build_objective(experiment))
+    with torch.no_grad():
+        networks["generator"].requires_grad_(False)
+        for parameter in networks["generator"].parameters():
+            parameter.mul_(20.0)
+        made = networks["generator"](torch.randn(8, 5))
+    assert made.abs().max() > 1.5
+
+
+def test_the_autoencoder_does_not_train_and_is_in_the_checkpoint(place: Path) -> None:
+    own = ray_gen.load(place / "autoencoder").networks["decoder"].state_dict()
+    for weights in ("ema", "raw"):
+        kept = ray_gen.load(place / "run", weights=weights).networks["autoencoder"]
+        found = kept.networks["decoder"].state_dict()  # pyright: ignore
+        assert found.keys() == own.keys()
+        assert all(torch.equal(found[name], own[name]) for name in own)
+
+
+def test_a_run_and_its_export_need_nothing_else(place: Path, tmp_path: Path) -> None:
+    expected = ray_gen.load(place / "run").sample(4, seed=1)
+    shutil.copytree(place / "run", tmp_path / "run")
+    hidden = place.with_name(f"{place.name}-away")
+    place.rename(hidden)
+    try:
+        pipeline = ray_gen.load(tmp_path / "run")
+        assert torch.equal(pipeline.sample(4, seed=1), expected)
+        export(tmp_path / "run", tmp_path / "out", formats=["safetensors", "torch"])
+        again = ray_gen.Pipeline.from_pretrained(tmp_path / "out")
+        assert torch.equal(again.sample(4, seed=1), expected)
+        z = pipeline.latents(4, seed=1)
+        program = torch.export.load(tmp_path / "out" / "generator.pt2").module()
+        assert torch.allclose(program(z), expected, atol=1e-5)
+        assert pipeline.interpolate(z[:1], z[1:2], steps=3).shape[-3:] == (1, 8, 8)
+    finally:
+        hidden.rename(place)
+
+
+def test_metrics_compare_with_the_images_that_were_encoded(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_GEN_CACHE", str(place / "cache"))
+    request = Request.of(place / "run", metrics=["sliced_wasserstein"], count=20)
+    scores = measure(request, World.joined(torch.device("cpu"))).as_json()
+    assert str(place / "pictures") in str(scores)
+
+
+def test_a_resumed_run_makes_the_same_images(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_GEN_CACHE", str(place / "cache"))
+    half = experiment_on(place, "data.flip=true", "training.checkpoint_every_images=120")
+    run = Folder(str(tmp_path / "run"))
+    for report, checkpoint in reports(half, run, torch.device("cpu")):
+        if checkpoint is not None:
+            commit_and_prune(checkpoint, run, checkpoint_name(report.images), 3)
+            break
+    train(half, tmp_path / "run")
+    assert torch.equal(
+        ray_gen.load(tmp_path / "run").sample(4, seed=1),
+        ray_gen.load(place / "run").sample(4, seed=1),
+    )
+
+
+def test_classes_of_the_autoencoders_own_are_told_as_any_others(place: Path) -> None:
+    targets = custom_targets(experiment_on(place))
+    assert "tests.proofs.latent_autoencoder:LatentAutoencoder" in targets
+
+
+def test_what_cannot_make_latents_is_refused(place: Path) -> None:
+    with pytest.raises(ExperimentError, match=r"objective.likelihood: bernoulli describes pixels"):
+        experiment_on(
+            place,
+            networks={"encoder": NETWORK, "decoder": NETWORK},
+            objective={"kind": "vae", "latent_size": 5},
+            optimizers={"autoencoder": ADAM},
+        )
+    pipeline = ray_gen.load(place / "run")
+    assert isinstance(pipeline.objective, Decodes)
+    with pytest.raises(Refused, match="has no discriminator"):
+        pipeline.discriminate(torch.zeros(1, 1, 8, 8))
