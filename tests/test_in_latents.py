@@ -126,6 +126,7 @@ def test_a_run_and_its_export_need_nothing_else(place: Path, tmp_path: Path) -> 
         again = ray_gen.Pipeline.from_pretrained(tmp_path / "out")
         assert torch.equal(again.sample(4, seed=1), expected)
         z = pipeline.latents(4, seed=1)
+        assert isinstance(z, Tensor)
         program = torch.export.load(tmp_path / "out" / "generator.pt2").module()
         assert torch.allclose(program(z), expected, atol=1e-5)
         assert pipeline.interpolate(z[:1], z[1:2], steps=3).shape[-3:] == (1, 8, 8)

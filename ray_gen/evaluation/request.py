@@ -288,7 +288,7 @@ def _data_of_export(location: str, experiment: Experiment) -> Data | None:
             "does not hold the whole path; name images to compare with, or start in the folder "
             f"that holds {Path(path).name}"
         )
-    return data
+    return data  # pyright: ignore[reportReturnType]
 
 
 def _source(
