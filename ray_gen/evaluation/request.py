@@ -284,7 +284,7 @@ def _data_of_export(location: str, experiment: Experiment) -> Data | None:
         return None
     if not Path(path).exists() and not set(path) & set("*?[{"):  # a pattern of tar files
         raise Refused(
-            f"--reference: {location} was trained on {data.short_form}, and an export "
+            f"--reference: {location} was trained on {experiment.data.pictures.short_form}, and an export "
             "does not hold the whole path; name images to compare with, or start in the folder "
             f"that holds {Path(path).name}"
         )
