@@ -284,8 +284,8 @@ def _data_of_export(location: str, experiment: Experiment) -> Data | None:
         return None
     if not Path(path).exists() and not set(path) & set("*?[{"):  # a pattern of tar files
         raise Refused(
-            f"--reference: {location} was trained on {experiment.data.pictures.short_form}, and an export "
-            "does not hold the whole path; name images to compare with, or start in the folder "
+            f"--reference: {location} was trained on {experiment.data.pictures.short_form}, and an "
+            "export does not hold the whole path; name images to compare with, or start in the folder "
             f"that holds {Path(path).name}"
         )
     return data  # pyright: ignore[reportReturnType]
