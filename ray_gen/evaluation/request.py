@@ -285,8 +285,8 @@ def _data_of_export(location: str, experiment: Experiment) -> Data | None:
     if not Path(path).exists() and not set(path) & set("*?[{"):  # a pattern of tar files
         raise Refused(
             f"--reference: {location} was trained on {experiment.data.pictures.short_form}, and an "
-            "export does not hold the whole path; name images to compare with, or start in the folder "
-            f"that holds {Path(path).name}"
+            "export does not hold the whole path; name images to compare with, or start in the "
+            f"folder that holds {Path(path).name}"
         )
     return data  # pyright: ignore[reportReturnType]
 
