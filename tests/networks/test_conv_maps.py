@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, relu
 
 from ray_gen.core import Balances, Signature
+from ray_gen.experiment import ExperimentError
 from ray_gen.experiment.networks import ConvNetwork
 from ray_gen.networks.conv_maps import ConvMapDecoder, ConvMapEncoder, encoder_or_decoder
+from tests.helpers import latent_autoencoder, vae
 
 Weights = dict[str, Tensor]
 
@@ -88,3 +90,10 @@ def test_sides_that_are_not_halved_alike_are_refused(image: Any, latent: Any) ->
     for of, to in ((image, latent), (latent, image)):
         with pytest.raises(ValueError, match=f"{image[1]} x {image[2]} is not"):
             built(of, to)
+
+
+def test_only_a_latent_that_is_a_vector_needs_a_start_map() -> None:
+    """18 pixels are twice 9, but not 4 to 7 times a power of 2."""
+    assert latent_autoencoder("data.image_size=18")
+    with pytest.raises(ExperimentError, match=r"networks\.encoder: conv needs sides that are"):
+        vae("data.image_size=18", kind="conv")
