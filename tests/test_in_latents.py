@@ -27,8 +27,8 @@ from ray_gen.training.build import build_networks, build_objective
 from ray_gen.training.code import custom_targets
 from ray_gen.training.sources import open_data, resolved_by
 from tests.data.pictures import write_classes
-from tests.helpers import ADAM, TRAINING, random_store
-from tests.proofs import latent_autoencoder
+from tests.helpers import ADAM, TRAINING, latent_autoencoder, random_store
+from tests.proofs import latent_autoencoder as proof
 from tests.runs import SHORT, saved
 
 NETWORK = {"kind": "mlp", "hidden_sizes": [32]}
@@ -46,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     place = tmp_path_factory.mktemp("latents")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_GEN_CACHE", str(place / "cache"))
-        saved(latent_autoencoder.experiment(SHORT), random_store(8), place / "autoencoder")
+        saved(proof.experiment(SHORT), random_store(8), place / "autoencoder")
         pictures = str(write_classes(place / "pictures", {"cat": 30, "dog": 30}))
         encode(place / "autoencoder", str(place / "latents"), pictures, flips=True, local=True)
         train(experiment_on(place, "data.flip=true"), place / "run")
@@ -158,6 +158,29 @@ def test_a_resumed_run_makes_the_same_images(
         ray_gen.load(tmp_path / "run").sample(4, seed=1),
         ray_gen.load(place / "run").sample(4, seed=1),
     )
+
+
+@pytest.mark.parametrize(
+    "bottleneck",
+    ["{kind: kl, weight: 0.01}", "{kind: vq, codes: 16}", "{kind: fsq, levels: [3, 5]}"],
+)
+def test_every_kind_of_latent_autoencoder_decodes(
+    bottleneck: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latents before quantisation are data; decoding quantises."""
+    monkeypatch.setenv("RAY_GEN_CACHE", str(tmp_path / "cache"))
+    this = latent_autoencoder(f"objective.bottleneck={bottleneck}", SHORT)
+    saved(this, random_store(8), tmp_path / "autoencoder")
+    pictures = str(write_classes(tmp_path / "pictures", {"all": 40}))
+    told = encode(tmp_path / "autoencoder", str(tmp_path / "latents"), pictures, local=True)
+    assert told["latents"]["moments"] == (["mean", "std"] if "kl" in bottleneck else ["mean"])
+    train(experiment_on(tmp_path, "training.images=48"), tmp_path / "run")
+    z = ray_gen.load(tmp_path / "run").latents(6, seed=0)
+    assert isinstance(z, Tensor)
+    expected = ray_gen.load(tmp_path / "autoencoder").decode(own_latents(tmp_path, z))
+    images = ray_gen.load(tmp_path / "run").sample(6, seed=0)
+    assert images.shape == (6, 1, 8, 8)
+    assert (images - expected).abs().mean() < 1e-5
 
 
 def test_classes_of_the_autoencoders_own_are_told_as_any_others(place: Path) -> None:
