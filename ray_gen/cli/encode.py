@@ -93,9 +93,7 @@ def encode(
         return
     counts = ", ".join(f"{count:,} {split}" for split, count in sorted(manifest["images"].items()))
     skipped = f", {manifest['skipped']:,} corrupt images skipped" if manifest["skipped"] else ""
-    told = manifest["latents"]
-    shape = "x".join(map(str, told["shape_CHW"]))
-    click.echo(
-        f"{destination}: {counts} of {shape}{skipped}; std {told['statistics']['std_of_all']:.4g}"
-    )
+    shape = "x".join(map(str, manifest["latents"]["shape_CHW"]))
+    std = manifest["latents"]["statistics"]["std_of_all"]
+    click.echo(f"{destination}: {counts} of {shape}, standard deviation {std:.4g}{skipped}")
     click.echo(f"  train: ray-gen train RECIPE data=latents:{destination}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,13 @@ def test_training_draws_z_of_declared_noise_and_takes_the_flipped_moments(
     assert torch.equal(images, expected)
     # Flipped tiles are the tiles of the flipped image here.
     assert torch.allclose(mean_flipped, mean.flip(3), atol=1e-3)
+
+    parts: list[torch.Tensor] = []
+    for part in (range(2), range(2, 6)):  # of two workers
+        of_worker = replace(settings, part=part)
+        own = Stored(store.read_in_training, None, of_worker, device, on_device=True)
+        parts += [images for images, _ in Feed(own, of_worker, device).steps(3, 4)]
+    assert torch.equal(torch.cat(parts), images)
 
 
 def test_a_stream_gives_the_same_moments_as_the_store(tmp_path: Path, monkeypatch: Any) -> None:
