@@ -33,6 +33,7 @@ class LatentAutoencoderObjective(ObjectiveSettings):
         "kl": None,
     }
     title: ClassVar[str] = "Latent autoencoder"
+    has_prior: ClassVar[bool] = False
     knows_opacity: ClassVar[bool] = True
     parts_of_weights: ClassVar[Mapping[str, str]] = {
         "perceptual_weight": "the perceptual distance",

@@ -30,6 +30,8 @@ class ObjectiveSettings(Component):
     """Its name in a model card."""
     has_likelihood: ClassVar[bool] = False
     """Whether it gives a bound on log p(x): `ray_gen.core.Bounds`."""
+    has_prior: ClassVar[bool] = True
+    """Whether it can make samples: False for an autoencoder without a distribution of latents."""
     knows_opacity: ClassVar[bool] = False
     """Whether its class takes `opacity`: whether the last channel of images is opacity."""
     knows_levels: ClassVar[bool] = False

@@ -40,6 +40,7 @@ class AutoencoderObjective(ObjectiveSettings):
     evaluated: ClassVar[Mapping[str, MinOrMax | None] | None] = {"reconstruction": "min"}
     knows_levels: ClassVar[bool] = True
     title: ClassVar[str] = "Autoencoder"
+    has_prior: ClassVar[bool] = False
     kind: Literal["autoencoder"] = "autoencoder"
     latent_size: PositiveInt = 32
     """How many numbers the latent vector z has."""

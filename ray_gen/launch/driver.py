@@ -106,7 +106,7 @@ def train(
     finally:
         run.remove_if_empty()  # if the run was refused
     if show:
-        _tell(result)
+        _tell(result, has_prior=experiment.objective.has_prior)
     return result
 
 
@@ -453,11 +453,14 @@ def _check_same(run: Folder, experiment: Experiment, before: Experiment) -> None
         )
 
 
-def _tell(run: Run) -> None:
-    """Prints where the run is and how to look at it."""
+def _tell(run: Run, *, has_prior: bool) -> None:
+    """Prints where the run is and how to look at it. has_prior: whether it makes samples."""
     told = "".join(f"  {name} {value:.4g}" for name, value in scores(run.metrics).items())
     failure = f"; {run.failure}" if run.failure else ""
     print(f"{run.location}: {run.images:,} images, {run.stop}{told}{failure}")
     quoted = shlex.quote(run.location)
     print(f"  look:   ray-gen tensorboard {quoted}")
-    print(f"  sample: ray-gen sample {quoted} --count 64 --seed 0 --output grid.png")
+    if has_prior:
+        print(f"  sample: ray-gen sample {quoted} --count 64 --seed 0 --output grid.png")
+    else:
+        print(f"  use:    ray-gen reconstruct {quoted} --data --output reconstructions.png")

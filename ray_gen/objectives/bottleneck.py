@@ -47,6 +47,8 @@ class Bottleneck(Protocol):
     numbers: Mapping[str, Number]
     own: tuple[str, ...]
     """Names of its modules. The autoencoder's phase updates them, and sampling needs them."""
+    code_count: int | None
+    """How many codes a position has. None without a quantiser."""
 
     def modules(self) -> Mapping[str, nn.Module]:
         """The objective's own modules that it needs."""
@@ -70,6 +72,7 @@ class Gaussian:
     and Welling 2014, appendix B)."""
 
     own: tuple[str, ...] = ()
+    code_count: int | None = None
 
     def __init__(self, shape: Shape, weights: Mapping[str, Number]) -> None:
         """shape: (c, h, w) of z. weights: of "kl"."""
@@ -115,11 +118,16 @@ class Quantised:
         self.encoded_channels = shape[0]
         self.numbers: Mapping[str, Number] = {_weight_of(n): w for n, w in weights.items()}
         self._shape, self._options = shape, options
+        quantiser: Any = self._quantiser()
+        self.code_count: int | None = quantiser.code_count
 
     def modules(self) -> Mapping[str, nn.Module]:
         """The quantiser."""
+        return {QUANTISER: self._quantiser()}
+
+    def _quantiser(self) -> nn.Module:
         channels, *positions = self._shape
-        return {QUANTISER: quantiser_of(channels=channels, positions=positions, **self._options)}
+        return quantiser_of(channels=channels, positions=positions, **self._options)
 
     def __call__(self, networks: Networks, encoded: Tensor, batch: Batch) -> Latent:
         """The codes, with a gradient for the encoder."""
@@ -134,8 +142,12 @@ class Quantised:
 
     def decoded_from(self, networks: Networks, z: Tensor) -> Tensor:
         """The codes nearest to z."""
-        quantiser: Any = networks[QUANTISER]  # a `Quantiser`
-        return quantiser.quantised(z)[0]
+        return quantiser_in(networks).quantised(z)[0]
+
+
+def quantiser_in(networks: Networks) -> Any:
+    """The quantiser (`ray_gen.bottlenecks.quantiser.Quantiser`) of a model that has one."""
+    return networks[QUANTISER]
 
 
 def bottleneck_of(

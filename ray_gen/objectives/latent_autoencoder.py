@@ -32,7 +32,7 @@ from ray_gen.core import (
 )
 from ray_gen.errors import Refused
 from ray_gen.objectives.augmented import DiffAugmented
-from ray_gen.objectives.bottleneck import bottleneck_of
+from ray_gen.objectives.bottleneck import bottleneck_of, quantiser_in
 from ray_gen.objectives.game import Judged, Kind, Round, together
 from ray_gen.objectives.lecam import LeCam
 from ray_gen.perceptual import distance_of
@@ -133,6 +133,7 @@ class LatentAutoencoder(Objective):
         weight = part.lecam_weight if part else 0.0
         self._lecam = LeCam(Weight(weight)) if weight else None
         self.latents = {"z": Noise(self._latent)}
+        self.code_count = self._bottleneck.code_count
         self.sampled_from = ("encoder", "decoder", *self._bottleneck.own)
 
     @property
@@ -268,6 +269,13 @@ class LatentAutoencoder(Objective):
         """μ and log σ² of q(z|x), (N, c, h, w) each; with a quantiser the encoder's output before
         it, without a distribution."""
         return {"z": self._bottleneck.posterior(networks["encoder"](images).to(images.dtype))}
+
+    def codes(
+        self, networks: Networks, images: Tensor, labels: Tensor | None
+    ) -> Mapping[str, Tensor]:
+        """The numbers of the codes of each image, int64 (N, h, w), with a quantiser."""
+        encoded = networks["encoder"](images).to(images.dtype)
+        return {"z": quantiser_in(networks).quantised(encoded)[1]}
 
     def sample(
         self,

@@ -199,3 +199,16 @@ def test_without_weight_the_experiment_may_still_name_a_discriminator() -> None:
     this = latent_autoencoder("objective.adversarial_weight=0")
     assert "discriminator" in this.networks
     assert "discriminator" not in build_objective(this).networks()
+
+
+def test_codes_name_what_is_decoded(store_8) -> None:
+    this = latent_autoencoder("objective.bottleneck={kind: vq, codes: 16}")
+    objective = build_objective(this)
+    networks = stepped(this, objective, store_8, 10)[0].networks.eval()
+    ((images, _),) = batches(this, objective, store_8, 0, 1)
+    codes = objective.codes(networks, images, None)["z"]
+    assert objective.code_count == 16
+    assert codes.shape == (24, 4, 4) and 0 <= int(codes.min()) < int(codes.max()) < 16
+    again = networks["decoder"](networks["quantiser"].lookup(codes)).float() / 2 + 0.5
+    torch.testing.assert_close(again.clamp(0, 1), objective.reconstruct(networks, images, None, {}))
+    assert build_objective(latent_autoencoder()).code_count is None

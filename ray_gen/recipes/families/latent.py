@@ -38,9 +38,11 @@ def published(multipliers: list[int]) -> dict[str, Any]:
     }
 
 
-def experiment(facts: Facts, networks: Tree, objective: Tree, *, rate: Any) -> Tree:
+def experiment(
+    facts: Facts, networks: Tree, objective: Tree, *, rate: Any, patch_width: int = 64
+) -> Tree:
     """A latent autoencoder. networks: encoder and decoder. objective: what is special to it. rate:
-    learning rate of both phases."""
+    learning rate of both phases. patch_width: of the discriminator."""
     trains, heard = facts.share(1 / 2), facts.share(0.55)
     adam = {"kind": "adam", "learning_rate": rate, "betas": [0.5, 0.9]}
     patches = 3 if min(facts.height, facts.width) >= 64 else 1
@@ -49,6 +51,7 @@ def experiment(facts: Facts, networks: Tree, objective: Tree, *, rate: Any) -> T
             **networks,
             "discriminator": {
                 "kind": "patch",
+                "width": patch_width,
                 "layers": Because(patches, "PatchGAN; below 64 pixels three leave no patches."),
             },
         },

@@ -35,4 +35,5 @@ def experiment(facts: Facts) -> Tree:
     }
     network = {"kind": "conv", "width": 32}
     networks = {"encoder": network, "decoder": network}
-    return latent.experiment(facts, networks, objective, rate=Because(5.0e-4, "Small networks."))
+    rate = Because(5.0e-4, "Small networks.")
+    return latent.experiment(facts, networks, objective, rate=rate, patch_width=16)
