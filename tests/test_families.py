@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -248,3 +249,11 @@ def test_advice_for_few_and_many_images(images: int, changes: list[str], told: s
     assert told is None or told in found[0]
     if images < 1_000 and not changes:
         assert not list(objective.advice(images, starts_from_a_run=True))
+
+
+def test_latents_say_how_large_they_are(tmp_path: Path) -> None:
+    (tmp_path / "_manifest.json").write_text('{"latents": {"shape_CHW": [4, 16, 32]}}')
+    this = recipe("r3gan", f"data=latents:{tmp_path}")
+    assert this.name == "r3gan-16x32"
+    with pytest.raises(ExperimentError, match=r"data\.image_size"):
+        recipe("r3gan", f"data=latents:{tmp_path}/other")

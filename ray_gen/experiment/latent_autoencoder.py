@@ -25,7 +25,6 @@ class LatentAutoencoderObjective(ObjectiveSettings):
     }
     network_names: ClassVar[tuple[str, ...] | None] = ("encoder", "decoder", "discriminator")
     forms: ClassVar[Mapping[str, str]] = {"encoder": "map_to_map", "decoder": "map_to_map"}
-    forms: ClassVar[Mapping[str, str]] = {"encoder": "map_to_map", "decoder": "map_to_map"}
     phase_names: ClassVar[tuple[str, ...] | None] = ("autoencoder", "discriminator")
     evaluated: ClassVar[Mapping[str, MinOrMax | None] | None] = {
         "reconstruction": "min",

@@ -3,9 +3,11 @@ there are labels, and the amount of training, to an experiment with a reason for
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +33,8 @@ from ray_gen.recipes.families.facts import Facts, Tree, reasons_of, values_of
 
 GIVEN = "As given."
 """The reason of a number that the user changed."""
+MANIFEST = "_manifest.json"
+"""File that `ray-gen encode` writes beside latents."""
 PLACEHOLDER = "~/images"
 """The folder of images in a printed family whose data nobody named."""
 
@@ -127,12 +131,24 @@ def _data(name: str, given: dict[str, Any], needed: bool) -> dict[str, Any]:
     """The data as a mapping with `kind`. Raises ExperimentError if nobody named them."""
     data = from_short_form(given.get("data"))
     if isinstance(data, dict) and "kind" in data:
-        return data
+        return _with_size(data)
     if not needed:
         return {"kind": "folder", "path": PLACEHOLDER, **(data or {})}
     raise ExperimentError(
         [f"data: {name} is a family for any data; name them: {_command(name, None, data or {})}"]
     )
+
+
+def _with_size(data: dict[str, Any]) -> dict[str, Any]:
+    """The data. Latents in a local folder say themselves how large they are."""
+    if data["kind"] != "latents" or "image_size" in data or "path" not in data:
+        return data
+    try:
+        manifest = json.loads((Path(str(data["path"])).expanduser() / MANIFEST).read_text())
+        _, height, width = manifest["latents"]["shape_CHW"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return data
+    return {**data, "image_size": [height, width]}
 
 
 def _facts(family: Family, name: str, given: dict[str, Any], data: dict[str, Any]) -> Facts:
