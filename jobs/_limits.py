@@ -75,28 +75,39 @@ def peaks(device: torch.device, dtype: torch.dtype = torch.float32) -> list[Meas
     ]
 
 
-FAMILIES: Mapping[str, tuple[int, Sequence[str]]] = {
-    "dcgan": (32, ["width=32"]),
-    "sngan": (32, ["width=16"]),
-    "wgan-gp": (32, ["width=16"]),
-    "r3gan": (32, ["width=48"]),
-    "stylegan2-ada": (32, ["channel_base=1024", "channel_max=128"]),
-    "fastgan": (64, ["width=8"]),
+_OF_GAN, _OF_AUTOENCODER = ("generator", "discriminator"), ("encoder", "decoder")
+_KL = ["width=32", "groups=8"]
+
+FAMILIES: Mapping[str, tuple[int, Sequence[str], Sequence[str]]] = {
+    "dcgan": (32, _OF_GAN, ["width=32"]),
+    "sngan": (32, _OF_GAN, ["width=16"]),
+    "wgan-gp": (32, _OF_GAN, ["width=16"]),
+    "r3gan": (32, _OF_GAN, ["width=48"]),
+    "stylegan2-ada": (32, _OF_GAN, ["channel_base=1024", "channel_max=128"]),
+    "fastgan": (64, _OF_GAN, ["width=8"]),
+    "latent-kl-f8": (64, _OF_AUTOENCODER, _KL),
+    "latent-kl-f4": (64, _OF_AUTOENCODER, _KL),
+    "latent-vq": (64, _OF_AUTOENCODER, _KL),
+    "latent-fsq": (64, _OF_AUTOENCODER, _KL),
+    "latent-small": (64, _OF_AUTOENCODER, ["width=16"]),
 }
-"""Side of the images in pixels, and fields of both networks that make them small."""
+"""Side of the images in pixels, and fields that make two of the networks small."""
 
 
 def experiment_of(family: str, batch: int, precision: str = "fp32") -> Experiment:
     """A family with small networks, on RGB images. The EMA moves at every step, so that a period is
-    short."""
-    side, fields = FAMILIES[family]
+    short. A latent autoencoder has its discriminator from the first image on, and SSIM for a
+    perceptual network."""
+    side, networks, fields = FAMILIES[family]
+    more = ["perceptual={kind: ssim}", "discriminator_start_images=0", "start_images=0"]
     return recipe(
         family,
         f"data={{kind: mnist5k, image_size: {side}, channels: 3}}",
         f"training.global_batch_size={batch}",
         f"training.precision={precision}",
         "training.ema_every_steps=1",
-        *(f"networks.{of}.{field}" for of in ("generator", "discriminator") for field in fields),
+        *(f"networks.{of}.{field}" for of in networks for field in fields),
+        *(f"objective.{one}" for one in more if networks is _OF_AUTOENCODER),
     )
 
 

@@ -149,7 +149,9 @@ def test_passes_of_a_step(benchmark: ModuleType, store_8, case: str) -> None:
 def test_limits_of_a_family(benchmark: ModuleType, monkeypatch, tmp_path: Path, capsys) -> None:
     import _limits
 
-    monkeypatch.setattr(_limits, "FAMILIES", {"dcgan": (32, ["width=1"])})
+    monkeypatch.setattr(
+        _limits, "FAMILIES", {"dcgan": (32, ("generator", "discriminator"), ["width=1"])}
+    )
     file = tmp_path / "numbers.json"
     given = ["--rounds", "1", "--seconds", "0.001", "--device", "cpu", "--json", str(file)]
     benchmark.main([*given, "--only", "limits"])

@@ -26,6 +26,7 @@ def problems(experiment: Tree) -> Iterator[str]:
     if experiment.search is not None:
         yield from search_problems(experiment, experiment.search)
     yield from objective.network_problems(experiment.networks)
+    yield from objective.freeze_problems(experiment.training.freeze)
     problem = objective.stop_problem()
     if experiment.training.stop_at_equilibrium is not None and problem is not None:
         yield f"training.stop_at_equilibrium: {problem}; set it to null"

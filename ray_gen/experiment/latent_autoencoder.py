@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from ray_gen.experiment.augment import DiffAugment
 from ray_gen.experiment.bottlenecks import Bottleneck, KlBottleneck
 from ray_gen.experiment.distances import Perceptual, SsimDistance
+from ray_gen.experiment.networks import NetworkSettings
 from ray_gen.experiment.objective import MinOrMax, ObjectiveSettings
 from ray_gen.experiment.schedules import NonNegative
 from ray_gen.settings import live
@@ -87,6 +88,26 @@ class LatentAutoencoderObjective(ObjectiveSettings):
     def unused(self) -> tuple[str, ...]:
         """The discriminator, if its weight is 0."""
         return () if self.is_adversarial else ("discriminator",)
+
+    def network_problems(self, networks: Mapping[str, NetworkSettings]) -> Iterator[str]:
+        """Networks whose levels make maps of another size."""
+        for name in ("encoder", "decoder"):
+            found = getattr(networks.get(name), "downsampling", self.downsampling)
+            if found != self.downsampling:
+                yield (
+                    f"networks.{name}.multipliers: its levels make one number of {found} pixels of "
+                    f"a side, but objective.downsampling is {self.downsampling}; give "
+                    f"{self.downsampling.bit_length()} multipliers, or set "
+                    f"objective.downsampling={found}"
+                )
+
+    def freeze_problems(self, frozen: Collection[str]) -> Iterator[str]:
+        """An adaptive weight needs the decoder's last layer, the first that freezes."""
+        if self.is_adversarial and self.adaptive and "decoder" in frozen:
+            yield (
+                "training.freeze.decoder: freezes the last layer, where the adaptive weight "
+                "compares gradients: it would stay 0; set objective.adaptive=false, or leave it out"
+            )
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the objective's class."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from ray_gen.experiment.distances import distances_in
@@ -94,6 +94,10 @@ class ObjectiveSettings(Component):
 
     def network_problems(self, networks: Mapping[str, NetworkSettings]) -> Iterator[str]:
         """Problems of networks that cannot be trained with this objective."""
+        yield from ()
+
+    def freeze_problems(self, frozen: Collection[str]) -> Iterator[str]:
+        """Problems of an objective of whose networks `training.freeze` names these."""
         yield from ()
 
     def lacks_parts(self, later: ObjectiveSettings) -> Iterator[tuple[str, str]]:

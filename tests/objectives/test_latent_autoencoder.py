@@ -189,6 +189,15 @@ def test_what_cannot_be_is_refused_with_a_remedy(given: str, told: str) -> None:
         latent_autoencoder(*late, "objective.start_images=48", given)
 
 
+def test_what_does_not_fit_together_is_told_before_anything_is_built() -> None:
+    with pytest.raises(
+        ExperimentError, match=r"give 2 multipliers, or set objective\.downsampling=4"
+    ):
+        latent_autoencoder("networks.encoder={kind: autoencoder_kl, multipliers: [1, 2, 2]}")
+    with pytest.raises(ExperimentError, match=r"training\.freeze\.decoder: .*adaptive=false"):
+        latent_autoencoder("objective.adaptive=true", "training.freeze={decoder: 1}")
+
+
 def test_sides_are_multiples_of_the_downsampling() -> None:
     this = latent_autoencoder("objective.downsampling=16")
     with pytest.raises(ExperimentError, match="16 does not divide images of 8 x 8"):
