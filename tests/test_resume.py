@@ -28,6 +28,12 @@ def resumed(experiment, folder: Path) -> State:
     return state
 
 
+def some_of(*names: str) -> list[Any]:
+    """All experiments. Those that are not named here are `slow`."""
+    slow = pytest.mark.slow
+    return [pytest.param(n, marks=[] if n in names else [slow]) for n in EXPERIMENTS]
+
+
 @pytest.mark.parametrize(
     ("name", "steps"), [*((name, 7) for name in EXPERIMENTS), ("vae", 10), ("cdcgan-tamed", 10)]
 )
@@ -154,7 +160,7 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not k.startswith(FREE)} for line in lines]
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", some_of("vae", "ada", "tokenizer"))
 def test_saving_by_time_changes_nothing_but_where_a_killed_run_goes_on(
     store_8, tmp_path: Path, monkeypatch, name: str
 ) -> None:

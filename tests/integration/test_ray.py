@@ -79,6 +79,7 @@ def evaluating(placement: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_workers_evaluate_together_what_one_process_does(undisturbed: Path) -> None:
     import ray_gen
 

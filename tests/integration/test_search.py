@@ -100,6 +100,7 @@ def test_every_trial_is_a_run_and_the_best_one_can_be_trained_again(
         ray_gen.search(other, storage=str(storage), name="whole")
 
 
+@pytest.mark.slow
 def test_what_fails_does_not_end_the_search(cluster, storage: Path) -> None:
     import ray_gen
 
