@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,3 +19,10 @@ def quantiser_of(
     if kind == "vq":
         return Codebook(options.pop("codes"), channels, positions, **options)
     return Fsq(**options) if kind == "fsq" else Lfq(**options)
+
+
+def code_count_of(*, kind: str, **options: Any) -> int:
+    """`Quantiser.code_count` of `quantiser_of`, which is not made: a codebook may be large."""
+    if kind == "vq":
+        return options["codes"]
+    return math.prod(options["levels"]) if kind == "fsq" else 1 << options["bits"]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ray_gen import losses
-from ray_gen.bottlenecks.kinds import quantiser_of
+from ray_gen.bottlenecks.kinds import code_count_of, quantiser_of
 from ray_gen.core import (
     Batch,
     Losses,
@@ -118,16 +118,12 @@ class Quantised:
         self.encoded_channels = shape[0]
         self.numbers: Mapping[str, Number] = {_weight_of(n): w for n, w in weights.items()}
         self._shape, self._options = shape, options
-        quantiser: Any = self._quantiser()
-        self.code_count: int | None = quantiser.code_count
+        self.code_count: int | None = code_count_of(**options)
 
     def modules(self) -> Mapping[str, nn.Module]:
         """The quantiser."""
-        return {QUANTISER: self._quantiser()}
-
-    def _quantiser(self) -> nn.Module:
         channels, *positions = self._shape
-        return quantiser_of(channels=channels, positions=positions, **self._options)
+        return {QUANTISER: quantiser_of(channels=channels, positions=positions, **self._options)}
 
     def __call__(self, networks: Networks, encoded: Tensor, batch: Batch) -> Latent:
         """The codes, with a gradient for the encoder."""

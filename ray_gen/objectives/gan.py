@@ -19,7 +19,6 @@ from ray_gen.core import (
     NoiseOf,
     Noises,
     Number,
-    Objective,
     Phase,
     Signature,
     Term,
@@ -32,6 +31,7 @@ from ray_gen.objectives import classifier, equilibrium
 from ray_gen.objectives.augmented import AdaAugmented, Augmentation, DiffAugmented
 from ray_gen.objectives.classifier import Classifier, GeneratorClassifier
 from ray_gen.objectives.consistency import Consistency
+from ray_gen.objectives.decoding import Clamping
 from ray_gen.objectives.game import (
     Addition,
     Judged,
@@ -64,7 +64,7 @@ _ON_LOGITS = {
 """The discriminator's losses that have no probability."""
 
 
-class Gan(Objective):
+class Gan(Clamping):
     """min_G max_D E log D(x) + E log(1 - D(G(z))) (Goodfellow et al. 2014, eq. 1).
 
     k discriminator steps, each on new images, for each generator step. Images are in [-1, 1].
@@ -264,16 +264,6 @@ class Gan(Objective):
             loss = _OF_GENERATOR[self._loss](logits)
         added = self._added("generator", game, judged)
         return together(Losses({"generator": loss}), *added)
-
-    def sample(
-        self,
-        networks: Networks,
-        latents: Mapping[str, Tensor],
-        labels: Tensor | None,
-        noise: Mapping[str, Tensor],
-    ) -> Tensor:
-        """G(z) in [0, 1]."""
-        return self.unclamped(networks, latents, labels, noise).clamp(0.0, 1.0)
 
     def unclamped(
         self,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,6 @@ from ray_gen.core import (
     NoiseOf,
     Noises,
     Number,
-    Objective,
     Phase,
     Posterior,
     Signature,
@@ -33,6 +33,7 @@ from ray_gen.core import (
 from ray_gen.errors import Refused
 from ray_gen.objectives.augmented import DiffAugmented
 from ray_gen.objectives.bottleneck import bottleneck_of, quantiser_in
+from ray_gen.objectives.decoding import Decoding
 from ray_gen.objectives.game import Judged, Kind, Round, together
 from ray_gen.objectives.lecam import LeCam
 from ray_gen.perceptual import distance_of
@@ -77,7 +78,7 @@ class LogScale(nn.Module):
         self.value = nn.Parameter(torch.zeros(()))
 
 
-class LatentAutoencoder(Objective):
+class LatentAutoencoder(Decoding):
     """min (d(x, x̂) + λ_p P(x, x̂)) / eˢ + s + λ_b B(z) + λ_a L_G(x̂), x̂ = decoder(z).
 
     d is the mean of |x - x̂| or (x - x̂)² over pixels, P a perceptual distance, B the loss of the
@@ -191,11 +192,17 @@ class LatentAutoencoder(Objective):
             ),
         ]
 
+    def _encoded(
+        self, networks: Networks, images: Tensor, noise: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Tensor:
+        """The encoder's output, before the bottleneck: (N, m, h, w)."""
+        encoded = networks["encoder"](images, None, **noise_of(noise, "encoding"))
+        return encoded.to(images.dtype)
+
     def _reconstructed(self, networks: Networks, batch: Batch) -> tuple[Tensor, Losses]:
         """x̂ (N, C, H, W), and the losses of the bottleneck."""
-        encoding = noise_of(batch.noise, "encoding")
+        encoded = self._encoded(networks, batch.images, batch.noise)
         decoding = noise_of(batch.noise, "decoding")
-        encoded = networks["encoder"](batch.images, None, **encoding).to(batch.images.dtype)
         latent = self._bottleneck(networks, encoded, batch)
         again = networks["decoder"](latent.z, None, **decoding).to(batch.images.dtype)
         return again, latent.losses
@@ -268,24 +275,14 @@ class LatentAutoencoder(Objective):
     ) -> Mapping[str, Posterior]:
         """μ and log σ² of q(z|x), (N, c, h, w) each; with a quantiser the encoder's output before
         it, without a distribution."""
-        return {"z": self._bottleneck.posterior(networks["encoder"](images).to(images.dtype))}
+        return {"z": self._bottleneck.posterior(self._encoded(networks, images))}
 
     def codes(
         self, networks: Networks, images: Tensor, labels: Tensor | None
     ) -> Mapping[str, Tensor]:
         """The numbers of the codes of each image, int64 (N, h, w), with a quantiser."""
-        encoded = networks["encoder"](images).to(images.dtype)
+        encoded = self._encoded(networks, images)
         return {"z": quantiser_in(networks).quantised(encoded)[1]}
-
-    def sample(
-        self,
-        networks: Networks,
-        latents: Mapping[str, Tensor],
-        labels: Tensor | None,
-        noise: Mapping[str, Tensor],
-    ) -> Tensor:
-        """decoder(z) in [0, 1]. With a quantiser, of the codes nearest to z."""
-        return self.unclamped(networks, latents, labels, noise).clamp(0.0, 1.0)
 
     def unclamped(
         self,
@@ -299,22 +296,10 @@ class LatentAutoencoder(Objective):
         images = networks["decoder"](z, None, **noise_of(noise, "decoding"))
         return unstretched(images.float(), self.image_range)
 
-    def reconstruct(
-        self,
-        networks: Networks,
-        images: Tensor,
-        labels: Tensor | None,
-        noise: Mapping[str, Tensor],
-    ) -> Tensor:
-        """The reconstruction in [0, 1] at the mean of q(z|x), or at the nearest codes."""
-        z = self.encode(networks, images, labels)["z"].mean
-        return self.sample(networks, {"z": z}, labels, noise)
-
     def evaluate(self, networks: Networks, batch: Batch) -> Mapping[str, Tensor]:
         """Of each image, (N,): the error and the perceptual distance of its reconstruction, and the
         KL in nats for each number of z."""
-        encoding = noise_of(batch.noise, "encoding")
-        encoded = networks["encoder"](batch.images, None, **encoding).to(batch.images.dtype)
+        encoded = self._encoded(networks, batch.images, batch.noise)
         posterior = self._bottleneck.posterior(encoded)
         z = self._bottleneck.decoded_from(networks, posterior.mean)
         again = networks["decoder"](z, None, **noise_of(batch.noise, "decoding"))

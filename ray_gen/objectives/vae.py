@@ -21,13 +21,13 @@ from ray_gen.core import (
     NoiseOf,
     Noises,
     Number,
-    Objective,
     Phase,
     Posterior,
     Signature,
     Term,
     noise_of,
 )
+from ray_gen.objectives.decoding import Decoding
 from ray_gen.objectives.likelihoods import Likelihood, likelihood_of
 from ray_gen.pixels import LEVELS
 
@@ -35,7 +35,7 @@ _OF_NETWORKS: Noises = {"encoding": NoiseOf("encoder"), "decoding": NoiseOf("dec
 """Noise of encoder and decoder, in training and in an evaluation. Most networks have none."""
 
 
-class _Decoding(Objective):
+class _OfLikelihood(Decoding):
     """Common to both autoencoders: decodes z to E[x|z]."""
 
     image_range = (0.0, 1.0)
@@ -49,22 +49,6 @@ class _Decoding(Objective):
         _, height, width = self._image_shape
         return self._likelihood.channels, height, width
 
-    def encode(
-        self, networks: Networks, images: Tensor, labels: Tensor | None
-    ) -> Mapping[str, Posterior]:
-        """See `ray_gen.core.Encodes`."""
-        raise NotImplementedError
-
-    def sample(
-        self,
-        networks: Networks,
-        latents: Mapping[str, Tensor],
-        labels: Tensor | None,
-        noise: Mapping[str, Tensor],
-    ) -> Tensor:
-        """E[x|z], in [0, 1]. A plain autoencoder does not say how z is distributed."""
-        return self.unclamped(networks, latents, labels, noise).clamp(0.0, 1.0)
-
     def unclamped(
         self,
         networks: Networks,
@@ -76,19 +60,8 @@ class _Decoding(Objective):
         decoding = noise_of(noise, "decoding")
         return self._likelihood.mean(networks["decoder"](latents["z"], labels, **decoding).float())
 
-    def reconstruct(
-        self,
-        networks: Networks,
-        images: Tensor,
-        labels: Tensor | None,
-        noise: Mapping[str, Tensor],
-    ) -> Tensor:
-        """E[x|z] at the code of each image: z itself, or the mean of q(z|x)."""
-        z = self.encode(networks, images, labels)["z"].mean
-        return self.sample(networks, {"z": z}, labels, noise)
 
-
-class Autoencoder(_Decoding):
+class Autoencoder(_OfLikelihood):
     """min -log p(x|z), or the squared error, at z = encoder(x). z has no prior, so the model cannot
     be sampled from."""
 
@@ -146,7 +119,7 @@ class Autoencoder(_Decoding):
         return {"z": Posterior(networks["encoder"](images, labels).to(images.dtype), None)}
 
 
-class Vae(_Decoding):
+class Vae(_OfLikelihood):
     """max log p(x|z) - β KL(q(z|x) ‖ N(0, I)), z = μ(x) + σ(x) ε (Kingma and Welling 2014, eq. 10).
 
     β = 1 is the evidence lower bound. Each step draws one z per image. With K = `samples` > 1 it

@@ -19,7 +19,6 @@ from ray_gen.core import (
     NoiseOf,
     Noises,
     Number,
-    Objective,
     Phase,
     Posterior,
     Signature,
@@ -28,6 +27,7 @@ from ray_gen.core import (
 )
 from ray_gen.errors import Refused
 from ray_gen.objectives import equilibrium
+from ray_gen.objectives.decoding import Decoding
 from ray_gen.pixels import unstretched
 
 _OF_DECODER = {
@@ -36,7 +36,7 @@ _OF_DECODER = {
 }
 
 
-class VaeGan(Objective):
+class VaeGan(Decoding):
     """Each network has the gradient of its own losses (Larsen et al. 2016, algorithm 1):
 
         encoder:        L_prior + L_like
@@ -173,16 +173,6 @@ class VaeGan(Objective):
         logits, features = discriminator.features(images, batch.labels, layer=self._layer)
         return logits.to(batch.images.dtype), features.to(batch.images.dtype)
 
-    def sample(
-        self,
-        networks: Networks,
-        latents: Mapping[str, Tensor],
-        labels: Tensor | None,
-        noise: Mapping[str, Tensor],
-    ) -> Tensor:
-        """Dec(z) in [0, 1]."""
-        return self.unclamped(networks, latents, labels, noise).clamp(0.0, 1.0)
-
     def unclamped(
         self,
         networks: Networks,
@@ -199,17 +189,6 @@ class VaeGan(Objective):
     ) -> Mapping[str, Posterior]:
         """μ and log σ² of q(z|x), each (N, latent_size)."""
         return {"z": Posterior(*self._posterior(networks, images, labels))}
-
-    def reconstruct(
-        self,
-        networks: Networks,
-        images: Tensor,
-        labels: Tensor | None,
-        noise: Mapping[str, Tensor],
-    ) -> Tensor:
-        """Dec(z) in [0, 1] at the mean of q(z|x)."""
-        z = self.encode(networks, images, labels)["z"].mean
-        return self.sample(networks, {"z": z}, labels, noise)
 
     def discriminate(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
         """D's logits (N,) of images: their mean where an image has several. Their sigmoid is

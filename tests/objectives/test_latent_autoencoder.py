@@ -221,3 +221,17 @@ def test_codes_name_what_is_decoded(store_8) -> None:
     again = networks["decoder"](networks["quantiser"].lookup(codes)).float() / 2 + 0.5
     torch.testing.assert_close(again.clamp(0, 1), objective.reconstruct(networks, images, None, {}))
     assert build_objective(latent_autoencoder()).code_count is None
+
+
+@pytest.mark.parametrize(
+    "bottleneck",
+    [
+        "{kind: vq, codes: 16}",
+        "{kind: fsq, levels: [5, 3]}",
+        "{kind: fsq, codes: 256}",
+        "{kind: lfq, bits: 3}",
+    ],
+)
+def test_the_count_of_codes_is_the_quantisers(bottleneck: str) -> None:
+    objective = build_objective(latent_autoencoder(f"objective.bottleneck={bottleneck}"))
+    assert objective.code_count == objective.modules()["quantiser"].code_count
