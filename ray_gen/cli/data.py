@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from ray_gen.cli import options
 from ray_gen.cli.help import Commands
 from ray_gen.errors import Refused
 
@@ -80,15 +81,14 @@ def check(
     duplicates: leaking_groups, not_compared (no contrast), all_compared
     version, source, complete (false: interrupted)
     """
-    from ray_gen.cli.options import check_output
     from ray_gen.cli.progress import measuring
     from ray_gen.experiment import data_settings
     from ray_gen.experiment.data import LatentsData
 
     if report is not None:
-        check_output(report, ".html", folder=False, option="--report")
+        options.check_output(report, ".html", folder=False, option="--report")
     if json_file is not None and str(json_file) != "-":
-        check_output(json_file, ".json", folder=False, option="--json")
+        options.check_output(json_file, ".json", folder=False, option="--json")
     settings = data_settings(source, assignments)
     if isinstance(settings, LatentsData):
         _check_latents(settings, about_images=bool(report or json_file or cluster))
@@ -169,15 +169,14 @@ def _asked(settings: DataSettings, field: str) -> Asked:
 
 def _write(checked: Checked, source: str, report: Path | None, json_file: Path | None) -> None:
     """The report and the JSON file."""
-    from ray_gen.cli.options import writing
     from ray_gen.data.check import as_json, page
 
     if json_file is not None and str(json_file) != "-":
-        with writing(json_file, "--json"):
+        with options.writing(json_file, "--json"):
             json_file.parent.mkdir(parents=True, exist_ok=True)
             json_file.write_text(json.dumps(as_json(checked, source), indent=1), encoding="utf-8")
     if report is not None:
-        with writing(report, "--report"):
+        with options.writing(report, "--report"):
             report.parent.mkdir(parents=True, exist_ok=True)
             report.write_text(page(checked, source), encoding="utf-8")
         if str(json_file) != "-":
@@ -196,20 +195,7 @@ def leave(code: int) -> None:
 @click.argument("source")
 @click.argument("destination")
 @click.argument("assignments", nargs=-1, metavar="[PATH=VALUE]...")
-@click.option(
-    "--shard-images",
-    default=8192,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Images per file.",
-)
-@click.option(
-    "--group-images",
-    default=256,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Images per row group. A row group is read at once.",
-)
+@options.of_shards
 @click.option("--seed", default=0, show_default=True, help="Seed of the order of the images.")
 def convert(
     source: str,

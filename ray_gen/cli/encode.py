@@ -19,20 +19,7 @@ from ray_gen.errors import Refused
     help="Type of the stored numbers.",
 )
 @click.option("--flips", is_flag=True, help="Encode mirrored images, too: data.flip needs them.")
-@click.option(
-    "--shard-images",
-    default=8192,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Images per file.",
-)
-@click.option(
-    "--group-images",
-    default=256,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Images per row group. A row group is read at once.",
-)
+@options.of_shards
 @click.option(
     "--local/--ray",
     default=None,

@@ -60,6 +60,25 @@ def of_a_run(command: Command) -> Command:
     return click.argument("run")(weights(CHECKPOINT(TRUST_CODE(command))))
 
 
+def of_shards(command: Command) -> Command:
+    """--shard-images and --group-images: how large files of Parquet are."""
+    shards = click.option(
+        "--shard-images",
+        default=8192,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Images per file.",
+    )
+    groups = click.option(
+        "--group-images",
+        default=256,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Images per row group. A row group is read at once.",
+    )
+    return shards(groups(command))
+
+
 def of_samples(command: Command) -> Command:
     """--seed, --labels, --condition and --truncation: they define sample number i."""
     for decorate in (
