@@ -14,7 +14,6 @@ from ray_gen.experiment import ExperimentError
 from ray_gen.experiment.networks import AutoencoderKlNetwork
 from ray_gen.networks.autoencoder_kl import AutoencoderKlDecoder, Norm, encoder_or_decoder
 from ray_gen.networks.autoencoder_kl_names import diffusers_name, diffusers_names, name_here
-from ray_gen.training.build import build_networks, build_objective
 from tests.helpers import gan, latent_autoencoder
 
 SMALL: dict[str, Any] = {"width": 8, "multipliers": (1, 2), "blocks": 1, "groups": 4}
@@ -244,9 +243,9 @@ def test_maps_that_do_not_fit_are_refused(
 
 
 def test_levels_that_do_not_fit_the_objective_are_told_with_their_field() -> None:
-    this = latent_autoencoder("networks.decoder={kind: autoencoder_kl, multipliers: [1, 2, 4]}")
-    with pytest.raises(ExperimentError, match=r"networks\.decoder\.multipliers: 3 levels halve"):
-        build_networks(this, build_objective(this), ["decoder"])
+    told = r"networks\.decoder\.multipliers: its levels make one number of 4 pixels of a side"
+    with pytest.raises(ExperimentError, match=told):
+        latent_autoencoder("networks.decoder={kind: autoencoder_kl, multipliers: [1, 2, 4]}")
 
 
 def test_labels_are_refused() -> None:
