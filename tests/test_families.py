@@ -52,6 +52,12 @@ def test_a_family_builds_for_any_data(monkeypatch, name: str, size: object, chan
         assert objective.phases()
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_run_of_one_image_is_a_run(name: str) -> None:
+    """Shares of its length are at least one step."""
+    assert of(name, 32, "training.images=1").training.images == 1
+
+
 @pytest.mark.parametrize(("name", "size", "other"), LATENT_SIZES)
 def test_sides_are_multiples_of_what_one_number_of_a_latent_stands_for(
     name: str, size: int, other: int

@@ -44,7 +44,7 @@ def experiment(facts: Facts) -> Tree:
                 facts, f"mimicry: 100,000 generator steps, here {6_400_000 * steps:,} images."
             ),
             "ema_half_life_images": Because(
-                min(round(facts.batch * 312.5) * steps, facts.images // 10),
+                min(round(facts.batch * 312.5) * steps, facts.share(0.1)),
                 "SNGAN has no average. This is StyleGAN2's rule, in generator steps.",
             ),
         },

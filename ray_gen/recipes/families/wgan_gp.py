@@ -47,7 +47,7 @@ def experiment(facts: Facts) -> Tree:
         "training": {
             **amount(facts, "Published: 100,000 generator steps, here 32,000,000 images."),
             "ema_half_life_images": Because(
-                min(round(facts.batch * 312.5) * 5, facts.images // 10),
+                min(round(facts.batch * 312.5) * 5, facts.share(0.1)),
                 "WGAN-GP has no average. This is StyleGAN2's rule, in generator steps.",
             ),
         },
