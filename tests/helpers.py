@@ -8,10 +8,11 @@ import socket
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
@@ -39,6 +40,14 @@ TRAINING = {
     "report_every_images": 24 * 10,
     "checkpoint_every_images": 24 * 10,
 }
+
+
+def some_of(names: Iterable[str], *quick: str) -> list[Any]:
+    """All names as parameters of a test. Those that are not `quick` are marked `slow`."""
+    slow = pytest.mark.slow
+    names = list(names)
+    assert set(quick) <= set(names)
+    return [pytest.param(name, marks=[] if name in quick else [slow]) for name in names]
 
 
 def experiment(base: dict[str, Any], *overrides: str, side: int = 8) -> Experiment:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tests.helpers import (
     latent_autoencoder,
     relative_difference,
     relativistic,
+    some_of,
     trained,
     trained_by_workers,
     vae,
@@ -134,47 +137,69 @@ EXPERIMENTS = {
 }
 
 
+COUPLED = ("latent", "tokenizer", "cdcgan-tamed", "ada", "stylegan2", "r3gan")
+"""Experiments with what workers share beside gradients: norms of gradients, codes, running
+statistics, anchors, an adaptive probability, path lengths, pairs."""
+QUICK = ("conv-vae", "dcgan", *COUPLED)
+BY_COUNT = [
+    pytest.param(count, name, marks=[] if name in quick else [pytest.mark.slow])
+    for count, quick in ((2, QUICK), (3, ("latent", "ada")))
+    for name in EXPERIMENTS
+]
+
+
 @pytest.fixture(scope="module")
-def by_workers(store_8, tmp_path_factory) -> dict[int, dict[tuple[str, str], dict]]:
-    """Weights after 10 steps for 1, 2 and 3 workers, of every experiment and precision."""
-    cases = [(name, precision) for name in EXPERIMENTS for precision in ("fp64", "fp32")]
-    runs = [
-        EXPERIMENTS[name](f"training.precision={precision}", SHORT) for name, precision in cases
-    ]
-    found = {
-        1: {case: weights(trained(r, store_8)[0]) for case, r in zip(cases, runs, strict=True)}
-    }
-    for count in (2, 3):
+def by_workers(store_8, tmp_path_factory, request) -> Callable[[int], dict[tuple[str, str], dict]]:
+    """Weights after 10 steps on `count` workers, in fp64 and fp32. One set of processes trains all
+    experiments that this session asks for."""
+    wanted: dict[int, list[str]] = {}
+    for item in request.session.items:
+        if getattr(item, "function", None) is test_workers_do_not_change_the_result:
+            given = item.callspec.params
+            wanted.setdefault(given["count"], []).append(given["name"])
+
+    def of(count: int) -> dict[tuple[str, str], dict]:
+        cases = [(name, precision) for name in wanted[count] for precision in ("fp64", "fp32")]
+        runs = [EXPERIMENTS[name](f"training.precision={of}", SHORT) for name, of in cases]
         folder: Path = tmp_path_factory.mktemp("weights")
-        results = trained_by_workers(count, runs, store_8, folder)
-        found[count] = dict(zip(cases, results, strict=True))
-    return found
+        return dict(zip(cases, trained_by_workers(count, runs, store_8, folder), strict=True))
+
+    return cache(of)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-@pytest.mark.parametrize("count", [2, 3])
-def test_workers_do_not_change_the_result(by_workers, name: str, count: int) -> None:
-    one, several = by_workers[1], by_workers[count]
-    assert largest_difference(several[name, "fp64"], one[name, "fp64"]) < 1e-9
-    assert relative_difference(several[name, "fp32"], one[name, "fp32"]) < 1e-4
+@pytest.fixture(scope="module")
+def alone(store_8) -> Callable[[str, str], dict]:
+    """The same weights, trained by this process."""
+    return cache(
+        lambda name, precision: weights(
+            trained(EXPERIMENTS[name](f"training.precision={precision}", SHORT), store_8)[0]
+        )
+    )
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_micro_batches_do_not_change_the_result(by_workers, store_8, name: str) -> None:
+@pytest.mark.parametrize(("count", "name"), BY_COUNT)
+def test_workers_do_not_change_the_result(by_workers, alone, count: int, name: str) -> None:
+    several = by_workers(count)
+    assert largest_difference(several[name, "fp64"], alone(name, "fp64")) < 1e-9
+    assert relative_difference(several[name, "fp32"], alone(name, "fp32")) < 1e-4
+
+
+@pytest.mark.parametrize("name", some_of(EXPERIMENTS, *QUICK))
+def test_micro_batches_do_not_change_the_result(alone, store_8, name: str) -> None:
     quarter, _ = trained(EXPERIMENTS[name](FP64, SHORT, "training.micro_batch_size=6"), store_8)
-    assert largest_difference(weights(quarter), by_workers[1][name, "fp64"]) < 1e-9
+    assert largest_difference(weights(quarter), alone(name, "fp64")) < 1e-9
 
 
-def test_the_group_does_change_the_result_of_batch_norm(by_workers, store_8) -> None:
+def test_the_group_does_change_the_result_of_batch_norm(alone, store_8) -> None:
     """The tests above can fail: BatchNorm over another group is another run."""
     other, _ = trained(EXPERIMENTS["dcgan"](FP64, SHORT, "training.group_size=12"), store_8)
-    assert largest_difference(weights(other), by_workers[1]["dcgan", "fp64"]) > 1e-6
+    assert largest_difference(weights(other), alone("dcgan", "fp64")) > 1e-6
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_seed_changes_the_result(by_workers, store_8, name: str) -> None:
+@pytest.mark.parametrize("name", some_of(EXPERIMENTS, *QUICK))
+def test_the_seed_changes_the_result(alone, store_8, name: str) -> None:
     other, _ = trained(EXPERIMENTS[name](FP64, SHORT, "seed=1"), store_8)
-    assert largest_difference(weights(other), by_workers[1][name, "fp64"]) > 1e-3
+    assert largest_difference(weights(other), alone(name, "fp64")) > 1e-3
 
 
 def test_a_run_that_shrinks_and_grows_is_the_run_of_a_fixed_size(store_8, tmp_path: Path) -> None:
@@ -182,11 +207,11 @@ def test_a_run_that_shrinks_and_grows_is_the_run_of_a_fixed_size(store_8, tmp_pa
     batch = ("training.global_batch_size=64", "training.group_size=8", "training.images=1280")
     for of in (vae, gan):
         this = of(*batch, FP64)
-        alone = weights(trained(this, store_8)[0])
+        fixed = weights(trained(this, store_8)[0])
         for stage, count in enumerate((8, 3, 1, 5)):
             this = this.with_fields(training__images=320 * (stage + 1))
             folder = tmp_path / of.__name__ / str(stage)
             folder.mkdir(parents=True)
             before = folder.with_name(str(stage - 1)) / "checkpoint" if stage else None
             (found,) = trained_by_workers(count, [this], store_8, folder, before)
-        assert relative_difference(found, alone) < 1e-12
+        assert relative_difference(found, fixed) < 1e-12

@@ -25,6 +25,7 @@ from tests.helpers import (
     largest_difference,
     larsen,
     latent_autoencoder,
+    some_of,
     vae,
     weights,
 )
@@ -210,7 +211,11 @@ FAMILIES: dict[str, Experiment] = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = ("scheduled-vae", "dreg", "latent-autoencoder", "tokenizer", "dcgan", "scheduled-ada")
+"""With every kind of number that changes, schedules, lazy terms and state that moves."""
+
+
+@pytest.mark.parametrize("family", some_of(FAMILIES, *QUICK))
 def test_a_replayed_step_is_the_step(store_8, monkeypatch, family: str) -> None:
     """Bit for bit, over 28 steps and three blocks: weights, averages, moments, reports."""
     monkeypatch.setattr(Tape, "length_for", staticmethod(lambda specs, images: 10))

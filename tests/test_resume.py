@@ -17,7 +17,7 @@ from ray_gen.storage import Folder
 from ray_gen.training.build import build_objective
 from ray_gen.training.loop import Control, train
 from ray_gen.training.state import State
-from tests.helpers import gan, largest_difference, trained, weights
+from tests.helpers import gan, largest_difference, some_of, trained, weights
 from tests.test_invariance import EXPERIMENTS
 
 
@@ -26,12 +26,6 @@ def resumed(experiment, folder: Path) -> State:
     state = State.build(experiment, build_objective(experiment), World())
     state.load(folder)
     return state
-
-
-def some_of(*names: str) -> list[Any]:
-    """All experiments. Those that are not named here are `slow`."""
-    slow = pytest.mark.slow
-    return [pytest.param(n, marks=[] if n in names else [slow]) for n in EXPERIMENTS]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +154,7 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not k.startswith(FREE)} for line in lines]
 
 
-@pytest.mark.parametrize("name", some_of("vae", "ada", "tokenizer"))
+@pytest.mark.parametrize("name", some_of(EXPERIMENTS, "vae", "ada", "tokenizer"))
 def test_saving_by_time_changes_nothing_but_where_a_killed_run_goes_on(
     store_8, tmp_path: Path, monkeypatch, name: str
 ) -> None:

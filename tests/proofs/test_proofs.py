@@ -29,6 +29,7 @@ from ray_gen.training.step import Program, Step
 from tests.helpers import (
     batches,
     largest_difference,
+    some_of,
     stepped,
     trained,
     trained_by_workers,
@@ -43,11 +44,9 @@ STEPS = 58
 """Of a replayed run."""
 
 
-def some_of(*families: str) -> Any:
-    """Every family. All but the named ones are marked `slow`."""
-    slow = pytest.mark.slow
-    cases = [pytest.param(f, marks=[] if f in families else [slow]) for f in FAMILIES]
-    return pytest.mark.parametrize("family", cases)
+def some_families(*quick: str) -> Any:
+    """A test of every family. All but the named ones are marked `slow`."""
+    return pytest.mark.parametrize("family", some_of(FAMILIES, *quick))
 
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -97,7 +96,7 @@ def test_workers_do_not_change_the_result(by_workers, state_of, count: int, fami
     assert largest_difference(found, weights(state_of(family, FP64))) < 1e-9
 
 
-@some_of("vq_vae", "latent_autoencoder")
+@some_families("vq_vae", "latent_autoencoder")
 def test_micro_batches_do_not_change_the_result(state_of, family: str) -> None:
     quarter = state_of(family, FP64, "training.micro_batch_size=6")
     assert largest_difference(weights(quarter), weights(state_of(family, FP64))) < 1e-9
@@ -240,7 +239,7 @@ def test_samples_are_drawn_without_ray(sampled, family: str) -> None:
     assert not torch.equal(other, first)
 
 
-@some_of("flow")
+@some_families("flow")
 def test_an_export_is_the_run(run_of, tmp_path: Path, family: str) -> None:
     written = ray_gen.export(run_of(family), tmp_path / "out")
     files = {file.name: file.difference for file in written.files}
