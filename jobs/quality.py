@@ -1,6 +1,7 @@
 """Which model is better on one data set, when each gets the same seconds of processor time.
 
-    python jobs/quality.py split FOLDER DATA [--group REGEX] [--test 0.2]
+    python jobs/quality.py split FOLDER DATA [--group REGEX] [--test 0.2] [--only CLASS ...]
+                                 [--without CLASS ...] [--most N]
     python jobs/quality.py classifier DATA [--side 32]
     python jobs/quality.py run STUDY.yaml DATA DEST [--only NAME ...] [--minutes 20]
     python jobs/quality.py table DEST
@@ -65,20 +66,42 @@ PACE_IMAGES, PACE_SECONDS = 64, 12.0
 """Images between two readings of the clock, and for how long it is read."""
 
 
-def split(source: Path, data: Path, group: str, share: float) -> None:
+def split(
+    source: Path,
+    data: Path,
+    *,
+    group: str = "^.*$",
+    share: float = 0.2,
+    only: Sequence[str] = (),
+    without: Sequence[str] = (),
+    most: int | None = None,
+) -> None:
     """Copy `source`/CLASS/* into `data`/train/CLASS and `data`/test/CLASS. The side is a function
-    of the text that `group` matches, over all classes."""
-    pattern, counts = re.compile(group), {"train": 0, "test": 0}
+    of the text that `group` matches, over all classes. most: training images at most; the others
+    become test images, near copies together."""
+    classes = {path.name for path in source.iterdir() if path.is_dir()}
+    for name in {*only, *without} - classes:
+        sys.exit(f"{source} has no class {name}; it has {', '.join(sorted(classes))}")
+    pattern = re.compile(group)
+    places: list[tuple[float, Path]] = []
     for path in sorted(source.glob("*/*")):
+        if path.parent.name in without or (only and path.parent.name not in only):
+            continue
         found = pattern.search(path.name)
         key = path.stem if found is None else "".join(filter(None, found.groups() or found.group()))
         number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
-        side = "test" if number < share else "train"
-        target = data / side / path.parent.name
+        places.append((number, path))
+    places.sort(key=lambda place: -place[0])  # those with the largest numbers train
+    kept = sum(number >= share for number, _ in places)
+    if most is not None and most < kept:
+        kept = most
+        while kept and places[kept - 1][0] == places[kept][0]:
+            kept -= 1
+    for at, (_, path) in enumerate(places):
+        target = data / ("train" if at < kept else "test") / path.parent.name
         target.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / path.name)
-        counts[side] += 1
-    print(f"{counts['train']} training and {counts['test']} test images in {data}")
+    print(f"{kept} training and {len(places) - kept} test images in {data}")
 
 
 def run(study: dict[str, Any], data: Path, dest: Path, only: list[str], minutes: float) -> None:
@@ -180,7 +203,9 @@ def _train(recipe: str, changes: list[str], folder: Path) -> float:
 
 
 def _evaluate(folder: Path, data: Path, metrics: Sequence[str]) -> dict[str, float]:
-    """Scores against the test images."""
+    """Scores against the test images. No metrics: none, and no classifier is needed."""
+    if not metrics:
+        return {}
     features = {
         "kind": "custom",
         "target": "_classifier:Classifier",
@@ -217,6 +242,9 @@ def main() -> None:
     one.add_argument("data", type=Path)
     one.add_argument("--group", default=r"^.*$")
     one.add_argument("--test", type=float, default=0.2)
+    one.add_argument("--only", nargs="*", default=[], metavar="CLASS")
+    one.add_argument("--without", nargs="*", default=[], metavar="CLASS")
+    one.add_argument("--most", type=int, metavar="N")
     one = commands.add_parser("classifier")
     one.add_argument("data", type=Path)
     one.add_argument("--side", type=int, default=32)
@@ -233,7 +261,15 @@ def main() -> None:
     one.add_argument("dest", type=Path)
     given = parser.parse_args()
     if given.command == "split":
-        split(given.source, given.data, given.group, given.test)
+        split(
+            given.source,
+            given.data,
+            group=given.group,
+            share=given.test,
+            only=given.only,
+            without=given.without,
+            most=given.most,
+        )
     elif given.command == "classifier":
         fitted = fit(given.data, given.data / "classifier.safetensors", side=given.side)
         print(f"accuracy {fitted.accuracy:.3f}, mean over classes {fitted.balanced:.3f}")

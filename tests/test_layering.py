@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,7 @@ def room_of(name: str) -> str:
     return max(rooms, key=len)
 
 
+@cache
 def tree_of(text: str) -> ast.Module:
     return ast.parse(text)
 
@@ -209,6 +211,7 @@ def waits_for_the_device(text: str) -> set[str]:
     return methods & WAITS | names & (WAITS | CONVERSIONS)
 
 
+@cache
 def text_of(name: str) -> str:
     return FILES[name].read_text(encoding="utf-8")
 

@@ -135,8 +135,9 @@ class _ForAllMetrics(Settings):
     """Training images between two evaluations during a run. None: no evaluation during a run."""
     metrics: tuple[str, ...] | Literal["auto"] = free("auto")
     """Names of the metrics to measure. auto: all metrics that can be measured, those of
-    reconstructions (rfid, rkid, psnr, ssim, lpips, codebook, latents) only of a model that makes no
-    samples. Without the weights of the default `features`, those that need no weights."""
+    reconstructions (rfid, rkid, rsliced_wasserstein, psnr, ssim, lpips, codebook, latents) only of
+    a model that makes no samples. Without the weights of the default `features`, those that need no
+    weights."""
     count: Annotated[PositiveInt, Told(unit="images")] | None = free(None)
     """Number of images to generate, and of reference images to compare them with. A likelihood is
     measured on at most `count` held-out images. None: as many as the reference has, at most 50,000,

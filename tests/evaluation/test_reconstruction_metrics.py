@@ -21,6 +21,8 @@ from ray_gen.evaluation.metrics.fid import frechet_distance
 from ray_gen.evaluation.metrics.latents import moments_of
 from ray_gen.evaluation.metrics.psnr import signal_to_noise
 from ray_gen.evaluation.moments import Moments
+from ray_gen.evaluation.patches import Pictures, sliced_wasserstein
+from ray_gen.evaluation.progress import silent
 from ray_gen.evaluation.scores import Scores
 from ray_gen.evaluation.subject import Subject
 from ray_gen.experiment.evaluation import Evaluation
@@ -125,6 +127,20 @@ def test_features_are_compared_with_the_same_crops() -> None:
     assert found["rfid"].protocol["extractor"].endswith("tiny")
 
 
+def test_patches_are_compared_with_the_same_crops() -> None:
+    of = subject()
+    sides = []
+    for images in pairs(of):
+        kept = Pictures((1, 8, 8), 35, 35, range(35))
+        kept.see(0, torch.from_numpy(images))
+        sides.append(kept)
+    originals, made = sides
+    expected = sliced_wasserstein(made, originals, 3, World(), silent)["8x8"]
+    found = scores(("rsliced_wasserstein",), of, seed=3)["rsliced_wasserstein"]
+    assert found.value == pytest.approx(expected) and expected > 1
+    assert found.protocol["originals"]["split"] == "held_out"
+
+
 def test_draws_from_the_posterior_are_a_function_of_the_seed() -> None:
     of = subject()
     drawn = [scores(("psnr",), of, reconstructions="sample", seed=seed) for seed in (0, 0, 1)]
@@ -203,7 +219,11 @@ def test_auto_measures_reconstructions_of_a_model_without_a_prior() -> None:
     of = subject()
     of.objective.has_prior = False  # pyright: ignore
     found: Comparison = evaluator(World(), "auto").checked(of)
-    assert found.names == ("likelihood", "rfid", "rkid", *("psnr", "ssim", "codebook", "latents"))
+    assert found.names == (
+        "likelihood",
+        *("rfid", "rkid", "rsliced_wasserstein"),
+        *("psnr", "ssim", "codebook", "latents"),
+    )
     assert "31 pixels" in found.without["lpips"]
 
 

@@ -20,6 +20,7 @@ from ray_gen.evaluation.metrics.precision_recall import PrecisionRecall
 from ray_gen.evaluation.metrics.psnr import Psnr
 from ray_gen.evaluation.metrics.rfid import Rfid
 from ray_gen.evaluation.metrics.rkid import Rkid
+from ray_gen.evaluation.metrics.rsliced_wasserstein import RslicedWasserstein
 from ray_gen.evaluation.metrics.sliced_wasserstein import SlicedWasserstein
 from ray_gen.evaluation.metrics.ssim import Ssim
 from ray_gen.evaluation.scores import Better
@@ -36,6 +37,7 @@ ALL: tuple[type[Metric[Any]], ...] = (
     Likelihood,
     Rfid,
     Rkid,
+    RslicedWasserstein,
     Psnr,
     Ssim,
     Lpips,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ray_gen.evaluation.metric import Metric, Set, Shown
 from ray_gen.evaluation.scores import Score
@@ -21,6 +21,8 @@ class SlicedWasserstein(Metric[Settings]):
 
     scores = {"sliced_wasserstein": "lower"}
     compares_pixels = True
+    sides: ClassVar[tuple[Shown, Shown]] = ("generated", "reference")
+    """The set that is measured, and the one that it is compared with."""
 
     def check(self) -> None:
         """The images are at least as large as a patch."""
@@ -34,15 +36,13 @@ class SlicedWasserstein(Metric[Settings]):
         from ray_gen.evaluation.patches import Pictures
 
         given = self.given
-        sides: tuple[Set, ...] = ("generated", "reference")
+        counts = {side: len(given.sets[side]) for side in self.sides}
+        smallest = min(counts.values())
         return {
             side: Pictures(
-                given.shape,
-                len(given.sets[side]),
-                given.smallest,
-                own_share(len(given.sets[side]), given.batch_size, given.world),
+                given.shape, count, smallest, own_share(count, given.batch_size, given.world)
             )
-            for side in sides
+            for side, count in counts.items()
         }
 
     def sees(self, name: Shown) -> Sequence[Consumer]:
@@ -53,7 +53,7 @@ class SlicedWasserstein(Metric[Settings]):
         """The mean over scales, in 10⁻³. Collective: every rank, same order."""
         from ray_gen.evaluation.patches import PATCHES, sliced_wasserstein
 
-        ours, theirs = self._seen["generated"], self._seen["reference"]
+        ours, theirs = (self._seen[side] for side in self.sides)
         given = self.given
         scales = sliced_wasserstein(ours, theirs, given.seed, given.world, given.progress)
         protocol = {
@@ -63,4 +63,4 @@ class SlicedWasserstein(Metric[Settings]):
             "images_of_each": ours.count,
             "patches_of_an_image": PATCHES,
         }
-        yield Score("sliced_wasserstein", sum(scales.values()) / len(scales), None, protocol)
+        yield Score(next(iter(self.scores)), sum(scales.values()) / len(scales), None, protocol)
