@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from ray_gen.cli import main
 from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.experiment.augment import AdaSettings
 from ray_gen.experiment.networks import StyleGan2Network
 from ray_gen.perceptual import LpipsDistance
 from ray_gen.recipes import recipe, to_copy
@@ -63,7 +64,7 @@ def test_sides_are_multiples_of_what_one_number_of_a_latent_stands_for(
     name: str, size: int, other: int
 ) -> None:
     with pytest.raises(
-        ExperimentError, match=rf"data\.image_size: .* the nearest: {other} x {other}"
+        ExperimentError, match=rf"data\.image_size: .* the nearest that work: .*{other} x {other}"
     ):
         of(name, size)
     of(name, other)
@@ -263,3 +264,30 @@ def test_latents_say_how_large_they_are(tmp_path: Path) -> None:
     assert this.name == "r3gan-16x32"
     with pytest.raises(ExperimentError, match=r"data\.image_size"):
         recipe("r3gan", f"data=latents:{tmp_path}/other")
+
+
+COLOURS = (
+    "brightness",
+    "contrast",
+    "luma_flip",
+    "hue",
+    "saturation",
+    "flip",
+    "rotate_90",
+    "rotate",
+)
+
+
+@pytest.mark.parametrize("name", OF_GANS)
+def test_latents_are_augmented_as_maps_and_not_as_pictures(tmp_path: Path, name: str) -> None:
+    (tmp_path / "_manifest.json").write_text('{"latents": {"shape_CHW": [4, 64, 64]}}')
+    augment: Any = recipe(name, f"data=latents:{tmp_path}").objective.augment  # pyright: ignore
+    of_images: Any = of(name, 64).objective.augment  # pyright: ignore
+    if isinstance(augment, AdaSettings):
+        kept = augment.multipliers()
+        assert not any(kept[colour] for colour in COLOURS)
+        assert {**of_images.multipliers(), **dict.fromkeys(COLOURS, 0.0)} == kept
+        assert kept["shift"] == 1.0
+        assert (augment.p, augment.ada_images) == (of_images.p, of_images.ada_images)
+    else:
+        assert augment == tuple(one for one in of_images if one != "color")

@@ -36,7 +36,7 @@ class SlicedWasserstein(Metric[Settings]):
         from ray_gen.evaluation.patches import Pictures
 
         given = self.given
-        counts = {side: len(given.sets[side]) for side in self.sides}
+        counts: dict[Set, int] = {side: len(given.sets[side]) for side in self.sides}
         smallest = min(counts.values())
         return {
             side: Pictures(

@@ -1,5 +1,6 @@
 """Families: recipes for any data. Each is a pure function from the size of the images, whether
-there are labels, and the amount of training, to an experiment with a reason for each number."""
+there are labels, whether the data are latents, and the amount of training, to an experiment with a
+reason for each number."""
 
 from __future__ import annotations
 
@@ -168,7 +169,7 @@ def _facts(family: Family, name: str, given: dict[str, Any], data: dict[str, Any
     images = _whole(training, "images") or family.images
     batch = _whole(training, "global_batch_size") or family.batch(math.sqrt(height * width))
     conditional = isinstance(objective, dict) and objective.get("conditional") is True
-    return Facts(height, width, conditional, images, batch)
+    return Facts(height, width, conditional, images, batch, data["kind"] == "latents")
 
 
 def _whole(section: Any, field: str) -> int | None:

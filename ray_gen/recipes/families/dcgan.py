@@ -4,7 +4,7 @@ networks.discriminator.width scale the networks."""
 
 from __future__ import annotations
 
-from ray_gen.recipes.families.facts import Because, Facts, Tree, amount
+from ray_gen.recipes.families.facts import Because, Facts, Tree, amount, diff_augment
 
 IMAGES = 2_000_000
 
@@ -42,8 +42,8 @@ def experiment(facts: Facts) -> Tree:
                 "γ: 0.1 at 32 pixels, four times as much at each doubling, as StyleGAN3's guide "
                 "advises. Unmeasured: try 1/5 and 5 times as much first.",
             ),
-            "augment": Because(
-                ["color", "translation"],
+            "augment": diff_augment(
+                facts,
                 "DiffAugment helps with up to some ten thousand images and hurts a little with "
                 "many more (Zhao et al. 2020). [] turns it off.",
             ),

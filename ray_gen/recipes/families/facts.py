@@ -21,6 +21,9 @@ class Facts:
     """`training.images`."""
     batch: int
     """`training.global_batch_size`."""
+    latents: bool = False
+    """Whether the data are latents of an autoencoder. Their channels are no colours, and a mirrored
+    or turned map is not the latent of a mirrored image."""
 
     @property
     def side(self) -> float:
@@ -50,6 +53,28 @@ class Because(NamedTuple):
 
 Tree = Mapping[str, Any]
 """Fields by their names, nested. Leaves are values, some of them `Because`."""
+
+
+_OF_PICTURES = (
+    *("brightness", "contrast", "luma_flip", "hue", "saturation"),
+    *("flip", "rotate_90", "rotate"),
+)
+_SHIFTED = "Colours and turns make no sense of latents: only what moves or scales a map."
+
+
+def diff_augment(facts: Facts, why: str) -> Because:
+    """`objective.augment` by DiffAugment. why: the reason for images."""
+    if facts.latents:
+        return Because(["translation"], _SHIFTED)
+    return Because(["color", "translation"], why)
+
+
+def ada(facts: Facts, **fields: Any) -> dict[str, Any]:
+    """`objective.augment` by ADA. fields: for images."""
+    if facts.latents:
+        fields |= dict.fromkeys(_OF_PICTURES, 0.0)
+        fields[_OF_PICTURES[0]] = Because(0.0, _SHIFTED)
+    return {"kind": "ada", **fields}
 
 
 def values_of(tree: Any) -> Any:

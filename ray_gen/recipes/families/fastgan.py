@@ -6,7 +6,7 @@ networks.discriminator.width scale it."""
 
 from __future__ import annotations
 
-from ray_gen.recipes.families.facts import Because, Facts, Tree, amount
+from ray_gen.recipes.families.facts import Because, Facts, Tree, amount, diff_augment
 
 IMAGES = 400_000
 
@@ -34,7 +34,7 @@ def experiment(facts: Facts) -> Tree:
             "reconstruction_weight": Because(
                 8.0, "As published, where the loss is a sum over 8 images."
             ),
-            "augment": Because(["color", "translation"], "As published: DiffAugment."),
+            "augment": diff_augment(facts, "As published: DiffAugment."),
         },
         "optimizers": {
             "discriminator": adam,

@@ -15,20 +15,6 @@ def batch(side: float) -> int:
     return max(4, min(16, round(16 * (128.0 / side) ** 2)))
 
 
-def size_problem(downsampling: int, height: int, width: int) -> str | None:
-    """Why images of this size have no map of latents, and the nearest that have. None if they
-    have."""
-    if height % downsampling == width % downsampling == 0:
-        return None
-    near = " x ".join(
-        str(max(1, round(side / downsampling)) * downsampling) for side in (height, width)
-    )
-    return (
-        f"needs sides that are multiples of {downsampling} pixels, but data.image_size is "
-        f"{height} x {width}; the nearest: {near}"
-    )
-
-
 def published(multipliers: list[int]) -> dict[str, Any]:
     """Encoder and decoder of Rombach et al. 2022. multipliers: of each level."""
     network = {"kind": "autoencoder_kl", "width": 128, "multipliers": multipliers}

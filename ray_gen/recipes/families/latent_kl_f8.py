@@ -4,6 +4,9 @@ networks.encoder.width and networks.decoder.width scale it."""
 
 from __future__ import annotations
 
+from functools import partial
+
+from ray_gen.networks.sizes import multiple_problem
 from ray_gen.recipes.families import latent
 from ray_gen.recipes.families.facts import Because, Facts, Tree
 from ray_gen.recipes.families.latent import IMAGES, batch
@@ -11,9 +14,8 @@ from ray_gen.recipes.families.latent import IMAGES, batch
 __all__ = ["IMAGES", "batch", "experiment", "size_problem"]
 
 
-def size_problem(height: int, width: int) -> str | None:
-    """Sides are multiples of 8."""
-    return latent.size_problem(8, height, width)
+size_problem = partial(multiple_problem, multiple=8)
+"""Sides are multiples of 8."""
 
 
 def experiment(facts: Facts) -> Tree:

@@ -3,6 +3,9 @@ perceptual network. Unmeasured. networks.encoder.width and networks.decoder.widt
 
 from __future__ import annotations
 
+from functools import partial
+
+from ray_gen.networks.sizes import multiple_problem
 from ray_gen.recipes.families import latent
 from ray_gen.recipes.families.facts import Because, Facts, Tree
 
@@ -17,9 +20,8 @@ def batch(side: float) -> int:
     return 32
 
 
-def size_problem(height: int, width: int) -> str | None:
-    """Sides are multiples of 4."""
-    return latent.size_problem(4, height, width)
+size_problem = partial(multiple_problem, multiple=4)
+"""Sides are multiples of 4."""
 
 
 def experiment(facts: Facts) -> Tree:

@@ -9,7 +9,7 @@ import itertools
 import math
 from typing import Any
 
-from ray_gen.recipes.families.facts import Because, Facts, Tree, amount
+from ray_gen.recipes.families.facts import Because, Facts, Tree, ada, amount
 
 IMAGES = 5_000_000
 _GAMMA = ((32.0, 0.05), (64.0, 2.0), (256.0, 150.0))
@@ -66,15 +66,15 @@ def experiment(facts: Facts) -> Tree:
                 "data: try 1/5 and 5 times as much.",
             ),
             "r2_weight": along(penalty, penalty / 10),
-            "augment": {
-                "kind": "ada",
-                "p": Because(
+            "augment": ada(
+                facts,
+                p=Because(
                     along(0.0, 0.55 if small else 0.3),
                     "Scheduled, not adaptive. Published ends: 0.55 for CIFAR-10, 0.3 for FFHQ.",
                 ),
                 **colours,
-                "cutout": 1.0,
-            },
+                cutout=1.0,
+            ),
         },
         "optimizers": {
             "discriminator": adam,

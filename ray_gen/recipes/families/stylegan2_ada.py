@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_gen.recipes.families.facts import Because, Facts, Tree, amount
+from ray_gen.recipes.families.facts import Because, Facts, Tree, ada, amount
 
 IMAGES = 5_000_000
 
@@ -51,14 +51,14 @@ def experiment(facts: Facts) -> Tree:
             else "γ: 0.0002 · pixels / batch, as published. Then try 1/4 and 4 times as much.",
         ),
         "r1_every": Because(16, "As published: lazy."),
-        "augment": {
-            "kind": "ada",
-            "ada_images": Because(
+        "augment": ada(
+            facts,
+            ada_images=Because(
                 min(500_000, facts.share(0.1)),
                 "As published: 500,000; less in a short run, for p to arrive. With over 100,000 "
                 "images set objective.augment=[] (StyleGAN3's guide).",
             ),
-        },
+        ),
     }
     if not small:
         objective["path_length_weight"] = Because(2.0, "As published, at every 4th step.")
