@@ -14,6 +14,7 @@ from torch import Tensor
 
 import ray_gen
 from ray_gen.core import Decodes
+from ray_gen.data import Store
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.evaluation.request import Request, measure
@@ -27,7 +28,18 @@ from ray_gen.training.build import build_networks, build_objective
 from ray_gen.training.code import custom_targets
 from ray_gen.training.sources import open_data, resolved_by
 from tests.data.pictures import write_classes
-from tests.helpers import ADAM, TRAINING, latent_autoencoder, random_store
+from tests.helpers import (
+    ADAM,
+    TRAINING,
+    batches,
+    largest_difference,
+    latent_autoencoder,
+    random_store,
+    trained,
+    trained_by_workers,
+    weights,
+)
+from tests.programs import eager, replayed, runs_on_meta
 from tests.proofs import latent_autoencoder as proof
 from tests.runs import SHORT, saved
 
@@ -107,8 +119,8 @@ def test_a_generator_of_latents_has_no_bounds(place: Path) -> None:
 
 def test_the_autoencoder_does_not_train_and_is_in_the_checkpoint(place: Path) -> None:
     own = ray_gen.load(place / "autoencoder").networks["decoder"].state_dict()
-    for weights in ("ema", "raw"):
-        kept = ray_gen.load(place / "run", weights=weights).networks["autoencoder"]
+    for kind in ("ema", "raw"):
+        kept = ray_gen.load(place / "run", weights=kind).networks["autoencoder"]
         found = kept.networks["decoder"].state_dict()  # pyright: ignore
         assert found.keys() == own.keys()
         assert all(torch.equal(found[name], own[name]) for name in own)
@@ -158,6 +170,37 @@ def test_a_resumed_run_makes_the_same_images(
         ray_gen.load(tmp_path / "run").sample(4, seed=1),
         ray_gen.load(place / "run").sample(4, seed=1),
     )
+
+
+@pytest.fixture
+def latents(place: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Experiment, Store]:
+    """An experiment in float64 on the latents, and these."""
+    monkeypatch.setenv("RAY_GEN_CACHE", str(place / "cache"))
+    this = experiment_on(place, "data.flip=true", "training.precision=fp64")
+    return this, open_data(this)
+
+
+def test_workers_and_micro_batches_do_not_change_the_result(
+    latents: tuple[Experiment, Store], tmp_path: Path
+) -> None:
+    this, store = latents
+    alone = weights(trained(this, store)[0])
+    (two,) = trained_by_workers(2, [this], store, tmp_path)
+    assert largest_difference(two, alone) < 1e-9
+    quarter, _ = trained(this.with_fields(training__micro_batch_size=6), store)
+    assert largest_difference(weights(quarter), alone) < 1e-9
+    other, _ = trained(this.with_fields(seed=1), store)
+    assert largest_difference(weights(other), alone) > 1e-3
+
+
+def test_its_step_is_a_program(latents: tuple[Experiment, Store]) -> None:
+    """A replayed step is the step, bit for bit, and it reads no number."""
+    this, store = latents
+    data = batches(this, build_objective(this), store, 0, 8)
+    (ours, reported), (theirs, expected) = replayed(this, data), eager(this, data)
+    assert largest_difference(weights(ours), weights(theirs)) == 0
+    assert reported == expected
+    runs_on_meta(this, steps=6)
 
 
 @pytest.mark.parametrize(
