@@ -191,8 +191,9 @@ class GanObjective(ObjectiveSettings):
             )
         return self
 
-    def told(self) -> Mapping[str, str]:
+    def told(self, image_shape: tuple[int, int, int]) -> Mapping[str, str]:
         """The augmentation."""
+        del image_shape
         if isinstance(self.augment, AdaSettings):
             return {"augments": self.augment.told()}
         return {"augments": ", ".join(self.augment)} if self.augment else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self
 
@@ -127,9 +128,19 @@ class LatentAutoencoderObjective(ObjectiveSettings):
             "adversarial": part if self.is_adversarial else None,
         }
 
-    def told(self) -> Mapping[str, str]:
-        """The discriminator's times, and what stands in for a perceptual network."""
-        found: dict[str, str] = {}
+    def told(self, image_shape: tuple[int, int, int]) -> Mapping[str, str]:
+        """The map of latents, the weight of its KL in both conventions, the discriminator's times,
+        and what stands in for a perceptual network."""
+        _, height, width = image_shape
+        _, channels = self.bottleneck.channels(self.latent_channels)
+        latent = (channels, height // self.downsampling, width // self.downsampling)
+        found = {"latents": f"{math.prod(latent):,} numbers, {' x '.join(map(str, latent))}"}
+        if isinstance(self.bottleneck, KlBottleneck):
+            summed = self.bottleneck.summed_weight(latent, image_shape)
+            found["latents"] += (
+                f"; bottleneck.weight is {summed:.3g} beside sums over pixels and latents, the "
+                "convention of published models"
+            )
         if self.perceptual.kind == "ssim" and self.perceptual_weight != 0.0:
             found["perceptual"] = (
                 "1 - SSIM stands in for a perceptual network; objective.perceptual=lpips takes one"

@@ -85,7 +85,10 @@ class Plan:
         found.append(_line("networks", self._networks()))
         found += [_line(name, words) for name, words in self.described.items()]
         found.append(_line("steps", self._steps()))
-        found += [_line(*both) for both in self.experiment.objective.told().items()]
+        found += [
+            _line(*both)
+            for both in self.experiment.objective.told(self.experiment.image_shape).items()
+        ]
         if self.memory is not None:
             found.append(_line("memory", self._memory(self.memory)))
         found += [_line("reports", self._reports()), _line("checkpoints", self._saves())]

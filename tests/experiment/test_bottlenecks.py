@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from ray_gen.bottlenecks.kinds import quantiser_of
 from ray_gen.bottlenecks.quantiser import Quantiser
 from ray_gen.experiment.bottlenecks import Bottleneck, DiscreteBottleneck, KlBottleneck
+from ray_gen.recipes import recipe
 
 LEVELS = [8, 5, 5, 5]
 
@@ -27,6 +28,14 @@ def test_the_weight_of_a_sum_is_ldms_for_its_latents() -> None:
         assert math.isclose(kl.summed_weight(latents, images), 1e-6)
     schedule = {"kind": "linear", "start": 1.0, "end": 2.0, "until_images": 9}
     assert bottleneck(kind="kl", weight=schedule).summed_weight((1, 2, 2), (1, 4, 4)) == 4.0
+
+
+def test_both_conventions_are_told() -> None:
+    this = recipe("latent-kl-f4", "data=folder:/x", "data.image_size=64", "data.channels=3")
+    told = this.objective.told((3, 64, 64))["latents"]
+    assert told.startswith("768 numbers, 3 x 16 x 16; bottleneck.weight is 1e-06 beside sums")
+    tokens = recipe("latent-fsq", "data=folder:/x", "data.image_size=64")
+    assert tokens.objective.told((3, 64, 64))["latents"] == "384 numbers, 6 x 8 x 8"
 
 
 def test_the_loss_of_an_element_is_the_loss_of_sums_for_every_pixel() -> None:
