@@ -25,7 +25,8 @@ DEST, so that one model may begin with another:
 The images of a run are chosen before it: a run of one step and some seconds of training give the
 processor time of a start and of an image (`pace`), and schedules end where the run ends. The time
 that a run really took is in the table, from its first process to its last (`wait4`), decoding of
-the data included.
+the data included. Where a phase begins in mid-run, `later` names the changes with which it begins
+at once; the pace is then the mean of both. `checkpoints` keeps so many of a run.
 """
 
 from __future__ import annotations
@@ -120,8 +121,14 @@ def run(study: dict[str, Any], data: Path, dest: Path, only: list[str], minutes:
             given = {**study.get("defaults", {}), **model.get("changes", {}), "seed": seed}
             changes = [f"{path}={_filled(value, data, dest)}" for path, value in given.items()]
             budget = 60.0 * float(model.get("minutes", minutes))
-            metrics = study.get("metrics", METRICS)
-            _one(model["recipe"], changes, folder, data, budget, metrics)
+            later = [
+                f"{path}={json.dumps(value)}" for path, value in model.get("later", {}).items()
+            ]
+            images = _images_for(model["recipe"], changes, later, budget)
+            kept = int(model.get("checkpoints", 1))
+            lengths = [*_lengths(images, kept), f"checkpoints.keep={kept}"]
+            facts = {"recipe": model["recipe"], "changes": changes, "images": images}
+            _one(facts, lengths, folder, data, study.get("metrics", METRICS))
 
 
 def _filled(value: Any, data: Path, dest: Path) -> str:
@@ -130,45 +137,49 @@ def _filled(value: Any, data: Path, dest: Path) -> str:
 
 
 def _one(
-    recipe: str,
-    changes: list[str],
+    facts: dict[str, Any],
+    lengths: list[str],
     folder: Path,
     data: Path,
-    budget: float,
     metrics: Sequence[str],
 ) -> None:
-    images = _images_for(recipe, changes, budget)
     shutil.rmtree(folder, ignore_errors=True)
-    seconds = _train(recipe, [*changes, *_lengths(images)], folder)
+    facts["cpu_seconds"] = _train(facts["recipe"], [*facts["changes"], *lengths], folder)
     scores = _evaluate(folder, data, metrics)
-    facts = {"recipe": recipe, "changes": changes, "images": images, "cpu_seconds": seconds}
     (folder / "quality.json").write_text(json.dumps({**facts, "scores": scores}, indent=1))
     print(json.dumps({"run": folder.name, **facts, "scores": scores}), flush=True)
 
 
-def _lengths(images: int) -> list[str]:
+def _lengths(images: int, checkpoints: int = 1) -> list[str]:
     return [
         "workers.cpus=1",
         f"training.images={images}",
         f"training.report_every_images={max(1, images // 20)}",
-        f"training.checkpoint_every_images={images}",
+        f"training.checkpoint_every_images={max(1, images // checkpoints)}",
         "checkpoints.every_minutes=null",
         "evaluation.every_images=null",
     ]
 
 
-def _images_for(recipe: str, changes: list[str], budget: float) -> int:
+def _images_for(recipe: str, changes: list[str], later: list[str], budget: float) -> int:
     """As many images as the budget is enough for: the processor time of a run of one step, and of
-    an image in mid-run."""
+    an image in mid-run. later: changes of the second half, for its pace."""
+    paces = [_pace_of(recipe, changes)]
+    if later:
+        paces.append(_pace_of(recipe, [*changes, *later]))
+    with tempfile.TemporaryDirectory() as place:
+        start = _train(recipe, [*changes, *_lengths(1)], Path(place) / "start")
+    return max(1, round((budget - start) * len(paces) / sum(paces)))
+
+
+def _pace_of(recipe: str, changes: list[str]) -> float:
+    """`pace` in a process of its own."""
     command = [sys.executable, str(Path(__file__).resolve()), "pace", recipe, *changes]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    each = float(done.stdout.split()[-1])
-    with tempfile.TemporaryDirectory() as place:
-        start = _train(recipe, [*changes, *_lengths(1)], Path(place) / "start")
-    return max(1, round((budget - start) / each))
+    return float(done.stdout.split()[-1])
 
 
 def pace(recipe: str, changes: list[str]) -> float:
