@@ -387,9 +387,9 @@ class Phase:
     """Networks that one optimiser updates together, by the gradient of the sum of `terms`.
 
     Due at step s (from 0) when (s + 1) mod `every` = 0, and not before `start_images` images.
-    `updates` names networks and own modules:
-    the optimiser updates their parameters, and the phase updates their `PhaseModule`s. `noise` is
-    the noise of the terms. `numbers` are constants and schedules for the terms.
+    `updates` names networks and own modules: the optimiser updates their parameters, and the phase
+    updates their `PhaseModule`s. `noise` is the noise of the terms. `numbers` are constants and
+    schedules for the terms.
     """
 
     name: str

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import ray_gen
-from ray_gen.core import Decodes
+from ray_gen.core import Batch, Decodes
 from ray_gen.data import Store
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
@@ -201,6 +201,32 @@ def test_its_step_is_a_program(latents: tuple[Experiment, Store]) -> None:
     assert largest_difference(weights(ours), weights(theirs)) == 0
     assert reported == expected
     runs_on_meta(this, steps=6)
+
+
+def test_held_out_latents_have_no_bounds(latents: tuple[Experiment, Store], place: Path) -> None:
+    """A VAE-GAN's error of reconstruction is that of the decoder's numbers, not clamped."""
+    _, store = latents
+    this = experiment_on(
+        place,
+        "training.precision=fp64",
+        networks=dict.fromkeys(("encoder", "decoder", "discriminator"), NETWORK),
+        objective={"kind": "vae_gan", "latent_size": 5},
+        optimizers={"autoencoder": ADAM, "discriminator": ADAM},
+    )
+    objective = build_objective(this)
+    networks = build_networks(this, objective).double()
+    ((images, _),) = batches(this, objective, store, 0, 1)
+    with torch.no_grad():
+        for parameter in networks["decoder"].parameters():
+            parameter.mul_(10.0)
+        batch = Batch(images, None, {}, images.new_zeros(()), {}, group_size=6)
+        found = objective.evaluate(networks, batch)  # pyright: ignore
+        mean, _ = networks["encoder"](images).chunk(2, dim=1)
+        made = networks["decoder"](mean)
+    expected = ((made - images) / 2).square().flatten(1).mean(1)
+    assert made.abs().max() > 1.5
+    # Samples pass through float32.
+    torch.testing.assert_close(found["reconstruction_mse"], expected, rtol=1e-5, atol=0.0)
 
 
 @pytest.mark.parametrize(

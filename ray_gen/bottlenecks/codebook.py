@@ -38,7 +38,8 @@ class Codebook(PhaseSums):
     *Dead codes.* A code whose N falls below `dead_below` times the mean N goes out of use: N is 0,
     and no encoding becomes it. Encodings offer themselves: each one, at a code that is drawn, with
     the probability K d² / Σ d². d is its distance from its nearest code. Σ d² is over all encodings
-    of the phase before. So a code gets one offer on average. A code out of use with exactly one
+    of the phase before. So a code gets at most one offer on average: M / K of them, if a phase has
+    M < K encodings. A code out of use with exactly one
     offer takes it, with the mean N. Offers are declared noise of each image, and a code adds its
     offers up over all ranks. So this does not depend on which rank saw an encoding.
 

@@ -86,7 +86,8 @@ class LpipsDistance(DistanceSettings):
 class TorchvisionDistance(DistanceSettings):
     """Mean squared difference of the logits of a classifier of torchvision, or of the features
     before them. With convnext_small it is the perceptual loss of TiTok (Yu et al. 2024: logits,
-    weight 0.1). Whole images are resized to the size of the classifier. Channels as for vgg16."""
+    weight 0.1 in its second stage). Whole images are resized to the size of the classifier.
+    Channels as for vgg16."""
 
     files: ClassVar[tuple[str, ...]] = ("weights",)
     kind: Literal["torchvision"] = "torchvision"
@@ -140,7 +141,7 @@ class RunDistance(DistanceSettings):
         try:
             return self.model_copy(update={"run": run_folder(self.run).location})
         except Refused as refused:
-            raise Refused(f"objective: the run of a distance: {refused}") from None
+            raise Refused(f"objective.perceptual.run: {refused}") from None
 
 
 class CustomDistance(DistanceSettings):

@@ -43,7 +43,8 @@ class LatentAutoencoderObjective(ObjectiveSettings):
     }
     kind: Literal["latent_autoencoder"] = "latent_autoencoder"
     latent_channels: PositiveInt = 4
-    """Channels of the map of latents (Rombach et al. 2022: 3 at downsampling 4, 4 at 8)."""
+    """Channels of the map of latents (Rombach et al. 2022: 3 at downsampling 4, 4 at 8). With fsq
+    or lfq the quantiser gives them: one for each of its levels or bits."""
     downsampling: PositiveInt = Field(8, ge=2)
     """How many pixels of a side become one number: f. A power of 2; the sides of images are
     multiples of it."""
@@ -55,7 +56,7 @@ class LatentAutoencoderObjective(ObjectiveSettings):
     learned_scale a likelihood: Laplace's, or Gauss's up to constants."""
     learned_scale: bool = False
     """Whether reconstruction and perceptual loss are divided by eˢ, and s added, with one learned
-    number s. Without, s is 0, as in the published models."""
+    number s. Without, s is 0, as in Rombach et al. 2022."""
     perceptual: Perceptual = SsimDistance()
     """How the perceptual loss compares a reconstruction with its image. ssim needs no weights.
     lpips is that of the published models."""
@@ -69,12 +70,12 @@ class LatentAutoencoderObjective(ObjectiveSettings):
     norms of both losses' gradients at the decoder's last layer, over the global batch of the step
     before (Esser et al. 2021, eq. 7)."""
     adversarial_loss: Literal["hinge", "non_saturating", "least_squares"] = "hinge"
-    """The losses of both sides."""
+    """The losses of both sides. The discriminator's is halved, as published for hinge."""
     discriminator_start_images: NonNegativeInt = 0
     """Images from which the discriminator trains."""
     start_images: NonNegativeInt = 0
-    """Images from which the autoencoder hears the discriminator. An untrained one only harms, so
-    later than discriminator_start_images."""
+    """Images from which the autoencoder hears the discriminator. An untrained one only harms, so it
+    should be later than discriminator_start_images."""
     lecam_weight: NonNegative = live(0.0)
     """Weight of LeCam in the discriminator's loss: each logit is held near the running mean of the
     other kind's (Tseng et al. 2021)."""
@@ -85,6 +86,13 @@ class LatentAutoencoderObjective(ObjectiveSettings):
     def is_adversarial(self) -> bool:
         """Whether there is a discriminator."""
         return self.adversarial_weight != 0.0
+
+    @property
+    def held_out_scores(self) -> Mapping[str, MinOrMax | None]:
+        """Without a perceptual loss, or a KL, it has no such score."""
+        there = {"perceptual": self.perceptual_weight != 0.0, "kl": self.bottleneck.kind == "kl"}
+        assert self.evaluated is not None
+        return {name: of for name, of in self.evaluated.items() if there.get(name, True)}
 
     def unused(self) -> tuple[str, ...]:
         """The discriminator, if its weight is 0."""
@@ -150,6 +158,11 @@ class LatentAutoencoderObjective(ObjectiveSettings):
                 f"the discriminator trains from {self.discriminator_start_images:,} images on, the "
                 f"autoencoder hears it from {self.start_images:,} on"
             )
+            if self.start_images <= self.discriminator_start_images:
+                found["adversarial"] += (
+                    ": before it has learned anything; set objective.start_images some thousand "
+                    "images later"
+                )
         return found
 
     @model_validator(mode="after")

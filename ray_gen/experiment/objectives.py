@@ -129,7 +129,7 @@ class VaeObjective(ObjectiveSettings):
         return self
 
     @model_validator(mode="after")
-    def _several_samples_have_no_beta_have_no_beta(self) -> Self:
+    def _several_samples_have_no_beta(self) -> Self:
         if self.samples > 1 and (self.beta != 1.0 or self.beta_warmup_images):
             raise ValueError(
                 "beta and beta_warmup_images weigh the KL of the ELBO, but the bound of "

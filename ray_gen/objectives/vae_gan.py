@@ -200,7 +200,7 @@ class VaeGan(Decoding):
         and the KL, in nats: (N,) each. L_like is none of them: D moves, and with it its scale."""
         encoding = noise_of(batch.noise, "encoding")
         mean, log_variance = self._posterior(networks, batch.images, batch.labels, **encoding)
-        made = self.sample(networks, {"z": mean}, batch.labels, batch.noise).to(mean.dtype)
+        made = self.unclamped(networks, {"z": mean}, batch.labels, batch.noise).to(mean.dtype)
         error = losses.squared_error(made, unstretched(batch.images, self.image_range))
         return {
             "reconstruction_mse": error / batch.images[0].numel(),
@@ -221,9 +221,10 @@ class VaeGan(Decoding):
 
 def _featured(discriminator: nn.Module) -> Featured:
     """The discriminator. Raises Refused if it gives no features."""
-    if not isinstance(discriminator, Featured):
+    if not callable(getattr(type(discriminator), "features", None)):
         raise Refused(
             f"networks.discriminator: {type(discriminator).__name__} has no method `features` "
             "(ray_gen.core.Featured); give it one, or set networks.discriminator.kind to dcgan"
         )
+    assert isinstance(discriminator, Featured)
     return discriminator

@@ -70,9 +70,12 @@ def memory_of(
     for phase in phases:
         own = trainable(small, phase, state.networks)
         gradients = max(gradients, _bytes(own.values()))
-    # Every phase, term and loss is due at this step.
+    # Every phase, term and loss that the run comes to is due at this step.
     every = [phase.every * math.lcm(1, *_every_of(phase)) for phase in phases]
-    state.step = math.lcm(*every) - 1
+    starts = (start for phase in phases for start in _starts_of(phase))
+    late = max(start for start in starts if start < experiment.training.images)
+    period, first = math.lcm(*every), -(-late // group)
+    state.step = -(-(first + 1) // period) * period - 1
     low, high = objective.image_range
     dtype = DTYPES[small.training.precision]
     shape = (group, *small.image_shape)
@@ -92,6 +95,12 @@ def memory_of(
         images=images,
         activations=kept.peak * micro_batch // group,
     )
+
+
+def _starts_of(phase: Phase) -> Iterator[int]:
+    """Images from which the phase and its losses are due. 0 is one of them."""
+    yield from (0, phase.start_images)
+    yield from (weight.start_images for term in phase.terms for weight in term.weights.values())
 
 
 def _every_of(phase: Phase) -> Iterator[int]:

@@ -25,7 +25,7 @@ from ray_gen.recipes import names, recipe
 from ray_gen.training.build import build_networks, build_objective
 from ray_gen.training.memory import memory_of
 from tests.data.pictures import write_classes
-from tests.helpers import gan, relativistic, trained, vae, vae_gan
+from tests.helpers import gan, latent_autoencoder, relativistic, trained, vae, vae_gan
 from tests.launch.test_driver import Here, finished
 
 
@@ -86,6 +86,18 @@ def test_memory_of_weights_and_moments_is_that_of_the_state(
 
 def activations(this: Experiment, micro_batch: int = 24) -> int:
     return memory_of(this, build_objective(this), micro_batch=micro_batch).activations
+
+
+def test_memory_is_that_of_the_step_in_which_all_losses_are_due() -> None:
+    """Also of those that begin in mid-run."""
+    late = latent_autoencoder(
+        "objective.discriminator_start_images=120", "objective.start_images=240"
+    )
+    never = latent_autoencoder("objective.start_images=4800")
+    once = latent_autoencoder("objective.adversarial_weight=0")
+    whole = activations(latent_autoencoder(), 6)
+    assert activations(late, 6) == whole > activations(once, 6)
+    assert activations(never, 6) < whole
 
 
 def test_activations_grow_with_the_micro_batch_and_the_networks() -> None:

@@ -189,6 +189,24 @@ def test_what_cannot_be_is_refused_with_a_remedy(given: str, told: str) -> None:
         latent_autoencoder(*late, "objective.start_images=48", given)
 
 
+def test_only_what_is_measured_can_choose_the_best_checkpoint() -> None:
+    best = "checkpoints.best={metric: %s, mode: min}"
+    for given, metric in (
+        ("objective.perceptual_weight=0", "perceptual"),
+        ("objective.bottleneck={kind: vq, codes: 16}", "kl"),
+    ):
+        with pytest.raises(ExperimentError, match=rf"checkpoints\.best.*{metric}"):
+            latent_autoencoder(given, best % metric)
+        latent_autoencoder(given, best % "reconstruction")
+
+
+def test_hearing_a_discriminator_that_knows_nothing_is_told() -> None:
+    told = latent_autoencoder().objective.told((1, 8, 8))["adversarial"]
+    assert told.endswith("set objective.start_images some thousand images later")
+    late = latent_autoencoder("objective.start_images=5").objective.told((1, 8, 8))["adversarial"]
+    assert late.endswith("hears it from 5 on")
+
+
 def test_what_does_not_fit_together_is_told_before_anything_is_built() -> None:
     with pytest.raises(
         ExperimentError, match=r"give 2 multipliers, or set objective\.downsampling=4"

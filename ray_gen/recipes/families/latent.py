@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from ray_gen.recipes.families.facts import Because, Facts, Tree, amount
+from ray_gen.recipes.families.facts import Because, Facts, Tree, amount, values_of
 
 IMAGES = 2_000_000
 
 
 def batch(side: float) -> int:
-    """16 up to 128 pixels, then fewer: what one GPU holds. Published: 4 to 12 on each of 8 GPUs at
-    256 pixels."""
+    """16 up to 128 pixels, then fewer, for the memory of one GPU (unmeasured). Published: 4 to 12
+    on a GPU at 256 pixels."""
     return max(4, min(16, round(16 * (128.0 / side) ** 2)))
 
 
-def published(multipliers: list[int]) -> dict[str, Any]:
-    """Encoder and decoder of Rombach et al. 2022. multipliers: of each level."""
-    network = {"kind": "autoencoder_kl", "width": 128, "multipliers": multipliers}
-    return {
-        "encoder": Because(network, "As published: 128 channels, two residual blocks a level."),
-        "decoder": network,
+def of_rombach(multipliers: list[int], attention: Sequence[int] = ()) -> dict[str, Any]:
+    """Encoder and decoder of Rombach et al. 2022. multipliers: of each level. attention: heights of
+    maps that have it, beside the smallest."""
+    network: dict[str, Any] = {
+        "kind": "autoencoder_kl",
+        "width": Because(128, "Rombach et al. 2022, with two residual blocks a level."),
+        "multipliers": multipliers,
     }
+    if attention:
+        network["attention"] = list(attention)
+    return {"encoder": network, "decoder": values_of(network)}
 
 
 def experiment(
@@ -38,25 +43,30 @@ def experiment(
             "discriminator": {
                 "kind": "patch",
                 "width": patch_width,
-                "layers": Because(patches, "PatchGAN; below 64 pixels three leave no patches."),
+                "layers": Because(
+                    patches, "PatchGAN: 3; below 64 pixels they leave 5 x 5 patches at most."
+                ),
             },
         },
         "objective": {
             "kind": "latent_autoencoder",
             **objective,
             "adversarial_weight": Because(
-                0.1, "A fixed weight cannot grow without bound, as an adaptive one can."
+                0.1, "Fixed. An adaptive weight can grow to 10,000 times its number."
             ),
             "discriminator_start_images": Because(
                 trains, "Half of the run: first the autoencoder learns what pixels can teach."
             ),
             "start_images": Because(heard, "Later: an untrained discriminator only harms."),
         },
-        "optimizers": {"autoencoder": Because(adam, "β as published."), "discriminator": adam},
+        "optimizers": {
+            "autoencoder": Because(adam, "β of Rombach et al. 2022."),
+            "discriminator": adam,
+        },
         "training": {
-            **amount(facts, "Published: some million images of OpenImages."),
+            **amount(facts, "Rombach et al. 2022: some million images of OpenImages."),
             "ema_half_life_images": Because(
-                round(facts.batch * 693), "A decay of 0.999 at each step: that of later tokenizers."
+                facts.half_life(0.999), "A decay of 0.999 at each step: that of later tokenizers."
             ),
         },
     }
@@ -65,4 +75,6 @@ def experiment(
 def published_rate(facts: Facts) -> Because:
     """4.5e-6 for each image of the batch (Rombach et al. 2022), at most 1e-4."""
     rate = float(f"{min(1.0e-4, 4.5e-6 * facts.batch):.3g}")
-    return Because(rate, "Published: 4.5e-6 for each image of the batch; here at most 1e-4.")
+    return Because(
+        rate, "Rombach et al. 2022: 4.5e-6 for each image of the batch; here at most 1e-4."
+    )

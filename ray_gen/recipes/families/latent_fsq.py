@@ -21,7 +21,6 @@ size_problem = partial(multiple_problem, multiple=8)
 def experiment(facts: Facts) -> Tree:
     """For images whose sides are multiples of 8."""
     objective = {
-        "latent_channels": 6,
         "downsampling": 8,
         "bottleneck": {
             "kind": "fsq",
@@ -29,5 +28,5 @@ def experiment(facts: Facts) -> Tree:
         },
         "perceptual": {"kind": "lpips"},
     }
-    networks = latent.published([1, 2, 4, 4])
+    networks = latent.of_rombach([1, 2, 4, 4])
     return latent.experiment(facts, networks, objective, rate=latent.published_rate(facts))

@@ -25,9 +25,9 @@ def experiment(facts: Facts) -> Tree:
         "downsampling": 4,
         "bottleneck": {
             "kind": "kl",
-            "weight": Because(6.25e-8, "Published: 1e-6 in sums over pixels and latents."),
+            "weight": Because(6.25e-8, "Published: 1e-6 in sums over pixels and latents, for RGB."),
         },
         "perceptual": {"kind": "lpips"},
     }
-    networks = latent.published([1, 2, 4])
+    networks = latent.of_rombach([1, 2, 4])
     return latent.experiment(facts, networks, objective, rate=latent.published_rate(facts))

@@ -29,5 +29,6 @@ def experiment(facts: Facts) -> Tree:
         },
         "perceptual": {"kind": "lpips"},
     }
-    networks = latent.published([1, 2, 4, 4])
+    attends = [facts.height // 8]  # as published: maps of 32 pixels at 256
+    networks = latent.of_rombach([1, 2, 2, 4], attends)
     return latent.experiment(facts, networks, objective, rate=latent.published_rate(facts))
