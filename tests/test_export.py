@@ -35,7 +35,7 @@ from ray_gen.pipeline.export import Exported, export, programs, push_to_hub, sav
 from ray_gen.pipeline.pretrained import read_config
 from ray_gen.runs.manifest import CheckpointError
 from ray_gen.training.build import build_networks, build_objective
-from tests.helpers import gan, relativistic, trained, vae, vae_gan
+from tests.helpers import gan, relativistic, some_of, trained, vae, vae_gan
 
 SHORT = "training.images=48"
 MODELS = {
@@ -67,6 +67,7 @@ MODELS = {
     "autoencoder": vae(SHORT, "objective={kind: autoencoder, latent_size: 3}"),
     "custom": relativistic(SHORT),
 }
+QUICK = ("gan-dcgan", "vae-conv", "vae-dcgan", "autoencoder", "custom")
 
 
 class Branches(nn.Module):
@@ -136,7 +137,7 @@ def onnx_outputs(path: Path, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     return [torch.from_numpy(output) for output in session.run(None, given)]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", some_of(MODELS, *QUICK))
 def test_every_program_gives_what_the_run_gives_at_any_batch_size(
     model: str, run_of, exported
 ) -> None:
@@ -180,7 +181,7 @@ def test_every_program_gives_what_the_run_gives_at_any_batch_size(
     assert written.notes == ()
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", some_of(MODELS, *QUICK))
 def test_an_exported_folder_is_the_run_bit_for_bit(model: str, run_of, tmp_path: Path) -> None:
     this = MODELS[model]
     for weights in ("ema", "raw"):

@@ -97,7 +97,13 @@ def scalars(port: int, run: str) -> list[float]:
         return []
 
 
-@pytest.mark.parametrize(("where", "number"), [("disk", signal.SIGINT), ("s3", signal.SIGTERM)])
+WATCHED = [
+    pytest.param("disk", signal.SIGINT, marks=pytest.mark.slow),
+    ("s3", signal.SIGTERM),
+]
+
+
+@pytest.mark.parametrize(("where", "number"), WATCHED)
 def test_tensorboard_shows_what_comes_to_a_run(
     s3: S3, tmp_path: Path, where: str, number: int
 ) -> None:

@@ -113,7 +113,7 @@ def to_all(command: Command, number: int) -> set[Process]:
     ("stage", "number"),
     [
         ("reading data", signal.SIGTERM),
-        ("starting Ray", signal.SIGINT),
+        pytest.param("starting Ray", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("reading data", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("starting Ray", signal.SIGTERM, marks=pytest.mark.slow),
     ],

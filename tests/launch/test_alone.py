@@ -27,7 +27,7 @@ from ray_gen.training.loop import train as loop
 from ray_gen.training.sources import open_data
 from ray_gen.training.state import State
 from tests.data.pictures import write_classes
-from tests.helpers import largest_difference, vae, wait_until, weights
+from tests.helpers import largest_difference, some_of, vae, wait_until, weights
 
 SHORT = ("training.images=480", "training.checkpoint_every_images=240")
 LONG = ("training.images=24000000", "training.checkpoint_every_images=24000", "checkpoints.keep=2")
@@ -121,6 +121,7 @@ def test_a_killed_process_changes_nothing(images: Path, tmp_path: Path) -> None:
     assert not workers()
 
 
+@pytest.mark.slow  # it is replaced as one that trains, which is tested above
 def test_a_process_that_is_killed_while_it_starts_is_replaced(images: Path, tmp_path: Path) -> None:
     experiment = given(images, *SHORT)
 
@@ -171,7 +172,9 @@ def of(driver: subprocess.Popen[str]) -> set[Process]:
     return with_descendants({mine}) - {mine}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_the_whole_group_saves_first(
     images: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -218,7 +221,7 @@ class Mine(Mlp):
 """
 
 
-@pytest.mark.parametrize("how", ["prints", "breaks", "waits"])
+@pytest.mark.parametrize("how", some_of(("prints", "breaks", "waits"), "prints", "breaks"))
 def test_what_a_users_class_prints_or_raises_is_told_and_its_threads_hold_up_nothing(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
