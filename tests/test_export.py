@@ -35,7 +35,7 @@ from ray_gen.pipeline.export import Exported, export, programs, push_to_hub, sav
 from ray_gen.pipeline.pretrained import read_config
 from ray_gen.runs.manifest import CheckpointError
 from ray_gen.training.build import build_networks, build_objective
-from tests.helpers import gan, relativistic, some_of, trained, vae, vae_gan
+from tests.helpers import gan, latent_autoencoder, relativistic, some_of, trained, vae, vae_gan
 
 SHORT = "training.images=48"
 MODELS = {
@@ -68,6 +68,13 @@ MODELS = {
     "custom": relativistic(SHORT),
 }
 QUICK = ("gan-dcgan", "vae-conv", "vae-dcgan", "autoencoder", "custom")
+
+QUANTISERS = (
+    "{kind: vq, codes: 16}",
+    "{kind: vq, codes: 16, normalised: true}",
+    "{kind: fsq, levels: [3, 5]}",
+    "{kind: lfq, bits: 4}",
+)
 
 
 class Branches(nn.Module):
@@ -179,6 +186,23 @@ def test_every_program_gives_what_the_run_gives_at_any_batch_size(
     assert len(differences) == len(written.files) - 2 - len(sources)
     assert max(differences) < 1e-6
     assert written.notes == ()
+
+
+@pytest.mark.parametrize("bottleneck", some_of(QUANTISERS, QUANTISERS[0]))
+def test_programs_with_a_quantiser_take_any_number_of_images(
+    bottleneck: str, run_of, tmp_path: Path
+) -> None:
+    run = run_of(latent_autoencoder(f"objective.bottleneck={bottleneck}", SHORT))
+    written = export(run, tmp_path / "out")
+    pipeline = ray_gen.load(run, device="cpu")
+    program = torch.export.load(written.path / "decoder.pt2").module()
+    generator = torch.Generator().manual_seed(3)
+    (shape,) = pipeline.latent_shapes.values()
+    for count in (1, 5, 16):
+        z = torch.randn(count, *shape, generator=generator)
+        (images,) = onnx_outputs(written.path / "decoder.onnx", (z,))
+        for found in (images, program(z)):
+            torch.testing.assert_close(found, pipeline.decode(z), atol=1e-5, rtol=0.0)
 
 
 @pytest.mark.parametrize("model", some_of(MODELS, *QUICK))

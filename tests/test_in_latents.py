@@ -250,6 +250,11 @@ def test_every_kind_of_latent_autoencoder_decodes(
     images = ray_gen.load(tmp_path / "run").sample(6, seed=0)
     assert images.shape == (6, 1, 8, 8)
     assert (images - expected).abs().mean() < 1e-5
+    written = export(tmp_path / "run", tmp_path / "out")  # one program from z to pixels
+    assert {"generator.pt2", "generator.onnx"} <= {file.name for file in written.files}
+    program = torch.export.load(tmp_path / "out" / "generator.pt2").module()
+    for count in (1, 5):
+        assert (program(z[:count]) - images[:count]).abs().mean() < 1e-5
 
 
 def test_classes_of_the_autoencoders_own_are_told_as_any_others(place: Path) -> None:

@@ -122,11 +122,15 @@ class Codebook(PhaseSums):
     def nearest(self, z: Tensor) -> Tensor:
         """The index of the nearest code in use: (N, D, h, w) to int64 (N, h, w)."""
         squares = torch.where(self.counts > 0.0, self.codes.square().sum(1), math.inf)
+        rows = _flat(z)
+        # A program takes any number of images, so it cannot know the number of parts.
+        one_part = torch.compiler.is_exporting()
+        parts = [rows] if one_part else rows.split(max(1, _DISTANCES // self.code_count))
         found = [
-            torch.addmm(squares, rows, self.codes.t(), alpha=-2.0).argmin(1)  # ‖z - e‖² - ‖z‖²
-            for rows in _flat(z).split(max(1, _DISTANCES // self.code_count))
+            torch.addmm(squares, part, self.codes.t(), alpha=-2.0).argmin(1)  # ‖z - e‖² - ‖z‖²
+            for part in parts
         ]
-        return torch.cat(found).view(len(z), *z.shape[2:])
+        return torch.cat(found).view(z.shape[0], *z.shape[2:])
 
     def _encodings(self, z: Tensor) -> Tensor:
         z = z.to(self.codes.dtype)
