@@ -9,13 +9,17 @@ import pytest
 import torch
 
 import ray_gen
+from ray_gen.bottlenecks.codebook import Codebook
+from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
 from ray_gen.experiment.start import Start
-from ray_gen.launch.start import read
+from ray_gen.launch.start import begin_from, read
 from ray_gen.runs.manifest import CheckpointError
+from ray_gen.storage import Folder
 from ray_gen.training.build import build_networks, build_objective
-from tests.helpers import latent_autoencoder
+from ray_gen.training.state import State
+from tests.helpers import latent_autoencoder, stepped
 from tests.runs import saved
 
 diffusers = pytest.importorskip("diffusers")
@@ -79,6 +83,58 @@ def test_diffusers_loads_the_folder_and_gives_the_same(
                 assert torch.equal(origin.tensors[f"{name}.{key}"], trained), key
                 assert tensor.shape == trained.shape
     assert "VQModel" in origin.told or "AutoencoderKL" in origin.told
+
+
+def vq_model(folder: Path, codes: int) -> torch.Tensor:
+    """Saves a VQModel of diffusers with the networks of `of`. Returns its codes: (K, 2)."""
+    module = diffusers.VQModel(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+        up_block_types=["AttnUpDecoderBlock2D", "UpDecoderBlock2D"],
+        block_out_channels=[8, 16],
+        layers_per_block=1,
+        latent_channels=2,
+        sample_size=8,
+        num_vq_embeddings=codes,
+        norm_num_groups=4,
+    )
+    table = module.quantize.embedding.weight.data
+    table.copy_(torch.randn(table.shape, generator=torch.Generator().manual_seed(0)))
+    module.save_pretrained(folder)
+    return table.clone()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_run_begins_with_the_codes_of_a_vqmodel(store_8, tmp_path: Path, half: bool) -> None:
+    codes = vq_model(tmp_path / "model", 16)
+    if half:
+        diffusers.VQModel.from_pretrained(tmp_path / "model").half().save_pretrained(
+            tmp_path / "model"
+        )
+        codes = codes.half().float()
+    this = of(
+        "objective.bottleneck={kind: vq, codes: 16}",
+        f"training.start_from.source={tmp_path / 'model'}",
+    )
+    objective = build_objective(this)
+    state = State.build(this, objective, World())
+    begin_from(this, objective, state, Folder(str(tmp_path / "run")))
+    for networks in (state.networks, state.ema):
+        codebook = networks["quantiser"]
+        assert isinstance(codebook, Codebook)
+        assert torch.equal(codebook.codes, codes)
+        found, indices = codebook.quantised(codes.t()[None, :, :, None])
+        assert torch.equal(indices.flatten(), torch.arange(16))
+        assert torch.equal(found[0, :, :, 0].t(), codes)
+
+    stepped(this, objective, store_8, 8, state)
+    codebook = state.networks["quantiser"]
+    assert isinstance(codebook, Codebook)
+    assert bool((codebook.counts > 0).all())  # also those that these images do not use
+    assert int((codebook.codes != codes).any(1).sum()) > 0
+    apart = torch.cdist(codes, codes).fill_diagonal_(torch.inf).min(1).values
+    assert bool(((codebook.codes - codes).norm(dim=1) < apart).all())
 
 
 def test_what_diffusers_does_not_have_is_refused(store_8, tmp_path: Path) -> None:

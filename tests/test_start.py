@@ -32,7 +32,16 @@ from ray_gen.training.sources import open_data, resolved_by
 from ray_gen.training.start import Table, table_of
 from ray_gen.training.state import State
 from tests.data.pictures import write_classes
-from tests.helpers import STYLEGAN2, gan, largest_difference, stepped, trained, vae, weights
+from tests.helpers import (
+    STYLEGAN2,
+    gan,
+    largest_difference,
+    latent_autoencoder,
+    stepped,
+    trained,
+    vae,
+    weights,
+)
 
 NEW = "new, other shape"
 OLD = Path(__file__).parent / "old_runs" / "v0_1"
@@ -266,6 +275,18 @@ def test_what_only_training_uses_begins_anew_and_what_samples_use_is_taken(
         part = next(p for p in table(this, run).parts if p.name == own)
         assert bool(part.taken) == is_taken
         assert part.remark == ("" if is_taken else "begins anew: it is the state of a training")
+
+
+def test_a_codebook_is_taken_whole_or_not_at_all(store_8, tmp_path: Path) -> None:
+    """The counts of codes of 2 numbers mean nothing for codes of 3."""
+    vq = "objective.bottleneck={kind: vq, codes: 16}"
+    run = saved(latent_autoencoder(vq), store_8, tmp_path / "source")
+    for channels in (2, 3):
+        this = latent_autoencoder(vq, f"objective.latent_channels={channels}")
+        state = weights(started(this, run, tmp_path / f"{channels}"))["quantiser"]
+        fresh = weights(State.build(this, build_objective(this), World()))["quantiser"]
+        same = {name for name in fresh if torch.equal(state[name], fresh[name])}
+        assert same == (set() if channels == 2 else set(fresh))
 
 
 def test_the_optimisers_begin_anew(source: Path, tmp_path: Path) -> None:

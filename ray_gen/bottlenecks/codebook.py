@@ -19,6 +19,10 @@ from ray_gen.phase_sums import PhaseSums
 
 _NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 _GRADIENTS = {"straight_through": straight_through, "rotation": rotated}
+_BEGINS_WITH = 1e4
+"""N of codes from elsewhere. N becomes n / (1 - γ), with n encodings of a code in a phase: 100 to
+100,000 for usual batches. A smaller N lets codes die that the first batches do not use, and a
+larger one only delays the codes."""
 _DISTANCES = 1 << 22
 """Largest count of distances at once: 16 MiB. On a CPU, searches with 2^24 took up to 1.2
 times as long."""
@@ -177,6 +181,14 @@ class Codebook(PhaseSums):
             "perplexity": perplexity,
             "usage": usage,
         }
+
+
+def begun_with(codes: Tensor) -> dict[str, Tensor]:
+    """The buffers of a codebook that begins with these codes, (K, D), all in use."""
+    codes = codes.float()
+    counts = torch.full((len(codes),), _BEGINS_WITH)
+    none_yet = {name: torch.zeros(()) for name in ("offers", "perplexity", "usage")}
+    return {"codes": codes, "totals": codes * counts[:, None], "counts": counts, **none_yet}
 
 
 def _flat(z: Tensor) -> Tensor:

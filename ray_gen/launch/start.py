@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ray_gen.bottlenecks.codebook import begun_with
 from ray_gen.core import Objective
 from ray_gen.data.sources.latents import AUTOENCODER, LatentManifest
 from ray_gen.errors import Refused
@@ -15,6 +16,7 @@ from ray_gen.experiment import Experiment, absolute_path
 from ray_gen.experiment.data import LatentsData
 from ray_gen.experiment.start import Start
 from ray_gen.networks.autoencoder_kl_names import name_here
+from ray_gen.objectives.bottleneck import QUANTISER
 from ray_gen.objectives.in_latents import NAME, Decoding
 from ray_gen.pipeline import pretrained
 from ray_gen.runs.checkpoints import BEST, fetched, run_of
@@ -185,6 +187,9 @@ def _of_diffusers(folder: Path, start: Start) -> StartingPoint:
         here = name_here(name)
         if here is not None:
             tensors[".".join(here)] = _as_linear(name, tensor)
+    codes = tensors.get(f"{QUANTISER}.codes")
+    if codes is not None:
+        tensors |= {f"{QUANTISER}.{name}": value for name, value in begun_with(codes).items()}
     kinds = {"encoder": "autoencoder_kl", "decoder": "autoencoder_kl"}
     told = f"{folder.name} (diffusers' {kind})"
     return StartingPoint(str(folder), told, start.weights, tensors, kinds, None)

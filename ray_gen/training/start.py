@@ -1,7 +1,8 @@
 """`training.start_from`: which tensors of a trained model a new run begins with.
 
 A *layer* is a module with tensors of its own, with those of its parametrisations. It is taken whole
-or not at all: a bias, a running mean or a singular vector belongs to its weight.
+or not at all: a bias, a running mean or a singular vector belongs to its weight, and the counts of
+a codebook to its codes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from ray_gen.core import Networks, Objective
+from ray_gen.core import Networks, Objective, PhaseModule
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
 from ray_gen.storage import Folder
@@ -208,7 +209,8 @@ def _matched(
     """What a network takes, with the values."""
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in network.state_dict().items():
-        layers.setdefault(_layer_of(key), {})[key] = tensor
+        whole = isinstance(network, PhaseModule) and "." not in key  # its buffers move together
+        layers.setdefault("" if whole else _layer_of(key), {})[key] = tensor
     values: dict[str, Tensor] = {}
     new: dict[str, str] = {}
     in_part: dict[str, str] = {}
