@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
 from ray_gen.experiment.start import Start
 from ray_gen.launch.start import begin_from, read
+from ray_gen.pipeline.export import Exported
 from ray_gen.runs.manifest import CheckpointError
 from ray_gen.storage import Folder
 from ray_gen.training.build import build_networks, build_objective
@@ -83,6 +85,60 @@ def test_diffusers_loads_the_folder_and_gives_the_same(
                 assert torch.equal(origin.tensors[f"{name}.{key}"], trained), key
                 assert tensor.shape == trained.shape
     assert "VQModel" in origin.told or "AutoencoderKL" in origin.told
+
+
+def exported(this: Experiment, store_8, tmp_path: Path, monkeypatch) -> Exported:
+    """What is written of a run of few steps."""
+    monkeypatch.setattr("ray_gen.pipeline.export.open_data", lambda experiment: store_8)
+    run = saved(this, store_8, tmp_path / "run")
+    return ray_gen.export(run, tmp_path / "out", to="diffusers")
+
+
+def test_a_model_in_double_precision_is_written_in_single(
+    store_8, tmp_path: Path, monkeypatch
+) -> None:
+    written = exported(of("training.precision=fp64"), store_8, tmp_path, monkeypatch)
+    assert written.files[1].difference < 1e-5
+    module = diffusers.AutoencoderKL.from_pretrained(tmp_path / "out")
+    assert module.dtype == torch.float32
+
+
+def test_notes_tell_the_shift_of_what_has_one(store_8, tmp_path: Path, monkeypatch) -> None:
+    for bottleneck, has_shift in (("{kind: kl}", True), ("{kind: vq, codes: 16}", False)):
+        folder = tmp_path / str(has_shift)
+        this = of(f"objective.bottleneck={bottleneck}")
+        (told,) = exported(this, store_8, folder, monkeypatch).notes
+        config = json.loads((folder / "out" / "config.json").read_text())
+        assert f"scaling {config['scaling_factor']:.5g}" in told
+        assert ("shift_factor" in config) == ("shift" in told) == has_shift
+
+
+def test_what_is_written_is_for_others_to_read(store_8, tmp_path: Path, monkeypatch) -> None:
+    before = os.umask(0o022)
+    try:
+        written = exported(of(), store_8, tmp_path, monkeypatch)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in written.path.iterdir()} == {0o644}
+
+
+def test_a_full_disk_leaves_nothing(store_8, tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = saved(of(), store_8, tmp_path / "run")
+    monkeypatch.setattr("ray_gen.pipeline.export.open_data", lambda experiment: store_8)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(Refused, match=r"out: .*No space left on device"):
+        ray_gen.export(run, tmp_path / "out", to="diffusers")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("given", [{"formats": ["onnx"]}, {"truncation": 0.5}])
+def test_options_of_other_formats_are_refused(store_8, tmp_path: Path, given) -> None:
+    run = saved(of(), store_8, tmp_path / "run")
+    with pytest.raises(Refused, match=f"--{next(iter(given))}: --to diffusers"):
+        ray_gen.export(run, tmp_path / "out", to="diffusers", **given)
 
 
 def vq_model(folder: Path, codes: int) -> torch.Tensor:

@@ -36,12 +36,7 @@ class RunEncoder:
 
     def __call__(self, images_NHWC: Tensor) -> Tensor:
         """See `ray_gen.data.encode.Encoder`."""
-        model = self._model
-        dtype = next(model.networks.parameters()).dtype
-        images = to_range(images_NHWC.to(model.device), model.objective.image_range, dtype)
-        mean, log_variance = _posterior(model, images)
-        parts = [mean] if log_variance is None else [mean, (0.5 * log_variance).exp()]
-        return torch.stack(parts, dim=1).float().cpu()
+        return moments(self._model, images_NHWC)
 
     @cached_property
     def _model(self) -> Model:
@@ -98,6 +93,15 @@ def encoder_of(model: Model, run: str, checkpoint: Choice, *, trust_code: bool) 
         (channels, height, width),
         log_variance is not None,
     )
+
+
+def moments(model: Model, images_NHWC: Tensor) -> Tensor:
+    """The moments of the only latent, as `ray_gen.data.encode.Encoder` gives them."""
+    dtype = next(model.networks.parameters()).dtype
+    images = to_range(images_NHWC.to(model.device), model.objective.image_range, dtype)
+    mean, log_variance = _posterior(model, images)
+    parts = [mean] if log_variance is None else [mean, (0.5 * log_variance).exp()]
+    return torch.stack(parts, dim=1).float().cpu()
 
 
 @torch.no_grad()

@@ -80,14 +80,15 @@ def export(
     run: a run (its path, URI or name), a checkpoint, an exported folder or a pipeline. weights,
     checkpoint: only for a run, as in `ray_gen.load`; a pipeline has its weights already. formats:
     some of "safetensors" (`model.safetensors` and `config.json`), "torch" (.pt2) and "onnx"; None:
-    all three, ONNX only if it is installed. A README.md is always written too. The source files of
-    own classes (`kind: custom`) lie in `code/`. trust_code: as in `ray_gen.load`. truncation: the ψ
+    all three, ONNX only if it is installed. A README.md is written too. The source files of own
+    classes (`kind: custom`) lie in `code/`. trust_code: as in `ray_gen.load`. truncation: the ψ
     of a generator with styles, which the programs (.pt2 and .onnx) then contain. The model itself
     (`model.safetensors`) stays as it is: its `sample` takes any truncation.
 
     to: "diffusers" writes the folder of a latent autoencoder that `diffusers.AutoencoderKL` or
-    `diffusers.VQModel` loads, instead of all formats. Its scaling and shift are those of latents of
-    training images: of the run's own data, or of `data`.
+    `diffusers.VQModel` loads, instead of all formats and without a README.md. Its scaling, and
+    AutoencoderKL's shift, are those of latents of training images: of the run's own data, or of
+    `data`.
 
     Every file is read back and compared with the model. Raises Refused if the folder is not empty,
     Failed if a file differs by more than `programs.TOLERANCE`.
@@ -101,6 +102,10 @@ def export(
             raise Refused(f"--to: {to!r} is unknown; diffusers is what ray_gen can write for")
         if formats is not None:
             raise Refused("--formats: --to diffusers writes one format; give only one of both")
+        if truncation is not None:
+            raise Refused(
+                "--truncation: --to diffusers writes no generator with styles; leave it out"
+            )
         return _to_diffusers(pipeline, target, data)
     if data is not None:
         raise Refused("--data: only --to diffusers looks at data; leave it out")
@@ -155,9 +160,8 @@ def _to_diffusers(pipeline: Model, target: Path, data: str | None) -> Exported:
             _file(work / CONFIG, f"diffusers.{kind}"),
             _file(work / DIFFUSERS, "the networks", difference),
         )
-    notes = [
-        f"scaling {latents.scaling:.5g}, shift {latents.mean:.5g}: from {latents.images:,} images"
-    ]
+    shift = f", shift {latents.mean:.5g}" if kind == "AutoencoderKL" else ""
+    notes = [f"scaling {latents.scaling:.5g}{shift}: from {latents.images:,} images"]
     if difference is None:
         notes.append("was not loaded, diffusers is not installed: pip install diffusers")
     return Exported(target, files, tuple(notes), f"{pipeline.name}: {pipeline.facts}")

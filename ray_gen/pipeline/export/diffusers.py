@@ -3,28 +3,31 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from ray_gen.core import Clamps, Encodes, posteriors_of
 from ray_gen.data import Store
+from ray_gen.data.encode import Sums
 from ray_gen.errors import Failed, Refused
 from ray_gen.experiment import Experiment
 from ray_gen.experiment.latent_autoencoder import LatentAutoencoderObjective
 from ray_gen.experiment.networks import AutoencoderKlNetwork
 from ray_gen.networks.autoencoder_kl_names import diffusers_names
+from ray_gen.objectives.bottleneck import quantiser_in
+from ray_gen.pipeline.encoder import moments
 from ray_gen.pipeline.model import Model
 from ray_gen.pipeline.pretrained import CONFIG, DIFFUSERS
-from ray_gen.pixels import selected, to_range
+from ray_gen.pixels import selected
 
 VERSION = "0.30.3"
 """The oldest diffusers that knows all fields of the configuration."""
@@ -81,35 +84,22 @@ def kind_of(model: Model) -> str:
 
 
 def statistics_of(model: Model, store: Store) -> Latents:
-    """Of evenly spaced training images of a store."""
+    """Of evenly spaced training images of a store, or of its sample of a stream."""
     images = store.train.images_NHWC
     count = min(len(images), STATISTICS_IMAGES)
-    if not count:
-        raise Refused(
-            "--to diffusers: the data are read as a stream, so their latents cannot be measured; "
-            "name a folder of some thousand training images with --data"
+    chosen = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).round().long()
+    ((channels, *_),) = model.latent_shapes.values()
+    sums = Sums(channels)
+    for part in chosen.split(_BATCH):
+        for of_image in moments(model, selected(images, part)).numpy():
+            sums.add(of_image[0], of_image[1] if len(of_image) > 1 else None)
+    found = Sums.statistics([sums.told()])
+    if not found["std_of_all"] > 0.0:
+        raise Failed(
+            "--to diffusers: all latents are equal or not finite, so this model encodes nothing; "
+            "name another checkpoint with --checkpoint"
         )
-    chosen = torch.linspace(0, len(images) - 1, count).round().long()
-    objective = model.objective
-    assert isinstance(objective, Encodes)
-    device = next(iter(model.networks.parameters())).device
-    sums = torch.zeros(2, dtype=torch.float64)
-    numbers = 0
-    with torch.no_grad():
-        for part in chosen.split(_BATCH):
-            pixels = to_range(selected(images, part).to(device), objective.image_range)
-            posterior = posteriors_of(objective, model.networks, pixels, None)["z"]
-            mean = posterior.mean.double()
-            squares = mean.square()
-            if posterior.log_variance is not None:
-                squares = squares + posterior.log_variance.double().exp()
-            sums += torch.stack([mean.sum(), squares.sum()]).cpu()
-            numbers += mean.numel()
-    mean, square = (sums / numbers).tolist()
-    deviation = math.sqrt(max(square - mean**2, 0.0))
-    if not deviation > 0.0:
-        raise Failed("--to diffusers: all latents are equal; this model has not learnt anything")
-    return Latents(mean, deviation, count)
+    return Latents(found["mean_of_all"], found["std_of_all"], count)
 
 
 def write(folder: Path, model: Model, latents: Latents) -> float | None:
@@ -121,7 +111,8 @@ def write(folder: Path, model: Model, latents: Latents) -> float | None:
         theirs: _exported(states[network], name)
         for theirs, (network, name) in diffusers_names(states).items()
     }
-    save_file(tensors, folder / DIFFUSERS, metadata={"format": "pt"})
+    # Not `save_file`: only the owner could read its file.
+    (folder / DIFFUSERS).write_bytes(save(tensors, metadata={"format": "pt"}))
     config = {"_class_name": kind, "_diffusers_version": VERSION, **_config(model, kind, latents)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if importlib.util.find_spec("diffusers") is None:
@@ -193,8 +184,8 @@ def _image_shape(experiment: Experiment) -> tuple[int, int, int]:
 
 @torch.no_grad()
 def _difference(folder: Path, kind: str, model: Model) -> float:
-    """The largest difference of latents and images. Raises Failed if it is too large, or if a key
-    is missing or unexpected."""
+    """The largest difference of latents and images, on the CPU in float32. Raises Failed if it is
+    too large, or if a key is missing or unexpected."""
     import diffusers
 
     module, told = getattr(diffusers, kind).from_pretrained(folder, output_loading_info=True)
@@ -205,12 +196,17 @@ def _difference(folder: Path, kind: str, model: Model) -> float:
     pixels = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
     objective = model.objective
     assert isinstance(objective, Encodes)
-    z = posteriors_of(objective, model.networks, pixels, None)["z"].mean
+    used = nn.ModuleDict({name: model.networks[name] for name in objective.sampled_from})
+    networks = copy.deepcopy(used).cpu().float()
+    z = posteriors_of(objective, networks, pixels, None)["z"].mean
     encoded = module.encode(pixels)
     theirs = encoded.latent_dist.mean if kind == "AutoencoderKL" else encoded.latents
+    decoded = z
+    if kind == "VQModel":  # rounding decides between codes that are equally near to a latent
+        decoded = quantiser_in(networks).quantised(z)[0]
     assert isinstance(objective, Clamps)
-    ours = objective.unclamped(model.networks, {"z": z}, None, {})
-    images = module.decode(z).sample / 2 + 0.5
+    ours = objective.unclamped(networks, {"z": decoded}, None, {})
+    images = module.decode(decoded).sample / 2 + 0.5
     worst = 0.0
     for one, other in ((z, theirs), (ours, images)):
         worst = max(worst, float((one - other).abs().max() / one.abs().max().clamp(min=1.0)))
