@@ -20,7 +20,9 @@ from ray_gen.errors import Refused
 from ray_gen.launch.encode import encode
 from ray_gen.pixels import unit
 from ray_gen.storage import Folder, StorageError
+from ray_gen.training.sources import open_data, resolved_by
 from tests.data.pictures import write_classes
+from tests.data.test_stream import write
 from tests.helpers import random_store, vae
 from tests.proofs import latent_autoencoder
 from tests.runs import SHORT, saved
@@ -117,6 +119,38 @@ def test_what_has_no_map_of_latents_is_refused(place: Path, tmp_path: Path) -> N
     vector = saved(vae(SHORT), random_store(8), tmp_path / "vae")
     with pytest.raises(Refused, match=r"its latents are z \(5,\), and only one map"):
         encode(vector, str(tmp_path / "to"), str(place / "pictures"))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_what_a_stream_held_out_is_held_out_of_the_latents(
+    named: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """A stream holds out whole row groups. named: the run's own data as SOURCE."""
+    monkeypatch.setenv("RAY_GEN_CACHE", str(tmp_path / "cache"))
+    write(tmp_path / "data" / "a.parquet", range(70), raw=True, group=5)
+    write(tmp_path / "data" / "b.parquet", range(70, 120), raw=True, group=10)
+    data = str(tmp_path / "data")
+    asked = latent_autoencoder.experiment(
+        SHORT, f"data=parquet:{data}", "data.placement=stream", "data.held_out_fraction=0.25"
+    )
+    store = open_data(asked)
+    saved(resolved_by(asked, store), store, tmp_path / "run")
+    told = encode(
+        tmp_path / "run", str(tmp_path / "to"), data if named else None,
+        precision="fp32", local=True, shard_images=50,
+    )  # fmt: skip
+    assert store.stream is not None and 0 < len(store.held_out) < 40
+    assert told["images"] == {"train": store.stream.rows, "validation": len(store.held_out)}
+    pipeline = ray_gen.load(tmp_path / "run")
+    for split, prefix in ((store.held_out, "validation"), (store.train, "train")):
+        mean, _ = pipeline.posterior(unit(split.images_NHWC.permute(0, 3, 1, 2)))
+        wanted = mean.flatten(1).numpy()
+        table = pq.read_table(sorted((tmp_path / "to").glob(f"{prefix}-*.parquet")))
+        found = np.stack(table["mean"].to_numpy())
+        assert np.allclose(found[np.lexsort(found.T)], wanted[np.lexsort(wanted.T)], atol=1e-5)
+    again = latent_autoencoder.experiment(SHORT).with_fields(data=told["latents"]["source"])
+    compared = open_data(again)
+    assert torch.equal(compared.held_out.images_NHWC, store.held_out.images_NHWC)
 
 
 def test_check_says_what_training_would_do(latents: Path, monkeypatch: Any, tmp_path: Path) -> None:

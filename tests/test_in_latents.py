@@ -262,6 +262,11 @@ def test_classes_of_the_autoencoders_own_are_told_as_any_others(place: Path) -> 
     assert "tests.proofs.latent_autoencoder:LatentAutoencoder" in targets
 
 
+def test_latents_are_not_encoded_again(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"was trained on latents itself; encode with the autoencod"):
+        encode(place / "run", str(tmp_path / "to"), str(place / "pictures"))
+
+
 def test_what_cannot_make_latents_is_refused(place: Path) -> None:
     with pytest.raises(ExperimentError, match=r"objective.likelihood: bernoulli describes pixels"):
         experiment_on(

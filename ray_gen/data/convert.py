@@ -79,7 +79,7 @@ class Conversion:
     def _listed(self) -> tuple[Sequence[RowGroup | Item], Columns | None, Any, tuple[str, ...]]:
         """Images or row groups, the columns of these, class names, and names of conditions."""
         if isinstance(self.source, Parquet):
-            groups, columns = self.source.row_groups()
+            groups, columns = self._row_groups(self.source)
             return groups, columns, columns.class_names, columns.conditions.names
         joined = self.source.sources if isinstance(self.source, Joined) else ()
         if any(type(source) is Parquet for source in joined):
@@ -89,6 +89,10 @@ class Conversion:
             )
         listing = self.source.listing()
         return list(listing.items), None, listing.class_names, listing.condition_names
+
+    def _row_groups(self, source: Parquet) -> tuple[Sequence[RowGroup], Columns]:
+        """The row groups of the source, and their columns."""
+        return source.row_groups()
 
     @cached_property
     def _pixels(self) -> Wanted | None:

@@ -20,8 +20,10 @@ from ray_gen.data.build import decoded
 from ray_gen.data.convert import Conversion, Layout
 from ray_gen.data.errors import CorruptImageError, DataError
 from ray_gen.data.moments import Name
+from ray_gen.data.sampled import Sampled
 from ray_gen.data.sources.base import Item, Source
 from ray_gen.data.sources.latents import FORMAT, KIND
+from ray_gen.data.sources.parquet import Columns, Parquet, RowGroup
 from ray_gen.data.store import middle
 from ray_gen.data.wanted import Pixels
 from ray_gen.storage import Folder
@@ -137,12 +139,20 @@ class Encoding(Conversion):
     """The latents of the images of one source in one folder. See `Conversion`."""
 
     def __init__(
-        self, source: Source, layout: Layout, destination: Folder, encoder: Encoder, form: Form
+        self,
+        source: Source,
+        layout: Layout,
+        destination: Folder,
+        encoder: Encoder,
+        form: Form,
+        streamed: bool = False,
     ) -> None:
-        """layout: `wanted` are the images before `form.window_HW` is cut out."""
+        """layout: `wanted` are the images before `form.window_HW` is cut out. streamed: hold out
+        the row groups that a stream of the source holds out; see `Sampled`."""
         super().__init__(source, layout, destination)
         self._encoder = encoder
         self._form = form
+        self._streamed = streamed
         self._sums = Sums(encoder.shape_CHW[0])
         of_one: tuple[Name, ...] = ("mean", "std") if encoder.has_deviations else ("mean",)
         mirrored: tuple[Name, ...] = ("mean_flipped", "std_flipped")
@@ -150,13 +160,20 @@ class Encoding(Conversion):
         """The columns of moments."""
 
     def _arguments(self) -> tuple[Any, ...]:
-        return *super()._arguments(), self._encoder, self._form
+        return *super()._arguments(), self._encoder, self._form, self._streamed
+
+    def _row_groups(self, source: Parquet) -> tuple[Sequence[RowGroup], Columns]:
+        groups, columns = super()._row_groups(source)
+        if self._streamed:
+            groups = Sampled(source, self.layout.held_out_fraction).with_splits(groups)
+        return groups, columns
 
     def _identity(self) -> dict[str, Any]:
         form = self._form
         return {
             "encoder": self._encoder.digest,
             "form": [form.precision, form.flips, form.window_HW],
+            "streamed": self._streamed,
         }
 
     def _settings(self) -> dict[str, Any]:

@@ -79,6 +79,20 @@ class Sampled:
             )
         return kept, held_out
 
+    def with_splits(self, groups: Sequence[RowGroup]) -> list[RowGroup]:
+        """The row groups, each with the split of `split`. Splits of the data set's own stay.
+
+        Raises DataError if nothing is left to train on.
+        """
+        if any(group.shard.split is not None for group in groups):
+            return list(groups)
+        chosen = {group.key for group in self.split(groups)[1]}
+        splits: list[SplitName] = ["held_out" if g.key in chosen else "train" for g in groups]
+        return [
+            replace(group, shard=replace(group.shard, split=split))
+            for group, split in zip(groups, splits, strict=True)
+        ]
+
 
 def _mixed(groups: Iterable[RowGroup]) -> list[RowGroup]:
     """Row groups in the order of a hash of their keys. The hash of a group does not depend on the

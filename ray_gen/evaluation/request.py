@@ -21,7 +21,7 @@ from ray_gen.evaluation.evaluator import Evaluator, SplitImages, subject_of
 from ray_gen.evaluation.progress import Progress, silent
 from ray_gen.evaluation.scores import Scores
 from ray_gen.experiment import Experiment, absolute_path
-from ray_gen.experiment.data import Data, DataSettings, is_short_form, kind_of_place
+from ray_gen.experiment.data import Data, DataSettings, ParquetData, is_short_form, kind_of_place
 from ray_gen.experiment.evaluation import Evaluation
 from ray_gen.experiment.refusals import problems_of
 from ray_gen.pipeline.loading import experiment_of, load_as
@@ -252,7 +252,10 @@ def data_as_in_run(text: str, experiment: Experiment) -> Data:
     a run reads its own. Raises Refused."""
     own = experiment.data.pictures
     kept = {"held_out_fraction": own.held_out_fraction, "on_corrupt": own.on_corrupt}
-    return _source(text, "SOURCE", {}, {**own.pixel_fields(), **kept})
+    found = _source(text, "SOURCE", {}, {**own.pixel_fields(), **kept})
+    if own.placement == "stream" and isinstance(found, ParquetData):  # holds out whole row groups
+        return found.model_copy(update={"placement": "stream"})
+    return found
 
 
 def _moved(experiment: Experiment, named: str) -> Data:

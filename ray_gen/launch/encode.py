@@ -61,12 +61,12 @@ def encode(
         checkpoint=checkpoint,
         trust_code=trust_code,
     )
-    encoder = encoder_of(model, location, checkpoint, trust_code=trust_code)
     data = _data(location, model.experiment, source)
+    encoder = encoder_of(model, location, checkpoint, trust_code=trust_code)
     folder = Folder(absolute_path(destination))
     folder.check_writable("another DEST")
     layout = Layout(
-        replace(wanted_of(**data.pixels()), size_from=None),
+        wanted_of(**data.pixels()),
         data.held_out_fraction,
         data.on_corrupt == "skip",
         shard_images,
@@ -75,7 +75,8 @@ def encode(
     )
     _, height, width = model.experiment.image_shape
     form = Form(precision, flips, (height, width), _facts(model, location, data))
-    encoding = Encoding(source_of(data), layout, folder, encoder, form)
+    streamed = data.placement == "stream"
+    encoding = Encoding(source_of(data), layout, folder, encoder, form, streamed)
 
     def in_process(missing: Sequence[int]) -> bool:
         return local if local is not None else len(missing) == 1
