@@ -1,4 +1,5 @@
-"""Where operations run in 16 bits: what autocast asks for, and parts of a network without it.
+"""Where operations run in 16 bits: what autocast asks for, and parts of a network without it. And
+how they run in all 32.
 
 Autocast decides by the operation. A network that decides by itself turns autocast off inside and
 casts between its parts; weights are cast where they are used.
@@ -6,7 +7,8 @@ casts between its parts; weights are cast where they are used.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -28,3 +30,15 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     if autocast_type(x) is None:
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Generator[None]:
+    """cudnn without TF32 and with fixed algorithms. TF32 would change features by 1e-3."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    ):
+        yield

@@ -18,7 +18,13 @@ from ray_gen.data import ImageFolder, open_store
 from ray_gen.data.sources.parquet import MANIFEST
 from ray_gen.errors import Refused
 from ray_gen.launch.encode import encode
+from ray_gen.pipeline import encoder as of_encoder
+from ray_gen.pipeline.encoder import encoder_of
+from ray_gen.pipeline.loading import load_as
+from ray_gen.pipeline.model import Model
 from ray_gen.pixels import unit
+from ray_gen.precision import full_precision
+from ray_gen.runs.checkpoints import NEWEST
 from ray_gen.storage import Folder, StorageError
 from ray_gen.training.sources import open_data, resolved_by
 from tests.data.pictures import write_classes
@@ -151,6 +157,23 @@ def test_what_a_stream_held_out_is_held_out_of_the_latents(
     again = latent_autoencoder.experiment(SHORT).with_fields(data=told["latents"]["source"])
     compared = open_data(again)
     assert torch.equal(compared.held_out.images_NHWC, store.held_out.images_NHWC)
+
+
+def test_gpus_encode_without_tf32(place: Path, monkeypatch: Any) -> None:
+    """Its numbers would depend on the kind of GPU."""
+    run = str(place / "run")
+    model = load_as(Model, run)
+    encoder = encoder_of(model, run, NEWEST, trust_code=False)
+    images = torch.zeros(2, 8, 8, 1, dtype=torch.uint8)
+    seen: list[bool] = []
+    network = encoder._model.networks["encoder"]
+    network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    encoder(images)
+    monkeypatch.setattr(
+        of_encoder, "full_precision", lambda device: full_precision(torch.device("cuda"))
+    )
+    encoder(images)
+    assert seen == [True, False] and torch.backends.cudnn.allow_tf32
 
 
 def test_check_says_what_training_would_do(latents: Path, monkeypatch: Any, tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,22 +20,11 @@ from ray_gen.evaluation.extractors import (
 from ray_gen.evaluation.images import as_rgb, gathered, with_8_bits
 from ray_gen.evaluation.moments import Moments
 from ray_gen.pixels import over
+from ray_gen.precision import full_precision
 
 Need = Literal["moments", "features", "logits"]
 """What a metric needs. moments: mean and covariance of the feature vectors. features: all vectors.
 logits: class scores of the generated images."""
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Generator[None]:
-    """cudnn without TF32 and with fixed algorithms. TF32 would change features by 1e-3."""
-    if device.type != "cuda":
-        yield
-        return
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    ):
-        yield
 
 
 @torch.no_grad()

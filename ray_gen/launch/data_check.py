@@ -6,12 +6,13 @@ from collections.abc import Generator
 from itertools import islice
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 
 from ray_gen.data.check import Contents, Findings, Looking, Progress, row_group
 from ray_gen.data.sources.parquet import Columns, Parquet, RowGroup
 from ray_gen.errors import Refused
 from ray_gen.launch.cluster import connected
+from ray_gen.launch.failures import of_a_task
 
 _AHEAD = 4
 """Number of row groups under way, for each core: a slow one does not stop the others."""
@@ -55,8 +56,8 @@ def _in_tasks(
         while running:
             try:
                 found = ray.get(running.pop(0))
-            except RayTaskError as error:
-                raise (error.cause if isinstance(error.cause, Refused) else error) from None
+            except RayError as error:
+                raise of_a_task(error, "it looks at all images") from None
             done += found.looked_at
             yield found
             progress(done, contents.count, "images")

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.train import ControllerError, UserCallback, WorkerGroupError
 
 from ray_gen.distributed import WorkerLostError
@@ -13,6 +20,11 @@ from ray_gen.launch.imports import import_failure
 from ray_gen.launch.memory import ended_for_memory
 from ray_gen.launch.worker import is_of_ray
 from ray_gen.storage import INTACT, StorageError, reason_of
+
+_FEWER_TASKS = (
+    "close other programs there, or start Ray with fewer cores (ray start --head --num-cpus=N): "
+    "each runs one task at a time"
+)
 
 
 class EndOnError(UserCallback):
@@ -71,3 +83,25 @@ def in_words(error: Exception) -> Exception:
         causes = "; ".join(str(e).splitlines()[0] for e in error.worker_failures.values())
         return Failed(f"workers died more often than workers.max_restarts allows: {causes}")
     return error
+
+
+def of_a_task(error: RayError, again: str) -> Exception:
+    """What ended a task that only reads or writes data, without Ray's layers around it: what it
+    raised, or how its process died. again: what the same command does the next time."""
+    if isinstance(error, RayTaskError):
+        cause: object = error.cause
+        if isinstance(cause, (Refused, Failed, OSError)):
+            return cause
+        told = import_failure(str(error))
+        return error if told is None else Failed(told)
+    remedy = f"{_FEWER_TASKS}, and give the same command again: {again}"
+    short = ended_for_memory(str(error), remedy)
+    if short is not None:
+        return MachineMemoryError(short)
+    if isinstance(error, (WorkerCrashedError, OutOfMemoryError, NodeDiedError)):
+        return Failed(
+            "a process of this command died, and again when Ray had started it anew; most often "
+            f"the memory of its machine runs short: {remedy}"
+        )
+    why = (str(error).splitlines() or [type(error).__name__])[0]
+    return Failed(f"Ray ended the command: {why}; give it again: {again}")

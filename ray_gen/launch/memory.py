@@ -46,9 +46,9 @@ def with_half_the_images(
     )
 
 
-def ended_for_memory(told: str) -> str | None:
+def ended_for_memory(told: str, remedy: str = LESS) -> str | None:
     """A sentence, if this text is what Ray tells of processes that it ended because the memory of
-    their machine ran short. None if it is not."""
+    their machine ran short. None if it is not. remedy: the end of the sentence."""
     used, largest = _USED.search(told), _LARGEST.search(told)
     if used is None:
         return None
@@ -59,7 +59,7 @@ def ended_for_memory(told: str) -> str | None:
         who = f"; the largest process was {name} (process {pid}) with {float(size):.1f} GiB"
     return (
         f"the memory of node {node} ran short ({float(have):.1f} of {float(limit):.1f} GiB in "
-        f"use), so Ray ended processes of this run{who}; {LESS}"
+        f"use), so Ray ended processes of this run{who}; {remedy}"
     )
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from ray_gen.data.convert import Conversion
 from ray_gen.data.sources.parquet import MANIFEST, PLAN
-from ray_gen.errors import Failed, Refused
+from ray_gen.errors import Refused
 from ray_gen.launch.claim import Claim
-from ray_gen.launch.imports import import_failure
 from ray_gen.storage import Folder, StorageError
 
 _LISTENING_SECONDS = 0.1
 """While Ray waits, it looks for Ctrl-C only once a second."""
+_AGAIN = "it writes the missing files"
 Progress = Callable[[int, int, str], None]
 
 
@@ -103,9 +103,10 @@ def _on_ray(
 ) -> None:
     """Writes each part in a task. At most one task per CPU core, or per GPU, runs at a time."""
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError
 
     from ray_gen.launch.cluster import check_shared, connected
+    from ray_gen.launch.failures import of_a_task
 
     with connected():
         check_shared(conversion.destination)
@@ -125,27 +126,20 @@ def _on_ray(
                     done = min(total, done + ray.get(task))
                     progress(done, total, "images")
                     running += [write.remote(shared, part) for part in islice(waiting, 1)]
-        except RayTaskError as error:
+        except RayError as error:
             for other in running:
                 ray.cancel(other, force=True)
-            raise _in_words(error, error.cause, conversion.destination) from None
+            found = of_a_task(error, _AGAIN)
+            if isinstance(found, OSError):
+                found = _not_written(found, conversion.destination)
+            raise found from None
         except KeyboardInterrupt:
             progress(done, total, "stopping")  # Ray takes some seconds
             raise
 
 
-def _in_words(error: Exception, cause: object, destination: Folder) -> Exception:
-    """The exception that ended a task, without Ray's layers around it."""
-    if isinstance(cause, OSError):
-        return _not_written(cause, destination)
-    if isinstance(cause, Refused):
-        return cause
-    told = import_failure(str(error))
-    return error if told is None else Failed(told)
-
-
 def _not_written(error: OSError, destination: Folder) -> StorageError:
     return StorageError(
         f"{destination.location}: a file could not be written ({error.strerror or error}); "
-        "mend that, and give the same command again: it writes the missing files"
+        f"mend that, and give the same command again: {_AGAIN}"
     )

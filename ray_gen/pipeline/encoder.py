@@ -15,6 +15,7 @@ from ray_gen.pipeline.loading import load_as
 from ray_gen.pipeline.model import Model
 from ray_gen.pipeline.pretrained import Weights
 from ray_gen.pixels import to_range
+from ray_gen.precision import full_precision
 from ray_gen.runs.checkpoints import Choice
 
 
@@ -99,7 +100,8 @@ def moments(model: Model, images_NHWC: Tensor) -> Tensor:
     """The moments of the only latent, as `ray_gen.data.encode.Encoder` gives them."""
     dtype = next(model.networks.parameters()).dtype
     images = to_range(images_NHWC.to(model.device), model.objective.image_range, dtype)
-    mean, log_variance = _posterior(model, images)
+    with full_precision(model.device):  # so that GPUs of several kinds differ by rounding only
+        mean, log_variance = _posterior(model, images)
     parts = [mean] if log_variance is None else [mean, (0.5 * log_variance).exp()]
     return torch.stack(parts, dim=1).float().cpu()
 

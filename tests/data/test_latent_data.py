@@ -14,6 +14,7 @@ import torch
 
 from ray_gen.core import Noise
 from ray_gen.data import DataError, ImageFolder, Latents, Store
+from ray_gen.data import encode as of_encode
 from ray_gen.data.convert import Layout
 from ray_gen.data.encode import Encoding, Form
 from ray_gen.data.feed import Feed, FeedSettings, Stored
@@ -63,6 +64,17 @@ def encoded(to: Path, **changes: Any) -> dict[str, Any]:
     return this.finish()
 
 
+class Counting(Halves):
+    """Remembers how many images come at once."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, images_NHWC: Any) -> Any:
+        self.batches.append(len(images_NHWC))
+        return super().__call__(images_NHWC)
+
+
 def opened(path: Path, cache: Path, monkeypatch: Any, **settings: Any) -> Store:
     monkeypatch.setenv("RAY_GEN_CACHE", str(cache))
     return open_source(LatentsData(path=str(path), **settings))
@@ -76,6 +88,26 @@ def rows(path: Path) -> dict[str, Any]:
         name: np.stack(table[name].to_numpy()).astype(np.float64).reshape(-1, *SHAPE)
         for name in names
     }
+
+
+@pytest.mark.parametrize(
+    ("window_HW", "count"),
+    [((8, 8), 64), ((128, 128), 64), ((256, 256), 16), ((512, 256), 8), ((2048, 1024), 1)],
+)
+def test_larger_images_are_encoded_fewer_at_once(window_HW: tuple[int, int], count: int) -> None:
+    """As many pixels as 64 images of 128 x 128 have."""
+    assert Form("fp16", False, window_HW, {}).images_at_once == count
+
+
+def test_the_form_decides_how_many_images_are_encoded_at_once(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(of_encode, "BATCH_PIXELS", 7 * 8 * 8)
+    encoder = Counting()
+    this = encoding(tmp_path / "to", encoder, flips=False)
+    for part in this.missing():
+        this.write(part)
+    assert encoder.batches == [7, 7, 6] * 3
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
