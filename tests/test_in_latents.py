@@ -275,6 +275,18 @@ def test_what_cannot_make_latents_is_refused(place: Path) -> None:
             objective={"kind": "vae", "latent_size": 5},
             optimizers={"autoencoder": ADAM},
         )
+    patches = {"kind": "conv", "width": 8}
+    for objective, network in (
+        ({"kind": "autoencoder", "likelihood": "gaussian"}, NETWORK),
+        ({"kind": "latent_autoencoder", "downsampling": 2, "latent_channels": 2}, patches),
+    ):
+        with pytest.raises(ExperimentError, match=rf"kind: {objective['kind']} makes no samples"):
+            experiment_on(
+                place,
+                networks={"encoder": network, "decoder": network},
+                objective=objective,
+                optimizers={"autoencoder": ADAM},
+            )
     pipeline = ray_gen.load(place / "run")
     assert isinstance(pipeline.objective, Decodes)
     with pytest.raises(Refused, match="has no discriminator"):

@@ -97,6 +97,11 @@ def _data_problems(experiment: Tree) -> Iterator[str]:
             f"objective.likelihood: {likelihood} describes pixels, and latents have no bounds; set"
             " it to gaussian"
         )
+    if isinstance(experiment.data, LatentsData) and not experiment.objective.has_prior:
+        yield (
+            f"objective.kind: {experiment.objective.kind} makes no samples, and from latents it"
+            " reconstructs no images; train it on images, or take an objective that makes samples"
+        )
     numbers = experiment.data.has_conditions()
     if numbers and not experiment.needs_labels:
         yield (
