@@ -141,7 +141,7 @@ _OF_DINO = (
 
 
 def of_dino(tensors: Mapping[str, Tensor], what: str, field: str) -> VisionTransformer:
-    """The network of DINO's or DINOv2's published weights, of any size without registers. what:
+    """The network of DINO's or DINOv2's published weights: ViT-S, B or L, without registers. what:
     the network, and field: the setting of its file, for messages. Raises Refused."""
     named = {_renamed(name, _OF_DINO): tensor.float() for name, tensor in tensors.items()}
     named.pop("mask_token", None)  # of training

@@ -130,23 +130,25 @@ def test_the_extractors_see_images_as_their_metrics_define(tmp_path: Path) -> No
     torch.save(dino.state_dict(), tmp_path / "dino.pth")
     ours = Dinov2(weights=str(tmp_path / "dino.pth"), device=torch.device("cpu"))
     large = functional.resize(images.float() / 255, [224, 224], interpolation=3, antialias=True)
-    seen = functional.normalize(large, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert large.max() > 1.01 and large.min() < -0.01  # bicubic resizing overshoots
+    seen = functional.normalize(large.clamp(0, 1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     network = of_dino(dino.state_dict(), "DINO", "f")
     found = extracted(ours, images)
     torch.testing.assert_close(found.vectors, network(seen).detach(), rtol=1e-4, atol=1e-4)
     assert ours.name == "DINOv2 of 3 blocks, patches of 14, 128 features"
-    assert ours.resizing == "224x224, bicubic, antialiased" and found.logits is None
+    assert ours.resizing == "224x224, bicubic, antialiased, clamped to [0, 1]"
+    assert found.logits is None
 
     clip = clip_tensors(clip_of_timm())
     torch.save(clip, tmp_path / "clip.bin")
     ours = Clip(weights=str(tmp_path / "clip.bin"), device=torch.device("cpu"))
     small = functional.resize(images.float() / 255, [42, 42], interpolation=3, antialias=False)
     std = [0.26862954, 0.26130258, 0.27577711]
-    seen = functional.normalize(small, [0.48145466, 0.4578275, 0.40821073], std)
+    seen = functional.normalize(small.clamp(0, 1), [0.48145466, 0.4578275, 0.40821073], std)
     network = of_clip(clip, "CLIP", "f")
     found = extracted(ours, images)
     torch.testing.assert_close(found.vectors, network(seen).detach(), rtol=1e-4, atol=1e-4)
-    assert ours.resizing == "42x42, bicubic, no antialiasing"
+    assert ours.resizing == "42x42, bicubic, no antialiasing, clamped to [0, 1]"
     assert ours.digest is not None and isinstance(ours, Differentiable)
 
 
@@ -193,3 +195,15 @@ def test_other_weights_are_refused() -> None:
     ):
         with pytest.raises(Refused, match=rf"^my\.field: .*{words}"):
             of_dino(given, "a DINO", "my.field")
+
+
+def test_a_vit_g_is_refused_with_the_sizes_that_are_read(tmp_path: Path) -> None:
+    """Its MLP is SwiGLU."""
+    gated = {
+        name.replace(".fc1.", ".w12.").replace(".fc2.", ".w3."): tensor
+        for name, tensor in theirs(num_classes=0).state_dict().items()
+    }
+    torch.save(gated, tmp_path / "g.pth")
+    told = r"^evaluation\.features\.weights: the file does not fit a ViT-S, B or L of DINOv2"
+    with pytest.raises(Refused, match=told):
+        Dinov2(weights=str(tmp_path / "g.pth"), device=torch.device("cpu"))

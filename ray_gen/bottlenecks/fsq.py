@@ -1,4 +1,4 @@
-"""Finite scalar quantisation (Mentzer et al. 2023, "Finite scalar quantization: VQ-VAE made
+"""Finite scalar quantisation (Mentzer et al. 2024, "Finite scalar quantization: VQ-VAE made
 simple")."""
 
 from __future__ import annotations

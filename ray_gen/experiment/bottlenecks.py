@@ -91,7 +91,7 @@ class VqBottleneck(BottleneckSettings):
 
 
 class FsqBottleneck(BottleneckSettings):
-    """Each channel rounded to a few levels (Mentzer et al. 2023, FSQ). The codes are their
+    """Each channel rounded to a few levels (Mentzer et al. 2024, FSQ). The codes are their
     combinations. Nothing is learned, and nothing is weighed."""
 
     kind: Literal["fsq"] = "fsq"

@@ -115,7 +115,7 @@ class DinoDistance(DistanceSettings):
     """Pixels of the longer side that the network sees. Its patches have 14 pixels, so small images
     give few tokens unless they are enlarged, e.g. to 224. None: as in the data, at most 512."""
     weights: str | None = free(None)
-    """A file with a published state dict of DINO or DINOv2, of any size without registers. None:
+    """A file with a published state dict of DINO or DINOv2: ViT-S, B or L, without registers. None:
     that of `size`, downloaded on first use (88 MB, 346 MB or 1.2 GB)."""
     digest: _Digest | None = None
     """The digest that the weights must have, as `ray-gen train --check` prints it. None: any."""

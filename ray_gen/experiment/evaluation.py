@@ -55,7 +55,7 @@ class Dinov2Features(Component):
     }
     kind: Literal["dinov2"]
     weights: str | None = None
-    """A file with the published state dict of a DINOv2 of any size without registers. None:
+    """A file with the published state dict of a DINOv2: ViT-S, B or L, without registers. None:
     ViT-L/14's, downloaded on first use (1.2 GB)."""
 
 

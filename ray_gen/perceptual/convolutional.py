@@ -146,23 +146,27 @@ class LpipsDistance(ConvolutionalDistance):
         lins: str | None = None,
         digest: str | None = None,
         field: str = FIELD,
+        trunk_field: str | None = None,
+        lins_field: str | None = None,
     ) -> None:
         """net: "vgg", "alex" or "squeeze". trunk: a file with the state dict of torchvision's
         vgg16, alexnet or squeezenet1_1. None: downloaded on first use. lins: a file with the
         weights of channels. None: that of an installed torchmetrics or lpips. digest: of trunk and
-        lins, as `description` says it. Raises Refused."""
+        lins, as `description` says it. trunk_field, lins_field: the settings of both files. None:
+        those below `field`. Raises Refused."""
         super().__init__(
             *(f"lpips {net}", net, trunk, digest),
             channels=channels,
             opacity=opacity,
             field=field,
-            trunk_field=f"{field}.trunk",
+            trunk_field=trunk_field or f"{field}.trunk",
         )
         self._net, self._lins = net, lins
+        self._lins_field = lins_field or f"{field}.lins"
 
     def load(self) -> None:
         """Read the trunk and the weights of channels. Raises Refused."""
-        field, net = f"{self._field}.lins", self._net
+        field, net = self._lins_field, self._net
         path = Path(self._lins).expanduser() if self._lins else shipped_lins(net, field)
         lins = _checked_lins(read_weights(path, field), self.trunk.channels, net, field)
         published = hashlib.sha256(path.read_bytes()).hexdigest() == LINS_SHA256[net]

@@ -46,8 +46,8 @@ class DinoDistance(FeatureDistance):
         field: str = FIELD,
     ) -> None:
         """size: "s", "b" or "l". side: pixels of the longer side that the network sees; None: as it
-        is, but at most 512. weights: a file with the published state dict of DINO or DINOv2, of any
-        size without registers. None: that of `size`, downloaded on first use. digest: of the
+        is, but at most 512. weights: a file with the published state dict of DINO or DINOv2: ViT-S,
+        B or L, without registers. None: that of `size`, downloaded on first use. digest: of the
         weights, as `description` says it. Raises Refused."""
         super().__init__("dino", channels=channels, opacity=opacity, field=field)
         self._size, self._side, self._weights, self._digest = size, side, weights, digest
@@ -63,7 +63,7 @@ class DinoDistance(FeatureDistance):
                 f"{self._field}.digest: the weights have the digest {digest}, and not "
                 f"{self._digest}; give the file that the run began with ({field})"
             )
-        network = of_dino(tensors, "a DINO or DINOv2 without registers", field)
+        network = of_dino(tensors, "a ViT-S, B or L of DINO or DINOv2 without registers", field)
         self._patch, depth = network.patch, len(network.blocks)
         self.network = Frozen(network)
         whose = "a file" if self._weights else f"DINOv2's ViT-{self._size.upper()}/14"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -225,6 +226,31 @@ def test_auto_measures_reconstructions_of_a_model_without_a_prior() -> None:
         *("psnr", "ssim", "codebook", "latents"),
     )
     assert "31 pixels" in found.without["lpips"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "given", "told"),
+    [
+        (1, {"lpips_trunk": "no.pth"}, r"^evaluation\.lpips_trunk: there is no file no\.pth$"),
+        (1, {"lpips_lins": "no.pth"}, r"^evaluation\.lpips_lins: there is no file no\.pth$"),
+        (1, {}, r"^evaluation\.lpips_lins: .*perceptual.*set evaluation\.lpips_lins to a file"),
+        (5, {}, r"^evaluation\.metrics: lpips sees grey or RGB images.* 5 channels; leave it out"),
+    ],
+)
+def test_lpips_names_its_own_settings(
+    channels: int, given: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray_gen.evaluation.metrics.lpips import Lpips, LpipsSettings
+    from ray_gen.perceptual import convolutional
+
+    if not given:
+        monkeypatch.setattr(convolutional.importlib.util, "find_spec", lambda package: None)
+    shape = (channels, 32, 32)
+    of: Any = SimpleNamespace(
+        shape_of=lambda name: shape, opacity=False, automatic=False, world=World()
+    )
+    with pytest.raises(Refused, match=told):
+        Lpips(LpipsSettings(lpips_net="squeeze", **given), of).check()  # pyright: ignore
 
 
 def test_lpips_is_the_distance_of_the_levels(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ray_gen.evaluation.extractors import WEIGHTS, Features
+from ray_gen.perceptual.features import IMAGENET_MEAN, IMAGENET_STD
 from ray_gen.pixels import unit
 from ray_gen.vit import VisionTransformer, of_clip, of_dino
 from ray_gen.weights import digest_of, downloaded, read_weights
@@ -46,7 +47,7 @@ class _Transformer:
         self._mean = torch.tensor(mean, device=device)[:, None, None]
         self._std = torch.tensor(std, device=device)[:, None, None]
         how = "antialiased" if antialias else "no antialiasing"
-        self.resizing = f"{side}x{side}, bicubic, {how}"
+        self.resizing = f"{side}x{side}, bicubic, {how}, clamped to [0, 1]"
 
     def __call__(self, images: Tensor) -> Features:
         """uint8 (N, 3, H, W) to vectors (N, D), float32."""
@@ -56,7 +57,9 @@ class _Transformer:
         """Floats (N, 3, H, W) in [0, 1] to vectors (N, D), float32; gradients flow through it."""
         size = (self._side, self._side)
         if images.shape[2:] != size:
-            images = F.interpolate(images, size, mode="bicubic", antialias=self._antialias)
+            # Bicubic resizing overshoots. Pictures of 8 bits, as the metrics define, cannot.
+            resized = F.interpolate(images, size, mode="bicubic", antialias=self._antialias)
+            images = resized.clamp(0, 1)
         return self._network((images.float() - self._mean) / self._std)
 
 
@@ -65,15 +68,15 @@ class Dinov2(_Transformer):
     features of FD-DINOv2 (Stein et al. 2023, "Exposing flaws of generative model evaluation
     metrics"), which is `fid` of them.
 
-    weights: a file with the published state dict of a DINOv2 of any size without registers. None:
-    ViT-L/14's are downloaded on first use (1.2 GB). Raises Refused.
+    weights: a file with the published state dict of a DINOv2: ViT-S, B or L, without registers.
+    None: ViT-L/14's are downloaded on first use (1.2 GB). Raises Refused.
     """
 
     def __init__(self, *, weights: str | None = None, device: torch.device) -> None:
         path = Path(weights).expanduser() if weights else downloaded(_DINO_URL, WEIGHTS)
         tensors = read_weights(path, WEIGHTS)
-        network = of_dino(tensors, "a DINOv2 without registers", WEIGHTS)
-        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        network = of_dino(tensors, "a ViT-S, B or L of DINOv2 without registers", WEIGHTS)
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
         super().__init__(network, 224, antialias=True, mean=mean, std=std, device=device)
         width, depth = network.norm.weight.shape[0], len(network.blocks)
         self.name = f"DINOv2 of {depth} blocks, patches of {network.patch}, {width} features"

@@ -25,6 +25,9 @@ class LpipsSettings(Settings):
     lpips_trunk: str | None = free(None)
     """A file with the weights of the network of `lpips`: the state dict of torchvision's vgg16,
     alexnet or squeezenet1_1. None: downloaded on first use, if the metric is named."""
+    lpips_lins: str | None = free(None)
+    """A file with the weights of channels of `lpips`, by the names of the lpips package. None: that
+    of the installed torchmetrics or lpips (pip install 'ray_gen[perceptual]')."""
 
 
 class Lpips(PairMetric[LpipsSettings]):
@@ -50,8 +53,14 @@ class Lpips(PairMetric[LpipsSettings]):
         from ray_gen.perceptual.trunks import TRUNKS
         from ray_gen.weights import place_of
 
-        net, trunk, given = self.settings.lpips_net, self.settings.lpips_trunk, self.given
+        settings, given = self.settings, self.given
+        net, trunk = settings.lpips_net, settings.lpips_trunk
         channels, height, width = given.shape_of("originals")
+        if channels - given.opacity not in (1, 3):
+            raise Refused(
+                "evaluation.metrics: lpips sees grey or RGB images, with or without opacity, but"
+                f" these have {channels} channels; leave it out"
+            )
         url, least = TRUNKS[net].url, TRUNKS[net].least_side
         if min(height, width) < least:
             raise Refused(
@@ -61,15 +70,21 @@ class Lpips(PairMetric[LpipsSettings]):
         if given.automatic and trunk is None and not place_of(url).exists():
             raise Refused(f"the weights of {net} are not here; name the metric to download them")
         distance = LpipsDistance(
-            channels=channels, opacity=given.opacity, net=net, trunk=trunk, field="evaluation.lpips"
+            channels=channels,
+            opacity=given.opacity,
+            net=net,
+            trunk=trunk,
+            lins=settings.lpips_lins,
+            trunk_field="evaluation.lpips_trunk",
+            lins_field="evaluation.lpips_lins",
         )
         distance.load()
         return distance.to(given.world.device)
 
     def of_pairs(self, originals: Tensor, reconstructed: Tensor) -> Tensor:
         """At least 0, float32 (N,)."""
-        from ray_gen.evaluation.embedding import full_precision
         from ray_gen.pixels import unit
+        from ray_gen.precision import full_precision
 
         with full_precision(originals.device):
             return self._distance(2 * unit(originals) - 1, 2 * unit(reconstructed) - 1)
