@@ -21,7 +21,8 @@ from ray_gen.runs.manifest import CheckpointError
 from ray_gen.storage import Folder
 from ray_gen.training.build import build_networks, build_objective
 from ray_gen.training.state import State
-from tests.helpers import latent_autoencoder, stepped
+from tests.data.pictures import noise, write
+from tests.helpers import latent_autoencoder, random_store, stepped
 from tests.runs import saved
 
 diffusers = pytest.importorskip("diffusers")
@@ -49,7 +50,7 @@ def of(*overrides: str) -> Experiment:
 def test_diffusers_loads_the_folder_and_gives_the_same(
     store_8, tmp_path: Path, monkeypatch, bottleneck: str, kind: str
 ) -> None:
-    monkeypatch.setattr("ray_gen.pipeline.export.open_data", lambda experiment: store_8)
+    monkeypatch.setattr("ray_gen.pipeline.export.open_source", lambda data: store_8)
     this = of(f"objective.bottleneck={bottleneck}")
     run = saved(this, store_8, tmp_path / "run")
     written = ray_gen.export(run, tmp_path / "out", to="diffusers")
@@ -89,9 +90,32 @@ def test_diffusers_loads_the_folder_and_gives_the_same(
 
 def exported(this: Experiment, store_8, tmp_path: Path, monkeypatch) -> Exported:
     """What is written of a run of few steps."""
-    monkeypatch.setattr("ray_gen.pipeline.export.open_data", lambda experiment: store_8)
+    monkeypatch.setattr("ray_gen.pipeline.export.open_source", lambda data: store_8)
     run = saved(this, store_8, tmp_path / "run")
     return ray_gen.export(run, tmp_path / "out", to="diffusers")
+
+
+def test_other_images_are_read_as_the_run_reads_its_own(tmp_path: Path, monkeypatch) -> None:
+    """Named by their path, they give what the run's own data give, also of an exported model."""
+    monkeypatch.setenv("RAY_GEN_CACHE", str(tmp_path / "cache"))
+    for index in range(40):
+        write(tmp_path / "pictures" / f"{index}.png", noise(16, 8, 1, seed=index))
+    this = of(
+        f"data=folder:{tmp_path / 'pictures'}",
+        *("data.image_size=8", "data.channels=1", "data.held_out_fraction=0.25"),
+        *("data.fit=pad", "data.pad=0"),
+    )
+    run = saved(this, random_store(8), tmp_path / "run")
+    ray_gen.export(run, tmp_path / "model", formats=["safetensors"])
+    own = ray_gen.export(run, tmp_path / "own", to="diffusers")
+    for number, source in enumerate((run, tmp_path / "model")):
+        named = {"to": "diffusers", "data": str(tmp_path / "pictures")}
+        assert ray_gen.export(source, tmp_path / f"{number}", **named).notes == own.notes
+    with pytest.raises(Refused, match=r"pictures does not exist .* name them with --data"):
+        ray_gen.export(tmp_path / "model", tmp_path / "out", to="diffusers")
+    for name, told in (("missing", "--data: .*missing does not exist"), ("latents:x", "--data: ")):
+        with pytest.raises(Refused, match=told):
+            ray_gen.export(run, tmp_path / "out", to="diffusers", data=name)
 
 
 def test_a_model_in_double_precision_is_written_in_single(
@@ -127,7 +151,7 @@ def test_a_full_disk_leaves_nothing(store_8, tmp_path: Path, monkeypatch) -> Non
         raise OSError(28, "No space left on device")
 
     run = saved(of(), store_8, tmp_path / "run")
-    monkeypatch.setattr("ray_gen.pipeline.export.open_data", lambda experiment: store_8)
+    monkeypatch.setattr("ray_gen.pipeline.export.open_source", lambda data: store_8)
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(Refused, match=r"out: .*No space left on device"):
         ray_gen.export(run, tmp_path / "out", to="diffusers")

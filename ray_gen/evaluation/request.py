@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +20,9 @@ from ray_gen.evaluation.evaluator import Evaluator, SplitImages, subject_of
 from ray_gen.evaluation.progress import Progress, silent
 from ray_gen.evaluation.scores import Scores
 from ray_gen.experiment import Experiment, absolute_path
-from ray_gen.experiment.data import Data, DataSettings, ParquetData, is_short_form, kind_of_place
+from ray_gen.experiment.data import Data, DataSettings
 from ray_gen.experiment.evaluation import Evaluation
+from ray_gen.experiment.named_data import named_by
 from ray_gen.experiment.refusals import problems_of
 from ray_gen.pipeline.loading import experiment_of, load_as
 from ray_gen.pipeline.model import Model
@@ -30,8 +30,8 @@ from ray_gen.pipeline.pretrained import is_pretrained, read_config
 from ray_gen.pixels import channels_in_words
 from ray_gen.runs.checkpoints import NEWEST, Choice
 from ray_gen.runs.names import run_folder
-from ray_gen.storage import Folder, without_credentials
-from ray_gen.training.sources import at_commits, open_source, with_labels_of
+from ray_gen.storage import Folder
+from ray_gen.training.sources import named_source, open_source, with_labels_of
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class Request:
         if run is None:
             return cls(
                 None,
-                _source(str(generated), "--generated", decoding),
-                _source(str(reference), "--reference", decoding),
+                named_source(str(generated), "--generated", decoding),
+                named_source(str(reference), "--reference", decoding),
                 _settings(None, settings),
             )
         location, experiment = run_folder(run).location, experiment_of(run, checkpoint)
@@ -135,9 +135,9 @@ def prepared(request: Request, world: World, progress: Progress = silent) -> Com
     decoded = partial(_decoded, progress)
     if request.run is None:
         assert request.generated is not None and request.reference is not None
-        with _named_by("--generated"):
+        with named_by("--generated"):
             pictures = open_source(request.generated, decoded)
-        with _named_by("--reference"):
+        with named_by("--reference"):
             store = open_source(request.reference, decoded)
         if pictures.image_shape[0] == store.image_shape[0] and pictures.opacity != store.opacity:
             told = [
@@ -161,7 +161,7 @@ def prepared(request: Request, world: World, progress: Progress = silent) -> Com
     experiment = pipeline.experiment
     data = request.reference or experiment.data.pictures
     moved = request.reference is not None and request.reference.digest is not None
-    with nullcontext() if request.reference is None or moved else _named_by("--reference"):
+    with nullcontext() if request.reference is None or moved else named_by("--reference"):
         store = open_source(data, decoded)
     if store.image_shape != experiment.picture_shape:
         raise Refused(
@@ -200,17 +200,6 @@ def _described(request: Request, pipeline: Model) -> dict[str, Any]:
     return {"run": request.run, "images seen": images, "weights": weights}
 
 
-@contextmanager
-def _named_by(option: str) -> Generator[None]:
-    """In errors about a source, replaces its fields by the option that named the source."""
-    try:
-        yield
-    except Refused as refused:
-        told = re.sub(r"\bdata\.(path|dataset)\b", option, str(refused))
-        told = re.sub(r"\bset data\.kind=(\w+)", r"write \1:PATH", told)
-        raise Refused(told) from refused
-
-
 def _decoded(progress: Progress, done: int, total: int) -> None:
     progress(done, total, "decoding images")
 
@@ -238,7 +227,7 @@ def _reference(
                 f"data.{name}: a reference always gets the run's own {name}; leave it out"
             )
     if named is not None:
-        return _source(named, "--reference", decoding, own)
+        return named_source(named, "--reference", decoding, own)
     if decoding:
         raise Refused(
             "data.on_corrupt: the run's own data is read in the same way as for training; leave "
@@ -247,22 +236,13 @@ def _reference(
     return None if exported(location) is None else _data_of_export(location, experiment)
 
 
-def data_as_in_run(text: str, experiment: Experiment) -> Data:
-    """The data settings for a path, a URI or a short form: images that are read, and held out, as
-    a run reads its own. Raises Refused."""
-    own = experiment.data.pictures
-    kept = {"held_out_fraction": own.held_out_fraction, "on_corrupt": own.on_corrupt}
-    found = _source(text, "SOURCE", {}, {**own.pixel_fields(), **kept})
-    if own.placement == "stream" and isinstance(found, ParquetData):  # holds out whole row groups
-        return found.model_copy(update={"placement": "stream"})
-    return found
-
-
 def _moved(experiment: Experiment, named: str) -> Data:
     """The run's own data at another place, read as the run reads them. Their digest must match the
     run's."""
-    run, kind = experiment.data.pictures, type(_source(named, "--data", {}))
-    return _source(named, "--data", {}, {name: getattr(run, name) for name in _kept(run, kind)})
+    run, kind = experiment.data.pictures, type(named_source(named, "--data", {}))
+    return named_source(
+        named, "--data", {}, {name: getattr(run, name) for name in _kept(run, kind)}
+    )
 
 
 def _kept(run: DataSettings, kind: type[DataSettings]) -> list[str]:
@@ -292,40 +272,3 @@ def _data_of_export(location: str, experiment: Experiment) -> Data | None:
             f"folder that holds {Path(path).name}"
         )
     return data  # pyright: ignore[reportReturnType]
-
-
-def _source(
-    text: str, option: str, decoding: Mapping[str, Any], own: Mapping[str, Any] | None = None
-) -> Data:
-    """The data settings for a path, a URI or a short form, e.g. "torchvision:CIFAR10".
-
-    decoding: fields image_size, channels and on_corrupt that the user has set. own: fields of a
-    run's data, whose images these are compared with. Raises Refused.
-    """
-    short = text if is_short_form(text) else f"{kind_of_place(text) or 'folder'}:{text}"
-    without_credentials(short.partition(":")[2])  # before a message could show them
-    adapter: TypeAdapter[Data] = TypeAdapter(Data)
-    try:
-        data = adapter.validate_python(short)
-    except ValidationError as error:
-        problem = problems_of(error, DataSettings, short)[0]
-        raise Refused(f"{option}: {text}: {problem}") from error
-    changes: dict[str, Any] = {}
-    if hasattr(data, "path"):
-        changes["path"] = absolute_path(getattr(data, "path"))  # noqa: B009
-    if text != "mnist5k" and not text.startswith("torchvision:"):
-        changes["held_out_fraction"] = 0.0  # use all pictures of the folder
-    given = {**data.model_dump(), **changes, **(own or {}), **decoding}
-    try:
-        found = type(data).model_validate(given)
-    except ValidationError as error:
-        problems = problems_of(error, type(data), given)
-        if own:
-            why = problems[0].partition("; ")[0]
-            raise Refused(
-                f"{option}: {text} cannot be read as the run reads its own images: {why}; give"
-                " them in the form in which the run has its own, such as a folder"
-            ) from None
-        raise Refused("\n".join(f"data.{problem}" for problem in problems)) from None
-    with _named_by(option):
-        return at_commits(found)  # pyright: ignore[reportReturnType]

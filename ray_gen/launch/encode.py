@@ -13,7 +13,7 @@ from ray_gen.data.encode import Encoding, Form
 from ray_gen.data.sources.latents import AUTOENCODER
 from ray_gen.data.store import wanted_of
 from ray_gen.errors import Refused
-from ray_gen.evaluation.request import data_as_in_run, exported
+from ray_gen.evaluation.request import exported
 from ray_gen.experiment import Experiment, absolute_path
 from ray_gen.experiment.data import DataSettings, LatentsData
 from ray_gen.launch.parts import Progress, written
@@ -24,7 +24,7 @@ from ray_gen.pipeline.pretrained import Weights, write_pretrained
 from ray_gen.runs.checkpoints import NEWEST, Choice
 from ray_gen.runs.names import run_folder
 from ray_gen.storage import Folder
-from ray_gen.training.sources import source_of
+from ray_gen.training.sources import data_as_in_run, source_of
 from ray_gen.version import __version__
 
 
@@ -98,7 +98,7 @@ def _data(location: str, experiment: Experiment, source: str | None) -> DataSett
             f"{location}: was trained on latents itself; encode with the autoencoder beside them"
         )
     if source is not None:
-        data = data_as_in_run(source, experiment)
+        data = data_as_in_run(source, "SOURCE", experiment)
     elif exported(location) is not None:
         raise Refused(
             f"SOURCE: {location} is an exported model, which does not know where its images lie;"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +16,8 @@ import torch
 from ray_gen.data import DataError, Split, Store, open_store, open_stream
 from ray_gen.data.sources.latents import AUTOENCODER, CONFIG, LatentManifest, Latents
 from ray_gen.experiment import Experiment, ExperimentError
-from ray_gen.experiment.data import DataSettings, JoinedData, LatentsData, ParquetData
+from ray_gen.experiment.data import Data, DataSettings, JoinedData, LatentsData, ParquetData
+from ray_gen.experiment.named_data import named_by, named_data
 from ray_gen.storage import Folder
 from ray_gen.training.build import import_target
 from ray_gen.training.labels import labels_of
@@ -118,6 +119,27 @@ def at_commits(
     if before is not None:
         before.with_places(keep)
     return data.with_places(change)
+
+
+def named_source(
+    text: str, option: str, decoding: Mapping[str, Any], own: Mapping[str, Any] | None = None
+) -> Data:
+    """See `ray_gen.experiment.named_data`; a place on the hub gets the commit that it has now.
+    Raises Refused."""
+    found = named_data(text, option, decoding, own)
+    with named_by(option):
+        return at_commits(found)  # pyright: ignore[reportReturnType]
+
+
+def data_as_in_run(text: str, option: str, experiment: Experiment) -> Data:
+    """The data settings for a path, a URI or a short form: images that are read, and held out, as
+    a run reads its own. option: what named them, for messages. Raises Refused."""
+    own = experiment.data.pictures
+    kept = {"held_out_fraction": own.held_out_fraction, "on_corrupt": own.on_corrupt}
+    found = named_source(text, option, {}, {**own.pixel_fields(), **kept})
+    if own.placement == "stream" and isinstance(found, ParquetData):  # holds out whole row groups
+        return found.model_copy(update={"placement": "stream"})
+    return found
 
 
 def _check_shares(data: DataSettings, store: Store) -> None:

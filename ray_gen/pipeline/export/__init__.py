@@ -17,8 +17,10 @@ from typing import Any, SupportsFloat, TypeVar
 import torch
 
 from ray_gen import temporary
+from ray_gen.data import DataError, Store
 from ray_gen.errors import Refused
-from ray_gen.experiment import Experiment
+from ray_gen.experiment.data import LatentsData
+from ray_gen.experiment.named_data import named_by
 from ray_gen.pipeline.export import diffusers, programs
 from ray_gen.pipeline.export.card import CARD, ExportedFile, card
 from ray_gen.pipeline.loading import load_as, pretrained_as
@@ -37,7 +39,7 @@ from ray_gen.pipeline.truncation import psi
 from ray_gen.runs.checkpoints import NEWEST, Choice
 from ray_gen.runs.manifest import CheckpointError
 from ray_gen.training.code import CODE, custom_targets
-from ray_gen.training.sources import open_data
+from ray_gen.training.sources import data_as_in_run, open_source
 
 __all__ = ["FORMATS", "Exported", "export", "from_pretrained", "push_to_hub", "save_pretrained"]
 
@@ -153,7 +155,7 @@ def export(
 def _to_diffusers(pipeline: Model, target: Path, data: str | None) -> Exported:
     """A folder for diffusers."""
     kind = diffusers.kind_of(pipeline)
-    latents = diffusers.statistics_of(pipeline, open_data(_with_data(pipeline, data)))
+    latents = diffusers.statistics_of(pipeline, _images(pipeline, data))
     with _whole(target) as work:
         difference = diffusers.write(work, pipeline, latents)
         files = (
@@ -167,14 +169,19 @@ def _to_diffusers(pipeline: Model, target: Path, data: str | None) -> Exported:
     return Exported(target, files, tuple(notes), f"{pipeline.name}: {pipeline.facts}")
 
 
-def _with_data(pipeline: Model, data: str | None) -> Experiment:
-    """The experiment, with other images of the same size and channels if `data` names them."""
-    experiment = pipeline.experiment
-    if data is None:
-        return experiment
-    size = [*(experiment.data.height_and_width() or ())]
-    same = [f"data.image_size={size}", f"data.channels={experiment.data.channels}"]
-    return experiment.changed([f"data={data}", *same])
+def _images(model: Model, named: str | None) -> Store:
+    """The images whose latents are measured: the run's own, or others that are read as it reads its
+    own. Raises Refused."""
+    if named is not None:
+        data = data_as_in_run(named, "--data", model.experiment)
+        if isinstance(data, LatentsData):
+            raise Refused(f"--data: {named} holds latents already; name images")
+        with named_by("--data"):
+            return open_source(data)
+    try:
+        return open_source(model.experiment.data)
+    except DataError as error:  # an exported model does not know where its images lie
+        raise Refused(f"{error}, or name them with --data") from error
 
 
 def save_pretrained(pipeline: Model, folder: str | os.PathLike[str]) -> Path:
