@@ -32,6 +32,7 @@ from ray_gen.experiment import Experiment
 from ray_gen.pipeline import Pipeline
 from ray_gen.pipeline import export as exporting
 from ray_gen.pipeline.export import Exported, export, programs, push_to_hub, save_pretrained
+from ray_gen.pipeline.model import Model
 from ray_gen.pipeline.pretrained import read_config
 from ray_gen.runs.manifest import CheckpointError
 from ray_gen.training.build import build_networks, build_objective
@@ -377,6 +378,24 @@ def test_numbers_that_are_none_are_no_agreement() -> None:
     with pytest.raises(Failed, match=r"\(2, 1\) .* \(2,\)"):
         programs.check("a.onnx", [[torch.zeros(2)]], [[nan]])
     assert programs.check("a", [[torch.full((1,), 1e3)]], [[torch.full((1,), 1e3 + 0.05)]]) > 0.04
+
+
+def test_a_program_that_chooses_codes_may_choose_another_of_two_that_are_equally_near() -> None:
+    ours = [[torch.zeros(count, 3, 8, 8)] for count in (1, 2, 5)]
+    one_code = [[images[0].clone()] for images in ours]
+    one_code[0][0][0, :, 2:4, 2:4] = 0.3
+    all_codes = [[images[0] + 0.01] for images in ours]
+    with pytest.raises(Failed, match=r"by 0\.3 with 1 images"):
+        programs.check("a.onnx", ours, one_code)
+    assert programs.check("a.onnx", ours, one_code, chooses=True) == 0.0
+    with pytest.raises(Failed, match=r"by 0\.01 with 8 images"):
+        programs.check("a.onnx", ours, all_codes, chooses=True)
+    this = latent_autoencoder("objective.bottleneck={kind: vq, codes: 16}", SHORT)
+    for experiment, chooses in ((this, True), (MODELS["vae-mlp"], False)):
+        objective = build_objective(experiment)
+        model = Model(experiment, objective, build_networks(experiment, objective).eval())
+        made, _ = programs.programs_of(model, None)
+        assert {program.name: program.chooses for program in made}["decoder"] is chooses
 
 
 def test_a_network_that_cannot_be_traced_is_said_and_its_weights_are_exported_all_the_same(

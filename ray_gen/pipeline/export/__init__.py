@@ -325,7 +325,7 @@ def _reread(
     again, _ = programs.programs_of(Model(*read_pretrained(folder, device="cpu")), truncation)
     return max(
         (
-            programs.check(MODEL, ours.expected, theirs.expected)
+            programs.check(MODEL, ours.expected, theirs.expected, chooses=ours.chooses)
             for ours, theirs in zip(made, again, strict=True)
         ),
         default=None,
