@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
-from ray_gen.core import Networks, Objective, Posterior
+from ray_gen.core import Networks, NoiseOf, Noises, Objective, Posterior
+
+OF_NETWORKS: Noises = {"encoding": NoiseOf("encoder"), "decoding": NoiseOf("decoder")}
+"""Noise of encoder and decoder, in training and in an evaluation. Most networks have none."""
 
 
 class Clamping(Objective):
@@ -53,3 +57,12 @@ class Decoding(Clamping):
         """The sample at the code of each image: z itself, or the mean of q(z|x)."""
         z = self.encode(networks, images, labels)["z"].mean
         return self.sample(networks, {"z": z}, labels, noise)
+
+
+def gaussian_posterior(
+    networks: Networks, images: Tensor, labels: Tensor | None, **noise: Any
+) -> tuple[Tensor, Tensor]:
+    """μ and log σ² of q(z|x), each (N, latent_size): the two halves of what the encoder gives."""
+    encoded = networks["encoder"](images, labels, **noise).to(images.dtype)
+    mean, log_variance = encoded.chunk(2, dim=1)
+    return mean, log_variance

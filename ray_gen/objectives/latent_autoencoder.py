@@ -33,13 +33,12 @@ from ray_gen.core import (
 from ray_gen.errors import Refused
 from ray_gen.objectives.augmented import DiffAugmented
 from ray_gen.objectives.bottleneck import bottleneck_of, quantiser_in
-from ray_gen.objectives.decoding import Decoding
+from ray_gen.objectives.decoding import OF_NETWORKS, Decoding
 from ray_gen.objectives.game import Judged, Kind, Round, together
 from ray_gen.objectives.lecam import LeCam
 from ray_gen.perceptual import distance_of
 from ray_gen.pixels import unstretched
 
-_OF_NETWORKS: Noises = {"encoding": NoiseOf("encoder"), "decoding": NoiseOf("decoder")}
 _PERCEPTUAL, _LOG_SCALE = "perceptual", "log_scale"
 _LOSSES = {
     "hinge": (losses.discriminator_loss_hinge, losses.generator_loss_hinge),
@@ -90,7 +89,7 @@ class LatentAutoencoder(Decoding):
 
     image_range = (-1.0, 1.0)
     has_prior = False
-    evaluation_noise: Noises = _OF_NETWORKS
+    evaluation_noise: Noises = OF_NETWORKS
     sampling_noise: Noises = {"decoding": NoiseOf("decoder")}  # noqa: RUF012
 
     def __init__(
@@ -167,7 +166,7 @@ class LatentAutoencoder(Decoding):
         """The autoencoder's phase, then the discriminator's on the autoencoder's new weights."""
         scale = (_LOG_SCALE,) if self._learned_scale else ()
         updates = ("encoder", "decoder", *self._bottleneck.own, *scale)
-        noise = {**_OF_NETWORKS, **self._bottleneck.noise}
+        noise = {**OF_NETWORKS, **self._bottleneck.noise}
         numbers = {**self._bottleneck.numbers, "perceptual_weight": self._perceptual_weight}
         part = self._adversarial
         if part is None:

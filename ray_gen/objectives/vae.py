@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,9 @@ from ray_gen.core import (
     Term,
     noise_of,
 )
-from ray_gen.objectives.decoding import Decoding
+from ray_gen.objectives.decoding import OF_NETWORKS, Decoding, gaussian_posterior
 from ray_gen.objectives.likelihoods import Likelihood, likelihood_of
 from ray_gen.pixels import LEVELS
-
-_OF_NETWORKS: Noises = {"encoding": NoiseOf("encoder"), "decoding": NoiseOf("decoder")}
-"""Noise of encoder and decoder, in training and in an evaluation. Most networks have none."""
 
 
 class _OfLikelihood(Decoding):
@@ -67,7 +64,7 @@ class Autoencoder(_OfLikelihood):
 
     sampled_from: tuple[str, ...] = ("encoder", "decoder")
     has_prior = False
-    evaluation_noise: Noises = _OF_NETWORKS
+    evaluation_noise: Noises = OF_NETWORKS
 
     def __init__(
         self,
@@ -163,7 +160,7 @@ class Vae(_OfLikelihood):
         self.pixel_noise = Noise(image_shape, "uniform") if binarize else None
         pixels = {"pixels": self.pixel_noise} if self.pixel_noise else {}
         draws = self.posterior_noise if samples == 1 else Noise((samples, latent_size))
-        self.evaluation_noise: Noises = {"epsilon": draws, **pixels, **_OF_NETWORKS}
+        self.evaluation_noise: Noises = {"epsilon": draws, **pixels, **OF_NETWORKS}
         self.sampled_from = ("encoder", "decoder", *self._likelihood.modules())
 
     def networks(self) -> Mapping[str, Signature]:
@@ -184,19 +181,11 @@ class Vae(_OfLikelihood):
         noise, numbers = self.evaluation_noise, {"beta": self._beta}
         return [Phase("autoencoder", self.sampled_from, (term,), noise, numbers=numbers)]
 
-    def _posterior(
-        self, networks: Networks, images: Tensor, labels: Tensor | None, **noise: Any
-    ) -> tuple[Tensor, Tensor]:
-        """μ and log σ² of q(z|x), each (N, latent_size)."""
-        encoded = networks["encoder"](images, labels, **noise).to(images.dtype)
-        mean, log_variance = encoded.chunk(2, dim=1)
-        return mean, log_variance
-
     def encode(
         self, networks: Networks, images: Tensor, labels: Tensor | None
     ) -> Mapping[str, Posterior]:
         """μ and log σ² of q(z|x), each (N, latent_size)."""
-        return {"z": Posterior(*self._posterior(networks, images, labels))}
+        return {"z": Posterior(*gaussian_posterior(networks, images, labels))}
 
     def observed(self, images: Tensor, noise: Tensor | None) -> Tensor:
         """The pixels that the likelihood describes: 1 where noise, U[0, 1), is below x, else 0.
@@ -212,7 +201,7 @@ class Vae(_OfLikelihood):
         Burda et al. 2016, eq. 8. images: (N, C, H, W), from `observed`; epsilon: (S, N,
         latent_size).
         """
-        mean, log_variance = self._posterior(networks, images, labels)
+        mean, log_variance = gaussian_posterior(networks, images, labels)
         z = mean + (0.5 * log_variance).exp() * epsilon
         nll = self._nll(networks, z, images, labels)
         ratio = losses.log_density_ratio(z.double(), epsilon.double(), log_variance.double())
@@ -242,7 +231,7 @@ class Vae(_OfLikelihood):
         """The pixels that the likelihood describes, and μ and log σ² of q(z|x)."""
         images = self.observed(batch.images, batch.noise.get("pixels"))
         encoding = noise_of(batch.noise, "encoding")
-        return images, *self._posterior(networks, images, batch.labels, **encoding)
+        return images, *gaussian_posterior(networks, images, batch.labels, **encoding)
 
     def _draws(self, batch: Batch) -> Tensor:
         """ε: (K, N, latent_size)."""

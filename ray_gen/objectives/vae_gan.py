@@ -4,7 +4,6 @@ learned similarity metric")."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ from ray_gen.core import (
 )
 from ray_gen.errors import Refused
 from ray_gen.objectives import equilibrium
-from ray_gen.objectives.decoding import Decoding
+from ray_gen.objectives.decoding import OF_NETWORKS, Decoding, gaussian_posterior
 from ray_gen.pixels import unstretched
 
 _OF_DECODER = {
@@ -57,10 +56,7 @@ class VaeGan(Decoding):
     image_range = (-1.0, 1.0)
     sampled_from: tuple[str, ...] = ("encoder", "decoder")
     sampling_noise: Noises = {"decoding": NoiseOf("decoder")}  # noqa: RUF012
-    evaluation_noise: Noises = {  # noqa: RUF012
-        "encoding": NoiseOf("encoder"),
-        "decoding": NoiseOf("decoder"),
-    }
+    evaluation_noise: Noises = OF_NETWORKS
     discriminates_with: tuple[str, ...] = ("discriminator",)
     gives_probability = True
 
@@ -114,18 +110,10 @@ class VaeGan(Decoding):
             ),
         ]
 
-    def _posterior(
-        self, networks: Networks, images: Tensor, labels: Tensor | None, **noise: Any
-    ) -> tuple[Tensor, Tensor]:
-        """μ and log σ² of q(z|x), each (N, latent_size)."""
-        encoded = networks["encoder"](images, labels, **noise).to(images.dtype)
-        mean, log_variance = encoded.chunk(2, dim=1)
-        return mean, log_variance
-
     def _encoded(self, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor]:
         """z of each image, (N, latent_size), and its KL, (N,)."""
         encoding = noise_of(batch.noise, "encoding")
-        mean, log_variance = self._posterior(networks, batch.images, batch.labels, **encoding)
+        mean, log_variance = gaussian_posterior(networks, batch.images, batch.labels, **encoding)
         z = mean + (0.5 * log_variance).exp() * batch.noise["epsilon"]
         return z, losses.gaussian_kl(mean, log_variance)
 
@@ -188,7 +176,7 @@ class VaeGan(Decoding):
         self, networks: Networks, images: Tensor, labels: Tensor | None
     ) -> Mapping[str, Posterior]:
         """μ and log σ² of q(z|x), each (N, latent_size)."""
-        return {"z": Posterior(*self._posterior(networks, images, labels))}
+        return {"z": Posterior(*gaussian_posterior(networks, images, labels))}
 
     def discriminate(self, networks: Networks, images: Tensor, labels: Tensor | None) -> Tensor:
         """D's logits (N,) of images: their mean where an image has several. Their sigmoid is
@@ -199,7 +187,7 @@ class VaeGan(Decoding):
         """The mean squared error of the reconstruction at the mean of q(z|x), of pixels in [0, 1],
         and the KL, in nats: (N,) each. L_like is none of them: D moves, and with it its scale."""
         encoding = noise_of(batch.noise, "encoding")
-        mean, log_variance = self._posterior(networks, batch.images, batch.labels, **encoding)
+        mean, log_variance = gaussian_posterior(networks, batch.images, batch.labels, **encoding)
         made = self.unclamped(networks, {"z": mean}, batch.labels, batch.noise).to(mean.dtype)
         error = losses.squared_error(made, unstretched(batch.images, self.image_range))
         return {
