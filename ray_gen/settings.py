@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from ray_gen.errors import Refused
 from ray_gen.storage import without_credentials
@@ -39,6 +39,15 @@ Location = Annotated[str, AfterValidator(without_credentials), Told("path or URI
 """A path or a URI. It must not hold credentials: the experiment file records it."""
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$"), Told("SHA-256")]
+
+
+def or_its_kind(kinds: Any) -> BeforeValidator:
+    """Takes a kind alone, too: `adam` for {kind: adam}. kinds: the union of settings classes."""
+    return BeforeValidator(_of_its_kind, json_schema_input_type=kinds | str)
+
+
+def _of_its_kind(given: Any) -> Any:
+    return {"kind": given} if isinstance(given, str) else given
 
 
 def without_place(path: str) -> str:

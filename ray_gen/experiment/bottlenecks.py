@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ray_gen.bottlenecks.levels import levels_for
 from ray_gen.experiment.schedules import NonNegative
-from ray_gen.settings import Settings, live
+from ray_gen.settings import Settings, live, or_its_kind
 
 
 class BottleneckSettings(Settings):
@@ -89,6 +89,10 @@ class VqBottleneck(BottleneckSettings):
     """Scale encodings and codes to length 1, so that the nearest code is the one with the largest
     cosine."""
 
+    def code_count(self) -> int:
+        """K"""
+        return self.codes
+
 
 class FsqBottleneck(BottleneckSettings):
     """Each channel rounded to a few levels (Mentzer et al. 2024, FSQ). The codes are their
@@ -111,6 +115,10 @@ class FsqBottleneck(BottleneckSettings):
         elif math.prod(self.levels) >= 1 << 31:
             raise ValueError("levels: their product must be less than 2^31; take fewer or smaller")
         return self
+
+    def code_count(self) -> int:
+        """Π of the levels."""
+        return math.prod(self.chosen_levels())
 
     def chosen_levels(self) -> tuple[int, ...]:
         """One for each latent channel."""
@@ -145,14 +153,14 @@ class LfqBottleneck(BottleneckSettings):
     """Codes are counted for groups of at most so many bits. More: a better entropy of all codes,
     for 2^group_bits numbers a position."""
 
+    def code_count(self) -> int:
+        """2^bits"""
+        return 1 << self.bits
+
     def channels(self, latent_channels: int) -> tuple[int, int]:
         """One for each bit, whatever is asked for."""
         return self.bits, self.bits
 
 
-DiscreteBottleneck = Annotated[
-    VqBottleneck | FsqBottleneck | LfqBottleneck, Field(discriminator="kind")
-]
-Bottleneck = Annotated[
-    KlBottleneck | VqBottleneck | FsqBottleneck | LfqBottleneck, Field(discriminator="kind")
-]
+_Kinds = KlBottleneck | VqBottleneck | FsqBottleneck | LfqBottleneck
+Bottleneck = Annotated[_Kinds, Field(discriminator="kind"), or_its_kind(_Kinds)]

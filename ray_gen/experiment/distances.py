@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 
 from ray_gen.errors import Refused
 from ray_gen.runs.names import run_folder
-from ray_gen.settings import Location, Settings, absolute_path, free
+from ray_gen.settings import Location, Settings, absolute_path, free, or_its_kind
 
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
@@ -157,19 +157,19 @@ class CustomDistance(DistanceSettings):
     """Keyword arguments of the class."""
 
 
-Perceptual = Annotated[
+_Beside = (
     LpipsDistance
     | Vgg16Distance
     | TorchvisionDistance
     | DinoDistance
     | RunDistance
     | CustomDistance
-    | SsimDistance,
-    Field(discriminator="kind"),
-]
+    | SsimDistance
+)
+Perceptual = Annotated[_Beside, Field(discriminator="kind"), or_its_kind(_Beside)]
 """Distances that stand beside one of pixels."""
 
-Distance = Annotated[
+_Kinds = (
     L1Distance
     | SsimDistance
     | Vgg16Distance
@@ -177,9 +177,9 @@ Distance = Annotated[
     | TorchvisionDistance
     | DinoDistance
     | RunDistance
-    | CustomDistance,
-    Field(discriminator="kind"),
-]
+    | CustomDistance
+)
+Distance = Annotated[_Kinds, Field(discriminator="kind"), or_its_kind(_Kinds)]
 
 
 def distances_in(settings: Settings) -> Mapping[str, DistanceSettings]:

@@ -19,7 +19,7 @@ from pydantic import (
 from ray_gen.errors import Refused
 from ray_gen.evaluation.metrics import ALL, BETTER, METRICS, metric_of, scores_of
 from ray_gen.runs.names import run_folder
-from ray_gen.settings import Component, Location, Settings, Told, free
+from ray_gen.settings import Component, Location, Settings, Told, free, or_its_kind
 
 
 class InceptionFeatures(Component):
@@ -116,17 +116,19 @@ def _inception_unless_named(given: Any) -> Any:
     return {"kind": "inception", **given} if isinstance(given, dict) else given
 
 
+_Features = (
+    InceptionFeatures
+    | TorchvisionFeatures
+    | Dinov2Features
+    | ClipFeatures
+    | RunFeatures
+    | CustomFeatures
+)
 FeatureSettings = Annotated[
-    Annotated[
-        InceptionFeatures
-        | TorchvisionFeatures
-        | Dinov2Features
-        | ClipFeatures
-        | RunFeatures
-        | CustomFeatures,
-        Field(discriminator="kind"),
-    ],
+    _Features,
+    Field(discriminator="kind"),
     BeforeValidator(_inception_unless_named),
+    or_its_kind(_Features),
 ]
 
 

@@ -191,9 +191,9 @@ class GanObjective(ObjectiveSettings):
             )
         return self
 
-    def told(self, image_shape: tuple[int, int, int]) -> Mapping[str, str]:
+    def told(self, image_shape: tuple[int, int, int], images: int) -> Mapping[str, str]:
         """The augmentation."""
-        del image_shape
+        del image_shape, images
         if isinstance(self.augment, AdaSettings):
             return {"augments": self.augment.told()}
         return {"augments": ", ".join(self.augment)} if self.augment else {}

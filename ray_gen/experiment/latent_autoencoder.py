@@ -136,29 +136,34 @@ class LatentAutoencoderObjective(ObjectiveSettings):
             "adversarial": part if self.is_adversarial else None,
         }
 
-    def told(self, image_shape: tuple[int, int, int]) -> Mapping[str, str]:
-        """The map of latents, the weight of its KL in both conventions, the discriminator's times,
-        and what stands in for a perceptual network."""
+    def told(self, image_shape: tuple[int, int, int], images: int) -> Mapping[str, str]:
+        """The map of latents, with its codes or the weight of its KL in both conventions, and the
+        discriminator's times."""
         _, height, width = image_shape
         _, channels = self.bottleneck.channels(self.latent_channels)
         latent = (channels, height // self.downsampling, width // self.downsampling)
-        found = {"latents": f"{math.prod(latent):,} numbers, {' x '.join(map(str, latent))}"}
+        of_map = f"{math.prod(latent):,} numbers, {' x '.join(map(str, latent))}; "
         if isinstance(self.bottleneck, KlBottleneck):
             summed = self.bottleneck.summed_weight(latent, image_shape)
-            found["latents"] += (
-                f"; bottleneck.weight is {summed:.3g} beside sums over pixels and latents, the "
+            of_map += (
+                f"bottleneck.weight is {summed:.3g} beside sums over pixels and latents, the "
                 "convention of published models"
             )
-        if self.perceptual.kind == "ssim" and self.perceptual_weight != 0.0:
-            found["perceptual"] = (
-                "1 - SSIM stands in for a perceptual network; objective.perceptual=lpips takes one"
-            )
+        else:
+            of_map += f"at each of {math.prod(latent[1:]):,} places one of "
+            of_map += f"{self.bottleneck.code_count():,} codes"
+            if channels != self.latent_channels:
+                of_map += f", whose {channels} numbers {self.bottleneck.kind} decides"
+        found = {"latents": of_map}
         if self.is_adversarial:
+            trains, heard = self.discriminator_start_images, self.start_images
             found["adversarial"] = (
-                f"the discriminator trains from {self.discriminator_start_images:,} images on, the "
-                f"autoencoder hears it from {self.start_images:,} on"
+                f"the discriminator trains from {trains:,} images on, the autoencoder hears it "
+                f"from {heard:,} on"
             )
-            if self.start_images <= self.discriminator_start_images:
+            if heard >= images:
+                found["adversarial"] += f": never, for training ends after {images:,}"
+            elif heard <= trains:
                 found["adversarial"] += (
                     ": before it has learned anything; set objective.start_images some thousand "
                     "images later"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
-from ray_gen.settings import Component, absolute_path, free
+from ray_gen.settings import Component, absolute_path, free, or_its_kind
 from ray_gen.storage import is_secret, server_without_credentials, without_credentials
 
 _SQLITE = "sqlite:///"
@@ -138,11 +138,6 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _of_name(given: Any) -> Any:
-    """`wandb` alone as {kind: wandb}."""
-    return {"kind": given} if isinstance(given, str) else given
-
-
 def _once_each(loggers: tuple[LoggerSettings, ...]) -> tuple[LoggerSettings, ...]:
     keys = [logger.key for logger in loggers]
     twice = next((key for key in keys if keys.count(key) > 1), None)
@@ -152,8 +147,5 @@ def _once_each(loggers: tuple[LoggerSettings, ...]) -> tuple[LoggerSettings, ...
 
 
 _Kind = TensorBoardLogger | CsvLogger | WandbLogger | MlflowLogger | CustomLogger
-Logger = Annotated[
-    Annotated[_Kind, Field(discriminator="kind")],
-    BeforeValidator(_of_name, json_schema_input_type=_Kind | str),
-]
+Logger = Annotated[_Kind, Field(discriminator="kind"), or_its_kind(_Kind)]
 Loggers = Annotated[tuple[Logger, ...], AfterValidator(_once_each)]

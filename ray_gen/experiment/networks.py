@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from ray_gen.networks.sizes import halvings, multiple_problem, patch_problem, size_problem
-from ray_gen.settings import Component
+from ray_gen.settings import Component, or_its_kind
 
 
 def _in_words(form: str) -> str:
@@ -484,7 +484,7 @@ class CustomNetwork(NetworkSettings):
         return self.options
 
 
-Network = Annotated[
+_Kinds = (
     MlpNetwork
     | ConvNetwork
     | DcganNetwork
@@ -494,6 +494,6 @@ Network = Annotated[
     | R3ganNetwork
     | AutoencoderKlNetwork
     | PatchNetwork
-    | CustomNetwork,
-    Field(discriminator="kind"),
-]
+    | CustomNetwork
+)
+Network = Annotated[_Kinds, Field(discriminator="kind"), or_its_kind(_Kinds)]

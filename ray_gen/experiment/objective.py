@@ -88,10 +88,10 @@ class ObjectiveSettings(Component):
         kind = getattr(self, "kind", "custom")
         return f"a {kind} objective has no equilibrium" if self.at_rest is None else None
 
-    def told(self, image_shape: tuple[int, int, int]) -> Mapping[str, str]:
+    def told(self, image_shape: tuple[int, int, int], images: int) -> Mapping[str, str]:
         """What else `train --check` says: lines by their first word. image_shape: (channels,
-        height, width) of the images."""
-        del image_shape
+        height, width) of the images. images: of the training."""
+        del image_shape, images
         return {}
 
     def network_problems(self, networks: Mapping[str, NetworkSettings]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from ray_gen.experiment.latent_autoencoder import LatentAutoencoderObjective
 from ray_gen.experiment.objective import MinOrMax, ObjectiveSettings
 from ray_gen.experiment.schedules import NonNegative
 from ray_gen.experiment.vae_gan import VaeGanObjective
-from ray_gen.settings import live
+from ray_gen.settings import live, or_its_kind
 
 LikelihoodName = Literal[
     "bernoulli", "continuous_bernoulli", "gaussian", "logistic", "logistic_mixture"
@@ -170,12 +170,12 @@ class CustomObjective(ObjectiveSettings):
         return self.options
 
 
-Objective = Annotated[
+_Kinds = (
     AutoencoderObjective
     | VaeObjective
     | GanObjective
     | VaeGanObjective
     | LatentAutoencoderObjective
-    | CustomObjective,
-    Field(discriminator="kind"),
-]
+    | CustomObjective
+)
+Objective = Annotated[_Kinds, Field(discriminator="kind"), or_its_kind(_Kinds)]

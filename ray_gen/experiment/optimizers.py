@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ray_gen.experiment.schedules import Fraction, NonNegative, Positive, Rate
-from ray_gen.settings import Settings, live
+from ray_gen.settings import Settings, live, or_its_kind
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -73,4 +73,5 @@ class Sgd(OptimizerSettings):
     """The loss gets the term λ/2 ‖w‖²; this is λ."""
 
 
-Optimizer = Annotated[Adam | AdamW | Sgd, Field(discriminator="kind")]
+_Kinds = Adam | AdamW | Sgd
+Optimizer = Annotated[_Kinds, Field(discriminator="kind"), or_its_kind(_Kinds)]

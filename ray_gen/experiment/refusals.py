@@ -76,6 +76,8 @@ def _sentence(entry: Any, root: type[Settings], given: Any) -> str:
         message = str(context.get("error", entry["msg"]))
         inner = message.partition(": ")[0].isidentifier()  # a field inside the validated value
         return f"{path}{'.' if inner else ': '}{message}" if path else message
+    if kind == "model_attributes_type" and (kinds := sorted(kinds_at(parts, root))):
+        return f"{path}: is one of {', '.join(kinds)}, not {entry['input']!r}"
     if kind == "model_type" and path:
         fields = [f"{path}.{name}" for name in _names_in(_models_at(parts, root, given))]
         return f"{path}: takes no value; set its fields: {_listed(fields, path)}"

@@ -85,10 +85,7 @@ class Plan:
         found.append(_line("networks", self._networks()))
         found += [_line(name, words) for name, words in self.described.items()]
         found.append(_line("steps", self._steps()))
-        found += [
-            _line(*both)
-            for both in self.experiment.objective.told(self.experiment.image_shape).items()
-        ]
+        found += [_line(*both) for both in self._told().items()]
         if self.memory is not None:
             found.append(_line("memory", self._memory(self.memory)))
         found += [_line("reports", self._reports()), _line("checkpoints", self._saves())]
@@ -99,6 +96,10 @@ class Plan:
         title = "experiment" if full else "experiment, without defaults (--full: every field)"
         yaml = self.experiment.to_yaml() if full else brief_yaml(self.experiment)
         return "\n".join([*found, "", f"# {title}", yaml.rstrip()])
+
+    def _told(self) -> Mapping[str, str]:
+        this = self.experiment
+        return this.objective.told(this.image_shape, this.training.images)
 
     def __str__(self) -> str:
         return self.text()

@@ -25,7 +25,7 @@ from ray_gen.core import (
     noise_of,
 )
 from ray_gen.experiment import Experiment
-from ray_gen.experiment.bottlenecks import DiscreteBottleneck
+from ray_gen.experiment.bottlenecks import Bottleneck
 
 CHANNELS, POSITIONS = 3, (4, 4)
 
@@ -52,7 +52,7 @@ class Quantising(Objective):
         self, *, image_shape: ImageShape, label_count: int | None, bottleneck: dict[str, Any]
     ) -> None:
         del label_count
-        settings = TypeAdapter(DiscreteBottleneck).validate_python(bottleneck)
+        settings = TypeAdapter(Bottleneck).validate_python(bottleneck)
         given, taken = settings.channels(CHANNELS)
         self._weights = {name: Weight(value) for name, value in settings.weights().items()}
         self._bottleneck = {"channels": taken, "positions": POSITIONS, **settings.arguments()}

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ray_gen.bottlenecks.kinds import quantiser_of
 from ray_gen.bottlenecks.quantiser import Quantiser
-from ray_gen.experiment.bottlenecks import Bottleneck, DiscreteBottleneck, KlBottleneck
+from ray_gen.experiment.bottlenecks import Bottleneck, KlBottleneck
 from ray_gen.recipes import recipe
 
 LEVELS = [8, 5, 5, 5]
@@ -32,10 +32,13 @@ def test_the_weight_of_a_sum_is_ldms_for_its_latents() -> None:
 
 def test_both_conventions_are_told() -> None:
     this = recipe("latent-kl-f4", "data=folder:/x", "data.image_size=64", "data.channels=3")
-    told = this.objective.told((3, 64, 64))["latents"]
+    told = this.objective.told((3, 64, 64), 480)["latents"]
     assert told.startswith("768 numbers, 3 x 16 x 16; bottleneck.weight is 1e-06 beside sums")
     tokens = recipe("latent-fsq", "data=folder:/x", "data.image_size=64")
-    assert tokens.objective.told((3, 64, 64))["latents"] == "384 numbers, 6 x 8 x 8"
+    assert tokens.objective.told((3, 64, 64), 480)["latents"] == (
+        "384 numbers, 6 x 8 x 8; at each of 64 places one of 64,000 codes, whose 6 numbers fsq "
+        "decides"
+    )
 
 
 def test_the_loss_of_an_element_is_the_loss_of_sums_for_every_pixel() -> None:
@@ -80,10 +83,8 @@ def test_settings_make_a_module_with_a_weight_for_each_of_its_losses(given, coun
 
 
 def test_every_kind_that_ships_is_tested_here() -> None:
-    kinds = {
-        kind.model_fields["kind"].default for kind in get_args(get_args(DiscreteBottleneck)[0])
-    }
-    assert kinds == {"vq", "fsq", "lfq"}
+    kinds = {kind.model_fields["kind"].default for kind in get_args(get_args(Bottleneck)[0])}
+    assert kinds == {"kl", "vq", "fsq", "lfq"}
 
 
 @pytest.mark.parametrize(

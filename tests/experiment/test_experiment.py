@@ -300,7 +300,7 @@ REFUSALS = [
     (VAE, ["optimizers.autoencoder.learning_rate=0"], r"learning_rate: .*greater than 0"),
     (VAE, ["objective.sigma=0"], r"objective\.sigma: .*0"),
     (VAE, ["networks=3"], r"networks: .*dictionary.*3"),
-    (VAE, ["networks.encoder=mlp"], r"networks\.encoder: .*mlp"),
+    (VAE, ["networks.encoder=3"], r"networks\.encoder: .*mlp"),
     (
         VAE,
         ["networks.encoder.kind=unet"],

@@ -41,6 +41,38 @@ def refusal(text: str, *overrides: str) -> str:
     return str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("family", "path", "kind", "field"),
+    [
+        ("latent-small", "objective.perceptual", "ssim", None),
+        ("latent-small", "objective.perceptual", "lpips", "net=alex"),
+        ("latent-small", "objective.bottleneck", "vq", "codes=16"),
+        ("fastgan", "objective.reconstruction_distance", "l1", None),
+        ("dcgan", "networks.generator", "resnet", "width=8"),
+        ("dcgan", "optimizers.generator", "adam", "learning_rate=0.1"),
+        ("dcgan", "evaluation.features", "clip", None),
+    ],
+)
+def test_a_kind_alone_is_enough(family: str, path: str, kind: str, field: str | None) -> None:
+    data = ("data=folder:/x", "data.image_size=64")
+    more = [] if field is None else [f"{path}.{field}"]
+    alone, whole = (
+        recipes.recipe(family, *data, f"{path}={value}", *more)
+        for value in (kind, f"{{kind: {kind}, {(field or '').replace('=', ': ')}}}")
+    )
+    assert alone == whole
+
+
+def test_what_is_no_kind_is_told_with_the_kinds() -> None:
+    text = recipes.recipe_text("vae-mnist5k")
+    told = refusal(text, "networks.encoder=ml")
+    assert told.startswith("networks.encoder.kind: 'ml' is not one of mlp, conv, dcgan, ")
+    assert told.endswith("; did you mean mlp?")
+    assert refusal(text, "optimizers.autoencoder=null") == (
+        "optimizers.autoencoder: is one of adam, adamw, sgd, not None"
+    )
+
+
 def classes(kind: type[Settings] = Settings) -> Iterator[type[Settings]]:
     for child in kind.__subclasses__():
         if child.__module__.startswith("ray_gen."):

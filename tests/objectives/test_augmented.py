@@ -326,5 +326,6 @@ def test_a_large_weight_makes_d_consistent(store_8: Store) -> None:
     ],
 )
 def test_a_plan_tells_the_rule_of_p(given: str, told: str) -> None:
-    assert gan(f"objective.augment={given}").objective.told((1, 8, 8))["augments"].startswith(told)
-    assert gan().objective.told((1, 8, 8)) == {}
+    found = gan(f"objective.augment={given}").objective.told((1, 8, 8), 480)
+    assert found["augments"].startswith(told)
+    assert gan().objective.told((1, 8, 8), 480) == {}

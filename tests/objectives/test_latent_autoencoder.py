@@ -201,10 +201,14 @@ def test_only_what_is_measured_can_choose_the_best_checkpoint() -> None:
 
 
 def test_hearing_a_discriminator_that_knows_nothing_is_told() -> None:
-    told = latent_autoencoder().objective.told((1, 8, 8))["adversarial"]
+    told = latent_autoencoder().objective.told((1, 8, 8), 480)["adversarial"]
     assert told.endswith("set objective.start_images some thousand images later")
-    late = latent_autoencoder("objective.start_images=5").objective.told((1, 8, 8))["adversarial"]
+    late = latent_autoencoder("objective.start_images=5").objective.told((1, 8, 8), 480)[
+        "adversarial"
+    ]
     assert late.endswith("hears it from 5 on")
+    never = latent_autoencoder("objective.start_images=480").objective.told((1, 8, 8), 480)
+    assert never["adversarial"].endswith("from 480 on: never, for training ends after 480")
 
 
 def test_what_does_not_fit_together_is_told_before_anything_is_built() -> None:
