@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -258,12 +259,51 @@ def test_advice_for_few_and_many_images(images: int, changes: list[str], told: s
         assert not list(objective.advice(images, starts_from_a_run=True))
 
 
+@pytest.mark.parametrize("name", ["dcgan", "sngan", "wgan-gp"])
+def test_advice_for_few_latents_names_no_colours(name: str) -> None:
+    objective = of(name, 32, "objective.augment=[]").objective
+    (told,) = objective.advice(500, starts_from_a_run=False, of_latents=True)
+    assert "set objective.augment=[translation]" in told
+
+
+def write_manifest(folder: Path, shape_CHW: list[int]) -> None:
+    """What `ray-gen encode` says of latents of this shape."""
+    statistics = {name: [1.0] * shape_CHW[0] for name in ("mean", "std")}
+    told = {"format": 1, "shape_CHW": shape_CHW, "moments": ["mean"], "statistics": statistics}
+    (folder / "_manifest.json").write_text(json.dumps({"latents": told}))
+
+
 def test_latents_say_how_large_they_are(tmp_path: Path) -> None:
-    (tmp_path / "_manifest.json").write_text('{"latents": {"shape_CHW": [4, 16, 32]}}')
+    write_manifest(tmp_path, [4, 16, 32])
     this = recipe("r3gan", f"data=latents:{tmp_path}")
     assert this.name == "r3gan-16x32"
-    with pytest.raises(ExperimentError, match=r"data\.image_size"):
-        recipe("r3gan", f"data=latents:{tmp_path}/other")
+
+
+def test_a_place_without_latents_says_so(tmp_path: Path) -> None:
+    told = rf"^data\.path: {tmp_path}.* has no _manifest\.json; give a folder that ray-gen encode"
+    for place in (tmp_path, tmp_path / "lattents"):
+        with pytest.raises(ExperimentError, match=told):
+            recipe("dcgan", f"data=latents:{place}")
+    assert recipe("dcgan", f"data=latents:{tmp_path}", "data.image_size=32").name == "dcgan-32"
+
+
+def test_a_kind_alone_says_how_to_name_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def told(*changes: str) -> str:
+        with pytest.raises(ExperimentError) as refused:
+            recipe(*changes)
+        return str(refused.value)
+
+    missing = "data.path: is required and was not given; write data=latents:"
+    assert told("dcgan", "data=latents") == f"{missing}PATH"
+    assert told("vae-mnist5k", "data=latents").endswith("without a space: data=latents:PATH")
+    (tmp_path / "latents").mkdir()
+    assert told("dcgan", "data=latents") == f"{missing}latents"
+    assert told("dcgan", "data=latents", "data.flip=true") == f"{missing}latents"
+    assert told("vae-mnist5k", "data=latents").endswith("data=latents:latents")
 
 
 COLOURS = (
@@ -280,7 +320,7 @@ COLOURS = (
 
 @pytest.mark.parametrize("name", OF_GANS)
 def test_latents_are_augmented_as_maps_and_not_as_pictures(tmp_path: Path, name: str) -> None:
-    (tmp_path / "_manifest.json").write_text('{"latents": {"shape_CHW": [4, 64, 64]}}')
+    write_manifest(tmp_path, [4, 64, 64])
     augment: Any = recipe(name, f"data=latents:{tmp_path}").objective.augment  # pyright: ignore
     of_images: Any = of(name, 64).objective.augment  # pyright: ignore
     if isinstance(augment, AdaSettings):

@@ -102,6 +102,14 @@ def test_a_wrong_change_names_its_dotted_path(changes: Any, told: str) -> None:
         ray_gen.train("vae-mnist5k", changes)
 
 
+def test_a_list_among_the_changes_of_a_recipe_is_refused_with_the_remedy() -> None:
+    told = r"changes: \['seed=1'\] is neither .*; `recipe` takes each change as an argument of its"
+    wrong: Any = ["seed=1"]
+    for name in ("vae-mnist5k", "dcgan"):
+        with pytest.raises(TypeError, match=told):
+            ray_gen.recipe(name, wrong)
+
+
 def test_what_is_no_experiment_is_refused_with_the_remedy() -> None:
     for given in (3, None, ["vae-mnist5k"]):
         with pytest.raises(TypeError, match=r"give the name of a recipe, a file, or what"):

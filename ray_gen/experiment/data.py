@@ -713,7 +713,7 @@ def _whole_short_form(value: Any) -> Any:
         if read_as_mapping or value in (kind, f"{kind}:"):
             raise ValueError(
                 f"{kind} needs its {field} right after a colon, without a space: "
-                f"data={kind}:{field.upper()}"
+                f"data={short_form_of(kind)}"
             )
     read = from_short_form(value)
     if isinstance(value, str) and read["kind"] == "joined":
@@ -842,6 +842,15 @@ def from_short_form(value: Any) -> Any:
     if value not in _KINDS and (guessed := kind_of_place(value)) is not None:
         return {"kind": guessed, "path": value}
     return {"kind": kind}
+
+
+def short_form_of(kind: str) -> str | None:
+    """How the short form of a kind is written: `KIND:PATH`, or with the kind's own name as the path
+    if something of this name lies here. None for a kind that names no place."""
+    if kind not in _SHORT_FORMS:
+        return None
+    is_here = os.path.lexists(kind)
+    return f"{kind}:{kind if is_here else _SHORT_FORMS[kind].upper()}"
 
 
 def is_short_form(text: str) -> bool:

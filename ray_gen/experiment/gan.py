@@ -198,7 +198,9 @@ class GanObjective(ObjectiveSettings):
             return {"augments": self.augment.told()}
         return {"augments": ", ".join(self.augment)} if self.augment else {}
 
-    def advice(self, images: int, starts_from_a_run: bool) -> Iterator[str]:
+    def advice(
+        self, images: int, starts_from_a_run: bool, of_latents: bool = False
+    ) -> Iterator[str]:
         """About augmentation, and about a trained run to start from."""
         augmented = isinstance(self.augment, AdaSettings) or bool(self.augment)
         start = "" if starts_from_a_run else "training.start_from=RUN, a run of similar images"
@@ -211,7 +213,7 @@ class GanObjective(ObjectiveSettings):
             other = f", or {start}" if start else ""
             yield (
                 f"without augmentation the discriminator knows {images:,} images by heart soon; "
-                f"set objective.augment=[color,translation]{other}"
+                f"set objective.augment=[{'' if of_latents else 'color,'}translation]{other}"
             )
         elif images < 1_000 and start:
             yield f"for more variety from {images:,} images set {start}"

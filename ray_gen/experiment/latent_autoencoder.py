@@ -210,7 +210,9 @@ class LatentAutoencoderObjective(ObjectiveSettings):
             )
         return self
 
-    def advice(self, images: int, starts_from_a_run: bool) -> Iterator[str]:
+    def advice(
+        self, images: int, starts_from_a_run: bool, of_latents: bool = False
+    ) -> Iterator[str]:
         """About a trained run to start from."""
         if images < 1_000 and not starts_from_a_run:
             yield (

@@ -68,9 +68,12 @@ class ObjectiveSettings(Component):
         changes = {name: of.absolute() for name, of in distances_in(self).items()}
         return self.model_copy(update=changes) if changes else self
 
-    def advice(self, images: int, starts_from_a_run: bool) -> Iterator[str]:
+    def advice(
+        self, images: int, starts_from_a_run: bool, of_latents: bool = False
+    ) -> Iterator[str]:
         """Sentences for a user whose data have so many training images: what to expect of so few or
-        so many, and what to set instead. starts_from_a_run: as `training.start_from` says."""
+        so many, and what to set instead. starts_from_a_run: as `training.start_from` says.
+        of_latents: the data are latents, which have no colours."""
         yield from ()
 
     def advice_on_pixels(self, channels: int, grey: float) -> Iterator[str]:

@@ -105,7 +105,9 @@ class VaeObjective(ObjectiveSettings):
         assert self.evaluated is not None
         return {"iwae": "max", **self.evaluated} if self.samples > 1 else self.evaluated
 
-    def advice(self, images: int, starts_from_a_run: bool) -> Iterator[str]:
+    def advice(
+        self, images: int, starts_from_a_run: bool, of_latents: bool = False
+    ) -> Iterator[str]:
         """About a trained run to start from."""
         if images < 1_000 and not starts_from_a_run:
             yield (

@@ -100,7 +100,7 @@ def apply_changes(given: Any, changes: Changes, model: type[Settings]) -> list[s
     they set. model: its settings class.
 
     A mapping inside a mapping changes the fields that it names and keeps the others. With a `kind`
-    it takes the whole place instead.
+    it takes the whole place instead. Raises TypeError for a change of another type.
     """
     paths: list[str] = []
     for change in [changes] if isinstance(changes, (str, Mapping)) else changes:
@@ -108,6 +108,11 @@ def apply_changes(given: Any, changes: Changes, model: type[Settings]) -> list[s
             apply_override(given, change, model)
             paths.append(change.partition("=")[0])
             continue
+        if not isinstance(change, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"changes: {change!r} is neither 'path=value' nor a mapping; `recipe` takes each "
+                'change as an argument of its own: recipe(NAME, "seed=1", "training.images=1000")'
+            )
         for path, value in _fields_in(given, change):
             set_field(given, path, value, model)
             paths.append(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ray_gen.experiment.data import short_form_of
 from ray_gen.experiment.elsewhere import called_here, kind_here
 from ray_gen.experiment.fields import below, either, kinds_at, paths, shown, tag_of
 from ray_gen.settings import Settings
@@ -57,6 +58,7 @@ def _sentence(entry: Any, root: type[Settings], given: Any) -> str:
         infos = [m.model_fields.get(parts[-1]) for m in _models_at(parts[:-1], root, given)]
         examples = [example for info in infos if info for example in info.examples or ()]
         example = f"; e.g. {path}={shown(examples[0])}" if examples else ""
+        example = _as_short_form(parts, given) or example
         return f"{path}: is required and was not given{example}"
     if kind == "union_tag_invalid":
         tag = str(context.get("tag"))
@@ -90,6 +92,18 @@ def _sentence(entry: Any, root: type[Settings], given: Any) -> str:
         here = kind_here(path, str(entry["input"]))
         told += f"; did you mean {either(apart)}?" if apart else f"; {here}" if here else ""
     return told
+
+
+def _as_short_form(parts: list[str], given: Any) -> str | None:
+    """How to name data whose place is missing. parts: the path of the missing field."""
+    *above, field = parts
+    if above[:1] != ["data"] or field not in ("path", "dataset"):
+        return None
+    here = given
+    for part in above:
+        here = _item(here, part)
+    form = short_form_of(str(_item(here, "kind")))
+    return None if form is None else f"; write {'.'.join(above)}={form}"
 
 
 def _unspaced(here: Any, parts: list[str]) -> Iterator[str]:

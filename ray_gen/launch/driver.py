@@ -20,6 +20,7 @@ from ray_gen.errors import Failed, Interrupted, Refused
 from ray_gen.evaluation.evaluator import during_training
 from ray_gen.evaluation.metrics import OF_SAMPLES
 from ray_gen.experiment import Experiment, ExperimentError, absolute_path, differences
+from ray_gen.experiment.data import LatentsData
 from ray_gen.experiment.reading import Changes
 from ray_gen.launch import alone
 from ray_gen.launch.claim import Claim
@@ -305,7 +306,8 @@ def _advice(experiment: Experiment, store: Store) -> Iterator[str]:
     """What the objective says to so many images, and to their pixels."""
     images = store.stream.rows if store.stream is not None else len(store.train)
     objective, starts = experiment.objective, experiment.training.start_from is not None
-    yield from (f"  {told}" for told in objective.advice(images, starts))
+    of_latents = isinstance(experiment.data, LatentsData)
+    yield from (f"  {told}" for told in objective.advice(images, starts, of_latents))
     channels, _, _ = store.image_shape
     yield from (f"  {told}" for told in objective.advice_on_pixels(channels, store.grey_share()))
 

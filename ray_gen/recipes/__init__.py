@@ -94,7 +94,7 @@ def recipe(name_or_file: str | os.PathLike[str], *changes: str | Mapping[str, An
     numbers that follow from the size of the images and the amount of training. changes:
     assignments, whose values are YAML, or mappings by dotted path or nested. A mapping inside a
     mapping changes only the fields that it names; with a `kind` it takes the whole place. Raises
-    ExperimentError.
+    ExperimentError, or TypeError for a change of another type.
     """
     return as_experiment(name_or_file, changes)
 

@@ -57,6 +57,9 @@ def open_source(data: DataSettings, progress: Callable[[int, int], None] | None 
     return store if data.random_crop_from is None or size is None else store.cropped(size)
 
 
+_HELD_OUT = LatentsData.model_fields["held_out_fraction"].default
+
+
 def _of_latents(data: LatentsData, source: Latents, store: Store) -> Store:
     """A store of moments, as training uses them. Raises DataError for what they cannot give."""
     moments = replace(source.manifest.moments, samples=data.sample)
@@ -65,6 +68,18 @@ def _of_latents(data: LatentsData, source: Latents, store: Store) -> Store:
         raise DataError(
             f"data.image_size: {data.image_size}, and the latents in {data.path} have"
             f" {height}x{width}; leave it out, or encode images of another size"
+        )
+    if data.channels not in (None, moments.shape_CHW[0]):
+        raise DataError(
+            f"data.channels: {data.channels}, and the latents in {data.path} have"
+            f" {moments.shape_CHW[0]}; leave it out"
+        )
+    encoded = source.manifest.of_latents.get("source", {}).get("held_out_fraction")
+    if data.held_out_fraction not in (_HELD_OUT, encoded):
+        raise DataError(
+            f"data.held_out_fraction: {data.held_out_fraction}, and the latents in {data.path} were"
+            " held out when they were encoded, as the autoencoder's run holds out images; leave it"
+            " out"
         )
     if data.flip and not moments.has_flips:
         raise DataError(

@@ -200,6 +200,10 @@ def test_what_latents_cannot_do_is_refused(tmp_path: Path, monkeypatch: Any) -> 
         opened(tmp_path / "out", tmp_path / "cache", monkeypatch, flip=True)
     with pytest.raises(DataError, match=r"data.image_size: 64, and the latents"):
         opened(tmp_path / "out", tmp_path / "cache", monkeypatch, image_size=64)
+    with pytest.raises(DataError, match=r"data.channels: 4, and the latents in .* have 3;"):
+        opened(tmp_path / "out", tmp_path / "cache", monkeypatch, channels=4)
+    with pytest.raises(DataError, match=r"data.held_out_fraction: 0.5, and .*; leave it out"):
+        opened(tmp_path / "out", tmp_path / "cache", monkeypatch, held_out_fraction=0.5)
     for field, value in (("center_crop", 4), ("random_crop_from", 9), ("bits", 16)):
         with pytest.raises(ValueError, match=field):
             LatentsData.model_validate({"path": "x", field: value})
@@ -213,6 +217,13 @@ def test_what_latents_cannot_do_is_refused(tmp_path: Path, monkeypatch: Any) -> 
     this = encoding(tmp_path / "bad", Broken(), precision="fp16")
     with pytest.raises(DataError, match="fp16 cannot hold; write them with --precision fp32"):
         this.write(0)
+
+
+def test_fields_that_agree_with_the_latents_are_taken(tmp_path: Path, monkeypatch: Any) -> None:
+    encoded(tmp_path / "out", facts={"source": {"held_out_fraction": 0.2}})
+    given = {"channels": 3, "image_size": (2, 4), "held_out_fraction": 0.2}
+    store = opened(tmp_path / "out", tmp_path / "cache", monkeypatch, **given)
+    assert len(store.train) + len(store.held_out) == 60
 
 
 def test_the_manifest_names_what_a_reader_needs(tmp_path: Path) -> None:

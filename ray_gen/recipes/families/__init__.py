@@ -4,14 +4,13 @@ reason for each number."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ray_gen.data.errors import DataError
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.data import from_short_form
 from ray_gen.experiment.manual import explained, flow
@@ -34,8 +33,6 @@ from ray_gen.recipes.families.facts import Facts, Tree, reasons_of, values_of
 
 GIVEN = "As given."
 """The reason of a number that the user changed."""
-MANIFEST = "_manifest.json"
-"""File that `ray-gen encode` writes beside latents."""
 PLACEHOLDER = "~/images"
 """The folder of images in a printed family whose data nobody named."""
 
@@ -141,14 +138,16 @@ def _data(name: str, given: dict[str, Any], needed: bool) -> dict[str, Any]:
 
 
 def _with_size(data: dict[str, Any]) -> dict[str, Any]:
-    """The data. Latents in a local folder say themselves how large they are."""
+    """The data. Latents say themselves how large they are. Raises ExperimentError if a place holds
+    none."""
     if data["kind"] != "latents" or "image_size" in data or "path" not in data:
         return data
+    from ray_gen.data.sources.latents import LatentManifest  # imports torch
+
     try:
-        manifest = json.loads((Path(str(data["path"])).expanduser() / MANIFEST).read_text())
-        _, height, width = manifest["latents"]["shape_CHW"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return data
+        _, height, width = LatentManifest.read(str(data["path"])).moments.shape_CHW
+    except DataError as error:
+        raise ExperimentError([str(error)]) from None
     return {**data, "image_size": [height, width]}
 
 
