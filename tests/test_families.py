@@ -146,7 +146,7 @@ def test_the_command_says_what_a_family_chose() -> None:
     assert done.exit_code == 0, done.stderr
     line = done.stdout.splitlines()[0]
     assert line.startswith("family      networks.generator.width=64, ")
-    assert "objective.r1_weight=0.1, " in line
+    assert "objective.r1_weight=0.5, " in line
     assert "latent_size" not in line and "training.images" not in line
     assert line.endswith("; reasons: ray-gen recipes dcgan data.image_size=28")
 
@@ -157,7 +157,7 @@ def test_no_reason_is_told_for_a_field_that_another_kind_does_not_have() -> None
     assert "networks.generator.width" not in line
     line = chosen("dcgan", ["data=mnist5k", "networks.generator.kind=stylegan2"])
     assert "null" not in line
-    assert "networks.generator.width" not in line and "objective.r1_weight=0.1" in line
+    assert "networks.generator.width" not in line and "objective.r1_weight=0.5" in line
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """DCGAN (Radford et al. 2016) at its best: a discriminator without BatchNorm, with R1 and
-DiffAugment. Unmeasured: γ is a first value. networks.generator.width and
-networks.discriminator.width scale the networks."""
+DiffAugment. Measured on 6,174 emoji at 32 pixels with width 32, in 20 minutes of one CPU thread
+(some 400,000 images, 3 seeds): KID 2.2 to 2.6 (10^-3, features of a classifier of these images).
+That of the other families is more than twice as large after this time
+(jobs/studies/small32_best.yaml). networks.generator.width and networks.discriminator.width scale the networks."""
 
 from __future__ import annotations
 
@@ -38,9 +40,9 @@ def experiment(facts: Facts) -> Tree:
             "latent_size": Because(100, "As published."),
             "loss": "non_saturating",
             "r1_weight": Because(
-                round(0.1 * 4.0**facts.doublings, 4),
-                "γ: 0.1 at 32 pixels, four times as much at each doubling, as StyleGAN3's guide "
-                "advises. Unmeasured: try 1/5 and 5 times as much first.",
+                round(0.5 * 4.0**facts.doublings, 4),
+                "γ: 0.5 at 32 pixels, four times as much at each doubling, as StyleGAN3's guide "
+                "advises. Emoji at 32 pixels, 4 minutes: KID 7.4, and 9.0 with 0.1.",
             ),
             "augment": diff_augment(
                 facts,

@@ -1,7 +1,9 @@
 """R3GAN (Huang et al. 2024): the relativistic loss with R1 and R2 at every step, residual networks
 without normalisation, everything scheduled over one horizon. Published FID, with batches of 256 to
-512 on 8 GPUs: CIFAR-10 1.96, FFHQ 1.95 at 64 and 2.75 at 256. Unmeasured here, and with a batch of
-64. networks.generator.width and networks.discriminator.width scale it."""
+512 on 8 GPUs: CIFAR-10 1.96, FFHQ 1.95 at 64 and 2.75 at 256. Not for little time
+(jobs/studies/small32_best.yaml): with width 16, one block and a batch of 32, 20 minutes of one CPU
+thread, 92,000 images, give a KID of 17 (10^-3) on emoji at 32 pixels, blobs; its discriminator wins
+early. dcgan: 2.2 to 2.6. networks.generator.width and networks.discriminator.width scale it."""
 
 from __future__ import annotations
 
