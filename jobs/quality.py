@@ -126,7 +126,7 @@ def run(study: dict[str, Any], data: Path, dest: Path, only: list[str], minutes:
             ]
             images = _images_for(model["recipe"], changes, later, budget)
             kept = int(model.get("checkpoints", 1))
-            lengths = [*_lengths(images, kept), f"checkpoints.keep={kept}"]
+            lengths = [*_lengths(images, kept), f"checkpoints.keep={max(2, kept)}"]
             facts = {"recipe": model["recipe"], "changes": changes, "images": images}
             _one(facts, lengths, folder, data, study.get("metrics", METRICS))
 

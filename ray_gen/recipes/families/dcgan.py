@@ -2,7 +2,8 @@
 DiffAugment. Measured on 6,174 emoji at 32 pixels with width 32, in 20 minutes of one CPU thread
 (some 400,000 images, 3 seeds): KID 2.2 to 2.6 (10^-3, features of a classifier of these images).
 That of the other families is more than twice as large after this time
-(jobs/studies/small32_best.yaml). networks.generator.width and networks.discriminator.width scale the networks."""
+(jobs/studies/small32_best.yaml). networks.generator.width and networks.discriminator.width scale
+the networks."""
 
 from __future__ import annotations
 
