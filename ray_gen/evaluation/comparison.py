@@ -16,18 +16,25 @@ from ray_gen.evaluation.embedding import Embedding, Need
 from ray_gen.evaluation.extractors import takes_16_bits
 from ray_gen.evaluation.images import Consumer, own_share, seen_in_words, show
 from ray_gen.evaluation.metric import FeatureMetric, Given, Lacking, Metric, Set, Shown
-from ray_gen.evaluation.metrics import METRICS, NEED_NO_WEIGHTS
+from ray_gen.evaluation.metrics import METRICS, without_weights
 from ray_gen.evaluation.reconstructions import described
 from ray_gen.evaluation.scores import Score, Scores
+from ray_gen.evaluation.subject import Subject
 from ray_gen.settings import Settings
 
-_FREE = " and ".join(NEED_NO_WEIGHTS)
 _DOES = {
     "Reconstructs": "does not reconstruct images",
     "Encodes": "has no encoder",
     "Codes": "has no codes",
 }
 """What an objective lacks, by the protocol of `core` that it does not fulfil."""
+
+
+def or_without_weights(subject: Subject | None) -> str:
+    """The end of a remedy: the metrics that a model can have without weights. subject None: of
+    pictures of another tool."""
+    *names, last = without_weights(None if subject is None else subject.objective) or ("others",)
+    return f"or set evaluation.metrics to {', '.join(names)}{' and ' * bool(names)}{last} only"
 
 
 class Comparison:
@@ -119,8 +126,8 @@ class Comparison:
             raise Lacking(self.given.no_extractor, self.given.no_extractor)
         if metric.needs_weights and extractor is None:
             raise Refused(
-                f"evaluation.features: {asked} needs an extractor; name one, or set "
-                f"evaluation.metrics to {_FREE} only"
+                f"evaluation.features: {asked} needs an extractor; name one, "
+                f"{or_without_weights(self.given.subject)}"
             )
         if metric.needs_weights:
             self._check_channels()
@@ -139,7 +146,7 @@ class Comparison:
             f"{' channels' if wanted == 3 else ''}{without}; name a trained run of such images by "
             "--features run:RUN"
         )
-        message = f"evaluation.features: {why}, or set evaluation.metrics to {_FREE} only"
+        message = f"evaluation.features: {why}, {or_without_weights(given.subject)}"
         if given.default_extractor:
             raise Lacking(message, why)
         raise Refused(message)

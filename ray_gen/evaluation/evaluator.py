@@ -12,11 +12,11 @@ from ray_gen.core import Encodes, Networks, Objective, Reconstructs
 from ray_gen.data import Split, Store
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
-from ray_gen.evaluation.comparison import Comparison
+from ray_gen.evaluation.comparison import Comparison, or_without_weights
 from ray_gen.evaluation.extractors import Extractor
 from ray_gen.evaluation.images import Images, Subset, subset_of
 from ray_gen.evaluation.metric import Given, Set
-from ray_gen.evaluation.metrics import METRICS, NEED_NO_WEIGHTS
+from ray_gen.evaluation.metrics import METRICS
 from ray_gen.evaluation.progress import Progress, silent
 from ray_gen.evaluation.reconstructions import Originals, Reconstructed
 from ray_gen.evaluation.scores import Scores
@@ -150,6 +150,8 @@ class Evaluator:
         self._asked = list(METRICS) if settings.metrics == "auto" else list(settings.metrics)
         self._extractor: Extractor | None = None
         self._no_extractor: str | None = None
+        self._refusal: Refused | None = None
+        """Why there is no extractor, although the user named a metric that needs one."""
         if any(METRICS[name].needs_weights for name in self._asked):
             self._build_extractor()
 
@@ -160,6 +162,7 @@ class Evaluator:
     def checked(self, subject: Subject) -> Comparison:
         """The comparison that measures a model. Nothing is measured yet. Raises Refused for what
         cannot be measured."""
+        self._check_extractor(subject)
         sets: dict[Set, Images] = {}
         if subject.objective.has_prior and any(METRICS[name].of_samples for name in self._asked):
             reference = self.reference(self.settings.reference)
@@ -175,6 +178,7 @@ class Evaluator:
         """The comparison that measures images that exist already, e.g. pictures of another tool.
         opacity: whether their last channel is opacity. Raises Refused for what cannot be
         measured."""
+        self._check_extractor(None)
         given = self._given({"generated": generated, "reference": reference}, None, opacity)
         return Comparison(self._asked, self.settings, given)
 
@@ -259,6 +263,12 @@ class Evaluator:
             )
         return theirs[torch.arange(count) * len(theirs) // count].to(self._world.device)
 
+    def _check_extractor(self, subject: Subject | None) -> None:
+        """Raises Refused if the extractor that the user needs could not be built. The remedy names
+        metrics that fit the model."""
+        if self._refusal is not None:
+            raise Refused(f"{self._refusal}; {or_without_weights(subject)}") from self._refusal
+
     def _build_extractor(self) -> None:
         """Builds the extractor on all ranks or on none. One rank alone may lack internet access or
         the file."""
@@ -275,8 +285,8 @@ class Evaluator:
         if not self._automatic or features != InceptionFeatures():
             if not str(refusal).startswith("evaluation.features.weights"):
                 raise refusal
-            free = " and ".join(NEED_NO_WEIGHTS)
-            raise Refused(f"{refusal}; or set evaluation.metrics to {free} only") from refusal
+            self._refusal = refusal
+            return
         self._extractor, self._no_extractor = None, str(refusal)
 
 

@@ -20,7 +20,7 @@ from ray_gen.evaluation.scores import Better, Score
 from ray_gen.settings import Settings
 
 if TYPE_CHECKING:
-    from ray_gen.core import ImageShape
+    from ray_gen.core import ImageShape, Objective
     from ray_gen.distributed import World
     from ray_gen.evaluation.embedding import Embedding, Need, Sizes
     from ray_gen.evaluation.extractors import Extractor
@@ -154,6 +154,8 @@ class Metric(ABC, Generic[OwnSettings]):
     """If `of_reconstructions`: what the objective must be, a protocol of `core`."""
     needs_weights: ClassVar[bool] = False
     """Whether it needs an extractor, and so the extractor's weights."""
+    has_network: ClassVar[bool] = False
+    """Whether it brings a network of its own, whose weights it needs."""
     compares_pixels: ClassVar[bool] = False
     """Whether all sets that it compares must have the same height and width."""
     settings_class: ClassVar[type[Settings]] = Settings
@@ -168,6 +170,13 @@ class Metric(ABC, Generic[OwnSettings]):
     def names(cls) -> tuple[str, ...]:
         """Its names in `evaluation.metrics`."""
         return cls.asked_as or tuple(cls.scores)
+
+    @classmethod
+    def fits(cls, objective: Objective | None) -> bool:
+        """If `of_reconstructions`: whether the objective is what it needs. None: there is none."""
+        from ray_gen import core
+
+        return isinstance(objective, getattr(core, cls.needs_of_objective))
 
     def compares_with(self) -> Sequence[Set]:
         """The sets that it compares with the generated images. The evaluation checks that their

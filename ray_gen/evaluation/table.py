@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray_gen.evaluation.metrics import BETTER
+from ray_gen.evaluation.metrics import BETTER, metric_of
 from ray_gen.evaluation.scores import Score, Scores
 
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
@@ -25,6 +25,9 @@ ESSENTIAL = (
     (("warning",),),
 )
 """Protocol entries of a single metric that are always shown."""
+
+_GROUPS = ("generated", "originals", "")
+"""Entries that only protocols of samples and of reconstructions have. Empty: all others."""
 
 _Facts = dict[tuple[str, ...], Any]
 """A protocol as {path of an entry: value}."""
@@ -47,8 +50,8 @@ def table(runs: Sequence[tuple[str, Scores]], *, verbose: bool = False) -> str:
         values = [{s.name: _cell(s) for s in scores}.get(name, "") for _, scores in runs]
         rows.append([_heading(found[name]), *values])
     lines = [*_aligned(rows), ""]
-    for of_samples in (True, False):
-        lines += _protocols(runs, of_samples, verbose)
+    for group in _GROUPS:
+        lines += _protocols(runs, group, verbose)
     lines += dict.fromkeys(f"- left out: {why}" for _, scores in runs for why in scores.without)
     return "\n".join(lines).rstrip("\n")
 
@@ -95,17 +98,23 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], rule, *lines[1:]]
 
 
-def _protocols(runs: Sequence[tuple[str, Scores]], of_samples: bool, verbose: bool) -> list[str]:
-    """Lines about how the scores of samples, or those of held-out images, were measured."""
+def _group(score: Score) -> str:
+    return next((name for name in _GROUPS if name in score.protocol), "")
+
+
+def _protocols(runs: Sequence[tuple[str, Scores]], group: str, verbose: bool) -> list[str]:
+    """Lines about how the scores of a group were measured."""
     measured = [
-        {s.name: _facts(s.protocol) for s in scores if ("generated" in s.protocol) == of_samples}
+        {score.name: _facts(score.protocol) for score in scores if _group(score) == group}
         for _, scores in runs
     ]
     all_of_them = [facts for of_run in measured for facts in of_run.values()]
     if not all_of_them:
         return []
     common = _shared(all_of_them)
-    lines = [f"- {'samples' if of_samples else 'likelihood'}: {_words(common)}"]
+    metrics = dict.fromkeys(_metric(name) for of_run in measured for name in of_run)
+    head = "samples" if group == "generated" else ", ".join(metrics)
+    lines = [f"- {head}: {_words(common)}"] if common else []
     own: dict[str, list[tuple[int, str]]] = {}
     for number, ((run, _), of_run) in enumerate(zip(runs, measured, strict=True)):
         shared = _shared(list(of_run.values()))
@@ -129,6 +138,11 @@ def _protocols(runs: Sequence[tuple[str, Scores]], of_samples: bool, verbose: bo
             if here:
                 lines.append(f"- {run}, {', '.join(here)}: {words}")
     return lines
+
+
+def _metric(score: str) -> str:
+    """The metric that a value is of; the value itself if no metric here yields it."""
+    return metric_of(score) if score in BETTER else score
 
 
 def _facts(protocol: Mapping[str, Any], above: tuple[str, ...] = ()) -> _Facts:

@@ -31,7 +31,7 @@ from ray_gen.pixels import quantised
 from ray_gen.training.build import build_objective
 from ray_gen.training.state import State
 from tests.evaluation.helpers import Tiny, by_workers
-from tests.helpers import CLASSES, random_store, vae
+from tests.helpers import CLASSES, latent_autoencoder, random_store, vae
 
 PIXELS = ("psnr", "ssim", "codebook", "latents")
 
@@ -279,3 +279,26 @@ def test_lpips_is_the_distance_of_the_levels(tmp_path: Path) -> None:
     x, y = (2 * levels.float() / 255 - 1 for levels in (images, made))
     assert found.value == pytest.approx(distance(x, y).double().mean().item(), rel=1e-6)
     assert found.value > 0.01 and "lpips squeeze 0.1" in found.protocol["network"]
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (latent_autoencoder, "rsliced_wasserstein, psnr, ssim and latents"),
+        (
+            lambda: latent_autoencoder("objective.bottleneck={kind: vq, codes: 8}"),
+            "rsliced_wasserstein, psnr, ssim, codebook and latents",
+        ),
+        (vae, "nearest_neighbour, rsliced_wasserstein, psnr, ssim and latents"),
+    ],
+)
+def test_without_weights_the_remedy_names_what_the_model_can_have(make: Any, named: str) -> None:
+    this = make()
+    objective = build_objective(this)
+    of = subject_of(this, objective, State.build(this, objective, World()).ema.eval(), {})
+    features = {"kind": "inception", "weights": "/nowhere/a.pth"}
+    given = Evaluation.model_validate({"metrics": ["psnr", "rfid"], "features": features})
+    evaluator = Evaluator(given, random_store(8, 30, 35), "random", World())
+    with pytest.raises(Refused, match=f"{named} only$") as refused:
+        evaluator.scores(of)
+    assert ("to sliced" in str(refused.value)) == objective.has_prior

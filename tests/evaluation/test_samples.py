@@ -15,10 +15,10 @@ from ray_gen.evaluation.metrics import (
     ALL,
     BETTER,
     METRICS,
-    NEED_NO_WEIGHTS,
     OF_SAMPLES,
     metric_of,
     scores_of,
+    without_weights,
 )
 from ray_gen.evaluation.scores import Score
 from tests.evaluation.helpers import Made, Tiny, by_name, measured, pictures
@@ -66,7 +66,7 @@ def test_each_score_carries_its_protocol() -> None:
 
 
 def test_names_of_metrics_and_of_their_values() -> None:
-    assert NEED_NO_WEIGHTS == ("sliced_wasserstein", "nearest_neighbour")
+    assert without_weights(None) == ("sliced_wasserstein", "nearest_neighbour")
     assert metric_of("kl") == metric_of("likelihood") == "likelihood"
     assert metric_of("recall") == "recall"
     assert scores_of(["recall", "likelihood"])[:2] == ("recall", "elbo")

@@ -73,6 +73,22 @@ def test_what_all_have_in_common_is_told_once() -> None:
     assert text.count("- likelihood: ") == 1
 
 
+def test_lines_name_the_metrics_that_they_are_of() -> None:
+    """Reconstructions have no likelihood."""
+
+    def of_originals(name: str, **own: Any) -> Score:
+        held_out = {"data": "mnist5k", "split": "held_out", "images": 20}
+        return Score(name, 1.0, None, {"originals": held_out, **own})
+
+    latents = (of_originals("latent_std", unit="of z"), of_originals("latent_scaling"))
+    scores = (of_originals("psnr", unit="dB"), of_originals("ssim"), *latents)
+    text = table([("a", Scores(scores))])
+    assert "likelihood" not in text
+    assert "- psnr, ssim, latents: originals (data mnist5k, split held_out, images 20)" in text
+    text = table([("a", Scores((*scores, ELBO)))])
+    assert "- psnr, ssim, latents: originals (" in text and "- likelihood: unit nats" in text
+
+
 def test_what_differs_between_runs_stands_under_each() -> None:
     """Values of different extractors do not compare, and a reader must see it."""
     ours = (

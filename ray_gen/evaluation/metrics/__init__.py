@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_gen.evaluation.metric import Metric
 from ray_gen.evaluation.metrics.codebook import Codebook
@@ -24,6 +24,9 @@ from ray_gen.evaluation.metrics.rsliced_wasserstein import RslicedWasserstein
 from ray_gen.evaluation.metrics.sliced_wasserstein import SlicedWasserstein
 from ray_gen.evaluation.metrics.ssim import Ssim
 from ray_gen.evaluation.scores import Better
+
+if TYPE_CHECKING:
+    from ray_gen.core import Objective
 
 ALL: tuple[type[Metric[Any]], ...] = (
     Fid,
@@ -55,10 +58,19 @@ BETTER: dict[str, Better] = {name: better for kind in ALL for name, better in ki
 OF_SAMPLES = tuple(name for kind in ALL if kind.of_samples for name in kind.scores)
 """Names of the values that samples are measured by. The other values are of held-out images."""
 
-NEED_NO_WEIGHTS = tuple(
-    name for name, kind in METRICS.items() if kind.of_samples and not kind.needs_weights
-)
-"""Names of the metrics that compare samples without an extractor."""
+
+def without_weights(objective: Objective | None) -> tuple[str, ...]:
+    """Names of the metrics of samples and of reconstructions that need no weights, of those that
+    fit a model. objective: of the model. None: pictures of another tool."""
+
+    def fits(kind: type[Metric[Any]]) -> bool:
+        if kind.needs_weights or kind.has_network:
+            return False
+        if kind.of_samples:
+            return objective is None or objective.has_prior
+        return kind.of_reconstructions and kind.fits(objective)
+
+    return tuple(name for name, kind in METRICS.items() if fits(kind))
 
 
 def scores_of(names: Iterable[str]) -> tuple[str, ...]:

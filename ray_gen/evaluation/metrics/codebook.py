@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ray_gen.core import Objective
     from ray_gen.evaluation.images import Consumer
 
 
@@ -28,13 +29,18 @@ class Codebook(Metric[Settings]):
     of_reconstructions = True
     needs_of_objective = "Codes"
 
-    def check(self) -> None:
-        """The model has codes."""
+    @classmethod
+    def fits(cls, objective: Objective | None) -> bool:
+        """Whether the model has codes."""
         from ray_gen.core import Codes
 
+        return isinstance(objective, Codes) and bool(objective.code_count)
+
+    def check(self) -> None:
+        """The model has codes."""
         subject = self.given.subject
-        assert subject is not None and isinstance(subject.objective, Codes)
-        if not subject.objective.code_count:
+        assert subject is not None
+        if not self.fits(subject.objective):
             raise Lacking(
                 "evaluation.metrics: codebook counts codes, and this model has none; leave it out",
                 None,

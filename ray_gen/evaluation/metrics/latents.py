@@ -14,6 +14,7 @@ from ray_gen.settings import Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ray_gen.core import Objective
     from ray_gen.evaluation.images import Consumer
     from ray_gen.evaluation.reconstructions import Rows
 
@@ -29,6 +30,11 @@ class Latents(Metric[Settings]):
     of_samples = False
     of_reconstructions = True
     needs_of_objective = "Encodes"
+
+    @classmethod
+    def fits(cls, objective: Objective | None) -> bool:
+        """Whether the model has one latent."""
+        return super().fits(objective) and objective is not None and len(objective.latents) == 1
 
     def check(self) -> None:
         """The model has one latent."""
@@ -83,9 +89,10 @@ class Latents(Metric[Settings]):
             "mean_of_channels": means.tolist(),
             "std_of_channels": deviations.tolist(),
         }
-        yield Score("latent_std", deviation, None, protocol)
+        yield Score("latent_std", deviation, None, {"unit": "of all numbers of z", **protocol})
         if deviation:
-            yield Score("latent_scaling", 1 / deviation, None, protocol)
+            scaling = {"unit": "z times this has std 1", **protocol}
+            yield Score("latent_scaling", 1 / deviation, None, scaling)
 
 
 def moments_of(mean: Tensor, log_variance: Tensor | None) -> Tensor:

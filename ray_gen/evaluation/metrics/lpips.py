@@ -34,6 +34,7 @@ class Lpips(PairMetric[LpipsSettings]):
     """`lpips`: the mean over images of `perceptual.LpipsDistance`."""
 
     scores = {"lpips": "lower"}
+    has_network = True
     settings_class = LpipsSettings
 
     def check(self) -> None:
