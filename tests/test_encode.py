@@ -189,5 +189,28 @@ def test_the_command_line(place: Path, tmp_path: Path) -> None:
     arguments = ["encode", str(place / "run"), str(place / "pictures"), str(tmp_path / "to")]
     done = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "2x4x4" in done.output and "data=latents:" in done.output
+    assert "2x4x4" in done.output
+    assert f"data=latents:{tmp_path / 'to'}\n" in done.output
     assert all_rows(tmp_path / "to")["mean"].dtype == np.float16
+
+
+def test_the_command_line_says_what_flips_and_corrupt_images_came_to(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {
+        "images": {"train": 5},
+        "latents": {
+            "shape_CHW": [2, 4, 4],
+            "moments": ["mean", "std", "mean_flipped", "std_flipped"],
+            "statistics": {"std_of_all": 1.0},
+        },
+    }
+    one, two = ", 1 corrupt image skipped", ", 2 corrupt images skipped"
+    for skipped, words in ((0, ""), (1, one), (2, two)):
+        given = {**told, "skipped": skipped}
+        monkeypatch.setattr("ray_gen.launch.encode.encode", lambda *_, given=given, **__: given)
+        arguments = ["encode", str(place / "run"), str(tmp_path / "to"), "--flips"]
+        done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+        first, last = done.output.splitlines()[-2:]
+        assert f"deviation 1{words}" in first and ("skipped" in first) == (skipped > 0)
+        assert last.endswith(f"data=latents:{tmp_path / 'to'} data.flip=true")

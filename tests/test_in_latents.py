@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import ray_gen
@@ -19,10 +21,13 @@ from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.evaluation.request import Request, measure
 from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.experiment.data import LatentsData
 from ray_gen.launch.encode import encode
 from ray_gen.launch.worker import commit_and_prune, reports
 from ray_gen.pipeline.export import export
+from ray_gen.runs.captions import line_height
 from ray_gen.runs.checkpoints import checkpoint_name
+from ray_gen.runs.pictures import zoom_of
 from ray_gen.storage import Folder
 from ray_gen.training.build import build_networks, build_objective
 from ray_gen.training.code import custom_targets
@@ -144,6 +149,37 @@ def test_a_run_and_its_export_need_nothing_else(place: Path, tmp_path: Path) -> 
         assert pipeline.interpolate(z[:1], z[1:2], steps=3).shape[-3:] == (1, 8, 8)
     finally:
         hidden.rename(place)
+
+
+def test_a_plan_and_a_card_name_the_autoencoder_and_leave_out_its_experiment(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_GEN_CACHE", str(place / "cache"))
+    experiment = experiment_on(place, "data.flip=true")
+    data = experiment.data
+    assert isinstance(data, LatentsData) and data.autoencoder is not None
+    named = f"the autoencoder {data.autoencoder['name']} (digest {data.autoencoder_digest})"
+    plan = ray_gen.check(experiment, storage=tmp_path, local=True)
+    assert f"decodes     {named}, of folder:{place}/pictures" in plan.text()
+    assert "encoded:" not in plan.text() and "autoencoder:" not in plan.text()
+    assert "encoded:" in plan.text(full=True) and "autoencoder:" in plan.text(full=True)
+    export(place / "run", tmp_path / "out", formats=["safetensors"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"The model draws latents, which {named} decodes." in card
+    assert "\n  encoded: null\n" in card and "\n  autoencoder: null\n" in card
+
+
+def test_real_images_are_captioned_as_what_they_are(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The autoencoder's images of the latents, with white and words above them."""
+    monkeypatch.setenv("RAY_GEN_CACHE", str(place / "cache"))
+    with Image.open(place / "run" / "samples" / "real.png") as real:
+        high, down = real.size[1], 10 * zoom_of(8, 8)  # of a row, with white between two
+        pixels = np.asarray(real.convert("L"))
+    head = line_height(8 * zoom_of(8, 8))
+    assert (high - head) % down == 2 * zoom_of(8, 8)
+    assert (pixels[:head] < 128).any()
 
 
 def test_metrics_compare_with_the_images_that_were_encoded(
@@ -289,5 +325,5 @@ def test_what_cannot_make_latents_is_refused(place: Path) -> None:
             )
     pipeline = ray_gen.load(place / "run")
     assert isinstance(pipeline.objective, Decodes)
-    with pytest.raises(Refused, match="has no discriminator"):
+    with pytest.raises(Refused, match="a discriminator, but it judges latents, not images; take a"):
         pipeline.discriminate(torch.zeros(1, 1, 8, 8))

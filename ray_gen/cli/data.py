@@ -238,6 +238,11 @@ def convert(
         leave(130)
         return
     counts = ", ".join(f"{count:,} {split}" for split, count in sorted(manifest["images"].items()))
-    skipped = f", {manifest['skipped']:,} corrupt images skipped" if manifest["skipped"] else ""
+    skipped = skipped_in_words(manifest["skipped"])
     click.echo(f"{destination}: {counts} in {len(manifest['shards'])} files{skipped}")
     click.echo(f"  train: ray-gen train RECIPE data=parquet:{destination} data.placement=stream")
+
+
+def skipped_in_words(count: int) -> str:
+    """The end of a line about so many corrupt images. Empty without any."""
+    return f", {count:,} corrupt image{'s' * (count > 1)} skipped" if count else ""

@@ -49,7 +49,7 @@ def encode(
     the label. DEST also gets the autoencoder, and a manifest with the statistics of each channel.
     Run the same command again to write missing files.
     """
-    from ray_gen.cli.data import leave
+    from ray_gen.cli.data import leave, skipped_in_words
     from ray_gen.cli.progress import measuring
 
     if len(places) > 2:
@@ -79,8 +79,9 @@ def encode(
         leave(130)
         return
     counts = ", ".join(f"{count:,} {split}" for split, count in sorted(manifest["images"].items()))
-    skipped = f", {manifest['skipped']:,} corrupt images skipped" if manifest["skipped"] else ""
+    skipped = skipped_in_words(manifest["skipped"])
     shape = "x".join(map(str, manifest["latents"]["shape_CHW"]))
     std = manifest["latents"]["statistics"]["std_of_all"]
     click.echo(f"{destination}: {counts} of {shape}, standard deviation {std:.4g}{skipped}")
-    click.echo(f"  train: ray-gen train RECIPE data=latents:{destination}")
+    flip = " data.flip=true" if "mean_flipped" in manifest["latents"]["moments"] else ""
+    click.echo(f"  train: ray-gen train RECIPE data=latents:{destination}{flip}")

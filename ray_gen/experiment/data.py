@@ -346,6 +346,14 @@ class DataSettings(PixelFields):
         """A copy for others: of a local path only its last part, of a URI no user and no query."""
         return self.with_places(lambda path: without_place(path) or "data")
 
+    def brief(self) -> Self:
+        """A copy without what other models say of themselves."""
+        return self
+
+    def decoded_by(self) -> str | None:
+        """The model that decodes the samples of a model of these data, in words. None: none."""
+        return None
+
     def shares(self) -> tuple[float, ...] | None:
         """The weights of joined sources. None: all images alike."""
         return None
@@ -675,6 +683,17 @@ class LatentsData(DataSettings):
             return super().published()
         told = self.pictures.published().model_dump(mode="json")
         return super().published().model_copy(update={"encoded": told})
+
+    def brief(self) -> Self:
+        """See `DataSettings.brief`: without the autoencoder's experiment and its images."""
+        return self.model_copy(update={"autoencoder": None, "encoded": None})
+
+    def decoded_by(self) -> str | None:
+        """See `DataSettings.decoded_by`: the autoencoder."""
+        if self.autoencoder is None:
+            return None
+        digest = f" (digest {self.autoencoder_digest})" if self.autoencoder_digest else ""
+        return f"the autoencoder {self.autoencoder.get('name', 'beside them')}{digest}"
 
 
 class ArrowData(DataSettings):

@@ -128,6 +128,11 @@ ELSEWHERE = (
     Called("d_reg_interval d_reg_every r1_interval", "r1_every"),
     Called("n_critic critic_iters critic_steps d_steps n_dis disc_steps", "discriminator_steps"),
     Called("kl_weight kld_weight kl_coef beta_kl", "objective.beta"),
+    Called(
+        "kl_weight kld_weight kl_coef beta_kl",
+        "objective.bottleneck.weight",
+        "It is of means; `ray-gen fields objective.bottleneck.weight` converts weights of sums",
+    ),
     Called("class_cond class_conditional cond", "objective.conditional"),
     Called("model arch architecture", "networks", "The losses are set by objective.kind"),
     Called("gan vae objective_kind", "objective.kind", "A GAN's loss is objective.loss"),
@@ -210,6 +215,10 @@ _LOSSES = {
     "saturating mm": "minimax",
     "hingegan geometric": "hinge",
 }
+_RECONSTRUCTIONS = {
+    "mse mseloss l2loss squared gaussian": "l2",
+    "mae l1loss absolute laplace": "l1",
+}
 _NETWORKS = {
     "sngan biggan wgan wgangp resnet18": "resnet",
     "stylegan stylegan2ada stylegan3": "stylegan2",
@@ -226,7 +235,11 @@ def kind_here(path: str, kind: str) -> str | None:
     None if no such name is known."""
     name = "".join(letter for letter in kind.lower() if letter.isalnum())
     section = path.partition(".")[0]
-    names = {"objective.kind": _OBJECTIVES, "objective.loss": _LOSSES}.get(path)
+    names = {
+        "objective.kind": _OBJECTIVES,
+        "objective.loss": _LOSSES,
+        "objective.reconstruction": _RECONSTRUCTIONS,
+    }.get(path)
     if names is None and section == "networks" and path.endswith(".kind"):
         names = _NETWORKS
     found = (here for known, here in (names or {}).items() if name in known.split())
@@ -250,6 +263,8 @@ def called_here(path: str, known: Sequence[str], value: Any, given: Any) -> str 
             return called.note
         ends = [p for p in known if p.endswith(f".{called.here}")]
         found = [called.here] if called.here in known else ends
+        if found and "." not in found[0] and path.count(".") > 1:
+            continue  # a field of a network, say, is none of the whole run
         if found:
             note = f" {called.note}" if called.note else ""
             example = _converted(called, path, found[0], value, given)

@@ -51,7 +51,7 @@ from ray_gen.training.code import (
     custom_targets,
     with_code,
 )
-from ray_gen.training.loop import ALL_SEEN, failure_of, finished
+from ray_gen.training.loop import ALL_SEEN, ASKED, failure_of, finished
 from ray_gen.training.rehearsal import rehearse
 from ray_gen.training.sources import as_begun, open_data, resolved_by
 from ray_gen.training.start import StartingPoint, Table, table_of
@@ -461,6 +461,8 @@ def _tell(run: Run, *, has_prior: bool) -> None:
     failure = f"; {run.failure}" if run.failure else ""
     print(f"{run.location}: {run.images:,} images, {run.stop}{told}{failure}")
     quoted = shlex.quote(run.location)
+    if run.stop == ASKED:
+        print(f"  resume: ray-gen resume {quoted}")
     print(f"  look:   ray-gen tensorboard {quoted}")
     if has_prior:
         print(f"  sample: ray-gen sample {quoted} --count 64 --seed 0 --output grid.png")

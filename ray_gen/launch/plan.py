@@ -84,6 +84,9 @@ class Plan:
         found += [*_lines("data", self.data), *_lines("start", self.start)]
         found.append(_line("networks", self._networks()))
         found += [_line(name, words) for name, words in self.described.items()]
+        if (decoder := self.experiment.data.decoded_by()) is not None:
+            encoded = self.experiment.data.pictures.short_form
+            found.append(_line("decodes", f"{decoder}, of {encoded}"))
         found.append(_line("steps", self._steps()))
         found += [_line(*both) for both in self._told().items()]
         if self.memory is not None:
@@ -94,7 +97,8 @@ class Plan:
         found += [_line("evaluations", self._evaluations()), _line("trains", self._where())]
         found.append(_line("loggers", ", ".join(one.kind for one in self.experiment.loggers)))
         title = "experiment" if full else "experiment, without defaults (--full: every field)"
-        yaml = self.experiment.to_yaml() if full else brief_yaml(self.experiment)
+        brief = self.experiment.model_copy(update={"data": self.experiment.data.brief()})
+        yaml = self.experiment.to_yaml() if full else brief_yaml(brief)
         return "\n".join([*found, "", f"# {title}", yaml.rstrip()])
 
     def _told(self) -> Mapping[str, str]:

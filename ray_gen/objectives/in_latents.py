@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ray_gen.core import Clamps, Networks, Noise, Objective, Phase, Signature
+from ray_gen.core import Clamps, Discriminates, Networks, Noise, Objective, Phase, Signature
 from ray_gen.pixels import stretched
 
 NAME = "autoencoder"
@@ -79,6 +79,7 @@ class InLatents(Objective):
         self.latents: Mapping[str, Noise] = objective.latents
         self.has_prior = objective.has_prior
         self.sampling_noise = objective.sampling_noise
+        self.judges_latents = isinstance(objective, Discriminates)
         for name in _SHARED:
             if hasattr(objective, name):
                 setattr(self, name, getattr(objective, name))

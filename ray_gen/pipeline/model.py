@@ -566,6 +566,11 @@ class Model:
         `image_range`."""
         if isinstance(self.objective, Discriminates):
             return self.objective
+        if getattr(self.objective, "judges_latents", False):
+            raise Refused(
+                f"{self._kind} has a discriminator, but it judges latents, not images; take a run "
+                "that was trained on images"
+            )
         raise Refused(
             f"{self._kind} has no discriminator; take a run whose objective has one "
             "(your own class needs `discriminate`: `ray_gen.core.Discriminates`)"

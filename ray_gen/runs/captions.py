@@ -27,6 +27,8 @@ _LEAST, _MOST = 11, 20
 class Captions:
     """The words of a grid. Text that does not fit ends in "…"."""
 
+    title: str = ""
+    """Above all."""
     columns: Sequence[str] = ()
     """Above each column."""
     rows: Sequence[str] = ()
@@ -92,7 +94,8 @@ def captioned(picture: NDArray[np.uint8], captions: Captions, tiles: Tiles) -> N
     font = _font(_size(tiles.width))
     rows = [_fitted(text, max(120, 2 * tiles.width), font) for text in captions.rows]
     line = line_height(tiles.width)
-    top = line if captions.columns else 0
+    head = line if captions.title else 0
+    top = head + (line if captions.columns else 0)
     left = math.ceil(max(map(font.getlength, rows), default=0)) + (6 if rows else 0)
     wider = np.pad(picture, ((top, 0), (left, 0), (0, 0)), constant_values=255)
     grey = wider.shape[2] == 1
@@ -105,6 +108,9 @@ def captioned(picture: NDArray[np.uint8], captions: Captions, tiles: Tiles) -> N
         told = _fitted(text, tiles.right - 2, font)
         draw.text((middle, bottom - 3), told, fill=black, font=font, anchor="ms")
 
+    if captions.title:
+        told = _fitted(captions.title, wider.shape[1] - left - 2 * tiles.gap, font)
+        draw.text((left + tiles.gap, head - 3), told, fill=black, font=font, anchor="ls")
     for column, text in enumerate(captions.columns):
         centred(text, column, top)
     for number, text in enumerate(captions.images):

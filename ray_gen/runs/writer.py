@@ -28,7 +28,7 @@ from ray_gen.evaluation.scores import score_in
 from ray_gen.experiment import Experiment
 from ray_gen.pixels import to_range
 from ray_gen.runs import pictures
-from ray_gen.runs.captions import SHOWN, count_shown
+from ray_gen.runs.captions import NO_CAPTIONS, SHOWN, Captions, count_shown
 from ray_gen.runs.checkpoints import BEST, DUE, commit, discard, mend_best
 from ray_gen.runs.evaluations import EVALUATIONS, evaluation_file
 from ray_gen.runs.loggers import Loggers
@@ -48,6 +48,8 @@ SAMPLES = "samples"
 SPREAD = "samples/spread"
 """How much samples differ from each other, relative to real images. Near 0: all samples are
 alike."""
+DECODED = "reconstructions (the images, encoded and decoded)"
+"""Above the real images of a run on latents."""
 PICTURED = SHOWN
 """Number of images in a grid, and of samples that are compared with each other."""
 
@@ -261,7 +263,11 @@ class RunWriter:
         grids = self._grids(samples)
         if not self._reported:
             self._reported = True
-            grids["real"] = pictures.grid(self._real, opacity=self._opacity, zoom=self._zoom)
+            decoded = isinstance(self._objective, Decodes)
+            captions = Captions(title=DECODED) if decoded else NO_CAPTIONS
+            grids["real"] = pictures.grid(
+                self._real, opacity=self._opacity, zoom=self._zoom, captions=captions
+            )
         for name, picture in grids.items():
             file_name = "real.png" if name == "real" else f"{name}_{report.images:012d}.png"
             pictures.save_png(picture, self._folder / SAMPLES / file_name)

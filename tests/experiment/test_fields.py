@@ -23,10 +23,14 @@ from ray_gen import recipes
 from ray_gen.cli import main
 from ray_gen.experiment import Experiment, ExperimentError, manual
 from ray_gen.experiment.elsewhere import ELSEWHERE
+from ray_gen.recipes import family_text
 from ray_gen.settings import Settings
 from tests.experiment.test_experiment import GAN, VAE
 
 EXPERIMENT = Path(manual.__file__).parent
+
+
+LATENT = family_text("latent-small", ["data=folder:/x", "data.image_size=64"])
 
 
 def said(*arguments: str) -> str:
@@ -391,6 +395,11 @@ def test_one_wrong_letter_in_a_path_suggests_the_right_path(field: Any, random: 
         (VAE, "output_dir=x", "did you mean storage?"),
         (VAE, "dataset=x", "did you mean data? Write data=PATH"),
         (VAE, "path=x", "did you mean data? Write data=PATH"),
+        (GAN, "networks.generator.output=tanh", "there is no such field; there are: "),
+        (LATENT, "objective.kl_weight=1", "did you mean objective.bottleneck.weight? It is"),
+        (VAE, "objective.kl_weight=1", "did you mean objective.beta?"),
+        (LATENT, "objective.reconstruction=mse", "write objective.reconstruction=l2"),
+        (LATENT, "objective.reconstruction=MAE", "write objective.reconstruction=l1"),
         (VAE, "networks.encoder.dropout=0.1", "no network of the package has dropout"),
         (VAE, "checkpoints.every_images=5", "did you mean training.checkpoint_every_images?"),
         # A value for a whole part.
@@ -411,6 +420,7 @@ def test_names_from_elsewhere_and_from_other_levels(text: str, override: str, to
 
 def test_what_names_from_elsewhere_lead_to_exists() -> None:
     known = [path for _, path, _ in PATHS] + ["optimizers.NAME.weight_decay"]
+    known.append("objective.bottleneck.weight")
     for called in ELSEWHERE:
         if called.here is not None:
             assert any(f".{path}".endswith(f".{called.here}") for path in known), called

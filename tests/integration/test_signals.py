@@ -156,7 +156,7 @@ def test_a_signal_to_all_processes_saves(command: Command, stage) -> None:
     processes = to_all(command, signal.SIGTERM)
     assert command.ends() == 130
     assert any("asked to stop" in line for line in command.said)
-    words = ("saving and stopping", "images", "look:", "sample:")
+    words = ("saving and stopping", "images", "resume:", "look:", "sample:")
     after = command.said[command.said.index("starting 2 workers") + 1 :]
     assert all(any(word in line for word in words) for line in after), "words of Ray"
     assert has_saved(command)

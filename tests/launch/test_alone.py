@@ -185,6 +185,7 @@ def test_a_signal_to_the_whole_group_saves_first(
     told, _ = driver.communicate(timeout=120)
     assert driver.returncode == 130, told
     assert "saving and stopping" in told and "asked to stop" in told
+    assert f"  resume: ray-gen resume {tmp_path}" in told
     assert len(checkpoints(Folder(str(tmp_path / "a")))) > 0
     assert not [process for process in started if process.lives]
 

@@ -50,7 +50,7 @@ def card(
         _truncation(truncation, files),
         _files(files),
         _metrics(facts),
-        f"## Recipe\n\n```yaml\n{published(experiment).to_yaml()}```",
+        _recipe(published(experiment)),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -75,10 +75,19 @@ def _summary(experiment: Experiment, facts: Facts) -> str:
     conditional = f" given {' and '.join(given)}" if given else ""
     trained = "" if facts.images is None else f", trained on {facts.images:,} images"
     weights = {"ema": " Its weights are averages over training (EMA).", "raw": "", None: ""}
+    decoder = experiment.data.decoded_by()
+    decodes = "" if decoder is None else f" The model draws latents, which {decoder} decodes."
     return (
         f"# {facts.name or experiment.name}\n\n{what} of {size} images{known}{conditional}"
         f"{trained}; made with ray_gen {__version__}.{weights[facts.weights]}"
+        f"{decodes}"
     )
+
+
+def _recipe(experiment: Experiment) -> str:
+    """The experiment, without that of an autoencoder."""
+    told = experiment.model_copy(update={"data": experiment.data.brief()})
+    return f"## Recipe\n\n```yaml\n{told.to_yaml()}```"
 
 
 def _conditions(experiment: Experiment) -> Sequence[Condition]:
