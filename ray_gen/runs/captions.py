@@ -27,14 +27,14 @@ _LEAST, _MOST = 11, 20
 class Captions:
     """The words of a grid. Text that does not fit ends in "…"."""
 
-    title: str = ""
-    """Above all."""
     columns: Sequence[str] = ()
     """Above each column."""
     rows: Sequence[str] = ()
     """Left of each row."""
     images: Sequence[str] = ()
     """Above each image, in reading order."""
+    title: str = ""
+    """Above the whole grid."""
 
 
 NO_CAPTIONS = Captions()

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from ray_gen.data.errors import DataError
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.data import from_short_form
 from ray_gen.experiment.manual import explained, flow
@@ -142,7 +141,9 @@ def _with_size(data: dict[str, Any]) -> dict[str, Any]:
     none."""
     if data["kind"] != "latents" or "image_size" in data or "path" not in data:
         return data
-    from ray_gen.data.sources.latents import LatentManifest  # imports torch
+    # They import torch.
+    from ray_gen.data.errors import DataError
+    from ray_gen.data.sources.latents import LatentManifest
 
     try:
         _, height, width = LatentManifest.read(str(data["path"])).moments.shape_CHW
