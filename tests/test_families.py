@@ -127,7 +127,7 @@ def test_the_command_lists_families_and_prints_one() -> None:
     listed = CliRunner().invoke(main, ["recipes"]).stdout
     assert all(f"\n{name}\n" in listed for name in FAMILIES)
     done = CliRunner().invoke(main, ["recipes", "dcgan", "data.image_size=64"])
-    assert done.exit_code == 0 and "r1_weight: 0.4" in done.stdout
+    assert done.exit_code == 0 and "r1_weight: 2.0" in done.stdout
     done = CliRunner().invoke(main, ["recipes", "vae-mnist5k", "seed=1"])
     assert done.exit_code == 2 and "is a complete recipe" in done.stderr
 

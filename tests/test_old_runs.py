@@ -39,8 +39,10 @@ HERE = {
     "processor": _processor(),
     "capability": torch.backends.cpu.get_cpu_capability(),
 }
-NEAR = {"rtol": 0.0, "atol": 0.0} if EXPECTED["made_on"] == HERE else {"rtol": 1e-4, "atol": 1e-5}
-"""Bit for bit where the arithmetic is that of the machine that made them."""
+ALIKE, APART = {"rtol": 2e-5, "atol": 2e-7}, {"rtol": 1e-4, "atol": 1e-5}
+NEAR = ALIKE if EXPECTED["made_on"] == HERE else APART
+"""On a processor of the same name only rounding may differ: generations of one name add in other
+orders."""
 
 
 @pytest.fixture(autouse=True)

@@ -33,6 +33,7 @@ from ray_gen.core import (
     VectorToImage,
 )
 from ray_gen.experiment import Experiment, ExperimentError
+from ray_gen.objectives.decoding import gaussian_posterior
 from ray_gen.objectives.vae import Vae
 from ray_gen.training.build import better_of, build_objective, class_of
 from tests.helpers import ADAM, TRAINING, experiment, trained, vae, weights
@@ -209,7 +210,7 @@ class Pairs(Vae):
     """A subclass of one of ours whose `encode` returns a pair, as in 0.1."""
 
     def encode(self, networks, images, labels):  # type: ignore[override]
-        return self._posterior(networks, images, labels)
+        return gaussian_posterior(networks, images, labels)
 
 
 class Modules(Vae):

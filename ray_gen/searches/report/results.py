@@ -62,7 +62,7 @@ class Axis:
         if place is None:
             return None
         low, high, at = (math.log(n) if self.log else n for n in (self.low, self.high, place))
-        return (at - low) / (high - low)
+        return (at - low) / (high - low) if high > low else 0.5
 
     def spread(self, k: int) -> float:
         """A small offset that separates trials with the same choice."""
