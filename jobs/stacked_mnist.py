@@ -131,7 +131,7 @@ def modes(dest: Path, runs: list[str], count: int) -> None:
     drawn = torch.from_numpy(np.stack(real)).permute(0, 3, 1, 2).float() / 255
     _print("real stacks", counts(model, drawn))
     for run in runs:
-        _print(run, counts(model, ray_gen.Pipeline.from_pretrained(run).sample(count)))
+        _print(run, counts(model, ray_gen.load(run).sample(count)))
 
 
 def _print(name: str, found: Tensor) -> None:
