@@ -132,9 +132,8 @@ class Trained:
     """Of processor time."""
 
 
-def by_ray_gen(this: Experiment, store: Store, weights: str) -> dict[str, Trained]:
+def by_ray_gen(this: Experiment, store: Store) -> dict[str, Trained]:
     """Trained by ray_gen: its last weights, and their average."""
-    del weights
     objective = build_objective(this)
     state = State.build(this, objective, World())
     before = time.process_time()
@@ -148,7 +147,7 @@ def by_pythae(this: Experiment, store: Store, name: str) -> Trained:
     objective = build_objective(this)
     networks = State.build(this, objective, World()).networks
     low = objective.image_range[0]
-    model = OF_PYTHAE[name](networks, this, low)
+    model = OF_PYTHAE[name](networks, this)
     images = store.train.images_NHWC.permute(0, 3, 1, 2).float() / 255.0
     trainer = _trainer(model, images * (1.0 - low) + low, this, adversarial=name == "vae-gan")
     steps = this.training.images // this.training.global_batch_size
@@ -198,10 +197,9 @@ def _wrapped(
     return Encoder(), Decoder()
 
 
-def _pythae_vae(networks: Networks, this: Experiment, low: float) -> Any:
+def _pythae_vae(networks: Networks, this: Experiment) -> Any:
     from pythae.models import IWAE, VAE, IWAEConfig, VAEConfig
 
-    del low
     objective: Any = this.objective
     size: dict[str, Any] = {"input_dim": this.image_shape, "latent_dim": objective.latent_size}
     pair = _wrapped(networks, sigmoid=True)
@@ -211,10 +209,9 @@ def _pythae_vae(networks: Networks, this: Experiment, low: float) -> Any:
     return IWAE(config, *pair)
 
 
-def _pythae_vq(networks: Networks, this: Experiment, low: float) -> Any:
+def _pythae_vq(networks: Networks, this: Experiment) -> Any:
     from pythae.models import VQVAE, VQVAEConfig
 
-    del low
     objective: Any = this.objective
     config = VQVAEConfig(
         input_dim=this.image_shape,
@@ -225,12 +222,10 @@ def _pythae_vq(networks: Networks, this: Experiment, low: float) -> Any:
     return VQVAE(config, *_wrapped(networks, maps=True))
 
 
-def _pythae_vae_gan(networks: Networks, this: Experiment, low: float) -> Any:
+def _pythae_vae_gan(networks: Networks, this: Experiment) -> Any:
     from pythae.models import VAEGAN, VAEGANConfig
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDiscriminator
-
-    del low
 
     class Discriminator(BaseDiscriminator):
         depth = 1
@@ -250,7 +245,7 @@ def _pythae_vae_gan(networks: Networks, this: Experiment, low: float) -> Any:
     return VAEGAN(config, *_wrapped(networks), Discriminator())
 
 
-OF_PYTHAE: dict[str, Callable[[Networks, Experiment, float], Any]] = {
+OF_PYTHAE: dict[str, Callable[[Networks, Experiment], Any]] = {
     "vae": _pythae_vae,
     "iwae-5": _pythae_vae,
     "vq": _pythae_vq,
@@ -307,7 +302,7 @@ def compare(name: str, seeds: int, share: float) -> None:
         asked = model.experiment(seed, share)
         store = open_data(asked)
         this = resolved_by(asked, store)
-        trained = by_ray_gen(this, store, name) | {"pythae": by_pythae(this, store, name)}
+        trained = by_ray_gen(this, store) | {"pythae": by_pythae(this, store, name)}
         for whose, one in trained.items():
             found = evaluated(this, store, model, one.networks)
             scores.setdefault(whose, []).append(found[model.score])

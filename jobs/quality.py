@@ -126,9 +126,8 @@ def run(study: dict[str, Any], data: Path, dest: Path, only: list[str], minutes:
             ]
             images = _images_for(model["recipe"], changes, later, budget)
             kept = int(model.get("checkpoints", 1))
-            lengths = [*_lengths(images, kept), f"checkpoints.keep={max(2, kept)}"]
             facts = {"recipe": model["recipe"], "changes": changes, "images": images}
-            _one(facts, lengths, folder, data, study.get("metrics", METRICS))
+            _one(facts, _lengths(images, kept), folder, data, study.get("metrics", METRICS))
 
 
 def _filled(value: Any, data: Path, dest: Path) -> str:
@@ -156,6 +155,7 @@ def _lengths(images: int, checkpoints: int = 1) -> list[str]:
         f"training.images={images}",
         f"training.report_every_images={max(1, images // 20)}",
         f"training.checkpoint_every_images={max(1, images // checkpoints)}",
+        f"checkpoints.keep={max(2, checkpoints)}",
         "checkpoints.every_minutes=null",
         "evaluation.every_images=null",
     ]

@@ -43,9 +43,9 @@ class Codebook(PhaseSums):
     and no encoding becomes it. Encodings offer themselves: each one, at a code that is drawn, with
     the probability K d² / Σ d². d is its distance from its nearest code. Σ d² is over all encodings
     of the phase before. So a code gets at most one offer on average: M / K of them, if a phase has
-    M < K encodings. A code out of use with exactly one
-    offer takes it, with the mean N. Offers are declared noise of each image, and a code adds its
-    offers up over all ranks. So this does not depend on which rank saw an encoding.
+    M < K encodings. A code out of use with exactly one offer takes it, with the mean N. Offers are
+    declared noise of each image, and a code adds its offers up over all ranks. So this does not
+    depend on which rank saw an encoding.
 
     *Start.* kmeans: one code is in use, all others are dead. Their offers are the draws of
     k-means|| (Bahmani et al. 2012, algorithm 2, step 4). The means that follow are Lloyd's

@@ -13,8 +13,8 @@ LEVELS: dict[int, tuple[int, ...]] = {
     2**15: (8, 8, 8, 8, 8),
     2**16: (8, 8, 8, 5, 5, 5),
 }
-"""Mentzer et al. 2024, table 1: 2^8, 2^10, 2^12, 2^14 and 2^16. The
-others are ours. Products are within 10 % of the size (240 for 2^8)."""
+"""Mentzer et al. 2024, table 1: 2^8, 2^10, 2^12, 2^14 and 2^16. The others are ours. Products are
+within 10 % of the size (240 for 2^8)."""
 
 
 def levels_for(codes: int) -> tuple[int, ...]:

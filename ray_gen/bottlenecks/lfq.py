@@ -28,8 +28,8 @@ class Lfq(nn.Module):
     entropies of a bit. H(E p) is taken for each group of bits. The sum over groups is an upper
     bound of the whole, and exact for one group.
 
-    H(E p) couples all images. A part of a batch gives too low an estimate of it: it would
-    ask each image to use all codes. So -H(E p) enters as Σ_c p(c|z) log p̄(c). p̄ is E p over the
+    H(E p) couples all images. A part of a batch gives too low an estimate of it: it would ask
+    each image to use all codes. So -H(E p) enters as Σ_c p(c|z) log p̄(c). p̄ is E p over the
     encodings of all ranks in the phase before. At p = p̄, value and gradient are those of -H.
     """
 
