@@ -22,8 +22,9 @@ class DistanceSettings(Settings):
     built_by: ClassVar[str | None] = None
     """The class of a distance that stands above the objectives, as "module:Name"."""
 
-    def absolute(self) -> Self:
-        """The settings with absolute paths."""
+    def absolute(self, field: str) -> Self:
+        """The settings with absolute paths. field: the dotted path of these settings."""
+        del field
         given = {name: getattr(self, name) for name in self.files}
         changes = {name: absolute_path(path) for name, path in given.items() if path is not None}
         return self.model_copy(update=changes) if changes else self
@@ -136,12 +137,12 @@ class RunDistance(DistanceSettings):
     digest: _Digest | None = None
     """The digest that the weights must have, as `ray-gen train --check` prints it. None: any."""
 
-    def absolute(self) -> Self:
-        """The settings with an absolute path of the run. Raises Refused if there is no such run."""
+    def absolute(self, field: str) -> Self:
+        """See `DistanceSettings.absolute`. Raises Refused if there is no such run."""
         try:
             return self.model_copy(update={"run": run_folder(self.run).location})
         except Refused as refused:
-            raise Refused(f"objective.perceptual.run: {refused}") from None
+            raise Refused(f"{field}.run: {refused}") from None
 
 
 class CustomDistance(DistanceSettings):

@@ -65,7 +65,9 @@ class ObjectiveSettings(Component):
 
     def absolute(self) -> Self:
         """The settings with absolute paths."""
-        changes = {name: of.absolute() for name, of in distances_in(self).items()}
+        changes = {
+            name: of.absolute(f"objective.{name}") for name, of in distances_in(self).items()
+        }
         return self.model_copy(update=changes) if changes else self
 
     def advice(
