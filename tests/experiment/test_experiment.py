@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ray_gen import recipes
+from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment, ExperimentError, differences
 from ray_gen.settings import Settings, absolute_path
 from tests.helpers import gan, vae
@@ -620,3 +621,17 @@ def test_a_field_that_is_named_like_its_kind_keeps_its_path() -> None:
         "evaluation.features.rnu",
         "evaluation.features.run",
     ]
+
+
+@pytest.mark.parametrize(
+    ("family", "field"),
+    [("latent-small", "perceptual"), ("fastgan", "reconstruction_distance")],
+)
+def test_the_run_of_a_distance_is_refused_by_its_field(family: str, field: str) -> None:
+    changes = (
+        "data=folder:/x",
+        "data.image_size=64",
+        f"objective.{field}={{kind: run, run: nope}}",
+    )
+    with pytest.raises(Refused, match=rf"^objective\.{field}\.run: no run 'nope'"):
+        recipes.recipe(family, *changes).absolute()
