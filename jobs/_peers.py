@@ -2,9 +2,9 @@
 
 The loops of pytorch/examples are written anew after `vae/main.py` and `dcgan/main.py`: the same
 networks, losses, optimisers, loaders and device-to-host copies, without their test epochs, picture
-files and log lines. pythae is not rewritten: its own trainer runs its own `train_step`. The digits
-come from torchvision's MNIST class. DCGAN's images come from memory, while the script's ImageFolder
-decodes files.
+files and log lines. pythae is not rewritten: its own trainer runs its own `train_step`. diffusers'
+module trains in a plain loop. The digits come from torchvision's MNIST class. Images of 64 x 64
+come from memory, while ImageFolder decodes files.
 """
 
 from __future__ import annotations
@@ -313,4 +313,48 @@ class PythaeVae:
         """Trains for `steps` steps. Returns the images seen."""
         before, self.batches.steps = self.batches.images, steps
         self.trainer.train_step(epoch=1)
+        return self.batches.images - before
+
+
+class DiffusersAutoencoder:
+    """diffusers: its `AutoencoderKL` with maps of an eighth of the side and width 32, in a plain
+    loop: L1 and KL, an average of the weights, and the loss read at every step."""
+
+    def __init__(self, images_NHWC: Tensor, labels: Tensor, device: torch.device) -> None:
+        """Raises ImportError if diffusers is not installed."""
+        from diffusers import AutoencoderKL
+        from torchvision import transforms
+
+        self.model = AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 4,  # pyright: ignore[reportArgumentType]
+            up_block_types=["UpDecoderBlock2D"] * 4,  # pyright: ignore[reportArgumentType]
+            block_out_channels=[32, 64, 128, 128],  # pyright: ignore[reportArgumentType]
+            layers_per_block=2,
+            norm_num_groups=8,
+        ).to(device)
+        self.average = optim.swa_utils.AveragedModel(
+            self.model, multi_avg_fn=optim.swa_utils.get_ema_multi_avg_fn(0.999)
+        )
+        self.optimizer = optim.Adam(self.model.parameters(), lr=7.2e-5, betas=(0.5, 0.9))
+        self.device = device
+        of_range = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
+        self.batches = Epochs(
+            DataLoader(PerImage(images_NHWC, labels, of_range), batch_size=16, shuffle=True)
+        )
+        self.last = 0.0
+
+    def run(self, steps: int) -> int:
+        """Trains for `steps` steps. Returns the images seen."""
+        before, self.batches.steps = self.batches.images, steps
+        for images, _ in self.batches:
+            images = images.to(self.device)
+            latents = self.model.encode(images).latent_dist
+            reconstructions = self.model.decode(latents.sample()).sample
+            pixels = F.l1_loss(reconstructions, images)
+            loss = pixels + 2.08e-8 * latents.kl().mean() / latents.mean[0].numel()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.average.update_parameters(self.model)
+            self.last = loss.item()
         return self.batches.images - before

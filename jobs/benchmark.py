@@ -1,14 +1,17 @@
 """Images/s of ray_gen's training, of a bare loop that is its limit, and of other projects' loops.
 
     python jobs/benchmark.py [--seconds 4] [--rounds 9] [--device auto]
-                             [--only vae|dcgan|limits] [--json FILE]
+                             [--only vae|dcgan|latent|limits] [--json FILE]
 
-Two models: a VAE of fully connected layers (784-400-(20, 20), batch 128, digits of 28 x 28) and
-DCGAN (64 x 64 RGB, z 100, width 64, batch 64), both with the recipes of pytorch/examples. Each
-contestant has its own process, with the same number of torch threads; while one works, the others
-wait. It is built and warmed up before the clock starts. A contestant's block is a fixed number of
-steps, chosen so that it takes about `--seconds`. Rounds are interleaved (A B C D, A B C D, ...),
-and the table gives the median of images/s and the medians of the ratios within each round.
+Three models: a VAE of fully connected layers (784-400-(20, 20), batch 128, digits of 28 x 28) and
+DCGAN (64 x 64 RGB, z 100, width 64, batch 64), both with the recipes of pytorch/examples; and the
+KL autoencoder of latent diffusion with maps of an eighth of the side (64 x 64 RGB, width 32, batch
+16), trained by L1 and KL alone. Each contestant has its own process, with the same number of torch
+threads; while one works, the others wait. It is built and warmed up before the clock starts. A
+contestant's block is a fixed number of steps, chosen so that it takes about `--seconds`. Rounds are
+interleaved (A B C D, A B C D, ...), and the table gives the median of images/s, the contestant's
+peak memory (on a CPU that of its whole process, on a GPU that of its tensors), and the medians of
+the ratios within each round.
 
     bare step         our step on one batch that already lies on the device: the limit
     ray_gen           our step on the batches of our data path
@@ -17,16 +20,18 @@ and the table gives the median of images/s and the medians of the ratios within 
     pytorch/examples  a plain loop that does the same as `vae/main.py` or `dcgan/main.py`: see
                       _peers.py
     pythae            its own trainer and data path (`pip install '.[benchmark]'`)
+    diffusers         its own module in a plain loop (`pip install '.[benchmark]'`)
 
 Ours train with EMA and metrics on. All read the built-in digits, repeated until an epoch of the VAE
 is as long as MNIST's. All hold them in memory. So DCGAN's peer need not decode JPEG files. In the
 generator phase ours draws a second z, as the algorithm does; the script uses the discriminator's
 fakes again. So ours needs one more forward pass of the generator a step, but computes no weight
 gradients of the discriminator there. `compiled` rows have `training.compile`, on a GPU with CUDA
-graphs. On a GPU there are also rows in bf16, and each row's share of the device's dense bf16 peak:
-FLOPs of matrix products and convolutions, counted over one step.
+graphs. `micro-batch` rows sum the gradients of parts of the batch. On a GPU there are also rows in
+bf16, and each row's share of the device's dense bf16 peak: FLOPs of matrix products and
+convolutions, counted over one step.
 
-`limits` is another table: for each family of GANs (`ray-gen recipes`), with small networks, the
+`limits` is another table: for each family (`ray-gen recipes`), with small networks, the
 bare step in this process against what the device can compute. Its peaks are measured in the same
 rounds: a large matrix product and a wide convolution. Columns: images/s, FLOPs of an image in all
 passes of a step, the step's FLOP/s as a share of each peak, and how often a batch passes forward
@@ -41,6 +46,7 @@ import json
 import multiprocessing
 import os
 import platform
+import resource
 import sys
 import time
 import traceback
@@ -58,7 +64,7 @@ from typing import Any, Protocol
 import _limits
 import torch
 from _flops import flops_of
-from _peers import ExampleDcgan, ExampleVae, PythaeVae
+from _peers import DiffusersAutoencoder, ExampleDcgan, ExampleVae, PythaeVae
 from torch import Tensor
 
 # A script sees only its own folder; without this it would measure an installed version.
@@ -78,8 +84,11 @@ from ray_gen.training.step import Step
 ENDLESS = 10**12
 REPORT_EVERY_IMAGES = 20_000
 """Report interval of the whole trainer, unless a block is shorter."""
-REFERENCES = ("pytorch/examples", "pythae", "bare step")
+REFERENCES = ("pytorch/examples", "pythae", "diffusers", "bare step")
 """Rows that every row is compared with."""
+OPTIONAL = {"pythae", "diffusers"}
+"""Packages whose rows need them."""
+MICRO_BATCH = "micro-batch"
 
 VAE: dict[str, Any] = {
     "data": {"kind": "mnist5k"},
@@ -109,6 +118,26 @@ DCGAN: dict[str, Any] = {
         "images": ENDLESS,
         "global_batch_size": 64,
         "group_size": 64,
+        "checkpoint_every_images": ENDLESS,
+    },
+}
+
+_KL = {"kind": "autoencoder_kl", "width": 32, "multipliers": [1, 2, 4, 4], "groups": 8}
+LATENT: dict[str, Any] = {
+    "data": {"kind": "mnist5k", "image_size": 64, "channels": 3},
+    "networks": {"encoder": _KL, "decoder": _KL},
+    "objective": {
+        "kind": "latent_autoencoder",
+        "latent_channels": 4,
+        "downsampling": 8,
+        "bottleneck": {"kind": "kl", "weight": 2.08e-8},
+        "perceptual_weight": 0.0,
+    },
+    "optimizers": {"autoencoder": {"kind": "adam", "learning_rate": 7.2e-5, "betas": [0.5, 0.9]}},
+    "training": {
+        "images": ENDLESS,
+        "global_batch_size": 16,
+        "group_size": 4,
         "checkpoint_every_images": ENDLESS,
     },
 }
@@ -203,6 +232,8 @@ class Model:
     warm_up_steps: int
     peers: dict[str, Callable[[Tensor, Tensor, torch.device], Contestant]]
     """By row; built from uint8 images (N, H, W, C) and labels."""
+    micro_batches: tuple[int, ...] = ()
+    """Images of a part of the step: a row for each."""
 
     @property
     def batch(self) -> int:
@@ -221,9 +252,11 @@ class Model:
         if row in self.peers:
             return self.peers[row](images_NHWC, labels, device)
         kind, *options = row.split(", ")
+        parts = [int(option.split()[1]) for option in options if option.startswith(MICRO_BATCH)]
         resolved = experiment.resolved(store.image_shape, class_names(store)).with_fields(
             training__precision="bf16" if "bf16" in options else "fp32",
             training__compile="compiled" in options,
+            training__micro_batch_size=parts[0] if parts else None,
             training__report_every_images=report_every_images,
         )
         return OURS[kind](resolved, replace(store, train=Split(images_NHWC, labels)), device)
@@ -247,6 +280,14 @@ MODELS = {
         warm_up_steps=5,
         peers={"pytorch/examples": ExampleDcgan},
     ),
+    "latent": Model(
+        "KL autoencoder, f = 8, width 32, batch 16, digits of 64 x 64 RGB",
+        LATENT,
+        images=20_000,
+        warm_up_steps=5,
+        peers={"diffusers": DiffusersAutoencoder},
+        micro_batches=(8, 4),
+    ),
 }
 
 
@@ -255,9 +296,8 @@ def serve(pipe: Connection, key: str, row: str, report_every_images: int, device
     try:
         where = torch.device(device)
         contestant = MODELS[key].build(row, report_every_images, where)
-        for counts_flops, steps in iter(pipe.recv, None):
-            answer = counted_flops if counts_flops else _timed
-            pipe.send(answer(contestant, steps, where))
+        for what, steps in iter(pipe.recv, None):
+            pipe.send(ANSWERS[what](contestant, steps, where))
     except EOFError:  # the benchmark has ended
         return
     except Exception:
@@ -281,6 +321,18 @@ def counted_flops(contestant: Contestant, steps: int, device: torch.device) -> t
     return images[0], flops
 
 
+def _peak_memory(contestant: Contestant, steps: int, device: torch.device) -> tuple[int, float]:
+    """0, and the most GiB so far: of tensors on a GPU, else of this process."""
+    del contestant, steps
+    if device.type == "cuda":
+        return 0, torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+ANSWERS = {"time": _timed, "flops": counted_flops, "memory": _peak_memory}
+
+
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -291,12 +343,13 @@ class Row:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.installed = name != "pythae" or find_spec("pythae") is not None
+        self.installed = name not in OPTIONAL or find_spec(name) is not None
         self.steps = 1
         """Steps of a block."""
         self.images_per_second: list[float] = []
         """By round."""
         self.flops_per_image: float | None = None
+        self.peak_gib = 0.0
 
     def start(self, key: str, report_every_images: int, device: str) -> None:
         """Starts the process, which builds the contestant."""
@@ -312,9 +365,9 @@ class Row:
         self._pipe.close()
         self._process.join()
 
-    def _asked(self, steps: int, *, flops: bool = False) -> tuple[int, float]:
+    def _asked(self, steps: int, what: str = "time") -> tuple[int, float]:
         try:
-            self._pipe.send((flops, steps))
+            self._pipe.send((what, steps))
             answer = self._pipe.recv()
         except (EOFError, OSError):
             raise SystemExit(f"{self.name}: its process ended without a message") from None
@@ -335,13 +388,14 @@ class Row:
 
     def count_flops(self) -> None:
         """Counts the FLOPs per image of one step."""
-        images, flops = self._asked(1, flops=True)
+        images, flops = self._asked(1, "flops")
         self.flops_per_image = flops / images
 
     def measure(self) -> None:
         """Times one block."""
         images, seconds = self._asked(self.steps)
         self.images_per_second.append(images / seconds)
+        _, self.peak_gib = self._asked(0, "memory")
 
 
 def prepared_rows(key: str, device: str, seconds: float, processes: ExitStack) -> list[Row]:
@@ -365,6 +419,8 @@ def prepared_rows(key: str, device: str, seconds: float, processes: ExitStack) -
         bare = add(f"bare step{suffix}")
         add(f"ray_gen{suffix}")
         add(f"whole trainer{suffix}", min(REPORT_EVERY_IMAGES, bare.steps * model.batch))
+    for size in model.micro_batches:
+        add(f"ray_gen, {MICRO_BATCH} {size}")
     for row in rows:  # the counter does not see inside a CUDA graph
         if "compiled" in row.name:
             row.flops_per_image = rows[0].flops_per_image
@@ -391,7 +447,7 @@ def ratio(row: Row, reference: Row) -> float:
 def table(rows: Sequence[Row], peak: float | None, *, shares: bool) -> str:
     """The rows, as text. shares: add a column with the share of the device's peak."""
     references = [row for name in REFERENCES for row in rows if row.name == name and row.installed]
-    heads = ["images/s", "lowest", "highest", *(f"x {row.name}" for row in references)]
+    heads = ["images/s", "lowest", "highest", "peak GiB", *(f"x {row.name}" for row in references)]
     heads += ["of bf16 peak"] if shares else []
     widths = [max(9, len(head)) for head in heads]
     lines = [("", heads)]
@@ -401,6 +457,7 @@ def table(rows: Sequence[Row], peak: float | None, *, shares: bool) -> str:
             lines.append((row.name, ["not installed (pip install '.[benchmark]')"]))
             continue
         cells = [f"{speed:,.0f}" for speed in (median(speeds), min(speeds), max(speeds))]
+        cells.append(f"{row.peak_gib:.2f}")
         cells += [f"{ratio(row, reference):.3f}" for reference in references]
         if shares:
             flops = median(speeds) * (row.flops_per_image or 0.0)
@@ -434,7 +491,7 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "python": platform.python_version(),
         "ray_gen": ray_gen.__version__,
     }
-    for package in ("torch", "torchvision", "pythae"):
+    for package in ("torch", "torchvision", *sorted(OPTIONAL)):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -513,6 +570,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "steps_per_block": row.steps,
                 "images_per_second": row.images_per_second,
                 "flops_per_image": row.flops_per_image,
+                "peak_gib": row.peak_gib,
             }
             for row in rows
         ]

@@ -65,6 +65,7 @@ import ray_gen
 from ray_gen import losses
 from ray_gen.core import Evaluates, Networks, declared
 from ray_gen.data import Split, Store
+from ray_gen.data.moments import Moments
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
@@ -107,10 +108,16 @@ class Family:
     """Of images without labels. None: its speed is not compared."""
     channels: int = 1
     """Of its images."""
+    of_latents: bool = False
+    """Its images are latents of images, mirrored ones too, which training draws anew."""
     cosine: float = 0.99
     """Least cosine of the row bf16."""
     uncompilable: str = ""
     """Why `training.compile` refuses it. Empty: it must compile."""
+
+
+def _images(side: int, channels: int) -> dict[str, Any]:
+    return {"kind": "mnist5k", "image_size": side, "channels": channels}
 
 
 def _adam(rate: float, beta1: float) -> dict[str, Any]:
@@ -336,6 +343,15 @@ def _latent_vq(small: bool) -> dict[str, Any]:
     return _latent(small, {"kind": "vq", "codes": 64 if small else 1024})
 
 
+def _in_latents(small: bool) -> dict[str, Any]:
+    """DCGAN in the latents of the KL autoencoder, which decodes its samples."""
+    training = {"images": ENDLESS, "global_batch_size": 8}
+    given = {"data": _images(32, 3), "training": training, **_latent_kl(small)}
+    autoencoder = Experiment.of(given).resolved((3, 32, 32), None).model_dump(mode="json")
+    data = {"kind": "latents", "path": "nowhere", "flip": True, "autoencoder": autoencoder}
+    return {"data": data, **_dcgan(small)}
+
+
 FAMILIES: dict[str, Family] = {
     "vae": Family(28, _vae, (128, 32), _plain_vae),
     "iwae": Family(28, _iwae, (128, 32)),
@@ -347,6 +363,7 @@ FAMILIES: dict[str, Family] = {
     "patch": Family(32, _patch, (64, 8), channels=3),
     "latent-kl": Family(32, _latent_kl, (64, 8), channels=3),
     "latent-vq": Family(32, _latent_vq, (64, 8), channels=3),
+    "in-latents": Family(8, _in_latents, (64, 16), channels=4, of_latents=True),
     "fastgan": Family(64, _fastgan, (16, 4), channels=3, cosine=0.9),
 }
 
@@ -362,7 +379,8 @@ class Model:
         small = device.type == "cpu"
         self.batch = family.batch[small]
         shape = family.side, family.side, family.channels
-        self.store = _random_store(shape, 8 * self.batch, 2 * self.batch)
+        random_store = _random_latents if family.of_latents else _random_store
+        self.store = random_store(shape, 8 * self.batch, 2 * self.batch)
         training = {
             "images": ENDLESS,
             "global_batch_size": self.batch,
@@ -370,11 +388,7 @@ class Model:
             "ema_half_life_images": 10 * self.batch,
         }
         given = {
-            "data": {
-                "kind": "mnist5k",
-                "image_size": family.side,
-                "channels": family.channels,
-            },
+            "data": _images(family.side, family.channels),
             "training": training,
             **family.experiment(small),
         }
@@ -496,6 +510,24 @@ def _random_store(image_shape: tuple[int, int, int], count: int, held_out: int) 
 
     names = tuple("0123456789")
     return Store(split(count), split(held_out), names, skipped=0, path=Path(), label_count=10)
+
+
+def _random_latents(shape: tuple[int, int, int], count: int, held_out: int) -> Store:
+    """Means and deviations of latents (h, w, c) of a fixed seed, in memory."""
+    height, width, channels = shape
+    names = ("mean", "std", "mean_flipped", "std_flipped")
+    moments = Moments((channels, height, width), names)
+    generator = torch.Generator().manual_seed(1)
+
+    def split(size: int) -> Split:
+        maps = torch.randn(size, len(names), *shape, generator=generator)
+        maps[:, 1::2].abs_()
+        labels = torch.randint(0, 10, (size,), generator=generator)
+        return Split(maps.flatten(1, 2).half(), labels)
+
+    classes = tuple("0123456789")
+    whole = Store(split(count), split(held_out), classes, skipped=0, path=Path(), label_count=10)
+    return whole.with_moments(moments)
 
 
 # Measuring
@@ -981,7 +1013,7 @@ class Row:
 
 
 def _line(*cells: str) -> str:
-    widths = (11, 9, 7, 25, 11, 6, 0)
+    widths = (11, 10, 7, 25, 11, 6, 0)
     return "  ".join(cell.ljust(n) for cell, n in zip(cells, widths, strict=True)).rstrip()
 
 

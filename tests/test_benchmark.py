@@ -66,6 +66,25 @@ def test_dcgan_peer_has_our_parameters(benchmark: ModuleType) -> None:
     assert _count(ours) == 3_576_704 + 2_765_568
 
 
+def test_diffusers_has_our_parameters(benchmark: ModuleType) -> None:
+    import _peers
+
+    images, labels = torch.zeros(16, 64, 64, 3, dtype=torch.uint8), torch.zeros(16)
+    theirs = _peers.DiffusersAutoencoder(images, labels, CPU).model
+    assert _count(theirs) == _count(_networks(benchmark.LATENT, 3, 64))
+
+
+def test_latent_contestants_do_the_same_arithmetic(benchmark: ModuleType) -> None:
+    """Matrix products and convolutions of one step, the whole batch at once and in parts."""
+    model = replace(benchmark.MODELS["latent"], images=32)
+    rows = ("diffusers", "bare step", "ray_gen", "ray_gen, micro-batch 4")
+    found = {row: benchmark.counted_flops(model.build(row, 16, CPU), 1, CPU) for row in rows}
+    assert {images for images, _ in found.values()} == {16}
+    expected = found.pop("diffusers")[1]
+    for flops in (flops for _, flops in found.values()):
+        assert flops == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     "row", ["bare step", "ray_gen", "pytorch/examples", pytest.param("pythae", marks=NEEDS_PYTHAE)]
 )
@@ -207,11 +226,13 @@ def test_one_short_run_prints_every_row(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     starts = [line.strip() for line in done.stdout.splitlines()]
     for name, tables in {
-        "bare step": 2,
-        "ray_gen ": 2,
-        "whole trainer": 2,
+        "bare step ": 3,
+        "ray_gen ": 3,
+        "ray_gen, micro-batch": 2,
+        "whole trainer ": 3,
         "pytorch/examples": 2,
         "pythae ": 1,
+        "diffusers ": 1,
     }.items():
         assert sum(line.startswith(name) for line in starts) == tables, done.stdout
     models = json.loads(path.read_text())["models"]
