@@ -83,6 +83,27 @@ def test_rows_are_the_posteriors_of_the_images(place: Path, latents: Path, tmp_p
     assert sorted(rows["label"]) == [0] * 20 + [1] * 30
 
 
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_datasets_reads_the_rows(
+    place: Path, tmp_path: Path, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    import datasets
+
+    folder = tmp_path / "latents"
+    encode(place / "run", str(folder), str(place / "pictures"), precision=precision, local=True)
+    read = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert set(read) == {"train", "validation"}
+    for split in read:
+        rows = read[split].with_format("numpy")
+        own = pq.read_table(sorted(folder.glob(f"{split}-*.parquet")))
+        assert rows.column_names == own.column_names and len(rows) == len(own) > 0
+        for name in own.column_names:
+            assert np.array_equal(rows[:][name], np.stack(own[name].to_numpy())), name
+        assert rows.features["mean"].length == np.prod(SHAPE)
+    assert len(read["train"]) + len(read["validation"]) == 50
+
+
 def test_the_folder_holds_the_autoencoder_and_says_what_it_is(place: Path, latents: Path) -> None:
     own, kept = ray_gen.load(place / "run"), ray_gen.load(latents / "autoencoder")
     z = torch.randn(3, *SHAPE)
