@@ -137,13 +137,13 @@ def room_of(name: str) -> str:
 
 
 @cache
-def tree_of(text: str) -> ast.Module:
-    return ast.parse(text)
+def nodes_of(text: str) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(text)))
 
 
 def imported(text: str) -> Iterator[str]:
     """Every module that a file imports anywhere, also in functions and for type checkers."""
-    for node in ast.walk(tree_of(text)):
+    for node in nodes_of(text):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -184,7 +184,7 @@ def circle(graph: dict[str, set[str]]) -> list[str] | None:
 def other_names(text: str) -> dict[str, str]:
     """What the names in a file stand for, where they were given another name."""
     found: dict[str, str] = {}
-    for node in ast.walk(tree_of(text)):
+    for node in nodes_of(text):
         if isinstance(node, ast.ImportFrom):
             found |= {a.asname: a.name for a in node.names if a.asname is not None}
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
@@ -194,7 +194,7 @@ def other_names(text: str) -> dict[str, str]:
 
 def called(text: str) -> set[str]:
     """Names of the methods and of the functions that a file calls."""
-    nodes = [n.func for n in ast.walk(tree_of(text)) if isinstance(n, ast.Call)]
+    nodes = [n.func for n in nodes_of(text) if isinstance(n, ast.Call)]
     others = other_names(text)
     return {
         *(n.attr for n in nodes if isinstance(n, ast.Attribute)),
@@ -204,7 +204,7 @@ def called(text: str) -> set[str]:
 
 def waits_for_the_device(text: str) -> set[str]:
     """What a file calls that may wait. `x.float()` converts on the device; `float(x)` waits."""
-    nodes = [n.func for n in ast.walk(tree_of(text)) if isinstance(n, ast.Call)]
+    nodes = [n.func for n in nodes_of(text) if isinstance(n, ast.Call)]
     others = other_names(text)
     methods = {n.attr for n in nodes if isinstance(n, ast.Attribute)}
     names = {others.get(n.id, n.id) for n in nodes if isinstance(n, ast.Name)}
@@ -216,9 +216,12 @@ def text_of(name: str) -> str:
     return FILES[name].read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_imports_point_downwards(name: str) -> None:
-    assert not upward(name, text_of(name))
+# One test looks at all files: a test for each would take longer to call than to run.
+
+
+def test_imports_point_downwards() -> None:
+    found = {name: upward(name, text_of(name)) for name in FILES}
+    assert not {name: modules for name, modules in found.items() if modules}
 
 
 def graph_of_imports() -> dict[str, set[str]]:
@@ -241,27 +244,27 @@ def test_every_room_that_has_a_floor_is_there() -> None:
     assert MAY_IMPORT.keys() == FLOOR.keys()
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_other_peoples_libraries_stay_in_their_rooms(name: str) -> None:
-    found = foreign(text_of(name))
-    assert found <= MAY_IMPORT[room_of(name)]
-    if name not in OF_TORCHVISION:
-        assert "torchvision" not in found
+def test_other_peoples_libraries_stay_in_their_rooms() -> None:
+    for name in FILES:
+        found = foreign(text_of(name))
+        assert found <= MAY_IMPORT[room_of(name)], name
+        if name not in OF_TORCHVISION:
+            assert "torchvision" not in found, name
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_nothing_is_imported_by_a_name_that_no_import_shows(name: str) -> None:
+def test_nothing_is_imported_by_a_name_that_no_import_shows() -> None:
     """But what settings build, and what a package gives when it is first asked for."""
-    if name in ("training.build", "launch") or lies_in(name, {"experiment"}):
-        return
-    for node in ast.walk(tree_of(text_of(name))):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            module = node.value.removeprefix("ray_gen.").partition(":")[0]
-            assert not node.value.startswith("ray_gen.") or module not in FILES, node.value
+    free = {name for name in FILES if lies_in(name, {"experiment"})} | {"training.build", "launch"}
+    for name in FILES.keys() - free:
+        for node in nodes_of(text_of(name)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                module = node.value.removeprefix("ray_gen.").partition(":")[0]
+                shown = not node.value.startswith("ray_gen.") or module not in FILES
+                assert shown, f"{name}: {node.value}"
 
 
 def test_the_package_itself_imports_nothing_when_imported() -> None:
-    tree = tree_of((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     modules = {
         alias.name if isinstance(node, ast.Import) else str(node.module)
         for node in tree.body
@@ -289,24 +292,25 @@ def test_settings_name_what_builds_them_and_that_exists() -> None:
         assert hasattr(importlib.import_module(module), name), target
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_only_the_step_runs_a_backward_pass(name: str) -> None:
-    found = called(text_of(name))
+def test_only_the_step_runs_a_backward_pass() -> None:
+    found = {name: called(text_of(name)) for name in FILES}
     # A projection descends to latents and leaves the networks as they are.
-    assert ("backward" in found) == (name in ("training.step", "pipeline.projection"))
+    of_backward = {name for name, names in found.items() if "backward" in names}
+    assert of_backward == {"training.step", "pipeline.projection"}
     # The others are penalties on the discriminator's gradient, and the adaptive weight of a loss.
-    others = ("losses", "networks.measured")
-    assert ("grad" in found) == (name in ("training.step", *others))
+    of_grad = {name for name, names in found.items() if "grad" in names}
+    assert of_grad == {"training.step", "losses", "networks.measured"}
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if lies_in(name, IN_A_STEP)])
-def test_nothing_in_a_step_waits_for_the_device(name: str) -> None:
-    assert not waits_for_the_device(text_of(name))
+def test_nothing_in_a_step_waits_for_the_device() -> None:
+    found = {n: waits_for_the_device(text_of(n)) for n in FILES if lies_in(n, IN_A_STEP)}
+    assert not {name: waits for name, waits in found.items() if waits}
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if not lies_in(name, OF_FAMILIES)])
-def test_no_file_above_the_objectives_knows_a_family(name: str) -> None:
-    assert not re.search(r"(?i)\bgan\b|hinge|GanObjective|VaeObjective", text_of(name))
+def test_no_file_above_the_objectives_knows_a_family() -> None:
+    family = re.compile(r"(?i)\bgan\b|hinge|GanObjective|VaeObjective")
+    above = [name for name in FILES if not lies_in(name, OF_FAMILIES)]
+    assert not [name for name in above if family.search(text_of(name))]
 
 
 def test_all_but_launch_works_where_ray_and_torchvision_are_not_installed() -> None:
