@@ -34,11 +34,17 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 @contextmanager
 def full_precision(device: torch.device) -> Generator[None]:
-    """cudnn without TF32 and with fixed algorithms. TF32 would change features by 1e-3."""
+    """Convolutions and products without TF32, convolutions with fixed algorithms. TF32 would change
+    features by 1e-3."""
     if device.type != "cuda":
         yield
         return
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    ):
-        yield
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

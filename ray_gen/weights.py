@@ -20,6 +20,8 @@ from torch import Tensor
 
 from ray_gen.errors import Refused
 
+_DIGITS = 8
+"""Of a digest in a file's name, at least."""
 _NAMED = 3
 """Number of tensors that a message names."""
 
@@ -36,20 +38,19 @@ def place_of(url: str, name: str | None = None) -> Path:
 def downloaded(url: str, field: str, name: str | None = None) -> Path:
     """The local file of a URL (`place_of`). If it is missing, one process per node downloads it.
 
-    If the file's name holds a digest, as torch.hub's names do, it is checked. Raises Refused.
+    If the URL's file name holds a digest, as torch.hub's do, it is checked. Raises Refused.
     """
     path = place_of(url, name)
     if path.exists():
         return path
-    digest = torch.hub.HASH_REGEX.search(path.name)
+    digest = _published_digest(url)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(f"{path}.lock", os.O_RDONLY | os.O_CREAT, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
-                prefix = digest[1] if digest else None
-                torch.hub.download_url_to_file(url, str(path), prefix, progress=False)
+                torch.hub.download_url_to_file(url, str(path), digest, progress=False)
         finally:
             os.close(lock)
     except _NOT_DOWNLOADED as error:
@@ -64,11 +65,18 @@ def downloaded(url: str, field: str, name: str | None = None) -> Path:
 def is_published(path: Path, url: str) -> bool:
     """Whether a file is the one that a URL publishes, whose name there holds the beginning of its
     SHA-256, as torchvision's do."""
-    digest = torch.hub.HASH_REGEX.search(Path(urlparse(url).path).name)
+    digest = _published_digest(url)
     if digest is None:
         return False
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest().startswith(digest[1])
+        return hashlib.file_digest(file, "sha256").hexdigest().startswith(digest)
+
+
+def _published_digest(url: str) -> str | None:
+    """The beginning of a SHA-256 in the name of a URL's file: `vgg16-397923af.pth`. A shorter
+    number, as in `patch14-336.bin`, is none."""
+    found = torch.hub.HASH_REGEX.search(Path(urlparse(url).path).name)
+    return found[1] if found is not None and len(found[1]) >= _DIGITS else None
 
 
 def read_weights(path: Path, field: str) -> dict[str, Tensor]:

@@ -122,3 +122,23 @@ def test_a_file_is_downloaded_once_and_its_digest_checked(
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     assert downloaded(URL, FIELD) == downloaded(URL, FIELD) == hub / "net-0123456789.pth"
     assert asked == [(URL, "0123456789")]
+
+
+def test_a_number_in_a_name_is_no_digest(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray_gen.evaluation.extractors import transformers
+
+    asked = {}
+
+    def fetch(url: str, path: str, digest: str | None, progress: bool) -> None:
+        asked[Path(path).name] = digest
+        Path(path).write_bytes(b"content")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    downloaded(transformers._CLIP_URL, FIELD, transformers._CLIP_FILE)
+    downloaded(transformers._DINO_URL, FIELD)
+    downloaded("https://example.org/net-336.bin", FIELD)
+    assert asked == {
+        "clip-vit-large-patch14-336.bin": None,
+        "dinov2_vitl14_pretrain.pth": None,
+        "net-336.bin": None,
+    }

@@ -9,17 +9,17 @@ from typing import Any, cast
 import torch
 
 from ray_gen import core
-from ray_gen.core import ImageShape
 from ray_gen.errors import Refused
 from ray_gen.evaluation.cache import ReferenceCache
 from ray_gen.evaluation.embedding import Embedding, Need
 from ray_gen.evaluation.extractors import takes_16_bits
-from ray_gen.evaluation.images import Consumer, own_share, seen_in_words, show
+from ray_gen.evaluation.images import Consumer, own_share, seen_in_words, show, size_in_words
 from ray_gen.evaluation.metric import FeatureMetric, Given, Lacking, Metric, Set, Shown
 from ray_gen.evaluation.metrics import METRICS, without_weights
 from ray_gen.evaluation.reconstructions import described
 from ray_gen.evaluation.scores import Score, Scores
 from ray_gen.evaluation.subject import Subject
+from ray_gen.precision import full_precision
 from ray_gen.settings import Settings
 
 _DOES = {
@@ -163,10 +163,11 @@ class Comparison:
                     f"{theirs[0]} channels; set data.channels to {channels}"
                 )
             if metric.compares_pixels and theirs != given.shape:
+                own, other = size_in_words(given.shape), size_in_words(theirs)
                 raise Refused(
-                    f"evaluation: {asked} compares pixels, and the generated images "
-                    f"are {height}x{width}, the {what} images {_size(theirs)} (height x width); "
-                    f"set data.image_size to {height if height == width else _size(given.shape)}"
+                    f"evaluation: {asked} compares pixels, and the generated images are {own}, the "
+                    f"{what} images {other} (height x width); set data.image_size to "
+                    f"{height if height == width else own}"
                 )
 
     @torch.no_grad()
@@ -189,12 +190,13 @@ class Comparison:
                 given, what = self.given, f"{name.replace('_', '-')} images"
                 images = given.sets[name]
                 show(images, consumers, given.world, given.batch_size, given.progress, what)
-        measured = [score for shared in of_features for score in shared.measure()]
-        for metric in metrics:
-            if not isinstance(metric, FeatureMetric):
-                own = list(metric.measure())
-                _check_names(metric, [score.name for score in own])
-                measured += own
+        with full_precision(self.given.world.device):
+            measured = [score for shared in of_features for score in shared.measure()]
+            for metric in metrics:
+                if not isinstance(metric, FeatureMetric):
+                    own = list(metric.measure())
+                    _check_names(metric, [score.name for score in own])
+                    measured += own
         found = {score.name: self._with_protocol(score) for score in measured}
         kinds = {name: METRICS[name] for name in self._names}
         wanted = [
@@ -216,9 +218,9 @@ class Comparison:
         """A score with the protocol entries that all metrics of samples share."""
         kind = next(kind for kind in self._metrics if score.name in kind.scores)
         if kind.of_reconstructions:
-            sets = self.given.sets
+            given, sets = self.given, self.given.sets
             made = None if kind.needs_of_objective != "Reconstructs" else sets["reconstructed"]
-            common = described(sets["originals"], made)
+            common = {**described(sets["originals"], made, given.shape), "seed": given.seed}
             seen = {"seen_as": self._seen_by(kind, ("originals",))}
             return Score(
                 score.name, score.value, score.spread, {**common, **seen, **score.protocol}
@@ -238,7 +240,7 @@ class Comparison:
         given = self.given
         bits = max(given.bits_of(name) for name in names)
         if not kind.needs_weights:
-            return seen_in_words(given.shape[0], bits, opacity=given.opacity)
+            return seen_in_words(given.shape[0], bits, opacity=given.opacity, rgb=kind.has_network)
         extractor = given.extractor
         assert extractor is not None
         most_bits = 16 if takes_16_bits(extractor) else 8
@@ -259,10 +261,6 @@ def _check_names(metric: Metric[Any], names: Sequence[str], all_of_them: bool = 
             f"{type(metric).__name__} yields {', '.join(names) or 'nothing'}, but its `scores` are "
             f"{', '.join(metric.scores)}"
         )
-
-
-def _size(shape: ImageShape) -> str:
-    return f"{shape[1]}x{shape[2]}"
 
 
 class _Features:

@@ -18,7 +18,7 @@ from ray_gen.evaluation.images import Images, Subset, subset_of
 from ray_gen.evaluation.metric import Given, Set
 from ray_gen.evaluation.metrics import METRICS
 from ray_gen.evaluation.progress import Progress, silent
-from ray_gen.evaluation.reconstructions import Originals, Reconstructed
+from ray_gen.evaluation.reconstructions import Originals, Reconstructed, has_codes
 from ray_gen.evaluation.scores import Scores
 from ray_gen.evaluation.subject import SampledImages, Subject
 from ray_gen.experiment import Experiment
@@ -244,10 +244,10 @@ class Evaluator:
         if not isinstance(objective, Reconstructs):
             return {"originals": originals}
         drawn = settings.reconstructions == "sample"
-        if drawn and not isinstance(objective, Encodes):
+        if drawn and (has_codes(objective) or not isinstance(objective, Encodes)):
             raise Refused(
                 f"evaluation.reconstructions: sample draws from a posterior, and the objective "
-                f"{subject.kind} has none; set evaluation.reconstructions to mode"
+                f"{subject.kind} has none here; set evaluation.reconstructions to mode"
             )
         made = Reconstructed(subject, originals, settings.seed, drawn=drawn)
         return {"originals": originals, "reconstructed": made}

@@ -73,6 +73,11 @@ def seen_in_words(
     return f"{told}, 16 bits" if most_bits == 16 else f"{told}, 16 bits rounded to 8"
 
 
+def size_in_words(shape: tuple[int, int, int]) -> str:
+    """Height and width of images (channels, height, width), for the protocol: "64x64"."""
+    return f"{shape[1]}x{shape[2]}"
+
+
 class Subset:
     """A random part of a set of images, in the order of the set."""
 

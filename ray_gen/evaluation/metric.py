@@ -129,8 +129,11 @@ class Given:
 
     def described(self, name: Set, images: int | None = None) -> dict[str, Any]:
         """The entry of a set in a protocol. images: how many were used. None: all."""
+        from ray_gen.evaluation.images import size_in_words
+
         of = self.sets[name]
-        return {**of.description, "images": len(of) if images is None else images}
+        used = len(of) if images is None else images
+        return {**of.description, "images": used, "size": size_in_words(self.shape_of(name))}
 
 
 class Metric(ABC, Generic[OwnSettings]):

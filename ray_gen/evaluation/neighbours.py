@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from ray_gen.errors import Refused
+from ray_gen.evaluation.metric import Lacking
 
 
 def check_neighbours(field: str, neighbours: int, images: int) -> None:
-    """Raises Refused if an image in a set of `images` has fewer than `neighbours` neighbours."""
+    """Raises Lacking if an image in a set of `images` has fewer than `neighbours` neighbours."""
     if not 1 <= neighbours < images:
-        raise Refused(
-            f"{field}: {neighbours} is not between 1 and {images - 1}; an image in a set of "
-            f"{images} has {images - 1} neighbours"
+        why = f"an image in a set of {images} has {images - 1} neighbours, fewer than {neighbours}"
+        raise Lacking(
+            f"{field}: {neighbours} is not between 1 and {images - 1}: {why}; set fewer, compare "
+            "more images, or leave the metric out",
+            why,
         )

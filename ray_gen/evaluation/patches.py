@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ray_gen.core import ImageShape, Noise
 from ray_gen.distributed import World
-from ray_gen.errors import Refused
 from ray_gen.evaluation.images import EvenlySpread, gathered
 from ray_gen.evaluation.progress import Progress
 from ray_gen.noise import draw_one, key_of, words
@@ -110,13 +109,9 @@ class Pictures:
 
 def scales_of(shape: ImageShape) -> list[tuple[int, int]]:
     """(height, width) of each scale of the pyramid, from the image's size down to 16 pixels. shape:
-    (channels, height, width). Raises Refused if the image is smaller than a patch."""
+    (channels, height, width), at least as large as a patch."""
     height, width = shape[1:]
-    if min(height, width) < SIDE:
-        raise Refused(
-            f"evaluation.metrics: sliced_wasserstein compares patches of {SIDE}x{SIDE}, and the "
-            f"images are only {height}x{width}; leave the metric out"
-        )
+    assert min(height, width) >= SIDE
     scales = [(height, width)]
     while min(height := -(-height // 2), width := -(-width // 2)) >= SMALLEST:
         scales.append((height, width))

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_gen.core import Encodes, Noise, Objective, Reconstructs, posteriors_of
+from ray_gen.core import Codes, Encodes, Noise, Objective, Reconstructs, posteriors_of
 from ray_gen.distributed import World
-from ray_gen.evaluation.images import Images, gathered
+from ray_gen.evaluation.images import Images, gathered, size_in_words
 from ray_gen.evaluation.subject import Subject
 from ray_gen.pixels import quantised, stretched, unit
 from ray_gen.sampling import latents_of, noise_for
@@ -55,6 +55,8 @@ class Reconstructed:
         `Encodes`, else `Reconstructs`."""
         self._subject, self._originals, self._seed, self._drawn = subject, originals, seed, drawn
         how = f"one draw of the posterior, seed {seed}" if drawn else "the posterior's mean"
+        if has_codes(subject.objective):
+            how = "codes"
         rounded = f"to {2**subject.bits:,} levels"
         self.description = {**subject.description, "made from": how, "rounded": rounded}
 
@@ -98,6 +100,11 @@ class Reconstructed:
         return objective.sample(networks, latents, labels, noise)
 
 
+def has_codes(objective: Objective) -> bool:
+    """Whether latents of images are codes, and no distribution."""
+    return isinstance(objective, Codes) and bool(objective.code_count)
+
+
 class Rows:
     """Keeps some numbers of each image of a pass, float64 (N, K). Their means do not depend on the
     number of ranks: every rank adds all rows in one order."""
@@ -129,10 +136,14 @@ def mean_and_error(values: Tensor) -> tuple[float, float | None]:
     return mean, None if len(values) == 1 else (values.std() / len(values) ** 0.5).item()
 
 
-def described(originals: Any, reconstructed: Any | None) -> dict[str, Any]:
-    """The sets of a metric of reconstructions, for its protocol."""
+def described(
+    originals: Any, reconstructed: Any | None, shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """The sets of a metric of reconstructions, for its protocol. shape: (channels, height, width)
+    of the images."""
     images = len(originals)
-    found = {"originals": {**originals.description, "images": images}}
+    size = size_in_words(shape)
+    found = {"originals": {**originals.description, "images": images, "size": size}}
     if reconstructed is not None:
         found["reconstructions"] = {**reconstructed.description, "images": images}
     return found

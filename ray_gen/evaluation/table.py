@@ -24,7 +24,7 @@ ESSENTIAL = (
     (("pixels",),),
     (("warning",),),
 )
-"""Protocol entries of a single metric that are always shown."""
+"""Protocol entries of a single metric that are always shown. So are those in which runs differ."""
 
 _GROUPS = ("generated", "originals", "")
 """Entries that only protocols of samples and of reconstructions have. Empty: all others."""
@@ -112,9 +112,11 @@ def _protocols(runs: Sequence[tuple[str, Scores]], group: str, verbose: bool) ->
     if not all_of_them:
         return []
     common = _shared(all_of_them)
-    metrics = dict.fromkeys(_metric(name) for of_run in measured for name in of_run)
+    names = dict.fromkeys(name for of_run in measured for name in of_run)
+    metrics = dict.fromkeys(map(_metric, names))
     head = "samples" if group == "generated" else ", ".join(metrics)
     lines = [f"- {head}: {_words(common)}"] if common else []
+    differing = {name: _differing([of[name] for of in measured if name in of]) for name in names}
     own: dict[str, list[tuple[int, str]]] = {}
     for number, ((run, _), of_run) in enumerate(zip(runs, measured, strict=True)):
         shared = _shared(list(of_run.values()))
@@ -123,7 +125,8 @@ def _protocols(runs: Sequence[tuple[str, Scores]], group: str, verbose: bool) ->
             lines.append(f"- {run}: {_words(rest)}")
         for name, facts in of_run.items():
             told = {path: value for path, value in facts.items() if path not in shared}
-            brief = [{path: told[path] for path in group if path in told} for group in ESSENTIAL]
+            groups = [*ESSENTIAL, *((path,) for path in differing[name])]
+            brief = [{path: told[path] for path in group if path in told} for group in groups]
             for part in [told] if verbose else brief:
                 if part:
                     own.setdefault(_words(part), []).append((number, name))
@@ -138,6 +141,19 @@ def _protocols(runs: Sequence[tuple[str, Scores]], group: str, verbose: bool) ->
             if here:
                 lines.append(f"- {run}, {', '.join(here)}: {words}")
     return lines
+
+
+def _differing(protocols: Sequence[_Facts]) -> list[tuple[str, ...]]:
+    """Entries of one value, in several runs, that are not equal, but for what is always shown.
+    Numbers with a fraction and lists are results."""
+    shown = {path for group in ESSENTIAL for path in group}
+    paths = dict.fromkeys(path for facts in protocols for path in facts if path not in shown)
+    return [
+        path
+        for path in paths
+        if len({repr(facts.get(path)) for facts in protocols}) > 1
+        and not any(isinstance(facts.get(path), (float, list)) for facts in protocols)
+    ]
 
 
 def _metric(score: str) -> str:

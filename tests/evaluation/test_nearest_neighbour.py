@@ -37,7 +37,7 @@ def test_new_images_of_the_same_kind_have_a_ratio_of_one() -> None:
     score = scored(images[:1000], images[1000:2000], images[2000:])
     assert score.value == pytest.approx(1.0, abs=0.05)
     assert score.protocol["samples_nearer_than_99_percent_of_held_out"] < 0.03
-    assert score.protocol["training"] == {"split": "train", "images": 1000}
+    assert score.protocol["training"] == {"split": "train", "images": 1000, "size": "16x16"}
 
 
 def test_near_copies_are_found_among_many_other_samples() -> None:

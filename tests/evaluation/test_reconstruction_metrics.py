@@ -19,8 +19,10 @@ from ray_gen.evaluation.comparison import Comparison
 from ray_gen.evaluation.evaluator import Evaluator, subject_of
 from ray_gen.evaluation.metrics.codebook import of_counts
 from ray_gen.evaluation.metrics.fid import frechet_distance
+from ray_gen.evaluation.metrics.kid import kernel_distance
 from ray_gen.evaluation.metrics.latents import moments_of
 from ray_gen.evaluation.metrics.psnr import signal_to_noise
+from ray_gen.evaluation.metrics.rkid import paired_kernel_distance
 from ray_gen.evaluation.moments import Moments
 from ray_gen.evaluation.patches import Pictures, sliced_wasserstein
 from ray_gen.evaluation.progress import silent
@@ -95,7 +97,7 @@ def pairs(of: Subject) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_pixels_are_compared_image_by_image_in_255_levels() -> None:
-    of = subject()
+    of = subject(codes=False)
     found = scores(("psnr", "ssim"), of)
     x, y = (images.astype(np.float64) for images in pairs(of))
     each = 10 * np.log10(255**2 / ((x - y) ** 2).mean((1, 2, 3)))
@@ -106,6 +108,7 @@ def test_pixels_are_compared_image_by_image_in_255_levels() -> None:
     assert protocol["originals"]["images"] == 35 and protocol["originals"]["split"] == "held_out"
     made = protocol["reconstructions"]
     assert (made["made from"], made["rounded"]) == ("the posterior's mean", "to 256 levels")
+    assert protocol["originals"]["size"] == "8x8" and protocol["seed"] == 0
     assert found["ssim"].protocol["window"].startswith("7 x 7")
     some = scores(("psnr",), of, count=20)["psnr"].protocol["originals"]
     assert some["images"] == 20 and "20 of 35" in some["chosen"]
@@ -128,6 +131,42 @@ def test_features_are_compared_with_the_same_crops() -> None:
     assert found["rfid"].protocol["extractor"].endswith("tiny")
 
 
+def test_kid_of_pairs_leaves_out_each_image_with_itself() -> None:
+    torch.manual_seed(3)
+    x = torch.randn(40, 7)
+    y = x + 0.3 * torch.randn(40, 7)
+    settings: dict[str, Any] = {"subsets": 3, "subset_size": 40, "seed": 1}
+    kernel = (torch.cat([x, y]).double() @ torch.cat([x, y]).double().T / 7 + 1) ** 3
+    others = [(i, j) for i in range(40) for j in range(40) if i != j]
+    each = [kernel[i, j] + kernel[40 + i, 40 + j] - 2 * kernel[i, 40 + j] for i, j in others]
+    expected = float(torch.stack(each).mean())
+    found, spread = paired_kernel_distance(x, y, **settings)
+    assert found == pytest.approx(expected, rel=1e-9) and spread == 0.0
+    assert paired_kernel_distance(x, x, **settings)[0] == pytest.approx(0.0, abs=1e-12)
+    some = [paired_kernel_distance(x, y, **{**settings, "subset_size": 20, "seed": n})
+            for n in (1, 1, 2)]  # fmt: skip
+    assert some[0] == some[1] != some[2] and some[0][1] > 0
+
+
+def test_kid_of_pairs_is_unbiased_where_that_of_two_sets_is_not() -> None:
+    """The expected distance is that of large independent sets."""
+    torch.manual_seed(4)
+
+    def sets(count: int) -> tuple[Tensor, Tensor]:
+        x = torch.randn(count, 16)
+        return x, 1.1 * x + 0.1
+
+    large = kernel_distance(sets(2000)[0], sets(2000)[1], subsets=4, subset_size=2000, seed=0)[0]
+    rounds = [sets(20) for _ in range(200)]
+    paired = torch.tensor(
+        [paired_kernel_distance(x, y, subsets=1, subset_size=20, seed=0)[0] for x, y in rounds]
+    )
+    error = float(paired.std() / 200**0.5)
+    assert abs(float(paired.mean()) - large) < 4 * error + 0.003
+    of_sets = [kernel_distance(x, y, subsets=1, subset_size=20, seed=0)[0] for x, y in rounds]
+    assert sum(of_sets) / 200 < large - 20 * error
+
+
 def test_patches_are_compared_with_the_same_crops() -> None:
     of = subject()
     sides = []
@@ -143,7 +182,7 @@ def test_patches_are_compared_with_the_same_crops() -> None:
 
 
 def test_draws_from_the_posterior_are_a_function_of_the_seed() -> None:
-    of = subject()
+    of = subject(codes=False)
     drawn = [scores(("psnr",), of, reconstructions="sample", seed=seed) for seed in (0, 0, 1)]
     first, second, third = (found["psnr"].value for found in drawn)
     assert first == second != third and first < scores(("psnr",), of)["psnr"].value
@@ -214,6 +253,25 @@ def test_what_cannot_be_measured_is_refused_and_auto_leaves_it_out() -> None:
         made.scores(of)
     auto = evaluator(World(), "auto")
     assert not {"psnr", "rfid", "latents"} & {*auto.checked(of).names}
+
+
+def test_a_large_codebook_is_not_counted_and_few_codes_are_told() -> None:
+    of = subject()
+    assert "few beside the 9" not in str(scores(("codebook",), of)["codebook_usage"].protocol)
+    of.objective.code_count = 10**6  # pyright: ignore
+    warned = scores(("codebook",), of)["codebook_usage"].protocol["warning"]
+    assert "few beside the 1,000,000" in warned
+    of.objective.code_count = 2**30  # pyright: ignore
+    with pytest.raises(Refused, match=r"codebook: the model has 1,073,741,824 codes"):
+        scores(("codebook",), of)
+
+
+def test_models_of_codes_have_no_posterior() -> None:
+    of = subject()
+    assert scores(("psnr",), of)["psnr"].protocol["reconstructions"]["made from"] == "codes"
+    assert scores(("latents",), of)["latent_std"].protocol["of"] == "codes"
+    with pytest.raises(Refused, match=r"evaluation\.reconstructions: sample draws from"):
+        scores(("psnr",), of, reconstructions="sample")
 
 
 def test_auto_measures_reconstructions_of_a_model_without_a_prior() -> None:

@@ -10,7 +10,9 @@ import torch
 
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
+from ray_gen.evaluation.comparison import Comparison
 from ray_gen.evaluation.extractors import Features
+from ray_gen.evaluation.metric import Given
 from ray_gen.evaluation.metrics import (
     ALL,
     BETTER,
@@ -21,6 +23,7 @@ from ray_gen.evaluation.metrics import (
     without_weights,
 )
 from ray_gen.evaluation.scores import Score
+from ray_gen.experiment.evaluation import Evaluation
 from tests.evaluation.helpers import Made, Tiny, by_name, measured, pictures
 
 OF_FEATURES = [name for name, of in METRICS.items() if of.of_samples and of.needs_weights]
@@ -53,8 +56,14 @@ def test_each_score_carries_its_protocol() -> None:
             "weights": "ema",
             "seed": 3,
             "images": 120,
+            "size": "16x16",
         }
-        assert protocol["reference"] == {"data": "mnist5k", "split": "held_out", "images": 90}
+        assert protocol["reference"] == {
+            "data": "mnist5k",
+            "split": "held_out",
+            "images": 90,
+            "size": "16x16",
+        }
         assert protocol["seed"] == 11
         through = METRICS[score.name].needs_weights
         assert (protocol.get("extractor") == "tiny") == through
@@ -174,6 +183,11 @@ COLOUR, GREY, DEEP = (pictures(60, 1, (channels, 16, 16)) for channels in (3, 1,
         (["recall"], {"neighbours": 60}, r"evaluation\.neighbours: 60 is not between 1 and 59"),
         (["density"], {"density_neighbours": 0}, "density_neighbours"),
         (["inception_score"], {"generated": COLOUR[:5]}, r"evaluation\.count: inception_score"),
+        (
+            ["sliced_wasserstein"],
+            {name: pictures(60, 1, (3, 6, 20)) for name in ("generated", "reference")},
+            r"sliced_wasserstein: images of 6x20 are smaller than its patches of 7x7; leave it out",
+        ),
         (["fid"], {"generated": COLOUR[:1]}, r"evaluation\.count: at least two images"),
         (["fid"], {"reference": COLOUR[:0]}, r"evaluation\.reference: at least two images"),
         (["fid"], {"generated": GREY}, r"have 1 and the reference images 3 channels"),
@@ -197,6 +211,16 @@ def test_what_cannot_be_measured_is_refused(
         others["training"] = Made(others["training"])
     with pytest.raises((Refused, ValueError), match=words):
         scores(metrics, *images, **others)
+
+
+def test_of_all_metrics_those_that_few_images_cannot_have_are_left_out() -> None:
+    sets = [Made(pictures(4, seed, (3, 6, 6))) for seed in (1, 2)]
+    sides = dict(zip(("generated", "reference"), sets, strict=True))
+    given = Given(World(), sides, extractor=Tiny(), automatic=True)  # pyright: ignore
+    compared = Comparison(list(METRICS), Evaluation(), given)
+    for name in ("inception_score", "density", "sliced_wasserstein"):
+        assert name not in compared.names and compared.without[name]
+    assert {"fid", "kid", "precision"} <= {*compared.names}
 
 
 def test_five_channels_can_be_compared_by_pixels() -> None:

@@ -107,6 +107,21 @@ def test_runs_of_one_name_keep_their_protocols() -> None:
     assert "- a: generated run a" in text and "- a: generated run b" in text
 
 
+def test_entries_of_one_metric_that_differ_between_runs_are_told() -> None:
+    def of(net: str, neighbours: int, share: float) -> Scores:
+        lpips = Score("lpips", 0.2, None, {"originals": {"data": "x"}, "network": net})
+        own = {"neighbours": neighbours, "share": share, "list": [share]}
+        precision = of_samples("precision", 0.5, "a", extractor="net", **own)
+        return Scores((lpips, precision, of_samples("fid", 2.0, "a", extractor="net")), ())
+
+    text = table([("a", of("alex", 3, 0.25)), ("b", of("vgg", 5, 0.5))])
+    for part in ("network alex", "network vgg", "neighbours 3", "neighbours 5"):
+        assert part in text
+    assert "share" not in text and "list" not in text  # results
+    alike = table([("a", of("alex", 3, 0.25)), ("b", of("alex", 3, 0.5))])
+    assert "neighbours" not in alike
+
+
 def test_only_verbose_tells_what_is_a_metrics_own() -> None:
     runs = [run("a"), run("b")]
     short, long = table(runs), table(runs, verbose=True)

@@ -36,18 +36,19 @@ class _Transformer:
         network: VisionTransformer,
         side: int,
         *,
-        antialias: bool,
+        crop: bool,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         device: torch.device,
     ) -> None:
-        """side: of the images that it sees, in pixels. mean, std: of these images, for each
-        channel in [0, 1]."""
-        self._network, self._side, self._antialias = network.to(device), side, antialias
+        """side: of the images that it sees, in pixels. crop: whether it sees the middle square of
+        an image, and not all of it as a square. mean, std: of what it sees, for each channel in
+        [0, 1]."""
+        self._network, self._side, self._crop = network.to(device), side, crop
         self._mean = torch.tensor(mean, device=device)[:, None, None]
         self._std = torch.tensor(std, device=device)[:, None, None]
-        how = "antialiased" if antialias else "no antialiasing"
-        self.resizing = f"{side}x{side}, bicubic, {how}, clamped to [0, 1]"
+        of = "of the middle square, " if crop else ""
+        self.resizing = f"{side}x{side}, {of}bicubic, antialiased, clamped to [0, 1]"
 
     def __call__(self, images: Tensor) -> Features:
         """uint8 (N, 3, H, W) to vectors (N, D), float32."""
@@ -56,11 +57,21 @@ class _Transformer:
     def vectors_of(self, images: Tensor) -> Tensor:
         """Floats (N, 3, H, W) in [0, 1] to vectors (N, D), float32; gradients flow through it."""
         size = (self._side, self._side)
+        if self._crop:
+            images = _middle_square(images)
         if images.shape[2:] != size:
             # Bicubic resizing overshoots. Pictures of 8 bits, as the metrics define, cannot.
-            resized = F.interpolate(images, size, mode="bicubic", antialias=self._antialias)
+            resized = F.interpolate(images, size, mode="bicubic", antialias=True)
             images = resized.clamp(0, 1)
         return self._network((images.float() - self._mean) / self._std)
+
+
+def _middle_square(images: Tensor) -> Tensor:
+    """(N, C, H, W) to (N, C, s, s), s the smaller of height and width."""
+    height, width = images.shape[2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return images[:, :, top : top + side, left : left + side]
 
 
 class Dinov2(_Transformer):
@@ -77,7 +88,7 @@ class Dinov2(_Transformer):
         tensors = read_weights(path, WEIGHTS)
         network = of_dino(tensors, "a ViT-S, B or L of DINOv2 without registers", WEIGHTS)
         mean, std = IMAGENET_MEAN, IMAGENET_STD
-        super().__init__(network, 224, antialias=True, mean=mean, std=std, device=device)
+        super().__init__(network, 224, crop=False, mean=mean, std=std, device=device)
         width, depth = network.norm.weight.shape[0], len(network.blocks)
         self.name = f"DINOv2 of {depth} blocks, patches of {network.patch}, {width} features"
         self.digest = digest_of(tensors)
@@ -85,7 +96,8 @@ class Dinov2(_Transformer):
 
 class Clip(_Transformer):
     """The image vector of OpenAI's CLIP ViT-L/14 for 336 x 336 pixels: the features of CMMD
-    (Jayasumana et al. 2024, "Rethinking FID"), which is `mmd_rbf` of them.
+    (Jayasumana et al. 2024, "Rethinking FID"), which is `mmd_rbf` of them. As in the authors' code,
+    it sees the middle square of an image, resized as Pillow does (which also rounds to 8 bits).
 
     weights: a file with the state dict of such a network, with Hugging Face's names; tensors of its
     text network may be there. Its learned positions say the size of images. None: those of
@@ -99,7 +111,7 @@ class Clip(_Transformer):
         mean = (0.48145466, 0.4578275, 0.40821073)
         std = (0.26862954, 0.26130258, 0.27577711)
         side = network.side
-        super().__init__(network, side, antialias=False, mean=mean, std=std, device=device)
+        super().__init__(network, side, crop=True, mean=mean, std=std, device=device)
         depth = len(network.blocks)
         self.name = f"CLIP of {depth} blocks, patches of {network.patch}, {side} pixels"
         self.digest = digest_of(tensors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray_gen.evaluation.metric import Lacking, Metric, Shown
 from ray_gen.evaluation.scores import Score
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
     from ray_gen.core import Objective
     from ray_gen.evaluation.images import Consumer
+
+MOST_CODES = 2**24
+"""Codes that are counted: 0.1 GB of counts."""
+FEW = 10
+"""With fewer codes in all images than so many for each of the codebook, the protocol warns."""
 
 
 class Codebook(Metric[Settings]):
@@ -45,6 +50,19 @@ class Codebook(Metric[Settings]):
                 "evaluation.metrics: codebook counts codes, and this model has none; leave it out",
                 None,
             )
+        count = self._code_count
+        if count > MOST_CODES:
+            why = f"the model has {count:,} codes, and at most {MOST_CODES:,} are counted"
+            raise Lacking(f"evaluation.metrics: codebook: {why}; leave it out", why)
+
+    @property
+    def _code_count(self) -> int:
+        from ray_gen.core import Codes
+
+        assert self.given.subject is not None
+        objective = self.given.subject.objective
+        assert isinstance(objective, Codes) and objective.code_count
+        return objective.code_count
 
     @cached_property
     def _counted(self) -> _Counts:
@@ -54,14 +72,14 @@ class Codebook(Metric[Settings]):
         originals, subject = self.given.sets["originals"], self.given.subject
         assert subject is not None and isinstance(originals, Originals)
         objective, networks = subject.objective, subject.networks
-        assert isinstance(objective, Codes) and objective.code_count
+        assert isinstance(objective, Codes)
 
         def codes(first: int, levels: Tensor) -> list[Tensor]:
             labels = originals.labels_of(first, len(levels), levels.device)
             found = objective.codes(networks, originals.seen(levels), labels)
             return [numbers.flatten() for numbers in found.values()]
 
-        return _Counts(codes, objective.code_count, self.given.world.device)
+        return _Counts(codes, self._code_count, self.given.world.device)
 
     def sees(self, name: Shown) -> Sequence[Consumer]:
         """The codes of the originals are counted."""
@@ -72,7 +90,13 @@ class Codebook(Metric[Settings]):
         counts = self._counted.counts
         self.given.world.sum_(counts)
         usage, perplexity = of_counts(counts)
-        protocol = {"codes": len(counts), "codes_of_all_images": int(counts.sum())}
+        seen = int(counts.sum())
+        protocol: dict[str, Any] = {"codes": len(counts), "codes_of_all_images": seen}
+        if seen < FEW * len(counts):
+            protocol["warning"] = (
+                f"all images together have {seen:,} codes, few beside the {len(counts):,} of the "
+                "codebook; more images would use more of it"
+            )
         yield Score("codebook_usage", usage, None, {"unit": "share", **protocol})
         yield Score("codebook_perplexity", perplexity, None, protocol)
 

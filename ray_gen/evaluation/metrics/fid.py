@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray_gen.evaluation.metric import FeatureMetric
@@ -34,7 +34,7 @@ class Fid(FeatureMetric[Settings]):
     def protocol(self) -> Mapping[str, Any]:
         """A warning, if a set has few images."""
         generated, reference = (len(self.given.sets[name]) for name in self.sides)
-        warning = bias_warning(generated, reference)
+        warning = bias_warning(generated, reference, self.sides)
         return {} if warning is None else {"warning": warning}
 
 
@@ -67,15 +67,16 @@ def _root(covariance: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt()
 
 
-def bias_warning(generated: int, reference: int) -> str | None:
-    """A warning for the protocol if a set has fewer than 10,000 images, else None.
+def bias_warning(
+    generated: int, reference: int, sides: Sequence[str] = ("generated", "reference")
+) -> str | None:
+    """A warning for the protocol if a set has fewer than 10,000 images, else None. sides: what the
+    two sets are.
 
     Chong and Forsyth 2020, "Effectively unbiased FID and Inception Score and where to find them":
     the expectation of FID falls as the number of images rises, and how much depends on the model.
     """
     if min(generated, reference) >= FEW_IMAGES:
         return None
-    return (
-        f"biased: FID falls with more images; here {generated} generated and {reference} real; "
-        "compare only equal counts"
-    )
+    here = f"{generated} {sides[0]} and {reference} {sides[1]}"
+    return f"biased: FID falls with more images; here {here}; compare only equal counts"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ray_gen.errors import Refused
 from ray_gen.evaluation.fidelity import torch_fidelity
 from ray_gen.evaluation.metric import FeatureMetric, Lacking
 from ray_gen.settings import Settings
@@ -29,9 +28,10 @@ class InceptionScore(FeatureMetric[Settings]):
         """There are enough images, and the extractor gives class scores."""
         images, extractor = len(self.given.sets["generated"]), self.given.extractor
         if images < SPLITS:
-            raise Refused(
+            raise Lacking(
                 f"evaluation.count: inception_score divides the generated images into {SPLITS} "
-                f"parts, and {images} are too few; set more (5,000 per part in its paper)"
+                f"parts, and {images} are too few; set more (5,000 per part in its paper)",
+                f"{images} images cannot be divided into {SPLITS} parts",
             )
         if extractor is not None and self.given.sizes.logits is None:
             raise Lacking(

@@ -59,7 +59,8 @@ class Kid(FeatureMetric[KidSettings]):
         if self.subset_size > smallest:
             raise Refused(
                 f"evaluation.kid_subset_size: {self.subset_size} images cannot be drawn from "
-                f"{generated} generated and {reference} real ones; set at most {smallest}"
+                f"{generated} {self.sides[0]} and {reference} {self.sides[1]} ones; set at most "
+                f"{smallest}"
             )
         if self.subset_size < 2:
             raise Refused(
@@ -72,7 +73,7 @@ class Kid(FeatureMetric[KidSettings]):
     ) -> Iterator[tuple[str, float, float | None]]:
         """On the CPU. Spread: the standard deviation over subsets."""
         assert generated.features is not None and reference.features is not None
-        value, deviation = kernel_distance(
+        value, deviation = self.distance(
             generated.features,
             reference.features,
             subsets=self.settings.kid_subsets,
@@ -84,6 +85,12 @@ class Kid(FeatureMetric[KidSettings]):
             len(kept) == self.subset_size for kept in (generated.features, reference.features)
         )
         yield next(iter(self.scores)), value, None if whole else deviation
+
+    def distance(
+        self, first: Tensor, second: Tensor, *, subsets: int, subset_size: int, seed: int
+    ) -> tuple[float, float]:
+        """Of features of two independent sets: `kernel_distance`."""
+        return kernel_distance(first, second, subsets=subsets, subset_size=subset_size, seed=seed)
 
     def protocol(self) -> Mapping[str, Any]:
         """Number and size of the subsets, and a warning if they are smaller than the setting."""

@@ -78,13 +78,19 @@ class Latents(Metric[Settings]):
 
     def measure(self) -> Iterator[Score]:
         """Standard deviation and scaling. Collective: every rank, same order."""
+        from ray_gen.evaluation.reconstructions import has_codes
+
         rows = self._rows.of_all(len(self.given.sets["originals"]))
         means, squares = rows.mean(0).chunk(2)
         deviations = (squares - means.square()).clamp(min=0).sqrt()
         mean = means.mean().item()
         deviation = math.sqrt(max(0.0, squares.mean().item() - mean**2))
+        of = "draws from the posteriors, from their means and variances"
+        subject = self.given.subject
+        if subject is not None and has_codes(subject.objective):
+            of = "codes"
         protocol = {
-            "of": "draws from the posteriors, from their means and variances",
+            "of": of,
             "mean": mean,
             "mean_of_channels": means.tolist(),
             "std_of_channels": deviations.tolist(),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ray_gen.errors import Refused
@@ -11,6 +13,7 @@ from ray_gen.evaluation.pairs import PairMetric
 from ray_gen.settings import Settings, free
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ray_gen.perceptual import LpipsDistance
@@ -28,6 +31,43 @@ class LpipsSettings(Settings):
     lpips_lins: str | None = free(None)
     """A file with the weights of channels of `lpips`, by the names of the lpips package. None: that
     of the installed torchmetrics or lpips (pip install 'ray_gen[perceptual]')."""
+
+
+_File = tuple[str, int, int] | None
+"""Path, size and time of a file; None: the published one."""
+
+
+def _state_of(file: str | None) -> _File:
+    if file is None:
+        return None
+    path = Path(file)
+    found = path.stat() if path.exists() else None
+    return (file, 0, 0) if found is None else (file, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)  # evaluations during training would read its weights again each time
+def _distance(
+    net: Literal["vgg", "alex", "squeeze"],
+    files: tuple[_File, ...],
+    channels: int,
+    opacity: bool,
+    device: torch.device,
+) -> LpipsDistance:
+    """files: of the trunk and of the weights of channels. Raises Refused."""
+    from ray_gen.perceptual import LpipsDistance
+
+    trunk, lins = (None if file is None else file[0] for file in files)
+    distance = LpipsDistance(
+        channels=channels,
+        opacity=opacity,
+        net=net,
+        trunk=trunk,
+        lins=lins,
+        trunk_field="evaluation.lpips_trunk",
+        lins_field="evaluation.lpips_lins",
+    )
+    distance.load()
+    return distance.to(device)
 
 
 class Lpips(PairMetric[LpipsSettings]):
@@ -50,7 +90,6 @@ class Lpips(PairMetric[LpipsSettings]):
             raise Lacking(why, why)
 
     def _loaded(self) -> LpipsDistance:
-        from ray_gen.perceptual import LpipsDistance
         from ray_gen.perceptual.trunks import TRUNKS
         from ray_gen.weights import place_of
 
@@ -70,17 +109,8 @@ class Lpips(PairMetric[LpipsSettings]):
             )
         if given.automatic and trunk is None and not place_of(url).exists():
             raise Refused(f"the weights of {net} are not here; name the metric to download them")
-        distance = LpipsDistance(
-            channels=channels,
-            opacity=given.opacity,
-            net=net,
-            trunk=trunk,
-            lins=settings.lpips_lins,
-            trunk_field="evaluation.lpips_trunk",
-            lins_field="evaluation.lpips_lins",
-        )
-        distance.load()
-        return distance.to(given.world.device)
+        files = tuple(_state_of(file) for file in (trunk, settings.lpips_lins))
+        return _distance(net, files, channels, given.opacity, given.world.device)
 
     def of_pairs(self, originals: Tensor, reconstructed: Tensor) -> Tensor:
         """At least 0, float32 (N,)."""

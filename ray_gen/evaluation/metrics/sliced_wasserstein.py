@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
-from ray_gen.evaluation.metric import Metric, Set, Shown
+from ray_gen.evaluation.metric import Lacking, Metric, Set, Shown
 from ray_gen.evaluation.scores import Score
 from ray_gen.settings import Settings
 
@@ -26,9 +26,13 @@ class SlicedWasserstein(Metric[Settings]):
 
     def check(self) -> None:
         """The images are at least as large as a patch."""
-        from ray_gen.evaluation.patches import scales_of
+        from ray_gen.evaluation.patches import SIDE
 
-        scales_of(self.given.shape)
+        height, width = self.given.shape[1:]
+        if min(height, width) < SIDE:
+            why = f"images of {height}x{width} are smaller than its patches of {SIDE}x{SIDE}"
+            name = next(iter(self.scores))
+            raise Lacking(f"evaluation.metrics: {name}: {why}; leave it out", why)
 
     @cached_property
     def _seen(self) -> dict[Set, Pictures]:
