@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 
 import torch
@@ -11,13 +12,16 @@ from torch import Tensor, nn
 
 from ray_gen.core import Objective, Phase
 from ray_gen.distributed import World
-from ray_gen.experiment import Experiment
+from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.training.build import DTYPES
 from ray_gen.training.frozen import trainable
 from ray_gen.training.labels import labels_in_turn
 from ray_gen.training.meter import Meter
 from ray_gen.training.state import State
 from ray_gen.training.step import Step
+
+FEW = 4
+"""Images of the step. With fewer, what a step keeps of weights alone would count too much."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +55,11 @@ def memory_of(
     """What a worker needs. micro_batch: images in one forward pass. several: whether there are
     other workers. images: bytes of training images on the device.
 
-    Trains a copy with one group of images for one step in which all losses are due, and scales what
-    backward passes keep to the micro-batch. Takes as long as this step.
+    Trains a copy with a few images, one group, for one step in which all losses are due, and scales
+    what backward passes keep to the micro-batch. Takes as long as this step, and its memory.
     """
-    group = experiment.group_size
-    small = experiment.with_fields(
-        training__global_batch_size=group,
-        training__group_size=group,
-        training__micro_batch_size=None,
-        training__compile=False,
-        workers__count=1,
-        lineage=[],
-    )
+    small = _with_few_images(experiment)
+    group = small.group_size
     world = World()
     state = State.build(small, objective, world)
     phases = objective.phases()
@@ -95,6 +92,23 @@ def memory_of(
         images=images,
         activations=kept.peak * micro_batch // group,
     )
+
+
+def _with_few_images(experiment: Experiment) -> Experiment:
+    """A copy whose step sees one group: the smallest that its networks can be trained with, of at
+    least `FEW` images."""
+    whole = experiment.group_size
+    for group in dict.fromkeys(min(times * FEW, whole) for times in (1, 2, 4, whole)):
+        with suppress(ExperimentError):
+            return experiment.with_fields(
+                training__global_batch_size=group,
+                training__group_size=group,
+                training__micro_batch_size=None,
+                training__compile=False,
+                workers__count=1,
+                lineage=[],
+            )
+    raise AssertionError("the group of the experiment fits its networks")
 
 
 def _starts_of(phase: Phase) -> Iterator[int]:

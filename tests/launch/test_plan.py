@@ -23,9 +23,9 @@ from ray_gen.launch import alone
 from ray_gen.launch.plan import Plan, plan_of
 from ray_gen.recipes import names, recipe
 from ray_gen.training.build import build_networks, build_objective
-from ray_gen.training.memory import memory_of
+from ray_gen.training.memory import _with_few_images, memory_of
 from tests.data.pictures import write_classes
-from tests.helpers import gan, latent_autoencoder, relativistic, trained, vae, vae_gan
+from tests.helpers import STYLEGAN2, gan, latent_autoencoder, relativistic, trained, vae, vae_gan
 from tests.launch.test_driver import Here, finished
 
 
@@ -109,6 +109,14 @@ def test_activations_grow_with_the_micro_batch_and_the_networks() -> None:
     assert activations(wide) > 1.2 * activations(this)
 
 
+def test_few_images_are_enough_and_a_networks_own_groups_stay_whole() -> None:
+    for deviation, group in ((1, 4), (3, 12), (4, 4), (6, 12)):
+        own = f"networks.discriminator.deviation_group={deviation}"
+        this = gan(*STYLEGAN2, "training.group_size=12", own)
+        assert _with_few_images(this).training.global_batch_size == group
+    assert _with_few_images(vae().with_fields(training__group_size=2)).group_size == 2
+
+
 def test_what_a_rare_penalty_keeps_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """R1 is computed every 16th update of a discriminator with two updates a step."""
     seen: list[int] = []
@@ -121,7 +129,7 @@ def test_what_a_rare_penalty_keeps_counts(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(losses, "squared_gradient_norm", counted)
     rare = ("objective.r1_weight=1", "objective.r1_every=16", "objective.discriminator_steps=2")
     activations(gan(*rare, kind="dcgan"))
-    assert seen == [6]  # one group
+    assert seen == [4]  # a small group
 
 
 def test_activations_of_a_chain_of_layers_are_their_inputs() -> None:
