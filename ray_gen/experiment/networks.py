@@ -403,7 +403,8 @@ class AutoencoderKlNetwork(NetworkSettings):
     """Residual blocks of a level in the encoder (published: 2). A decoder has one more."""
     attention: tuple[PositiveInt, ...] = ()
     """Heights of maps, in pixels, at which self-attention follows each residual block. Published
-    for 256 pixels: 16 for latents of a sixteenth, [16, 8] for those of a 32nd, else none."""
+    for 256 pixels: 16 for latents of a sixteenth, [16, 8] for those of a 32nd; VQ of an eighth: 32,
+    with multipliers [1, 2, 2, 4]; else none."""
     middle_attention: bool = True
     """Whether there is self-attention between the two residual blocks at the latent's size. Its
     time and memory grow with the square of the latent's pixels."""

@@ -1,9 +1,8 @@
 """DCGAN (Radford et al. 2016) at its best: a discriminator without BatchNorm, with R1 and
 DiffAugment. Measured on 6,174 emoji at 32 pixels with width 32, in 20 minutes of one CPU thread
-(some 400,000 images, 3 seeds): KID 2.2 to 2.6 (10^-3, features of a classifier of these images).
-That of the other families is more than twice as large after this time
-(jobs/studies/small32_best.yaml). networks.generator.width and networks.discriminator.width scale
-the networks."""
+(some 400,000 images, 3 seeds): KID 2.2 to 2.6 in features of a classifier of these images; sngan,
+stylegan2-ada and r3gan 6.0 to 17 (jobs/studies/small32_best.yaml). networks.generator.width and
+networks.discriminator.width scale it."""
 
 from __future__ import annotations
 
@@ -43,7 +42,8 @@ def experiment(facts: Facts) -> Tree:
             "r1_weight": Because(
                 round(0.5 * 4.0**facts.doublings, 4),
                 "γ: 0.5 at 32 pixels, four times as much at each doubling, as StyleGAN3's guide "
-                "advises. Emoji at 32 pixels, 4 minutes: KID 7.4, and 9.0 with 0.1.",
+                "advises. Emoji at 32 pixels, 4 minutes: KID 7.4 and 8.9 on two machines, with 0.1 "
+                "9.0 on the first of them.",
             ),
             "augment": diff_augment(
                 facts,

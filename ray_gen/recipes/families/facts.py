@@ -59,7 +59,9 @@ _OF_PICTURES = (
     *("brightness", "contrast", "luma_flip", "hue", "saturation"),
     *("flip", "rotate_90", "rotate"),
 )
-_SHIFTED = "Colours and turns make no sense of latents: only what moves or scales a map."
+_SHIFTED = (
+    "Latents have no colours, and a turned latent is none of a turned image: only moves and scales."
+)
 
 
 def diff_augment(facts: Facts, why: str) -> Because:
@@ -100,7 +102,11 @@ def amount(facts: Facts, published: str) -> dict[str, Any]:
     """`training` of all families: how much, and how often it tells of itself. published: what
     training of the publication saw."""
     return {
-        "images": Because(facts.images, f"Everything that counts images follows it. {published}"),
+        "images": Because(
+            facts.images,
+            "What counts images is computed from it: give another number to `recipes` or `train`, "
+            f"not here. {published}",
+        ),
         "global_batch_size": facts.batch,
         "report_every_images": Because(facts.share(1 / 100), "A hundredth of the run."),
         "checkpoint_every_images": Because(facts.share(1 / 20), "A twentieth of the run."),

@@ -1,5 +1,6 @@
-"""A latent autoencoder for laptops: few convolutions, maps of a quarter of the side, and SSIM for a
-perceptual network. Unmeasured. networks.encoder.width and networks.decoder.width scale it."""
+"""A latent autoencoder for laptops: few convolutions, maps of a quarter of the side, and SSIM in
+place of a perceptual network. Unmeasured. networks.encoder.width and networks.decoder.width scale
+it."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 without normalisation, everything scheduled over one horizon. Published FID, with batches of 256 to
 512 on 8 GPUs: CIFAR-10 1.96, FFHQ 1.95 at 64 and 2.75 at 256. Not for little time
 (jobs/studies/small32_best.yaml): with width 16, one block and a batch of 32, 20 minutes of one CPU
-thread, 92,000 images, give a KID of 17 (10^-3) on emoji at 32 pixels, blobs; its discriminator wins
+thread, 92,000 images, give a KID of 17 on emoji at 32 pixels, blobs; its discriminator wins
 early. dcgan: 2.2 to 2.6. networks.generator.width and networks.discriminator.width scale it."""
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def experiment(facts: Facts) -> Tree:
         "betas": [0.0, along(0.9, 0.99)],
         "schedule": {"kind": "cosine", "horizon_images": horizon, "final_fraction": 0.25},
     }
-    width = Because(768, "As published at 32 to 256 pixels; half above 32 pixels, and so on.")
+    width = Because(768, "As published at 32 to 256 pixels. Each stage above 32 pixels halves it.")
     precision = {"bf16_from": 32} if facts.side >= 256 else {}  # as published; else 8, the default
     half_life = facts.share(0.8 * (0.25 if small else 0.025))
     colours = dict.fromkeys(("brightness", "contrast", "luma_flip", "hue", "saturation"), 0.5)

@@ -3,8 +3,8 @@ discriminator steps. With labels: conditional BatchNorm and projection (Miyato a
 Published FID: CIFAR-10 16.8, 10.8 with labels; CelebA 5.7 at 64, 12.9 at 128 (README of mimicry,
 one GPU). Measured on few images and little time (jobs/studies/small32_best.yaml): with width 16,
 objective.discriminator_steps=1 and objective.augment=[color, translation], 20 minutes of one CPU
-thread give a KID of 6.0 (10^-3) on emoji at 32 pixels; dcgan 2.2 to 2.6. One step and augmentation
-were better than five (12.8 against 17.4 after 4 minutes). networks.generator.width and
+thread give a KID of 6.0 on emoji at 32 pixels; dcgan 2.2 to 2.6. With augmentation, one step was
+better than five (12.8 against 17.4 after 4 minutes). networks.generator.width and
 networks.discriminator.width scale it."""
 
 from __future__ import annotations
