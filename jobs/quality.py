@@ -5,13 +5,14 @@
     python jobs/quality.py classifier DATA [--side 32]
     python jobs/quality.py run STUDY.yaml DATA DEST [--only NAME ...] [--minutes 20]
     python jobs/quality.py table DEST
+    python jobs/quality.py checkpoints DATA RUN [--metrics kid ...]
 
 `split` copies a folder of classes into DATA/train and DATA/test. Files whose names match REGEX in
 the same text (its groups, joined) come to the same side: near copies of a training image must not
 be test images. `classifier` trains a small classifier, with equal numbers of images of all classes;
 its features are those of the metrics. `run` trains each model of a study with one thread, and
 `--minutes` of processor time each, and evaluates it against the held-out images. `table` prints
-what is there.
+what is there. `checkpoints` evaluates each checkpoint that a run has kept.
 
 A study names models. Each is a recipe and changes of its fields; `{data}` is DATA, and `{dest}` is
 DEST, so that one model may begin with another:
@@ -56,6 +57,7 @@ from _classifier import fit
 
 import ray_gen
 from ray_gen.distributed import World, use_cores
+from ray_gen.runs.manifest import MANIFEST
 from ray_gen.training.build import build_objective
 from ray_gen.training.loop import train
 from ray_gen.training.sources import open_data, resolved_by
@@ -233,16 +235,29 @@ def _row(file: Path) -> dict[str, Any]:
 def table(dest: Path) -> str:
     """What is there, sorted by KID."""
     rows = [_row(file) for file in dest.glob("*/quality.json")]
-    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
-    lines = [
-        "| run | images | CPU seconds | " + " | ".join(names) + " |",
-        "|-" * (3 + len(names)) + "|",
-    ]
-    for row in sorted(rows, key=lambda row: row["scores"].get("kid", math.inf)):
-        scores = (f"{row['scores'].get(name, math.nan):.4g}" for name in names)
-        parts = (row["run"], f"{row['images']:,}", f"{row['cpu_seconds']:.0f}", *scores)
-        lines.append(f"| {' | '.join(parts)} |")
-    return "\n".join(lines)
+    rows.sort(key=lambda row: row["scores"].get("kid", math.inf))
+    heads = [[row["run"], f"{row['images']:,}", f"{row['cpu_seconds']:.0f}"] for row in rows]
+    scores = [row["scores"] for row in rows]
+    return _table(["run", "images", "CPU seconds"], heads, scores)
+
+
+def checkpoints(data: Path, run: Path, metrics: Sequence[str]) -> str:
+    """The scores of a run over time."""
+    folders = sorted(run.glob("checkpoint_[0-9]*"))
+    images = [json.loads((folder / MANIFEST).read_text())["images"] for folder in folders]
+    scores = [_evaluate(folder, data, metrics) for folder in folders]
+    return _table(["images"], [[f"{count:,}"] for count in images], scores)
+
+
+def _table(
+    names: list[str], heads: Sequence[Sequence[str]], scores: Sequence[dict[str, float]]
+) -> str:
+    """names: of the first columns. heads: these, of each row. scores: of each row."""
+    columns = list(dict.fromkeys(name for row in scores for name in row))
+    lines = [[*names, *columns], ["-"] * (len(names) + len(columns))]
+    for head, row in zip(heads, scores, strict=True):
+        lines.append([*head, *(f"{row.get(name, math.nan):.4g}" for name in columns)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
@@ -270,6 +285,10 @@ def main() -> None:
     one.add_argument("changes", nargs="*")
     one = commands.add_parser("table")
     one.add_argument("dest", type=Path)
+    one = commands.add_parser("checkpoints")
+    one.add_argument("data", type=Path)
+    one.add_argument("run", type=Path)
+    one.add_argument("--metrics", nargs="+", default=METRICS)
     given = parser.parse_args()
     if given.command == "split":
         split(
@@ -289,6 +308,8 @@ def main() -> None:
     elif given.command == "run":
         study = yaml.safe_load(given.study.read_text())
         run(study, given.data.resolve(), given.dest.resolve(), given.only, given.minutes)
+    elif given.command == "checkpoints":
+        print(checkpoints(given.data.resolve(), given.run.resolve(), given.metrics))
     else:
         print(table(given.dest))
 
