@@ -10,8 +10,8 @@ KL autoencoder of latent diffusion with maps of an eighth of the side (64 x 64 R
 threads; while one works, the others wait. It is built and warmed up before the clock starts. A
 contestant's block is a fixed number of steps, chosen so that it takes about `--seconds`. Rounds are
 interleaved (A B C D, A B C D, ...), and the table gives the median of images/s, the contestant's
-peak memory (on a CPU that of its whole process, on a GPU that of its tensors), and the medians of
-the ratios within each round.
+peak memory (on a GPU that of its tensors; on a CPU that of its whole process: libraries, images and
+all), and the medians of the ratios within each round.
 
     bare step         our step on one batch that already lies on the device: the limit
     ray_gen           our step on the batches of our data path
@@ -330,7 +330,15 @@ def _peak_memory(contestant: Contestant, steps: int, device: torch.device) -> tu
     return 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-ANSWERS = {"time": _timed, "flops": counted_flops, "memory": _peak_memory}
+def _forget_memory(contestant: Contestant, steps: int, device: torch.device) -> tuple[int, float]:
+    """Building a contestant and counting its FLOPs no longer count as its peak on a GPU."""
+    del contestant, steps
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    return 0, 0.0
+
+
+ANSWERS = {"time": _timed, "forget": _forget_memory, "flops": counted_flops, "memory": _peak_memory}
 
 
 def _synchronise(device: torch.device) -> None:
@@ -391,6 +399,11 @@ class Row:
         images, flops = self._asked(1, "flops")
         self.flops_per_image = flops / images
 
+    def forget_memory(self) -> None:
+        """From now on, its peak on a GPU is that of training."""
+        if self.installed:
+            self._asked(0, "forget")
+
     def measure(self) -> None:
         """Times one block."""
         images, seconds = self._asked(self.steps)
@@ -426,6 +439,8 @@ def prepared_rows(key: str, device: str, seconds: float, processes: ExitStack) -
             row.flops_per_image = rows[0].flops_per_image
     for name in model.peers:
         add(name)
+    for row in rows:
+        row.forget_memory()
     return rows
 
 

@@ -44,7 +44,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def run(study: dict[str, Any], data: Path, dest: Path, only: list[str], minutes:
             if (folder / "quality.json").is_file():
                 continue
             given = {**study.get("defaults", {}), **model.get("changes", {}), "seed": seed}
-            changes = [f"{path}={_filled(value, data, dest)}" for path, value in given.items()]
+            changes = [f"{path}={filled(value, data, dest)}" for path, value in given.items()]
             budget = 60.0 * float(model.get("minutes", minutes))
             later = [
                 f"{path}={json.dumps(value)}" for path, value in model.get("later", {}).items()
@@ -132,7 +132,7 @@ def run(study: dict[str, Any], data: Path, dest: Path, only: list[str], minutes:
             _one(facts, _lengths(images, kept), folder, data, study.get("metrics", METRICS))
 
 
-def _filled(value: Any, data: Path, dest: Path) -> str:
+def filled(value: Any, data: Path, dest: Path) -> str:
     """A value as YAML on one line, with the two places."""
     return json.dumps(value).replace("{data}", str(data)).replace("{dest}", str(dest))
 
@@ -241,11 +241,17 @@ def table(dest: Path) -> str:
     return _table(["run", "images", "CPU seconds"], heads, scores)
 
 
-def checkpoints(data: Path, run: Path, metrics: Sequence[str]) -> str:
+Evaluate = Callable[[Path, Path, Sequence[str]], dict[str, float]]
+"""From a run or checkpoint, the data and the metrics to scores."""
+
+
+def checkpoints(
+    data: Path, run: Path, metrics: Sequence[str], evaluated: Evaluate | None = None
+) -> str:
     """The scores of a run over time."""
     folders = sorted(run.glob("checkpoint_[0-9]*"))
     images = [json.loads((folder / MANIFEST).read_text())["images"] for folder in folders]
-    scores = [_evaluate(folder, data, metrics) for folder in folders]
+    scores = [(evaluated or _evaluate)(folder, data, metrics) for folder in folders]
     return _table(["images"], [[f"{count:,}"] for count in images], scores)
 
 
@@ -261,7 +267,8 @@ def _table(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("split")
     one.add_argument("source", type=Path)

@@ -103,7 +103,7 @@ def test_every_model_of_a_study_is_an_experiment(
             if str(given["data"]).startswith("latents:"):
                 given["data"] = "folder:{data}"  # latents are read to know their size
                 given["data.image_size"] = 16
-            changes = [f"{p}={quality._filled(v, tmp_path, tmp_path)}" for p, v in given.items()]
+            changes = [f"{p}={quality.filled(v, tmp_path, tmp_path)}" for p, v in given.items()]
             ray_gen.recipe(model["recipe"], *changes)
 
 
@@ -123,9 +123,7 @@ def test_a_table_is_sorted_by_kid_and_tells_what_was_not_measured(
     ]
 
 
-def test_each_checkpoint_of_a_run_is_measured(
-    quality: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_checkpoint_of_a_run_is_measured(quality: ModuleType, tmp_path: Path) -> None:
     for images in (48, 96):
         this = vae(f"training.images={images}")
         saved(this, random_store(8), tmp_path / "run" / checkpoint_name(images))
@@ -135,8 +133,7 @@ def test_each_checkpoint_of_a_run_is_measured(
         measured.append((folder, metrics))
         return {"kid": float(len(measured))}
 
-    monkeypatch.setattr(quality, "_evaluate", evaluated)
-    lines = quality.checkpoints(tmp_path, tmp_path / "run", ("kid",)).splitlines()
+    lines = quality.checkpoints(tmp_path, tmp_path / "run", ("kid",), evaluated).splitlines()
     assert lines[0] == "| images | kid |"
     assert lines[2:] == ["| 48 | 1 |", "| 96 | 2 |"]
     assert [metrics for _, metrics in measured] == [("kid",)] * 2

@@ -125,8 +125,6 @@ def test_a_file_is_downloaded_once_and_its_digest_checked(
 
 
 def test_a_number_in_a_name_is_no_digest(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray_gen.evaluation.extractors import transformers
-
     asked = {}
 
     def fetch(url: str, path: str, digest: str | None, progress: bool) -> None:
@@ -134,11 +132,11 @@ def test_a_number_in_a_name_is_no_digest(hub: Path, monkeypatch: pytest.MonkeyPa
         Path(path).write_bytes(b"content")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    downloaded(transformers._CLIP_URL, FIELD, transformers._CLIP_FILE)
-    downloaded(transformers._DINO_URL, FIELD)
+    downloaded("https://example.org/clip/pytorch_model.bin", FIELD, "clip-patch14-336.bin")
+    downloaded("https://example.org/dinov2_vitl14_pretrain.pth", FIELD)
     downloaded("https://example.org/net-336.bin", FIELD)
     assert asked == {
-        "clip-vit-large-patch14-336.bin": None,
+        "clip-patch14-336.bin": None,
         "dinov2_vitl14_pretrain.pth": None,
         "net-336.bin": None,
     }

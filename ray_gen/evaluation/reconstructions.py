@@ -100,7 +100,7 @@ class Reconstructed:
         return objective.sample(networks, latents, labels, noise)
 
 
-def has_codes(objective: Objective) -> bool:
+def has_codes(objective: Objective | None) -> bool:
     """Whether latents of images are codes, and no distribution."""
     return isinstance(objective, Codes) and bool(objective.code_count)
 

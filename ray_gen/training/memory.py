@@ -14,6 +14,7 @@ from ray_gen.core import Objective, Phase
 from ray_gen.distributed import World
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.training.build import DTYPES
+from ray_gen.training.code import custom_targets
 from ray_gen.training.frozen import trainable
 from ray_gen.training.labels import labels_in_turn
 from ray_gen.training.meter import Meter
@@ -21,7 +22,7 @@ from ray_gen.training.state import State
 from ray_gen.training.step import Step
 
 FEW = 4
-"""Images of the step. With fewer, what a step keeps of weights alone would count too much."""
+"""Least images of a step."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +56,49 @@ def memory_of(
     """What a worker needs. micro_batch: images in one forward pass. several: whether there are
     other workers. images: bytes of training images on the device.
 
-    Trains a copy with a few images, one group, for one step in which all losses are due, and scales
-    what backward passes keep to the micro-batch. Takes as long as this step, and its memory.
+    Trains copies with few images, one group, for one step in which all losses are due. Backward
+    passes keep something of the weights and something of each image, so two sizes of a group tell
+    what a micro-batch keeps. A user's own class gets a whole group. The time and the memory that
+    this takes are those of these steps.
     """
-    small = _with_few_images(experiment)
-    group = small.group_size
-    world = World()
+    kept = {group: _step_of(one, objective) for group, one in _small(experiment).items()}
+    (few, step), *more = kept.items()
+    activations = step.kept * micro_batch // few
+    for other, larger in more:
+        of_image = (larger.kept - step.kept) / (other - few)
+        activations = max(larger.kept, round(step.kept + of_image * (micro_batch - few)))
+    state = step.state
+    gradients = max(
+        _bytes(trainable(experiment, phase, state.networks).values())
+        for phase in objective.phases()
+    )
+    return Memory(
+        weights=_bytes(_tensors(state.networks)),
+        gradients=gradients * (2 if several else 1),
+        optimizers=_bytes(state.moments().values()),
+        ema=sum(_bytes(_tensors(of)) for of in (state.ema, *state.profiles.values())),
+        images=images,
+        activations=activations,
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A step of one group."""
+
+    kept: int
+    """Most bytes that autograd kept for backward passes."""
+    state: State
+
+
+def _step_of(small: Experiment, objective: Objective) -> _Measured:
+    """Every phase, term and loss that the run comes to is due at this step. small: a batch is one
+    group."""
+    group, phases, world = small.group_size, objective.phases(), World()
     state = State.build(small, objective, world)
-    phases = objective.phases()
-    weights, gradients = _bytes(_tensors(state.networks)), 0
-    for phase in phases:
-        own = trainable(small, phase, state.networks)
-        gradients = max(gradients, _bytes(own.values()))
-    # Every phase, term and loss that the run comes to is due at this step.
     every = [phase.every * math.lcm(1, *_every_of(phase)) for phase in phases]
     starts = (start for phase in phases for start in _starts_of(phase))
-    late = max(start for start in starts if start < experiment.training.images)
+    late = max(start for start in starts if start < small.training.images)
     period, first = math.lcm(*every), -(-late // group)
     state.step = -(-(first + 1) // period) * period - 1
     low, high = objective.image_range
@@ -84,31 +112,32 @@ def memory_of(
         torch.autograd.graph.saved_tensors_hooks(kept.pack, _unpack),
     ):
         step(low + given * (high - low), labels_in_turn(small, torch.arange(group)))
-    return Memory(
-        weights=weights,
-        gradients=gradients * (2 if several else 1),
-        optimizers=_bytes(state.moments().values()),
-        ema=sum(_bytes(_tensors(of)) for of in (state.ema, *state.profiles.values())),
-        images=images,
-        activations=kept.peak * micro_batch // group,
-    )
+    return _Measured(kept.peak, state)
 
 
-def _with_few_images(experiment: Experiment) -> Experiment:
-    """A copy whose step sees one group: the smallest that its networks can be trained with, of at
-    least `FEW` images."""
+def _small(experiment: Experiment) -> dict[int, Experiment]:
+    """Copies whose batch is one group, by its size: the two smallest that divide the group of the
+    experiment, fit its networks and have at least `FEW` images. Else the whole group."""
     whole = experiment.group_size
-    for group in dict.fromkeys(min(times * FEW, whole) for times in (1, 2, 4, whole)):
-        with suppress(ExperimentError):
-            return experiment.with_fields(
-                training__global_batch_size=group,
-                training__group_size=group,
-                training__micro_batch_size=None,
-                training__compile=False,
-                workers__count=1,
-                lineage=[],
-            )
-    raise AssertionError("the group of the experiment fits its networks")
+    found: dict[int, Experiment] = {}
+    if not custom_targets(experiment):
+        for group in (n for n in range(FEW, whole // 2 + 1) if whole % n == 0):
+            with suppress(ExperimentError):
+                found[group] = _of_one_group(experiment, group)
+            if len(found) == 2:
+                return found
+    return {whole: _of_one_group(experiment, whole)}
+
+
+def _of_one_group(experiment: Experiment, group: int) -> Experiment:
+    return experiment.with_fields(
+        training__global_batch_size=group,
+        training__group_size=group,
+        training__micro_batch_size=None,
+        training__compile=False,
+        workers__count=1,
+        lineage=[],
+    )
 
 
 def _starts_of(phase: Phase) -> Iterator[int]:

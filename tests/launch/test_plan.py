@@ -22,8 +22,9 @@ from ray_gen.experiment.manual import brief_yaml
 from ray_gen.launch import alone
 from ray_gen.launch.plan import Plan, plan_of
 from ray_gen.recipes import names, recipe
+from ray_gen.training import memory
 from ray_gen.training.build import build_networks, build_objective
-from ray_gen.training.memory import _with_few_images, memory_of
+from ray_gen.training.memory import memory_of
 from tests.data.pictures import write_classes
 from tests.helpers import STYLEGAN2, gan, latent_autoencoder, relativistic, trained, vae, vae_gan
 from tests.launch.test_driver import Here, finished
@@ -102,19 +103,45 @@ def test_memory_is_that_of_the_step_in_which_all_losses_are_due() -> None:
 
 def test_activations_grow_with_the_micro_batch_and_the_networks() -> None:
     this = gan(kind="dcgan")
-    assert activations(this, 48) == 2 * activations(this)
+    once, twice, thrice = (activations(this, count) for count in (24, 48, 72))
+    assert twice - once == pytest.approx(thrice - twice, abs=1) and twice > 1.8 * once
     whole = activations(this.with_fields(training__group_size=24))
     assert activations(this) == pytest.approx(whole, rel=0.05)
     wide = gan("networks.discriminator.width=16", kind="dcgan")
     assert activations(wide) > 1.2 * activations(this)
 
 
-def test_few_images_are_enough_and_a_networks_own_groups_stay_whole() -> None:
-    for deviation, group in ((1, 4), (3, 12), (4, 4), (6, 12)):
-        own = f"networks.discriminator.deviation_group={deviation}"
-        this = gan(*STYLEGAN2, "training.group_size=12", own)
-        assert _with_few_images(this).training.global_batch_size == group
-    assert _with_few_images(vae().with_fields(training__group_size=2)).group_size == 2
+WEIGHTS_ARE_KEPT: dict[str, Experiment] = {
+    "equalised weights": gan(*STYLEGAN2, "training.group_size=24"),
+    "weights in bf16": gan("training.precision=bf16", "training.group_size=24", kind="dcgan"),
+    "a group of its own": gan(
+        *STYLEGAN2, "training.group_size=24", "networks.discriminator.deviation_group=12"
+    ),
+    "R3GAN": gan(
+        "networks.generator={kind: r3gan, width: 16}",
+        "networks.discriminator={kind: r3gan, width: 16}",
+        "training.group_size=24",
+    ),
+}
+"""Copies of weights are kept once, whatever the number of images."""
+
+
+@pytest.mark.parametrize("this", WEIGHTS_ARE_KEPT.values(), ids=WEIGHTS_ARE_KEPT)
+def test_few_images_tell_what_many_keep(this: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = activations(this)
+    monkeypatch.setattr(memory, "FEW", 24)  # no smaller group: the whole one is measured
+    assert found == pytest.approx(activations(this), rel=0.03)
+
+
+def test_users_classes_get_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = memory.labels_in_turn
+    monkeypatch.setattr(
+        memory, "labels_in_turn", lambda this, n: seen.append(len(n)) or real(this, n)
+    )
+    activations(vae("training.group_size=24"))
+    activations(vae_gan("training.group_size=24"))  # of the tests' own
+    assert seen == [4, 6, 24]
 
 
 def test_what_a_rare_penalty_keeps_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +156,7 @@ def test_what_a_rare_penalty_keeps_counts(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(losses, "squared_gradient_norm", counted)
     rare = ("objective.r1_weight=1", "objective.r1_every=16", "objective.discriminator_steps=2")
     activations(gan(*rare, kind="dcgan"))
-    assert seen == [4]  # a small group
+    assert seen == [6]  # one group
 
 
 def test_activations_of_a_chain_of_layers_are_their_inputs() -> None:

@@ -37,9 +37,9 @@ class Codebook(Metric[Settings]):
     @classmethod
     def fits(cls, objective: Objective | None) -> bool:
         """Whether the model has codes."""
-        from ray_gen.core import Codes
+        from ray_gen.evaluation.reconstructions import has_codes
 
-        return isinstance(objective, Codes) and bool(objective.code_count)
+        return has_codes(objective)
 
     def check(self) -> None:
         """The model has codes."""
@@ -61,8 +61,8 @@ class Codebook(Metric[Settings]):
 
         assert self.given.subject is not None
         objective = self.given.subject.objective
-        assert isinstance(objective, Codes) and objective.code_count
-        return objective.code_count
+        assert isinstance(objective, Codes)
+        return objective.code_count or 0
 
     @cached_property
     def _counted(self) -> _Counts:

@@ -59,8 +59,8 @@ class Kid(FeatureMetric[KidSettings]):
         if self.subset_size > smallest:
             raise Refused(
                 f"evaluation.kid_subset_size: {self.subset_size} images cannot be drawn from "
-                f"{generated} {self.sides[0]} and {reference} {self.sides[1]} ones; set at most "
-                f"{smallest}"
+                f"sets of {generated} ({self.sides[0]}) and {reference} ({self.sides[1]}); set at "
+                f"most {smallest}"
             )
         if self.subset_size < 2:
             raise Refused(

@@ -40,13 +40,17 @@ _File = tuple[str, int, int] | None
 def _state_of(file: str | None) -> _File:
     if file is None:
         return None
-    path = Path(file)
-    found = path.stat() if path.exists() else None
-    return (file, 0, 0) if found is None else (file, found.st_size, found.st_mtime_ns)
+    try:
+        found = Path(file).expanduser().stat()
+    except OSError:  # loading it says what is wrong
+        return file, 0, 0
+    return file, found.st_size, found.st_mtime_ns
 
 
-@lru_cache(maxsize=1)  # evaluations during training would read its weights again each time
-def _distance(
+# Evaluations during training would read its weights again each time: 5 to 528 MB. Until another one
+# is loaded, they stay on the device.
+@lru_cache(maxsize=1)
+def _loaded(
     net: Literal["vgg", "alex", "squeeze"],
     files: tuple[_File, ...],
     channels: int,
@@ -110,7 +114,7 @@ class Lpips(PairMetric[LpipsSettings]):
         if given.automatic and trunk is None and not place_of(url).exists():
             raise Refused(f"the weights of {net} are not here; name the metric to download them")
         files = tuple(_state_of(file) for file in (trunk, settings.lpips_lins))
-        return _distance(net, files, channels, given.opacity, given.world.device)
+        return _loaded(net, files, channels, given.opacity, given.world.device)
 
     def of_pairs(self, originals: Tensor, reconstructed: Tensor) -> Tensor:
         """At least 0, float32 (N,)."""

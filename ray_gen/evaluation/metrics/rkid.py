@@ -43,19 +43,18 @@ def paired_kernel_distance(
         1 / (m (m − 1)) Σ_{i ≠ j} k(xᵢ, xⱼ) + k(yᵢ, yⱼ) − k(xᵢ, yⱼ) − k(xⱼ, yᵢ)
 
     Gretton et al. 2012, "A kernel two-sample test", equation 4. The estimator of two independent
-    sets also compares an image with its own reconstruction. These are alike, so it would be below 0
-    by some 2 / N. reconstructed, originals: float32 (N, D) on the CPU, row by row. Lower is better;
-    0 for equal images.
+    sets also compares an image with its own reconstruction. These are alike, so it is too small, by
+    2 / N times E k(xᵢ, yᵢ) − E k(xᵢ, yⱼ). reconstructed, originals: float32 (N, D) on the CPU, in
+    pairs of rows. Lower is better; 0 for equal images.
     """
     import torch
 
     count, size = originals.shape
-    pairs = torch.stack([reconstructed, originals]).double()
     generator = torch.Generator().manual_seed(seed % 2**63)
     found: list[Tensor] = []
     for _ in range(1 if subset_size == count else subsets):
         some = torch.randperm(count, generator=generator)[:subset_size]
-        x, y = pairs[:, some]
+        x, y = reconstructed[some].double(), originals[some].double()
         kernels = (torch.stack([x @ x.T, y @ y.T, x @ y.T]) / size + 1) ** 3
         apart = kernels.sum((1, 2)) - kernels.diagonal(dim1=1, dim2=2).sum(1)
         found.append((apart[0] + apart[1] - 2 * apart[2]) / (subset_size * (subset_size - 1)))

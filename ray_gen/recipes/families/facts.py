@@ -59,9 +59,7 @@ _OF_PICTURES = (
     *("brightness", "contrast", "luma_flip", "hue", "saturation"),
     *("flip", "rotate_90", "rotate"),
 )
-_SHIFTED = (
-    "Latents have no colours, and a turned latent is none of a turned image: only moves and scales."
-)
+_SHIFTED = "Only moves and scales: latents have no colours, and cannot be turned like an image."
 
 
 def diff_augment(facts: Facts, why: str) -> Because:
@@ -104,7 +102,7 @@ def amount(facts: Facts, published: str) -> dict[str, Any]:
     return {
         "images": Because(
             facts.images,
-            "What counts images is computed from it: give another number to `recipes` or `train`, "
+            "Schedules and intervals are computed from it. Give another to `recipes` or `train`, "
             f"not here. {published}",
         ),
         "global_batch_size": facts.batch,
