@@ -9,7 +9,7 @@ order. They train on 3,600 of the 4,000 training digits. The other 400 choose th
 20 states of the run, averaged (EMA), with the best bound of 50 samples. Then log p(x) of the 1,000
 held-out digits, binarised once, is bounded with 5,000 samples. One thread.
 
-Measured on a Xeon, seed 0 (with the standard error over digits): K = 1 -105.5 ± 1.0, 5 -102.4 ± 1.0,
+Measured on a Xeon, seed 0, with the standard error over digits: K = 1 -105.5 ± 1.0, 5 -102.4 ± 1.0,
 50 -100.9 ± 0.9 nats; 5,100, 3,500 and 710 images/s. All chose their last state.
 """
 
