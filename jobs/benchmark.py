@@ -305,7 +305,9 @@ def serve(pipe: Connection, key: str, row: str, report_every_images: int, device
 
 
 def _timed(contestant: Contestant, steps: int, device: torch.device) -> tuple[int, float]:
-    """Images and seconds of `steps` steps."""
+    """Images and seconds of `steps` steps. On a GPU a peak of memory begins anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     _synchronise(device)
     start = time.perf_counter()
     images = contestant.run(steps)
@@ -322,7 +324,7 @@ def counted_flops(contestant: Contestant, steps: int, device: torch.device) -> t
 
 
 def _peak_memory(contestant: Contestant, steps: int, device: torch.device) -> tuple[int, float]:
-    """0, and the most GiB so far: of tensors on a GPU, else of this process."""
+    """0, and the most GiB: of tensors in the last block on a GPU, else of this process so far."""
     del contestant, steps
     if device.type == "cuda":
         return 0, torch.cuda.max_memory_allocated(device) / 2**30
@@ -330,15 +332,7 @@ def _peak_memory(contestant: Contestant, steps: int, device: torch.device) -> tu
     return 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def _forget_memory(contestant: Contestant, steps: int, device: torch.device) -> tuple[int, float]:
-    """Building a contestant and counting its FLOPs no longer count as its peak on a GPU."""
-    del contestant, steps
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    return 0, 0.0
-
-
-ANSWERS = {"time": _timed, "forget": _forget_memory, "flops": counted_flops, "memory": _peak_memory}
+ANSWERS = {"time": _timed, "flops": counted_flops, "memory": _peak_memory}
 
 
 def _synchronise(device: torch.device) -> None:
@@ -399,11 +393,6 @@ class Row:
         images, flops = self._asked(1, "flops")
         self.flops_per_image = flops / images
 
-    def forget_memory(self) -> None:
-        """From now on, its peak on a GPU is that of training."""
-        if self.installed:
-            self._asked(0, "forget")
-
     def measure(self) -> None:
         """Times one block."""
         images, seconds = self._asked(self.steps)
@@ -439,8 +428,6 @@ def prepared_rows(key: str, device: str, seconds: float, processes: ExitStack) -
             row.flops_per_image = rows[0].flops_per_image
     for name in model.peers:
         add(name)
-    for row in rows:
-        row.forget_memory()
     return rows
 
 

@@ -246,12 +246,12 @@ Evaluate = Callable[[Path, Path, Sequence[str]], dict[str, float]]
 
 
 def checkpoints(
-    data: Path, run: Path, metrics: Sequence[str], evaluated: Evaluate | None = None
+    data: Path, run: Path, metrics: Sequence[str], evaluated: Evaluate = _evaluate
 ) -> str:
     """The scores of a run over time."""
     folders = sorted(run.glob("checkpoint_[0-9]*"))
     images = [json.loads((folder / MANIFEST).read_text())["images"] for folder in folders]
-    scores = [(evaluated or _evaluate)(folder, data, metrics) for folder in folders]
+    scores = [evaluated(folder, data, metrics) for folder in folders]
     return _table(["images"], [[f"{count:,}"] for count in images], scores)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 # Before torch is imported: threads of several processes that share two cores spin (37 s become 4
 # minutes).
@@ -93,6 +96,13 @@ def _no_torch_state_leaks() -> None:
 def store_8():
     """96 random grey images of 8 x 8 with labels 0..9, 24 of them held out."""
     return random_store(8)
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Gives a script of jobs/ as a module, with its neighbours importable."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent / "jobs")
+    return importlib.import_module
 
 
 @pytest.fixture(scope="session")

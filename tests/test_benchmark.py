@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,12 +26,9 @@ NEEDS_PYTHAE = pytest.mark.skipif(find_spec("pythae") is None, reason="pythae is
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def benchmark(job: Callable[[str], ModuleType]) -> ModuleType:
     """The script as a module, with its neighbours importable."""
-    monkeypatch.syspath_prepend(JOBS)
-    import benchmark
-
-    return benchmark
+    return job("benchmark")
 
 
 def _networks(given: dict, channels: int, side: int) -> nn.ModuleDict:

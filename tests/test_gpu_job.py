@@ -26,12 +26,9 @@ CPU = ("--device", "cpu", "--seconds", "0.01")
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def gpu(job: Callable[[str], ModuleType]) -> ModuleType:
     """The script as a module."""
-    monkeypatch.syspath_prepend(JOBS)
-    import gpu
-
-    return gpu
+    return job("gpu")
 
 
 def rows_of(file: Path) -> dict[tuple[str, str], dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,19 +26,13 @@ STUDIES = sorted((JOBS / "studies").glob("*.yaml"))
 
 
 @pytest.fixture
-def quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(JOBS)
-    import quality
-
-    return quality
+def quality(job: Callable[[str], ModuleType]) -> ModuleType:
+    return job("quality")
 
 
 @pytest.fixture
-def stacked(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(JOBS)
-    import stacked_mnist
-
-    return stacked_mnist
+def stacked(job: Callable[[str], ModuleType]) -> ModuleType:
+    return job("stacked_mnist")
 
 
 @pytest.fixture
@@ -139,10 +134,8 @@ def test_each_checkpoint_of_a_run_is_measured(quality: ModuleType, tmp_path: Pat
     assert [metrics for _, metrics in measured] == [("kid",)] * 2
 
 
-def test_a_classifier_tells_colours_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(JOBS)
-    from _classifier import Classifier, fit
-
+def test_a_classifier_tells_colours_apart(job: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    classifier = job("_classifier")
     generator = np.random.default_rng(0)
     for part, count in (("train", 40), ("test", 10)):
         for name, colour in (("blue", (30, 40, 200)), ("red", (200, 40, 30))):
@@ -151,9 +144,9 @@ def test_a_classifier_tells_colours_apart(monkeypatch: pytest.MonkeyPatch, tmp_p
                 noise = generator.integers(-20, 20, (12, 12, 3))
                 pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(tmp_path / part / name / f"{number}.png")
-    found = fit(tmp_path, tmp_path / "weights.safetensors", side=16, epochs=25)
+    found = classifier.fit(tmp_path, tmp_path / "weights.safetensors", side=16, epochs=25)
     assert found.accuracy == found.balanced == 1.0
-    again = Classifier(str(tmp_path / "weights.safetensors")).eval()
+    again = classifier.Classifier(str(tmp_path / "weights.safetensors")).eval()
     red = torch.tensor([200, 40, 30], dtype=torch.uint8)[None, :, None, None].expand(2, 3, 20, 30)
     with torch.no_grad():
         features = again(red)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -28,12 +28,9 @@ PRETENDED = World(rank=0, size=2)
 
 
 @pytest.fixture
-def scaling(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def scaling(job: Callable[[str], ModuleType]) -> ModuleType:
     """The script as a module, with its neighbours importable."""
-    monkeypatch.syspath_prepend(JOBS)
-    import scaling
-
-    return scaling
+    return job("scaling")
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from ray_gen.evaluation.extractors import takes_16_bits
 from ray_gen.evaluation.images import Consumer, own_share, seen_in_words, show, size_in_words
 from ray_gen.evaluation.metric import FeatureMetric, Given, Lacking, Metric, Set, Shown
 from ray_gen.evaluation.metrics import METRICS, without_weights
-from ray_gen.evaluation.reconstructions import described
 from ray_gen.evaluation.scores import Score, Scores
 from ray_gen.evaluation.subject import Subject
 from ray_gen.precision import full_precision
@@ -220,7 +219,9 @@ class Comparison:
         if kind.of_reconstructions:
             given, sets = self.given, self.given.sets
             made = None if kind.needs_of_objective != "Reconstructs" else sets["reconstructed"]
-            common = {**described(sets["originals"], made, given.shape), "seed": given.seed}
+            common = {"originals": given.described("originals"), "seed": given.seed}
+            if made is not None:
+                common["reconstructions"] = {**made.description, "images": len(made)}
             seen = {"seen_as": self._seen_by(kind, ("originals",))}
             return Score(
                 score.name, score.value, score.spread, {**common, **seen, **score.protocol}

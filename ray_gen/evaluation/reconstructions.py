@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ray_gen.core import Codes, Encodes, Noise, Objective, Reconstructs, posteriors_of
 from ray_gen.distributed import World
-from ray_gen.evaluation.images import Images, gathered, size_in_words
+from ray_gen.evaluation.images import Images, gathered
 from ray_gen.evaluation.subject import Subject
 from ray_gen.pixels import quantised, stretched, unit
 from ray_gen.sampling import latents_of, noise_for
@@ -134,16 +133,3 @@ def mean_and_error(values: Tensor) -> tuple[float, float | None]:
     """The mean of (N,) and its standard error. None: there is only one value."""
     mean = values.mean().item()
     return mean, None if len(values) == 1 else (values.std() / len(values) ** 0.5).item()
-
-
-def described(
-    originals: Any, reconstructed: Any | None, shape: tuple[int, int, int]
-) -> dict[str, Any]:
-    """The sets of a metric of reconstructions, for its protocol. shape: (channels, height, width)
-    of the images."""
-    images = len(originals)
-    size = size_in_words(shape)
-    found = {"originals": {**originals.description, "images": images, "size": size}}
-    if reconstructed is not None:
-        found["reconstructions"] = {**reconstructed.description, "images": images}
-    return found

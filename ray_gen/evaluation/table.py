@@ -147,12 +147,12 @@ def _differing(protocols: Sequence[_Facts]) -> list[tuple[str, ...]]:
     """Entries of one value, in several runs, that are not equal, but for what is always shown.
     Numbers with a fraction and lists are results."""
     shown = {path for group in ESSENTIAL for path in group}
+    shown |= _shared(protocols).keys()
     paths = dict.fromkeys(path for facts in protocols for path in facts if path not in shown)
     return [
         path
         for path in paths
-        if len({repr(facts.get(path)) for facts in protocols}) > 1
-        and not any(isinstance(facts.get(path), (float, list)) for facts in protocols)
+        if not any(isinstance(facts.get(path), (float, list)) for facts in protocols)
     ]
 
 

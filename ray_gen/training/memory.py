@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -61,41 +61,28 @@ def memory_of(
     what a micro-batch keeps. A user's own class gets a whole group. The time and the memory that
     this takes are those of these steps.
     """
-    kept = {group: _step_of(one, objective) for group, one in _small(experiment).items()}
-    (few, step), *more = kept.items()
-    activations = step.kept * micro_batch // few
-    for other, larger in more:
-        of_image = (larger.kept - step.kept) / (other - few)
-        activations = max(larger.kept, round(step.kept + of_image * (micro_batch - few)))
-    state = step.state
-    gradients = max(
-        _bytes(trainable(experiment, phase, state.networks).values())
-        for phase in objective.phases()
-    )
-    return Memory(
-        weights=_bytes(_tensors(state.networks)),
-        gradients=gradients * (2 if several else 1),
-        optimizers=_bytes(state.moments().values()),
-        ema=sum(_bytes(_tensors(of)) for of in (state.ema, *state.profiles.values())),
+    steps = {group: _of_a_step(one, objective) for group, one in _small(experiment).items()}
+    few, most = min(steps), max(steps)
+    one, other = steps[few], steps[most]
+    activations = one.activations * micro_batch // few
+    if most > few:
+        of_image = (other.activations - one.activations) / (most - few)
+        found = round(one.activations + of_image * (micro_batch - few))
+        activations = max(other.activations, found)
+    return replace(
+        one,
+        gradients=one.gradients * (2 if several else 1),
         images=images,
         activations=activations,
     )
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """A step of one group."""
-
-    kept: int
-    """Most bytes that autograd kept for backward passes."""
-    state: State
-
-
-def _step_of(small: Experiment, objective: Objective) -> _Measured:
-    """Every phase, term and loss that the run comes to is due at this step. small: a batch is one
-    group."""
+def _of_a_step(small: Experiment, objective: Objective) -> Memory:
+    """Of a step without other workers. Every phase, term and loss that the run comes to is due at
+    it. small: a batch is one group."""
     group, phases, world = small.group_size, objective.phases(), World()
     state = State.build(small, objective, world)
+    trained = [trainable(small, phase, state.networks) for phase in phases]
     every = [phase.every * math.lcm(1, *_every_of(phase)) for phase in phases]
     starts = (start for phase in phases for start in _starts_of(phase))
     late = max(start for start in starts if start < small.training.images)
@@ -112,7 +99,14 @@ def _step_of(small: Experiment, objective: Objective) -> _Measured:
         torch.autograd.graph.saved_tensors_hooks(kept.pack, _unpack),
     ):
         step(low + given * (high - low), labels_in_turn(small, torch.arange(group)))
-    return _Measured(kept.peak, state)
+    return Memory(
+        weights=_bytes(_tensors(state.networks)),
+        gradients=max(_bytes(of.values()) for of in trained),
+        optimizers=_bytes(state.moments().values()),
+        ema=sum(_bytes(_tensors(of)) for of in (state.ema, *state.profiles.values())),
+        images=0,
+        activations=kept.peak,
+    )
 
 
 def _small(experiment: Experiment) -> dict[int, Experiment]:
