@@ -27,7 +27,8 @@ The images of a run are chosen before it: a run of one step and some seconds of 
 processor time of a start and of an image (`pace`), and schedules end where the run ends. The time
 that a run really took is in the table, from its first process to its last (`wait4`), decoding of
 the data included. Where a phase begins in mid-run, `later` names the changes with which it begins
-at once; the pace is then the mean of both. `checkpoints` keeps so many of a run.
+at once; the pace is then the mean of both. `checkpoints` keeps so many of a run. A model may have
+`metrics` of its own.
 """
 
 from __future__ import annotations
@@ -129,7 +130,12 @@ def run(study: dict[str, Any], data: Path, dest: Path, only: list[str], minutes:
             images = _images_for(model["recipe"], changes, later, budget)
             kept = int(model.get("checkpoints", 1))
             facts = {"recipe": model["recipe"], "changes": changes, "images": images}
-            _one(facts, _lengths(images, kept), folder, data, study.get("metrics", METRICS))
+            _one(facts, _lengths(images, kept), folder, data, metrics_of(study, model))
+
+
+def metrics_of(study: dict[str, Any], model: dict[str, Any]) -> Sequence[str]:
+    """The metrics of a model: its own, or else those of the study."""
+    return model.get("metrics", study.get("metrics", METRICS))
 
 
 def filled(value: Any, data: Path, dest: Path) -> str:

@@ -87,19 +87,23 @@ def _models(file: Path) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=[file.stem for file in STUDIES])
-def test_every_model_of_a_study_is_an_experiment(
+def test_every_model_of_a_study_is_an_experiment_with_its_metrics(
     quality: ModuleType, file: Path, tmp_path: Path
 ) -> None:
     for name, defaults, model in _models(file):
-        known = {"recipe", "changes", "seeds", "minutes", "checkpoints", "later"}
+        known = {"recipe", "changes", "seeds", "minutes", "checkpoints", "later", "metrics"}
         assert model.keys() <= known, name
+        metrics = quality.metrics_of(yaml.safe_load(file.read_text()), model)
         for later in ({}, model.get("later", {})):
             given = {**defaults, **model.get("changes", {}), **later}
             if str(given["data"]).startswith("latents:"):
                 given["data"] = "folder:{data}"  # latents are read to know their size
                 given["data.image_size"] = 16
             changes = [f"{p}={quality.filled(v, tmp_path, tmp_path)}" for p, v in given.items()]
-            ray_gen.recipe(model["recipe"], *changes)
+            this = ray_gen.recipe(model["recipe"], *changes)
+            bottleneck = getattr(this.objective, "bottleneck", None)
+            has_codes = bottleneck is not None and bottleneck.kind != "kl"
+            assert has_codes or "codebook" not in metrics, name
 
 
 def test_a_table_is_sorted_by_kid_and_tells_what_was_not_measured(
