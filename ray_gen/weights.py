@@ -35,10 +35,11 @@ def place_of(url: str, name: str | None = None) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / (name or Path(urlparse(url).path).name)
 
 
-def downloaded(url: str, field: str, name: str | None = None) -> Path:
+def downloaded(url: str, field: str, name: str | None = None, instead: str = "") -> Path:
     """The local file of a URL (`place_of`). If it is missing, one process per node downloads it.
 
-    If the URL's file name holds a digest, as torch.hub's do, it is checked. Raises Refused.
+    instead: what needs no such file, for the message. If the URL's file name holds a digest, as
+    torch.hub's do, it is checked. Raises Refused.
     """
     path = place_of(url, name)
     if path.exists():
@@ -56,8 +57,7 @@ def downloaded(url: str, field: str, name: str | None = None) -> Path:
     except _NOT_DOWNLOADED as error:
         raise Refused(
             f"{field}: {url} could not be downloaded ({getattr(error, 'reason', error)}); download "
-            "it on another machine and "
-            f"set {field} to its path"
+            f"it on another machine and set {field} to its path{instead}"
         ) from error
     return path
 

@@ -217,6 +217,26 @@ def test_a_run_begins_with_the_codes_of_a_vqmodel(store_8, tmp_path: Path, half:
     assert bool(((codebook.codes - codes).norm(dim=1) < apart).all())
 
 
+def test_the_remedy_for_a_missing_discriminator_keeps_the_codebook(tmp_path: Path) -> None:
+    vq_model(tmp_path / "model", 16)
+    this = of(
+        "objective.bottleneck={kind: vq, codes: 16}",
+        "objective.adversarial_weight=0.1",
+        "networks.discriminator={kind: patch, width: 4, layers: 1}",
+        "optimizers.discriminator={kind: adam, learning_rate: 0.001}",
+        f"training.start_from.source={tmp_path / 'model'}",
+    )
+    objective = build_objective(this)
+    with pytest.raises(Refused, match=r"has no discriminator; .*networks=\[") as refused:
+        begin_from(
+            this,
+            objective,
+            State.build(this, objective, World()),
+            Folder(str(tmp_path / "run")),
+        )
+    assert "encoder,decoder,quantiser] to begin it anew" in str(refused.value)
+
+
 def test_what_diffusers_does_not_have_is_refused(store_8, tmp_path: Path) -> None:
     run = saved(latent_autoencoder(), store_8, tmp_path / "conv")
     with pytest.raises(Refused, match="autoencoder_kl only"):

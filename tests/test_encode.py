@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from click.testing import CliRunner
 import ray_gen
 from ray_gen.cli import main
 from ray_gen.data import ImageFolder, open_store
+from ray_gen.data.errors import DataError
+from ray_gen.data.sources.latents import LatentManifest
 from ray_gen.data.sources.parquet import MANIFEST
 from ray_gen.errors import Refused
 from ray_gen.launch.encode import encode
@@ -27,7 +30,7 @@ from ray_gen.precision import full_precision
 from ray_gen.runs.checkpoints import NEWEST
 from ray_gen.storage import Folder, StorageError
 from ray_gen.training.sources import open_data, resolved_by
-from tests.data.pictures import write_classes
+from tests.data.pictures import damage, write_classes
 from tests.data.test_stream import write
 from tests.helpers import random_store, vae
 from tests.proofs import latent_autoencoder
@@ -140,6 +143,99 @@ def test_a_run_that_was_cut_off_goes_on_and_another_encoder_is_refused(
     encode(place / "run", to, source, precision="fp32", **given)
     for file in latents.glob("*.parquet"):
         assert (tmp_path / "cut" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_what_is_missing_or_cut_off_is_told_and_written_again(
+    place: Path, latents: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("RAY_GEN_CACHE", str(tmp_path / "cache"))
+    again = tmp_path / "again"
+    shutil.copytree(latents, again)
+    files = [file.relative_to(latents) for file in latents.rglob("*") if file.is_file()]
+    whole = {str(file): (latents / file).read_bytes() for file in files}
+
+    def write() -> None:
+        encode(
+            place / "run", str(again), str(place / "pictures"),
+            precision="fp32", flips=True, local=True, shard_images=30, group_images=8,
+        )  # fmt: skip
+        for name, content in whole.items():
+            assert (again / name).read_bytes() == content, name
+
+    def read() -> None:
+        data = {"kind": "latents", "path": str(again)}
+        this = vae("objective.likelihood=gaussian").with_fields(data=data)
+        resolved_by(this, open_data(this))
+
+    shard = sorted(again.glob("train-*.parquet"))[0]
+    shard.unlink()
+    with pytest.raises(DataError, match=rf"{shard.name} in .* is missing, by the _manifest.json"):
+        read()
+    write()
+    shard.write_bytes(whole[shard.name][:-100])
+    with pytest.raises(DataError, match=rf"{shard.name} in .* is not whole, by the _manifest.json"):
+        read()
+    (again / "_parts" / "00000.json").write_text('{"skipped": 0, "spl')
+    write()
+    for file in ("config.json", "model.safetensors"):
+        (again / "autoencoder" / file).unlink()
+        with pytest.raises(DataError, match=r"the autoencoder in .* cannot be read: .*encode com"):
+            read()
+        write()
+    (again / "autoencoder" / "config.json").write_text("{}")
+    with pytest.raises(DataError, match=r"autoencoder/config.json is damaged; run the same"):
+        read()
+    write()
+    (again / "_plan.json").write_text("{")
+    with pytest.raises(Refused, match=r"_plan.json is damaged, so what lies there is unknown"):
+        write()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("statistics", "mean"), [0.0]),
+        (("statistics", "std"), [float("nan"), 1.0]),
+        (("autoencoder",), {}),
+        (("shape_CHW",), "large"),
+        ((), []),
+    ],
+)
+def test_a_damaged_manifest_is_told(
+    latents: Path, tmp_path: Path, path: tuple[str, ...], value: Any
+) -> None:
+    told = json.loads((latents / MANIFEST).read_text())
+    here = told
+    for name in ("latents", *path)[:-1]:
+        here = here[name]
+    here[("latents", *path)[-1]] = value
+    (tmp_path / MANIFEST).write_text(json.dumps(told))
+    with pytest.raises(DataError, match=r"_manifest.json is damaged; run the same ray-gen encode"):
+        LatentManifest.read(str(tmp_path))
+
+
+def test_half_a_manifest_and_no_folder_are_told(latents: Path, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text((latents / MANIFEST).read_text()[:200])
+    with pytest.raises(DataError, match=r"_manifest.json is damaged; run the same ray-gen encode"):
+        LatentManifest.read(str(tmp_path))
+    with pytest.raises(DataError, match=r"nowhere does not exist on the machine that reads it"):
+        LatentManifest.read(str(tmp_path / "nowhere"))
+
+
+def test_an_encoding_that_wrote_nothing_does_not_keep_its_folder(
+    place: Path, tmp_path: Path
+) -> None:
+    to = tmp_path / "to"
+    with pytest.raises(DataError, match="does not exist"):
+        encode(place / "run", str(to), str(tmp_path / "nowhere"), local=True)
+    assert not to.exists()
+    write_classes(tmp_path / "damaged", {"cat": 1})
+    for file in (tmp_path / "damaged").rglob("*.png"):
+        damage(file)
+    with pytest.raises(DataError, match="cannot be decoded"):
+        encode(place / "run", str(to), str(tmp_path / "damaged"), local=True)
+    told = encode(place / "run", str(to), str(place / "pictures"), local=True)
+    assert sum(told["images"].values()) == 50
 
 
 def test_what_has_no_map_of_latents_is_refused(place: Path, tmp_path: Path) -> None:

@@ -327,3 +327,5 @@ def test_what_cannot_make_latents_is_refused(place: Path) -> None:
     assert isinstance(pipeline.objective, Decodes)
     with pytest.raises(Refused, match="a discriminator, but it judges latents, not images; take a"):
         pipeline.discriminate(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(Refused, match="keeps the decoder of their autoencoder, not its encoder"):
+        pipeline.encode(torch.zeros(1, 1, 8, 8))

@@ -54,6 +54,10 @@ def test_a_name_is_looked_up_in_the_storage_and_a_path_that_exists_comes_first(
         assert run_folder(path).path == Path(path).expanduser().absolute()
     assert run_folder("s3://bucket/faces").location == "s3://bucket/faces"
     (here / "faces").mkdir()
+    assert run_folder("faces").path == storage / "faces"  # the folder here holds no run
+    (here / "cats").mkdir()
+    assert run_folder("cats").path == here / "cats"  # nor does the storage
+    (here / "faces" / "experiment.yaml").touch()
     assert run_folder("faces").path == here / "faces"
 
 

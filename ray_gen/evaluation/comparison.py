@@ -80,7 +80,8 @@ class Comparison:
         if metric.of_samples:
             if given.subject is not None and not given.subject.objective.has_prior:
                 why = f"the objective {given.subject.kind} has no prior to sample from"
-                raise Lacking(f"evaluation.metrics: {name}: {why}", why)
+                remedy = "leave it out, or measure reconstructions, e.g. psnr, rsliced_wasserstein"
+                raise Lacking(f"evaluation.metrics: {name}: {why}; {remedy}", why)
             self._check_images(metric, name)
         metric.check()
         if metric.of_samples:

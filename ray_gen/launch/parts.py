@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-from ray_gen.data.convert import Conversion
+from ray_gen.data.convert import PARTS, Conversion
 from ray_gen.data.sources.parquet import MANIFEST, PLAN
 from ray_gen.errors import Refused
 from ray_gen.launch.claim import Claim
@@ -30,37 +30,60 @@ def written(
 ) -> dict[str, Any]:
     """Write all parts that are missing, then the manifest. Returns it.
 
-    holds: what the folder holds, for messages. begin: called before the first part is written.
-    in_process: whether this process writes these parts itself; else Ray does. with_gpu: give each
-    task a GPU, if the cluster has any. Raises Refused.
+    holds: what the folder holds, for messages. begin: called before the parts are written, even if
+    none is missing. in_process: whether this process writes these parts itself; else Ray does.
+    with_gpu: give each task a GPU, if the cluster has any. Raises Refused.
     """
     folder = conversion.destination
     progress(0, 1, "listing")
-    plan = conversion.plan
-    with Claim(folder, other="another DESTINATION"):
+    try:
+        plan = conversion.plan
+    except BaseException:
+        folder.remove_if_empty()  # the check that it can be written has made it
+        raise
+    with Claim(folder, other="another folder"):
         _check_same(folder, plan, holds)
         missing = conversion.missing()
+        begin()
         if missing:
-            begin()
             run = _in_this_process if in_process(missing) else _on_ray
             run(conversion, missing, progress, with_gpu)
         return conversion.finish()
 
 
 def _check_same(folder: Folder, plan: str, holds: str) -> None:
-    """Raises Refused if the folder holds something else than this conversion."""
-    if folder.exists(PLAN):
-        there, here = json.loads(folder.read_text(PLAN)), json.loads(plan)
+    """Raises Refused if the folder holds something else than this conversion. A plan of which
+    nothing was written is replaced."""
+    names = folder.names()
+    shards = any(name.endswith(".parquet") for name in names)
+    if MANIFEST in names or (shards and PLAN in names) or (folder / PARTS).names():
+        there, here = _read(folder), json.loads(plan)
         if there["plan"] != here["plan"]:
             raise Refused(
                 f"{folder.location}: holds {holds} {_difference(there, here)}; "
                 "choose another folder, or delete it"
             )
         return
-    others = [name for name in folder.names() if not name.startswith((".", "_", "writer.json"))]
-    if others or folder.exists(MANIFEST):
+    others = any(not name.startswith((".", "_", "writer.json")) for name in names)
+    if others and PLAN not in names:
         raise Refused(f"{folder.location}: is not empty; choose another folder")
     folder.write_text(PLAN, plan)
+
+
+def _read(folder: Folder) -> dict[str, Any]:
+    """The plan of what a folder holds. Raises Refused."""
+    if not folder.exists(PLAN):
+        raise Refused(f"{folder.location}: is not empty; choose another folder")
+    try:
+        told = json.loads(folder.read_text(PLAN))
+        if isinstance(told["plan"], str):
+            return told
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise Refused(
+        f"{folder.location}/{PLAN} is damaged, so what lies there is unknown; choose another"
+        " folder, or delete it"
+    )
 
 
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:

@@ -142,8 +142,9 @@ def take_autoencoder(experiment: Experiment, state: State) -> None:
         tensors = pretrained.read_tensors(folder)
     if digest_of(tensors) != data.autoencoder_digest:
         raise Refused(
-            f"data.path: {data.path} holds another autoencoder than when the run began; put the old"
-            " one back, or encode the images again"
+            f"data.path: the autoencoder in {data.path}/{AUTOENCODER} is damaged, or another than"
+            " when the run began; put the old one back, or run the same ray-gen encode command"
+            " again"
         )
     shift, factor = map(torch.from_numpy, LatentManifest.read(data.path).scale())
     for networks in (state.networks, state.ema, *state.profiles.values()):

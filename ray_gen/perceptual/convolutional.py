@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ray_gen.errors import Refused
-from ray_gen.perceptual.features import FIELD, FeatureDistance, unit_vectors
+from ray_gen.perceptual.features import FIELD, FeatureDistance, ssim_instead, unit_vectors
 from ray_gen.perceptual.frozen import Frozen
 from ray_gen.perceptual.trunks import TRUNKS
 from ray_gen.weights import digest_of, downloaded, is_published, misfit, read_weights
@@ -54,7 +54,7 @@ class ConvolutionalDistance(FeatureDistance):
         """Read the network. Its tensors as they lie in the file, and in words whose they are.
         Raises Refused."""
         network, url, field = self.trunk.network(), self.trunk.url, self._trunk_field
-        path = Path(self._file).expanduser() if self._file else downloaded(url, field)
+        path = Path(self._file or downloaded(url, field, instead=ssim_instead(field))).expanduser()
         tensors, published = read_weights(path, field), is_published(path, url)
         if self._file is None and not published:
             raise Refused(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ray_gen.errors import Refused
-from ray_gen.perceptual.features import FIELD, FeatureDistance, unit_vectors
+from ray_gen.perceptual.features import FIELD, FeatureDistance, ssim_instead, unit_vectors
 from ray_gen.perceptual.frozen import Frozen
 from ray_gen.vit import VisionTransformer, of_dino
 from ray_gen.weights import digest_of, downloaded, read_weights
@@ -55,7 +55,8 @@ class DinoDistance(FeatureDistance):
     def load(self) -> None:
         """Read the network's weights. Raises Refused."""
         field, url = f"{self._field}.weights", url_of(self._size)
-        path = Path(self._weights).expanduser() if self._weights else downloaded(url, field)
+        file = self._weights or downloaded(url, field, instead=ssim_instead(field))
+        path = Path(file).expanduser()
         tensors = read_weights(path, field)
         digest = digest_of(tensors)
         if self._digest not in (None, digest):

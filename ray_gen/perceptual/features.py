@@ -18,6 +18,17 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 """Mean and standard deviation of ImageNet's channels in [0, 1], as torchvision has them."""
 
 
+def ssim_instead(field: str) -> str:
+    """Ends a sentence that asks for weights, in a field below that of a distance of an objective:
+    the distance that needs none."""
+    section, _, rest = field.partition(".")
+    return (
+        f", or {section}.{rest.partition('.')[0]} to ssim, which needs none"
+        if (section == "objective")
+        else ""
+    )
+
+
 class FeatureDistance(nn.Module):
     """A distance of what a network that was trained on RGB images sees of two images.
 

@@ -25,6 +25,7 @@ from ray_gen.core import (
 )
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
+from ray_gen.objectives.in_latents import InLatents
 from ray_gen.pipeline import latent
 from ray_gen.pipeline.arguments import (
     BATCH,
@@ -556,6 +557,11 @@ class Model:
         """The objective if it encodes, else raises Refused. It takes images in `image_range`."""
         if isinstance(self.objective, Encodes):
             return self.objective
+        if isinstance(self.objective, InLatents):
+            raise Refused(
+                f"{self._kind} in latents keeps the decoder of their autoencoder, not its encoder; "
+                "take the autoencoder itself, or a run that was trained on images"
+            )
         raise Refused(
             f"{self._kind} has no encoder, so images have no latents; train a vae or an "
             "autoencoder (your own class needs `encode`: `ray_gen.core.Encodes`)"
@@ -587,8 +593,10 @@ class Model:
             if self.objective.has_prior:
                 return
             raise Refused(
-                f"{self._kind} has no prior to sample from; fit one to encodings of images "
-                "(`pipeline.fit_mixture`), or train an objective that has one"
+                f"{self._kind} has no prior to sample from; fit one to encodings of images with "
+                "`ray-gen mixture` and give it as --prior (in Python `pipeline.fit_mixture` and "
+                "`prior`), train a GAN on its latents (`ray-gen encode`), or train an objective "
+                "that has one"
             )
         size = math.prod(self.latent_shape)
         if prior.latent_size != size:

@@ -21,7 +21,8 @@ def run_folder(run: str | os.PathLike[str]) -> Folder:
     """The folder of a run, a search, a checkpoint or an exported model.
 
     run: a URI, a path, or a name in the storage ($RAY_GEN_STORAGE, else ~/ray_gen_runs), also of a
-    folder below it ("NAME/best"). A path that exists comes first. A path that begins with `/`, `.`
+    folder below it ("NAME/best"). A path that exists comes first, but a name in the storage before
+    a folder here that holds no run. A path that begins with `/`, `.`
     or `~` is only a path, and need not exist.
 
     Raises Refused if a name is neither a path nor in the storage, and TypeError for another type.
@@ -29,16 +30,23 @@ def run_folder(run: str | os.PathLike[str]) -> Folder:
     given = _text_of(run)
     here = Folder(absolute_path(given))
     only_a_path = not here.is_local or given.startswith(("/", "~", ".")) or not given.strip("/")
-    if only_a_path or here.exists():
+    if only_a_path or (here.exists() and _may_hold_a_run(here)):
         return here
     storage = Folder(absolute_path(default_storage()))
     parts = PurePath(given).parts
     found = storage / "/".join(parts)
     if ".." not in parts and found.exists():
         return found
+    if here.exists():
+        return here
     near = near_names(parts[0], storage.names())
     hint = f"; did you mean {' or '.join(near)}?" if near else "; `ray-gen runs` lists all"
     raise Refused(f"no run {given!r}: it is neither a path here nor in {storage.location}{hint}")
+
+
+def _may_hold_a_run(folder: Folder) -> bool:
+    """Whether a folder has a file of a run, a search, a checkpoint or an exported model."""
+    return any(name.endswith((".yaml", ".json", ".safetensors")) for name in folder.names())
 
 
 def called(run: Folder) -> str:

@@ -3,7 +3,6 @@ neither imports the other."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,11 +13,10 @@ from typing import Any, Literal
 import torch
 
 from ray_gen.data import DataError, Split, Store, open_store, open_stream
-from ray_gen.data.sources.latents import AUTOENCODER, CONFIG, LatentManifest, Latents
+from ray_gen.data.sources.latents import LatentManifest, Latents, autoencoder_beside
 from ray_gen.experiment import Experiment, ExperimentError
 from ray_gen.experiment.data import Data, DataSettings, JoinedData, LatentsData, ParquetData
 from ray_gen.experiment.named_data import named_by, named_data
-from ray_gen.storage import Folder
 from ray_gen.training.build import import_target
 from ray_gen.training.labels import labels_of
 
@@ -277,9 +275,8 @@ def resolved_by(
     if not isinstance(experiment.data, LatentsData):
         return resolved
     told = LatentManifest.read(experiment.data.path).of_latents
-    config = Folder(experiment.data.path) / AUTOENCODER
     return resolved.with_fields(
-        data__autoencoder=json.loads(config.read_text(CONFIG))["experiment"],
+        data__autoencoder=autoencoder_beside(experiment.data.path),
         data__autoencoder_digest=told["autoencoder"]["digest"],
         data__encoded=told["source"],
     )

@@ -166,7 +166,7 @@ def table_of(
 
 def _check(table: Table, wanted: Sequence[str], origin: StartingPoint) -> None:
     """Raises Refused if one of the wanted networks takes nothing."""
-    taking = [part.name for part in table.parts if part.taken and part.name in wanted]
+    taking = [part.name for part in table.parts if part.taken]
     for part in table.parts:
         if part.name not in wanted or part.taken or not part.new:
             continue

@@ -27,7 +27,10 @@ AUTOENCODER = "autoencoder"
 """Name of the folder with the autoencoder, beside the shards: an exported model."""
 CONFIG = "config.json"
 """Its file with the autoencoder's experiment."""
+WEIGHTS = "model.safetensors"
+"""Its file with the weights."""
 FORMAT = 1
+_AGAIN = "run the same ray-gen encode command again, which writes what is missing"
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,24 @@ class LatentManifest:
     @classmethod
     def read(cls, location: str, field: str = "data.path") -> LatentManifest:
         """The manifest in a folder or at a URI. Raises DataError."""
-        folder = Folder(location if "://" in location else str(Path(location).expanduser()))
+        folder = _folder(location)
         try:
             told = json.loads(folder.read_text(MANIFEST))
+        except FileNotFoundError:
+            raise DataError(f"{field}: {location} {_without_manifest(folder)}") from None
+        except (StorageError, OSError) as error:
+            raise DataError(
+                f"{field}: {location} cannot be read: {reason(error)}; check that it is there and"
+                " that this user has access to it"
+            ) from error
+        except ValueError:
+            raise _damaged(field, location, MANIFEST) from None
+        if not isinstance(told, dict) or KIND not in told:
+            raise DataError(
+                f"{field}: {location} is not a folder of latents; give one that ray-gen encode has"
+                " written, or name the kind of data, e.g. parquet:PATH"
+            )
+        try:
             of_latents = told[KIND]
             if of_latents["format"] != FORMAT:
                 raise DataError(
@@ -63,25 +81,11 @@ class LatentManifest:
             statistics = of_latents["statistics"]
             mean, deviation = (tuple(map(float, statistics[name])) for name in ("mean", "std"))
             moments = Moments((channels, height, width), tuple(of_latents["moments"]))
-        except FileNotFoundError:
-            begun = folder.exists(PLAN)
-            remedy = "run the same ray-gen encode command again to continue it"
-            raise DataError(
-                f"{field}: {location} is not complete: its encoding did not finish; {remedy}"
-                if begun
-                else f"{field}: {location} has no {MANIFEST}; give a folder that ray-gen encode has"
-                " written"
-            ) from None
-        except (StorageError, OSError) as error:
-            raise DataError(
-                f"{field}: {location} cannot be read: {reason(error)}; check that it is there and"
-                " that this user has access to it"
-            ) from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{field}: {location} is not a folder of latents; give one that ray-gen encode has"
-                " written, or name the kind of data, e.g. parquet:PATH"
-            ) from error
+            sound = len(mean) == len(deviation) == channels and np.isfinite(mean + deviation).all()
+            if not sound or not isinstance(of_latents["autoencoder"]["digest"], str):
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise _damaged(field, location, MANIFEST) from None
         return cls(moments, mean, tuple(one or 1.0 for one in deviation), told)
 
     def scale(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -90,6 +94,42 @@ class LatentManifest:
         shift = np.asarray(self.mean, np.float32)[:, None, None]
         factor = np.float32(DEVIATION) / np.asarray(self.deviation, np.float32)[:, None, None]
         return shift, factor
+
+
+def autoencoder_beside(location: str, field: str = "data.path") -> dict[str, Any]:
+    """The experiment of the autoencoder that lies beside latents. Raises DataError."""
+    folder = _folder(location) / AUTOENCODER
+    try:
+        if WEIGHTS not in folder.names():
+            raise FileNotFoundError(WEIGHTS)
+        experiment = json.loads(folder.read_text(CONFIG))["experiment"]
+    except (StorageError, OSError) as error:
+        raise DataError(
+            f"{field}: the autoencoder in {folder.location}, which decodes samples, cannot be read:"
+            f" {reason(error)}; {_AGAIN}"
+        ) from error
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(field, folder.location, CONFIG) from None
+    return experiment
+
+
+def _folder(location: str) -> Folder:
+    return Folder(location if "://" in location else str(Path(location).expanduser()))
+
+
+def _without_manifest(folder: Folder) -> str:
+    """Why a folder has no manifest, and what to do."""
+    if folder.exists(PLAN):
+        return f"is not complete: its encoding did not finish; {_AGAIN}"
+    if folder.exists():
+        return f"has no {MANIFEST}; give a folder that ray-gen encode has written"
+    return (
+        "does not exist on the machine that reads it; give a folder that ray-gen encode has written"
+    )
+
+
+def _damaged(field: str, location: str, name: str) -> DataError:
+    return DataError(f"{field}: {location}/{name} is damaged; {_AGAIN}")
 
 
 class Latents(Parquet):

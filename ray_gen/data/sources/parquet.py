@@ -442,6 +442,8 @@ class Parquet(Tables):
             raise DataError(
                 f"{self.field}: {self.path} has no files whose names end in .parquet; {remedy}"
             )
+        if MANIFEST in named:
+            self._check_complete(named[MANIFEST].path, {p: e.size for p, e in shards.items()})
         own = splits_of_shards if self.rules == 2 else splits_of_shards_1
         splits = own(list(shards), self.path)
         return [
@@ -449,6 +451,34 @@ class Parquet(Tables):
             for path, entry in shards.items()
             if path in splits
         ]
+
+    def _check_complete(self, manifest: str, sizes: Mapping[str, int]) -> None:
+        """Raises DataError if a shard that the manifest lists is missing, or has another size.
+        sizes: of the files that are there."""
+
+        def read() -> bytes:
+            with self.file_system.open_input_file(manifest) as file:
+                return file.read()
+
+        try:
+            text = tried(read, self.path) if "://" in self.path else read()
+            promised = json.loads(text)["shards"].items()
+            wrong = next(
+                (
+                    (name, "is missing" if name not in sizes else "is not whole")
+                    for name, shard in promised
+                    if name not in sizes or shard.get("bytes") not in (None, sizes[name])
+                ),
+                None,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, OSError):
+            return  # somebody else's file of this name
+        if wrong is not None:
+            name, problem = wrong
+            raise DataError(
+                f"{self.field}: {name} in {self.path} {problem}, by the {MANIFEST} beside it; copy"
+                f" it again, or run the same {self.writer} command again, which writes it"
+            )
 
 
 def _values(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.Table]:

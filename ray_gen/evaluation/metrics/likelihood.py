@@ -40,10 +40,17 @@ class Likelihood(Metric[LikelihoodSettings]):
     def check(self) -> None:
         """The model has a likelihood, and there are held-out images."""
         from ray_gen.core import Bounds
+        from ray_gen.objectives.in_latents import InLatents
 
         where, given = "evaluation.metrics: likelihood", self.given
         if given.subject is None:
             raise Lacking(f"{where}: pictures have no likelihood; name a run instead", None)
+        if isinstance(given.subject.objective, InLatents):
+            raise Lacking(
+                f"{where}: of a model in latents it is that of latents, not of images; leave it"
+                " out",
+                None,
+            )
         if not isinstance(given.subject.objective, Bounds):
             raise Lacking(
                 f"{where}: the objective {given.subject.kind} has no likelihood; leave it out", None

@@ -188,7 +188,11 @@ def _difference(folder: Path, kind: str, model: Model) -> float:
     too large, or if a key is missing or unexpected."""
     import diffusers
 
-    module, told = getattr(diffusers, kind).from_pretrained(folder, output_loading_info=True)
+    module, told = getattr(diffusers, kind).from_pretrained(
+        folder,
+        output_loading_info=True,
+        low_cpu_mem_usage=False,  # else it tells of a package that it would like
+    )
     wrong = [key for kind in ("missing_keys", "unexpected_keys") for key in told[kind]]
     if wrong:
         raise Failed(f"--to diffusers: diffusers does not find its place for {', '.join(wrong)}")

@@ -164,6 +164,11 @@ def _facts(family: Family, name: str, given: dict[str, Any], data: dict[str, Any
     height, width = size
     problem = family.size_problem(height, width)
     if problem is not None:
+        if data["kind"] == "latents":
+            problem += (
+                ". This is the size of the latents: encode images of another size, or with an"
+                " autoencoder of another objective.downsampling"
+            )
         raise ExperimentError([f"data.image_size: {name} {problem}"])
     training, objective = given.get("training"), given.get("objective")
     images = _whole(training, "images") or family.images
