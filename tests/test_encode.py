@@ -186,6 +186,12 @@ def test_what_is_missing_or_cut_off_is_told_and_written_again(
     with pytest.raises(DataError, match=r"autoencoder/config.json is damaged; run the same"):
         read()
     write()
+    manifest = json.loads(whole[MANIFEST])
+    del manifest["latents"]["autoencoder"]
+    (again / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"_manifest.json is damaged; run the same"):
+        read()
+    write()
     (again / "_plan.json").write_text("{")
     with pytest.raises(Refused, match=r"_plan.json is damaged, so what lies there is unknown"):
         write()
@@ -196,7 +202,6 @@ def test_what_is_missing_or_cut_off_is_told_and_written_again(
     [
         (("statistics", "mean"), [0.0]),
         (("statistics", "std"), [float("nan"), 1.0]),
-        (("autoencoder",), {}),
         (("shape_CHW",), "large"),
         ((), []),
     ],

@@ -275,9 +275,10 @@ def resolved_by(
     if not isinstance(experiment.data, LatentsData):
         return resolved
     told = LatentManifest.read(experiment.data.path).of_latents
+    autoencoder, digest = autoencoder_beside(experiment.data.path)
     return resolved.with_fields(
-        data__autoencoder=autoencoder_beside(experiment.data.path),
-        data__autoencoder_digest=told["autoencoder"]["digest"],
+        data__autoencoder=autoencoder,
+        data__autoencoder_digest=digest,
         data__encoded=told["source"],
     )
 

@@ -82,7 +82,7 @@ class LatentManifest:
             mean, deviation = (tuple(map(float, statistics[name])) for name in ("mean", "std"))
             moments = Moments((channels, height, width), tuple(of_latents["moments"]))
             sound = len(mean) == len(deviation) == channels and np.isfinite(mean + deviation).all()
-            if not sound or not isinstance(of_latents["autoencoder"]["digest"], str):
+            if not sound:
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             raise _damaged(field, location, MANIFEST) from None
@@ -96,9 +96,14 @@ class LatentManifest:
         return shift, factor
 
 
-def autoencoder_beside(location: str, field: str = "data.path") -> dict[str, Any]:
-    """The experiment of the autoencoder that lies beside latents. Raises DataError."""
+def autoencoder_beside(location: str, field: str = "data.path") -> tuple[dict[str, Any], str]:
+    """The experiment of the autoencoder that lies beside latents, and the digest of its weights by
+    the manifest. Raises DataError."""
     folder = _folder(location) / AUTOENCODER
+    try:
+        digest = str(LatentManifest.read(location, field).of_latents["autoencoder"]["digest"])
+    except (KeyError, TypeError):
+        raise _damaged(field, location, MANIFEST) from None
     try:
         if WEIGHTS not in folder.names():
             raise FileNotFoundError(WEIGHTS)
@@ -110,7 +115,7 @@ def autoencoder_beside(location: str, field: str = "data.path") -> dict[str, Any
         ) from error
     except (KeyError, TypeError, ValueError):
         raise _damaged(field, folder.location, CONFIG) from None
-    return experiment
+    return experiment, digest
 
 
 def _folder(location: str) -> Folder:
