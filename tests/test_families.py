@@ -280,7 +280,7 @@ def test_latents_say_how_large_they_are(tmp_path: Path) -> None:
 
 
 def test_a_place_without_latents_says_so(tmp_path: Path) -> None:
-    told = rf"^data\.path: {tmp_path}.* has no _manifest\.json; give a folder that ray-gen encode"
+    told = rf"^data\.path: {tmp_path}.*(has no _manifest.json|not exist .*); give a folder that"
     for place in (tmp_path, tmp_path / "lattents"):
         with pytest.raises(ExperimentError, match=told):
             recipe("dcgan", f"data=latents:{place}")

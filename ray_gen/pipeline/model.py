@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_gen.core import (
+    Decodes,
     Discriminates,
     Encodes,
     Networks,
@@ -25,7 +26,6 @@ from ray_gen.core import (
 )
 from ray_gen.errors import Refused
 from ray_gen.experiment import Experiment
-from ray_gen.objectives.in_latents import InLatents
 from ray_gen.pipeline import latent
 from ray_gen.pipeline.arguments import (
     BATCH,
@@ -557,7 +557,7 @@ class Model:
         """The objective if it encodes, else raises Refused. It takes images in `image_range`."""
         if isinstance(self.objective, Encodes):
             return self.objective
-        if isinstance(self.objective, InLatents):
+        if isinstance(self.objective, Decodes):
             raise Refused(
                 f"{self._kind} in latents keeps the decoder of their autoencoder, not its encoder; "
                 "take the autoencoder itself, or a run that was trained on images"
@@ -595,7 +595,7 @@ class Model:
             raise Refused(
                 f"{self._kind} has no prior to sample from; fit one to encodings of images with "
                 "`ray-gen mixture` and give it as --prior (in Python `pipeline.fit_mixture` and "
-                "`prior`), train a GAN on its latents (`ray-gen encode`), or train an objective "
+                "`prior`), train another model on its latents (`ray-gen encode`), or an objective "
                 "that has one"
             )
         size = math.prod(self.latent_shape)

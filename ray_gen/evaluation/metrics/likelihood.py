@@ -39,13 +39,12 @@ class Likelihood(Metric[LikelihoodSettings]):
 
     def check(self) -> None:
         """The model has a likelihood, and there are held-out images."""
-        from ray_gen.core import Bounds
-        from ray_gen.objectives.in_latents import InLatents
+        from ray_gen.core import Bounds, Decodes
 
         where, given = "evaluation.metrics: likelihood", self.given
         if given.subject is None:
             raise Lacking(f"{where}: pictures have no likelihood; name a run instead", None)
-        if isinstance(given.subject.objective, InLatents):
+        if isinstance(given.subject.objective, Decodes):
             raise Lacking(
                 f"{where}: of a model in latents it is that of latents, not of images; leave it"
                 " out",
