@@ -12,6 +12,13 @@ ray_gen trains. `ema`: ray_gen's averaged weights, which a user gets.
 
 What each library does its own way stays so: weights of losses, the start of the codebook and dead
 codes, Larsen's rule which gradient goes where, pythae's margins.
+
+Measured on an AMD EPYC beside another training, 3 seeds, mean ± standard deviation, without EMA,
+ray_gen and pythae: vae -107.5 ± 0.2 and -107.5 ± 0.1 nats, 1.28 times as many images a second;
+iwae-5 (--share 0.5) -109.2 ± 0.1 and -109.4 ± 0.3 nats, 1.14; vq (--share 0.5) PSNR 23.5 ± 0.5 and
+20.7 ± 0.5, 1.16; vae-gan sliced Wasserstein distance 35 ± 4 and 222 ± 38, 0.96. On one thread both
+spend most of the time in the same products and convolutions: of some 8 ms of a step of the VAE, in
+a profile, 5 ms are matrix products and 1 ms the likelihood.
 """
 
 from __future__ import annotations
