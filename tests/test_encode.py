@@ -19,8 +19,10 @@ from ray_gen.data import ImageFolder, open_store
 from ray_gen.data.errors import DataError
 from ray_gen.data.sources.latents import LatentManifest
 from ray_gen.data.sources.parquet import MANIFEST
+from ray_gen.distributed import World
 from ray_gen.errors import Refused
 from ray_gen.launch.encode import encode
+from ray_gen.launch.start import take_autoencoder
 from ray_gen.pipeline import encoder as of_encoder
 from ray_gen.pipeline.encoder import encoder_of
 from ray_gen.pipeline.loading import load_as
@@ -29,7 +31,9 @@ from ray_gen.pixels import unit
 from ray_gen.precision import full_precision
 from ray_gen.runs.checkpoints import NEWEST
 from ray_gen.storage import Folder, StorageError
+from ray_gen.training.build import build_objective
 from ray_gen.training.sources import open_data, resolved_by
+from ray_gen.training.state import State
 from tests.data.pictures import damage, write_classes
 from tests.data.test_stream import write
 from tests.helpers import random_store, vae
@@ -175,11 +179,15 @@ def test_what_is_missing_or_cut_off_is_told_and_written_again(
     shard.write_bytes(whole[shard.name][:-100])
     with pytest.raises(DataError, match=rf"{shard.name} in .* is not whole, by the _manifest.json"):
         read()
+    write()
     (again / "_parts" / "00000.json").write_text('{"skipped": 0, "spl')
     write()
+    untouched = (again / "autoencoder" / "model.safetensors").stat().st_mtime_ns
+    write()
+    assert (again / "autoencoder" / "model.safetensors").stat().st_mtime_ns == untouched
     for file in ("config.json", "model.safetensors"):
         (again / "autoencoder" / file).unlink()
-        with pytest.raises(DataError, match=r"the autoencoder in .* cannot be read: .*encode com"):
+        with pytest.raises(DataError, match=rf"the autoencoder in .* has no {file}; run the same"):
             read()
         write()
     (again / "autoencoder" / "config.json").write_text("{}")
@@ -192,6 +200,17 @@ def test_what_is_missing_or_cut_off_is_told_and_written_again(
     with pytest.raises(DataError, match=r"_manifest.json is damaged; run the same"):
         read()
     write()
+    weights = again / "autoencoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    this = vae("objective.likelihood=gaussian").with_fields(
+        data={"kind": "latents", "path": str(again)}
+    )
+    this = resolved_by(this, open_data(this))
+    state = State.build(this, build_objective(this), World())
+    with pytest.raises(Refused, match=r"the autoencoder in .*again/autoencoder is damaged, or ano"):
+        take_autoencoder(this, state)
+    write()
+    take_autoencoder(this, state)
     (again / "_plan.json").write_text("{")
     with pytest.raises(Refused, match=r"_plan.json is damaged, so what lies there is unknown"):
         write()
@@ -219,6 +238,14 @@ def test_a_damaged_manifest_is_told(
         LatentManifest.read(str(tmp_path))
 
 
+def test_latents_of_a_later_format_are_told(latents: Path, tmp_path: Path) -> None:
+    told = json.loads((latents / MANIFEST).read_text())
+    told["latents"]["format"] = 2
+    (tmp_path / MANIFEST).write_text(json.dumps(told))
+    with pytest.raises(DataError, match="has format 2 of a later version of ray_gen"):
+        LatentManifest.read(str(tmp_path))
+
+
 def test_half_a_manifest_and_no_folder_are_told(latents: Path, tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text((latents / MANIFEST).read_text()[:200])
     with pytest.raises(DataError, match=r"_manifest.json is damaged; run the same ray-gen encode"):
@@ -234,6 +261,10 @@ def test_an_encoding_that_wrote_nothing_does_not_keep_its_folder(
     with pytest.raises(DataError, match="does not exist"):
         encode(place / "run", str(to), str(tmp_path / "nowhere"), local=True)
     assert not to.exists()
+    to.mkdir()
+    with pytest.raises(DataError, match="does not exist"):
+        encode(place / "run", str(to), str(tmp_path / "nowhere"), local=True)
+    assert to.exists()  # the user's
     write_classes(tmp_path / "damaged", {"cat": 1})
     for file in (tmp_path / "damaged").rglob("*.png"):
         damage(file)
@@ -241,6 +272,17 @@ def test_an_encoding_that_wrote_nothing_does_not_keep_its_folder(
         encode(place / "run", str(to), str(tmp_path / "damaged"), local=True)
     told = encode(place / "run", str(to), str(place / "pictures"), local=True)
     assert sum(told["images"].values()) == 50
+
+
+def test_somebody_elses_files_stay(place: Path, tmp_path: Path) -> None:
+    for name in ("_plan.json", "notes.txt"):
+        to = tmp_path / name.strip("_")
+        to.mkdir()
+        (to / name).write_text("{}")
+        with pytest.raises(Refused, match="choose another folder"):
+            encode(place / "run", str(to), str(place / "pictures"), local=True)
+        assert [file.name for file in to.iterdir() if file.is_file()] == [name]
+        assert (to / name).read_text() == "{}"
 
 
 def test_what_has_no_map_of_latents_is_refused(place: Path, tmp_path: Path) -> None:

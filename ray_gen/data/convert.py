@@ -163,10 +163,11 @@ class Conversion:
 
     def _is_whole(self, part: int, sizes: Mapping[str, int]) -> bool:
         """sizes: of the files that are there, by name."""
+        text = (self.destination / PARTS).read_text(_record(part))
         try:
-            record = json.loads((self.destination / PARTS).read_text(_record(part)))
+            record = json.loads(text)
             shards = list(record["splits"].values())
-            # Version 0.1 recorded no sizes.
+            # Older records have no sizes.
             return all(
                 shard["name"] in sizes and shard.get("bytes") in (None, sizes[shard["name"]])
                 for shard in shards
@@ -176,6 +177,7 @@ class Conversion:
 
     def write(self, part: int) -> dict[str, Any]:
         """Write one part: its shards, then its record. Returns the record. Raises DataError."""
+        (self.destination / PARTS).remove(_record(part))  # until its files are whole
         with temporary.folder("convert-") as folder:
             record = self._write(part, folder)
         (self.destination / PARTS).write_text(_record(part), json.dumps(record))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from ray_gen import temporary
@@ -64,6 +65,7 @@ def encode(
     data = _data(location, model.experiment, source)
     encoder = encoder_of(model, location, checkpoint, trust_code=trust_code)
     folder = Folder(absolute_path(destination))
+    made = not folder.exists()
     folder.check_writable("another DEST")
     layout = Layout(
         wanted_of(**data.pixels()),
@@ -85,6 +87,7 @@ def encode(
         encoding,
         progress,
         holds="latents",
+        made=made,
         begin=lambda: _keep(model, folder),
         in_process=in_process,
         with_gpu=True,
@@ -128,8 +131,13 @@ def _facts(model: Model, location: str, data: DataSettings) -> dict[str, Any]:
 
 
 def _keep(model: Model, folder: Folder) -> None:
-    """Writes the autoencoder beside the latents: they mean nothing without it."""
+    """Writes the autoencoder beside the latents: they mean nothing without it. Files that lie there
+    already are not touched."""
     facts = replace(model.facts, name=model.name)
+    there = folder / AUTOENCODER
     with temporary.folder("encode-") as work:
         write_pretrained(work, model.experiment, model.objective, model.networks, facts)
-        folder.put(work, AUTOENCODER)
+        for file in sorted(filter(Path.is_file, work.rglob("*"))):
+            name = file.relative_to(work).as_posix()
+            if not there.exists(name) or there.read_bytes(name) != file.read_bytes():
+                there.put(file, name)

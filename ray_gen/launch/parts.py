@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from ray_gen.data.convert import PARTS, Conversion
+from ray_gen.data.sources.latents import AUTOENCODER
 from ray_gen.data.sources.parquet import MANIFEST, PLAN
 from ray_gen.errors import Refused
 from ray_gen.launch.claim import Claim
@@ -24,14 +25,16 @@ def written(
     progress: Progress,
     *,
     holds: str = "a conversion",
+    made: bool = False,
     begin: Callable[[], None] = lambda: None,
     in_process: Callable[[Sequence[int]], bool] = lambda missing: False,
     with_gpu: bool = False,
 ) -> dict[str, Any]:
     """Write all parts that are missing, then the manifest. Returns it.
 
-    holds: what the folder holds, for messages. begin: called before the parts are written, even if
-    none is missing. in_process: whether this process writes these parts itself; else Ray does.
+    holds: what the folder holds, for messages. made: whether this command has made the folder,
+    which then goes if there is nothing to write. begin: called before the parts are written, even
+    if none is missing. in_process: whether this process writes these parts itself; else Ray does.
     with_gpu: give each task a GPU, if the cluster has any. Raises Refused.
     """
     folder = conversion.destination
@@ -39,7 +42,8 @@ def written(
     try:
         plan = conversion.plan
     except BaseException:
-        folder.remove_if_empty()  # the check that it can be written has made it
+        if made:
+            folder.remove_if_empty()
         raise
     with Claim(folder, other="another folder"):
         _check_same(folder, plan, holds)
@@ -64,9 +68,10 @@ def _check_same(folder: Folder, plan: str, holds: str) -> None:
                 "choose another folder, or delete it"
             )
         return
-    others = any(not name.startswith((".", "_", "writer.json")) for name in names)
-    if others and PLAN not in names:
+    if any(not name.startswith((".", "_", "writer.json", AUTOENCODER)) for name in names):
         raise Refused(f"{folder.location}: is not empty; choose another folder")
+    if PLAN in names:
+        _read(folder)
     folder.write_text(PLAN, plan)
 
 
@@ -74,8 +79,9 @@ def _read(folder: Folder) -> dict[str, Any]:
     """The plan of what a folder holds. Raises Refused."""
     if not folder.exists(PLAN):
         raise Refused(f"{folder.location}: is not empty; choose another folder")
+    text = folder.read_text(PLAN)
     try:
-        told = json.loads(folder.read_text(PLAN))
+        told = json.loads(text)
         if isinstance(told["plan"], str):
             return told
     except (ValueError, KeyError, TypeError):

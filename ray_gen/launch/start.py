@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,9 +139,11 @@ def take_autoencoder(experiment: Experiment, state: State) -> None:
     data = experiment.data
     if not isinstance(data, LatentsData) or NAME not in state.networks:
         return
-    with (Folder(data.path) / AUTOENCODER).fetched([pretrained.MODEL]) as folder:
+    tensors: dict[str, Tensor] | None = None
+    beside = (Folder(data.path) / AUTOENCODER).fetched([pretrained.MODEL])
+    with beside as folder, contextlib.suppress(CheckpointError):  # it is cut off
         tensors = pretrained.read_tensors(folder)
-    if digest_of(tensors) != data.autoencoder_digest:
+    if tensors is None or digest_of(tensors) != data.autoencoder_digest:
         raise Refused(
             f"data.path: the autoencoder in {data.path}/{AUTOENCODER} is damaged, or another than"
             " when the run began; put the old one back, or run the same ray-gen encode command"

@@ -19,14 +19,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def ssim_instead(field: str) -> str:
-    """Ends a sentence that asks for weights, in a field below that of a distance of an objective:
-    the distance that needs none."""
-    section, _, rest = field.partition(".")
-    return (
-        f", or {section}.{rest.partition('.')[0]} to ssim, which needs none"
-        if (section == "objective")
-        else ""
-    )
+    """The end of a message that asks for weights: the distance that needs none. Empty outside
+    objectives."""
+    section, name, *_ = field.split(".")
+    return f", or {section}.{name} to ssim, which needs none" if section == "objective" else ""
 
 
 class FeatureDistance(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from difflib import SequenceMatcher
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from ray_gen.errors import Refused
 from ray_gen.settings import absolute_path
@@ -21,8 +21,8 @@ def run_folder(run: str | os.PathLike[str]) -> Folder:
     """The folder of a run, a search, a checkpoint or an exported model.
 
     run: a URI, a path, or a name in the storage ($RAY_GEN_STORAGE, else ~/ray_gen_runs), also of a
-    folder below it ("NAME/best"). A path that exists comes first, but a name in the storage before
-    a folder here that holds no run. A path that begins with `/`, `.`
+    folder below it ("NAME/best"). A path that exists comes first. If it is a folder without runs, a
+    name in the storage comes before it. A path that begins with `/`, `.`
     or `~` is only a path, and need not exist.
 
     Raises Refused if a name is neither a path nor in the storage, and TypeError for another type.
@@ -45,8 +45,19 @@ def run_folder(run: str | os.PathLike[str]) -> Folder:
 
 
 def _may_hold_a_run(folder: Folder) -> bool:
-    """Whether a folder has a file of a run, a search, a checkpoint or an exported model."""
-    return any(name.endswith((".yaml", ".json", ".safetensors")) for name in folder.names())
+    """Whether a path is a file, or a folder that has a file of a run, a search, a checkpoint or an
+    exported model, or a folder with one."""
+    place = folder.path
+    if not place.is_dir():
+        return True
+    try:
+        return any(
+            name.suffix in (".yaml", ".json", ".safetensors")
+            for one in (place, *filter(Path.is_dir, place.iterdir()))
+            for name in one.iterdir()
+        )
+    except OSError:  # then whoever opens it says why
+        return True
 
 
 def called(run: Folder) -> str:

@@ -274,12 +274,12 @@ def resolved_by(
     )
     if not isinstance(experiment.data, LatentsData):
         return resolved
-    told = LatentManifest.read(experiment.data.path).of_latents
-    autoencoder, digest = autoencoder_beside(experiment.data.path)
+    manifest = LatentManifest.read(experiment.data.path)
+    autoencoder, digest = autoencoder_beside(experiment.data.path, manifest)
     return resolved.with_fields(
         data__autoencoder=autoencoder,
         data__autoencoder_digest=digest,
-        data__encoded=told["source"],
+        data__encoded=manifest.of_latents["source"],
     )
 
 

@@ -123,6 +123,38 @@ def test_what_is_there_is_not_written_again(pictures, tmp_path: Path, monkeypatc
     assert not later.missing()
 
 
+def test_a_part_that_lost_a_file_is_written_again(pictures, tmp_path: Path, monkeypatch) -> None:
+    whole = converted(pictures, tmp_path / "out")
+    this = conversion(pictures, tmp_path / "out")
+    shard = next((tmp_path / "out").glob("*-00003-of-*.parquet"))
+    content = shard.read_bytes()
+    for change in (shard.unlink, lambda: shard.write_bytes(content[:-10])):
+        change()
+        with pytest.raises(DataError, match=rf"{shard.name} in .* is (missing|not whole), by the"):
+            mapped(Parquet(path=str(tmp_path / "out")), tmp_path / "cache")
+        assert this.missing() == [3]
+        monkeypatch.setattr(module.Folder, "put", lambda *_: (_ for _ in ()).throw(OSError("away")))
+        with pytest.raises(OSError, match="away"):
+            this.write(3)
+        monkeypatch.undo()
+        assert this.missing() == [3]
+        this.write(3)
+        assert this.finish() == whole and shard.read_bytes() == content
+    for file in (tmp_path / "out" / "_parts").iterdir():  # as older versions wrote them
+        record = json.loads(file.read_text())
+        for told in record["splits"].values():
+            del told["bytes"]
+        file.write_text(json.dumps(record))
+    assert this.missing() == []
+
+
+def test_somebody_elses_manifest_is_not_read(pictures, tmp_path: Path) -> None:
+    converted(pictures, tmp_path / "out")
+    for told in ({"shards": {"0": {"path": "a"}}}, {"shards": [1]}, [], "no"):
+        (tmp_path / "out" / MANIFEST).write_text(json.dumps(told))
+        mapped(Parquet(path=str(tmp_path / "out")), tmp_path / "cache")
+
+
 def test_a_conversion_that_was_cut_off_is_not_read(pictures, tmp_path: Path) -> None:
     this = conversion(pictures, tmp_path / "out")
     this.destination.write_text(PLAN, this.plan)

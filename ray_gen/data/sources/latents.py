@@ -70,22 +70,22 @@ class LatentManifest:
                 f"{field}: {location} is not a folder of latents; give one that ray-gen encode has"
                 " written, or name the kind of data, e.g. parquet:PATH"
             )
+        of_latents = told[KIND]
+        if isinstance(of_latents, dict) and of_latents.get("format", FORMAT) != FORMAT:
+            raise DataError(
+                f"{field}: {location} has format {of_latents['format']} of a later version of"
+                f" ray_gen ({of_latents.get('version')}); install that one"
+            )
         try:
-            of_latents = told[KIND]
-            if of_latents["format"] != FORMAT:
-                raise DataError(
-                    f"{field}: {location} has format {of_latents['format']} of a later version of"
-                    f" ray_gen ({of_latents.get('version')}); install that one"
-                )
             channels, height, width = map(int, of_latents["shape_CHW"])
             statistics = of_latents["statistics"]
             mean, deviation = (tuple(map(float, statistics[name])) for name in ("mean", "std"))
             moments = Moments((channels, height, width), tuple(of_latents["moments"]))
-            sound = len(mean) == len(deviation) == channels and np.isfinite(mean + deviation).all()
-            if not sound:
-                raise ValueError
         except (KeyError, TypeError, ValueError):
             raise _damaged(field, location, MANIFEST) from None
+        sound = len(mean) == len(deviation) == channels and np.isfinite(mean + deviation).all()
+        if not sound:
+            raise _damaged(field, location, MANIFEST)
         return cls(moments, mean, tuple(one or 1.0 for one in deviation), told)
 
     def scale(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -96,23 +96,27 @@ class LatentManifest:
         return shift, factor
 
 
-def autoencoder_beside(location: str, field: str = "data.path") -> tuple[dict[str, Any], str]:
+def autoencoder_beside(
+    location: str, manifest: LatentManifest, field: str = "data.path"
+) -> tuple[dict[str, Any], str]:
     """The experiment of the autoencoder that lies beside latents, and the digest of its weights by
-    the manifest. Raises DataError."""
+    their manifest. Raises DataError."""
     folder = _folder(location) / AUTOENCODER
     try:
-        digest = str(LatentManifest.read(location, field).of_latents["autoencoder"]["digest"])
+        digest = str(manifest.of_latents["autoencoder"]["digest"])
     except (KeyError, TypeError):
         raise _damaged(field, location, MANIFEST) from None
-    try:
-        if WEIGHTS not in folder.names():
-            raise FileNotFoundError(WEIGHTS)
-        experiment = json.loads(folder.read_text(CONFIG))["experiment"]
-    except (StorageError, OSError) as error:
+    names = folder.names()
+    lacking = [name for name in (CONFIG, WEIGHTS) if name not in names]
+    if lacking:
         raise DataError(
-            f"{field}: the autoencoder in {folder.location}, which decodes samples, cannot be read:"
-            f" {reason(error)}; {_AGAIN}"
-        ) from error
+            f"{field}: the autoencoder in {folder.location}, which decodes samples, has no"
+            f" {lacking[0]}; {_AGAIN}"
+        )
+    try:
+        experiment = json.loads(folder.read_text(CONFIG))["experiment"]
+    except OSError as error:
+        raise DataError(f"{field}: {folder.location}/{CONFIG}: {reason(error)}") from error
     except (KeyError, TypeError, ValueError):
         raise _damaged(field, folder.location, CONFIG) from None
     return experiment, digest

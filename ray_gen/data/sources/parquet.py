@@ -442,8 +442,9 @@ class Parquet(Tables):
             raise DataError(
                 f"{self.field}: {self.path} has no files whose names end in .parquet; {remedy}"
             )
-        if MANIFEST in named:
-            self._check_complete(named[MANIFEST].path, {p: e.size for p, e in shards.items()})
+        if MANIFEST in named and self.rules == 2:
+            sizes = {path.rpartition("/")[2]: entry.size for path, entry in shards.items()}
+            self._check_complete(named[MANIFEST].path, sizes)
         own = splits_of_shards if self.rules == 2 else splits_of_shards_1
         splits = own(list(shards), self.path)
         return [
@@ -454,7 +455,7 @@ class Parquet(Tables):
 
     def _check_complete(self, manifest: str, sizes: Mapping[str, int]) -> None:
         """Raises DataError if a shard that the manifest lists is missing, or has another size.
-        sizes: of the files that are there."""
+        sizes: of the files that are there, by name."""
 
         def read() -> bytes:
             with self.file_system.open_input_file(manifest) as file:
@@ -462,7 +463,12 @@ class Parquet(Tables):
 
         try:
             text = tried(read, self.path) if "://" in self.path else read()
-            promised = json.loads(text)["shards"].items()
+        except OSError as error:
+            raise self._unreadable(manifest, error) from error
+        try:
+            told = json.loads(text)
+            ours = isinstance(told["digest"], str) and isinstance(told["images"], dict)
+            promised = told["shards"].items() if ours else ()
             wrong = next(
                 (
                     (name, "is missing" if name not in sizes else "is not whole")
@@ -471,7 +477,7 @@ class Parquet(Tables):
                 ),
                 None,
             )
-        except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return  # somebody else's file of this name
         if wrong is not None:
             name, problem = wrong
