@@ -21,6 +21,7 @@ from ray_gen.data.sources.latents import LatentManifest
 from ray_gen.data.sources.parquet import MANIFEST
 from ray_gen.distributed import World
 from ray_gen.errors import Refused
+from ray_gen.experiment import Experiment
 from ray_gen.launch.encode import encode
 from ray_gen.launch.start import take_autoencoder
 from ray_gen.pipeline import encoder as of_encoder
@@ -166,10 +167,10 @@ def test_what_is_missing_or_cut_off_is_told_and_written_again(
         for name, content in whole.items():
             assert (again / name).read_bytes() == content, name
 
-    def read() -> None:
+    def read() -> Experiment:
         data = {"kind": "latents", "path": str(again)}
         this = vae("objective.likelihood=gaussian").with_fields(data=data)
-        resolved_by(this, open_data(this))
+        return resolved_by(this, open_data(this))
 
     shard = sorted(again.glob("train-*.parquet"))[0]
     shard.unlink()
@@ -202,10 +203,7 @@ def test_what_is_missing_or_cut_off_is_told_and_written_again(
     write()
     weights = again / "autoencoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    this = vae("objective.likelihood=gaussian").with_fields(
-        data={"kind": "latents", "path": str(again)}
-    )
-    this = resolved_by(this, open_data(this))
+    this = read()
     state = State.build(this, build_objective(this), World())
     with pytest.raises(Refused, match=r"the autoencoder in .*again/autoencoder is damaged, or ano"):
         take_autoencoder(this, state)

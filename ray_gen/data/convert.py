@@ -29,7 +29,14 @@ from ray_gen.data.pictures import Bands, write_tiff
 from ray_gen.data.sources.base import Item, Source, SplitName
 from ray_gen.data.sources.conditions import columns_named
 from ray_gen.data.sources.joined import Joined
-from ray_gen.data.sources.parquet import MANIFEST, Columns, Parquet, RowGroup, raw_metadata
+from ray_gen.data.sources.parquet import (
+    MANIFEST,
+    Columns,
+    Parquet,
+    RowGroup,
+    raw_metadata,
+    shard_problem,
+)
 from ray_gen.data.wanted import ELEMENTS, Wanted
 from ray_gen.noise import permutation
 from ray_gen.storage import Folder
@@ -165,13 +172,8 @@ class Conversion:
         """sizes: of the files that are there, by name."""
         text = (self.destination / PARTS).read_text(_record(part))
         try:
-            record = json.loads(text)
-            shards = list(record["splits"].values())
-            # Older records have no sizes.
-            return all(
-                shard["name"] in sizes and shard.get("bytes") in (None, sizes[shard["name"]])
-                for shard in shards
-            )
+            shards = json.loads(text)["splits"].values()
+            return all(shard_problem(shard["name"], shard, sizes) is None for shard in shards)
         except (ValueError, KeyError, TypeError, AttributeError):
             return False  # half a record
 

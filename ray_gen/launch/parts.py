@@ -8,7 +8,6 @@ from itertools import islice
 from typing import Any
 
 from ray_gen.data.convert import PARTS, Conversion
-from ray_gen.data.sources.latents import AUTOENCODER
 from ray_gen.data.sources.parquet import MANIFEST, PLAN
 from ray_gen.errors import Refused
 from ray_gen.launch.claim import Claim
@@ -68,10 +67,10 @@ def _check_same(folder: Folder, plan: str, holds: str) -> None:
                 "choose another folder, or delete it"
             )
         return
-    if any(not name.startswith((".", "_", "writer.json", AUTOENCODER)) for name in names):
-        raise Refused(f"{folder.location}: is not empty; choose another folder")
     if PLAN in names:
         _read(folder)
+    elif any(not name.startswith((".", "_", "writer.json")) for name in names):
+        raise Refused(f"{folder.location}: is not empty; choose another folder")
     folder.write_text(PLAN, plan)
 
 

@@ -22,8 +22,8 @@ def run_folder(run: str | os.PathLike[str]) -> Folder:
 
     run: a URI, a path, or a name in the storage ($RAY_GEN_STORAGE, else ~/ray_gen_runs), also of a
     folder below it ("NAME/best"). A path that exists comes first. If it is a folder without runs, a
-    name in the storage comes before it. A path that begins with `/`, `.`
-    or `~` is only a path, and need not exist.
+    name in the storage comes before it. A path that begins with `/`, `.` or `~` is only a path, and
+    need not exist.
 
     Raises Refused if a name is neither a path nor in the storage, and TypeError for another type.
     """

@@ -469,22 +469,26 @@ class Parquet(Tables):
             told = json.loads(text)
             ours = isinstance(told["digest"], str) and isinstance(told["images"], dict)
             promised = told["shards"].items() if ours else ()
-            wrong = next(
-                (
-                    (name, "is missing" if name not in sizes else "is not whole")
-                    for name, shard in promised
-                    if name not in sizes or shard.get("bytes") not in (None, sizes[name])
-                ),
-                None,
-            )
+            problems = [(name, shard_problem(name, shard, sizes)) for name, shard in promised]
         except (ValueError, KeyError, TypeError, AttributeError):
             return  # somebody else's file of this name
-        if wrong is not None:
-            name, problem = wrong
-            raise DataError(
-                f"{self.field}: {name} in {self.path} {problem}, by the {MANIFEST} beside it; copy"
-                f" it again, or run the same {self.writer} command again, which writes it"
-            )
+        for name, problem in problems:
+            if problem is not None:
+                raise DataError(
+                    f"{self.field}: {name} in {self.path} {problem}, by the {MANIFEST} beside it;"
+                    f" copy it again, or run the same {self.writer} command again, which writes it"
+                )
+
+
+def shard_problem(name: str, told: Mapping[str, Any], sizes: Mapping[str, int]) -> str | None:
+    """What is wrong with a shard that ray_gen wrote. None: nothing is known to be.
+
+    told: what was recorded of it; older versions recorded no size. sizes: of the files that are
+    there, by name.
+    """
+    if name not in sizes:
+        return "is missing"
+    return None if told.get("bytes") in (None, sizes[name]) else "is not whole"
 
 
 def _values(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.Table]:

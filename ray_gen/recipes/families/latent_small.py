@@ -1,7 +1,7 @@
 """A latent autoencoder for laptops: few convolutions, maps of a quarter of the side, and SSIM in
-place of a perceptual network. 16 minutes of one CPU thread, 107,000 emoji at 64 pixels, without a
-discriminator: PSNR 28.1, SSIM 0.91 of held-out images; with one in the second half 26.3 and 0.86,
-with sharper textures (jobs/studies/latents64.yaml). In a short run set
+place of a perceptual network. 16 minutes of one CPU thread, 107,000 images of emoji at 64 pixels,
+without a discriminator: PSNR 28.1, SSIM 0.91 of held-out images; with one in the second half 26.3
+and 0.86, with sharper textures (jobs/studies/latents64.yaml). In a short run set
 objective.adversarial_weight=0. networks.encoder.width and networks.decoder.width scale it."""
 
 from __future__ import annotations
